@@ -1,0 +1,31 @@
+# make demo   set up, train a small superresolution model with LPIPS as loss and metric, show a table and a picture
+# make test   set up, run the tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-all lint clean
+
+demo: $(VENV)/recipes.stamp
+	$(BIN)/lpips-lightning demo
+
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -q --durations=10
+
+test-all: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -q -m "" --durations=20
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pip install -q --no-deps --upgrade --target .mypy_cache/site .
+	MYPYPATH=.mypy_cache/site $(BIN)/mypy
+
+# An environment per extra, each installed once per change of pyproject.toml.
+$(VENV)/%.stamp: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --progress-bar off -q -e ".[$*]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

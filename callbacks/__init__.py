@@ -1,0 +1,1 @@
+"""Lightning callbacks: perceptual validation scores and pictures in any model."""

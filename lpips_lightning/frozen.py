@@ -1,0 +1,223 @@
+"""The frozen network as a shared resource: said by a small specification, kept in one copy a process, device and dtype.
+
+Nothing here is ever registered in a user's module. So `parameters()`, `state_dict()`, optimizers, EMA, DDP, `.half()`,
+`.train()` and summaries do not see it, copies and pickles of its users are small, and it is freed with its last user.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lpips_lightning.backbones import Backbone, FeatureExtractor, backbone, random_trunk
+from lpips_lightning.weights import CALIBRATIONS, TRUNK_FILES, WeightsError, load, read_tensors, tensors_sha256
+from lpips_lightning.weights.lookup import find_trunk, is_torchvision_file
+
+__all__ = ["FrozenNetwork", "Specification", "WeightsSource", "acquire", "specify"]
+
+WeightsSource: TypeAlias = str | os.PathLike[str] | Mapping[str, Tensor] | None
+"""Where weights come from: looked up (None), a path, tensors by name, or the word ``"random"`` (trunks only)."""
+
+_Key: TypeAlias = tuple["Specification", torch.device, torch.dtype]
+
+_networks: weakref.WeakValueDictionary[_Key, FrozenNetwork] = weakref.WeakValueDictionary()
+_lock = threading.RLock()
+_log = logging.getLogger("lpips_lightning")
+
+
+@dataclass(frozen=True)
+class Specification:
+    """Which network is meant, by content: equal specifications give equal numbers.
+
+    Attributes:
+        net_type: Name in the table of backbones.
+        version: ``"0.1"``, or ``"0.0"``, which does not scale its input.
+        calibrated: False for the baseline.
+        trunk: The trunk's weights for people: ``"IMAGENET1K_V1"`` when their content is known to be that, ``"random"``,
+            ``"custom"`` when they were handed over, ``"unverified"`` when they were found under torchvision's name.
+        trunk_sha256: `tensors_sha256` of the trunk's weights.
+        calibration_sha256: The same of the calibration's; empty for the baseline.
+    """
+
+    net_type: str
+    version: str
+    calibrated: bool
+    trunk: str
+    trunk_sha256: str
+    calibration_sha256: str
+
+
+class FrozenNetwork(nn.Module):
+    """Trunk, input scaling and calibration on one device in one dtype, in evaluation mode, without own gradients.
+
+    Attributes:
+        extractor: The trunk.
+        record: Its row in the table of backbones.
+        shift: Shape ``(3,)``, or None for v0.0.
+        scale: Shape ``(3,)``, or None for v0.0.
+    """
+
+    shift: Tensor | None
+    scale: Tensor | None
+
+    def __init__(
+        self, record: Backbone, extractor: FeatureExtractor, calibration: Mapping[str, Tensor] | None, version: str
+    ) -> None:
+        super().__init__()
+        self.record = record
+        self.extractor = extractor
+        for name, values in (("shift", record.shift), ("scale", record.scale)):
+            scaled = torch.tensor(values, device="cpu", dtype=torch.float32) if version != "0.0" else None
+            self.register_buffer(name, scaled)
+        self.layers = tuple(record.taps)
+        self.calibrated = calibration is not None
+        for layer, weight in (calibration or {}).items():
+            self.register_buffer(f"calibration_{layer}", weight)
+        self.eval().requires_grad_(False)
+
+    @property
+    def calibration(self) -> dict[str, Tensor] | None:
+        """Weights ``(C,)`` by layer name, or None for the baseline."""
+        return {layer: getattr(self, f"calibration_{layer}") for layer in self.layers} if self.calibrated else None
+
+    def moved(self, device: torch.device, dtype: torch.dtype) -> FrozenNetwork:
+        """A copy elsewhere; the trunk in `dtype`, everything after it in float32 or better."""
+        twin = copy.deepcopy(self).to(device)
+        twin.extractor.to(dtype).to(memory_format=torch.channels_last)
+        return twin
+
+
+def specify(
+    net_type: str,
+    version: str,
+    calibrated: bool,
+    weights: WeightsSource,
+    calibration: WeightsSource,
+    seed: int,
+) -> tuple[Specification, FrozenNetwork]:
+    """Find and check every number of a network, and make it on the CPU in float32.
+
+    Args:
+        net_type: Name in the table of backbones.
+        version: ``"0.0"`` or ``"0.1"``.
+        calibrated: False for the baseline.
+        weights: Of the trunk.
+        calibration: None for the official one.
+        seed: For ``weights="random"``.
+
+    Returns:
+        What was found, and the network.
+
+    Raises:
+        ValueError: If an argument is none of the known ones.
+        WeightsError: If weights are missing, damaged or of another architecture.
+    """
+    record = backbone(net_type)
+    if (net_type, version) not in CALIBRATIONS:
+        known = ", ".join(repr(known) for net, known in CALIBRATIONS if net == net_type)
+        raise ValueError(f"version: expected one of {known} for net_type {net_type!r}, got {version!r}")
+    if calibration is not None and not calibrated:
+        raise ValueError("calibration: expected None with calibrated=False, got a calibration that would not be used")
+    with torch.inference_mode(False), torch.no_grad():
+        tensors, origin = _trunk_tensors(record, weights, seed)
+        extractor = FeatureExtractor(record, tensors)
+        values = _calibration_tensors(record, version, calibration) if calibrated else None
+        trunk_sha256 = tensors_sha256(extractor.graph.state_dict())
+        found = Specification(
+            net_type,
+            version,
+            calibrated,
+            _trunk_name(record, trunk_sha256, origin, looked_up=weights is None),
+            trunk_sha256,
+            tensors_sha256(values) if values is not None else "",
+        )
+        key = (found, torch.device("cpu"), torch.float32)
+        return found, _shared(key, lambda: FrozenNetwork(record, extractor, values, version))
+
+
+def acquire(
+    base: FrozenNetwork, specification: Specification, device: torch.device, dtype: torch.dtype
+) -> FrozenNetwork:
+    """The process's one copy of a network on a device in a dtype.
+
+    Args:
+        base: The network on the CPU in float32.
+        specification: What it is.
+        device: Where it is wanted.
+        dtype: Of the trunk.
+
+    Returns:
+        The shared copy; it lives as long as somebody holds it.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        return _shared((specification, device, dtype), lambda: base.moved(device, dtype))
+
+
+def _shared(key: _Key, make: Callable[[], FrozenNetwork]) -> FrozenNetwork:
+    with _lock:
+        network = _networks.get(key)
+        if network is None:
+            network = _networks[key] = make()
+        return network
+
+
+def _trunk_tensors(record: Backbone, weights: WeightsSource, seed: int) -> tuple[Mapping[str, Tensor], str]:
+    """Unchecked tensors, and where they come from: a path, "random" or "tensors"."""
+    if isinstance(weights, Mapping):
+        return weights, "tensors"
+    if weights == "random":
+        return random_trunk(record, seed), "random"
+    found = find_trunk(record.builder, weights)
+    return found.tensors, found.origin
+
+
+def _trunk_name(record: Backbone, trunk_sha256: str, origin: str, looked_up: bool) -> str:
+    if origin == "random":
+        return origin
+    official = TRUNK_FILES.get(record.builder)
+    if official is None:
+        return "custom"
+    if trunk_sha256 == official.convolutions_sha256 or is_torchvision_file(origin, official):
+        return official.name
+    if not looked_up:
+        return "custom"
+    if official.convolutions_sha256 is not None:
+        _log.warning("%s: not the weights that torchvision publishes as %s", origin, official.name)
+    return "unverified"
+
+
+def _calibration_tensors(record: Backbone, version: str, calibration: WeightsSource) -> dict[str, Tensor]:
+    """Checked weights by layer name."""
+    if calibration is None:
+        tensors: Mapping[str, Tensor] = load(CALIBRATIONS[record.name, version])
+        name = "the official calibration"
+    elif isinstance(calibration, Mapping):
+        tensors, name = calibration, "calibration"
+    else:
+        tensors, name = read_tensors(Path(calibration).expanduser()), str(calibration)
+    official_names = [f"lin{index}.model.1.weight" for index in range(len(record.taps))]
+    if set(tensors) == set(official_names):
+        tensors = {layer: tensors[old].flatten() for layer, old in zip(record.taps, official_names, strict=True)}
+    if set(tensors) != set(record.taps):
+        raise WeightsError(f"{name}: expected weights of the layers {list(record.taps)}, got {sorted(tensors)}")
+    checked = {}
+    for layer, channels in zip(record.taps, record.channels, strict=True):
+        weight = tensors[layer].detach().to("cpu", torch.float32, copy=True)
+        if weight.shape != (channels,):
+            raise WeightsError(f"{name}: {layer}: expected shape ({channels},), got {tuple(weight.shape)}")
+        if not bool(((weight >= 0) & weight.isfinite()).all()):
+            raise WeightsError(
+                f"{name}: {layer}: expected finite weights >= 0, got a smallest of {float(weight.min()):g}"
+            )
+        checked[layer] = weight
+    return checked

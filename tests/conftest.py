@@ -1,0 +1,68 @@
+"""Fixtures: seeded trunks, photographs made of noise, the real trunks where they are at hand, and no network."""
+
+from __future__ import annotations
+
+import os
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+
+from lpips_lightning.backbones import BACKBONES, random_trunk
+
+NETS = ("alex", "vgg", "squeeze")
+REAL_WEIGHTS = os.environ.get("LPIPS_LIGHTNING_WEIGHTS")
+
+
+@pytest.fixture(scope="session")
+def trunks():
+    """Seeded trunk tensors by net_type, as a peer would load them too."""
+    made = {}
+    for seed, net in enumerate(NETS):
+        made[net] = random_trunk(BACKBONES[net], seed)
+        generator = torch.Generator().manual_seed(seed)
+        for name, tensor in made[net].items():
+            if name.endswith("bias"):
+                tensor.normal_(0, 0.05, generator=generator)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch, tmp_path_factory):
+    """No network, no weights of this machine, a fixed seed."""
+
+    def refuse(*args, **kwargs):
+        raise OSError("the tests have no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.getbasetemp() / "torch_home"))
+    monkeypatch.delenv("LPIPS_LIGHTNING_WEIGHTS", raising=False)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def real_weights():
+    """Folder of the ImageNet trunks, or a visible skip."""
+    if not REAL_WEIGHTS or not Path(REAL_WEIGHTS).is_dir():
+        pytest.skip("LPIPS_LIGHTNING_WEIGHTS does not name a folder with the ImageNet trunks")
+    return Path(REAL_WEIGHTS)
+
+
+@pytest.fixture(scope="session")
+def pair():
+    """pair(n, height, width, dtype): two batches on [-1, 1], smooth with noise, really different."""
+
+    def make(n=2, height=64, width=64, dtype=torch.float32, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+
+        def one():
+            coarse = torch.rand(n, 3, height // 8, width // 8, generator=generator, dtype=torch.float64)
+            smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+            noise = torch.rand(n, 3, height, width, generator=generator, dtype=torch.float64)
+            return ((0.7 * smooth + 0.3 * noise) * 2 - 1).to(dtype)
+
+        return one(), one()
+
+    return make

@@ -1,0 +1,130 @@
+"""The loss: frozen by construction, follows autocast, lets predictions overshoot."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lpips_lightning import LPIPS, PerceptualLoss
+
+
+@pytest.fixture
+def loss(trunks):
+    return PerceptualLoss("squeeze", data_range=(-1, 1), weights=trunks["squeeze"])
+
+
+def test_value_weight_and_reduction(trunks, pair):
+    x, y = pair(3)
+    each = LPIPS("squeeze", weights=trunks["squeeze"])(x, y)
+    for reduction, expected in (("mean", each.mean()), ("sum", each.sum()), ("none", each), (None, each)):
+        loss = PerceptualLoss("squeeze", data_range=(-1, 1), weight=0.5, reduction=reduction, weights=trunks["squeeze"])
+        assert torch.allclose(loss(x, y), 0.5 * expected)
+    assert loss(x[:1], y[:1]).shape == (1,)
+
+
+def test_data_range_has_no_default():
+    with pytest.raises(TypeError, match="data_range"):
+        PerceptualLoss("alex", weights="random")
+
+
+def test_60_adam_steps_over_all_parameters_leave_the_distance_alone(loss, pair):
+    x, y = pair()
+    model = nn.Conv2d(3, 3, 3, padding=1)
+    assert sum(p.numel() for p in loss.parameters()) == 0
+    before = loss(x, y)
+    optimizer = torch.optim.Adam(list(model.parameters()) + list(loss.parameters()), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        value = loss(model(x).tanh(), y)
+        assert float(value.detach()) >= 0
+        value.backward()
+        optimizer.step()
+    assert torch.equal(loss(x, y), before)
+    assert float(loss(x, x)) == 0
+
+
+def test_the_trunk_computes_no_gradient_for_the_target(loss, pair):
+    x, y = pair()
+    x.requires_grad_()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        loss(x, y)
+    with_target = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: with_target.append(t.numel()) or t, lambda t: t):
+        loss(x, y.requires_grad_())
+    assert sum(saved) < 0.75 * sum(with_target)
+    y.grad = None
+    loss(x, y).backward()
+    assert float(y.grad.norm()) > 0
+
+
+def test_predictions_may_overshoot_with_a_gradient_but_targets_may_not(loss, pair):
+    x, y = pair()
+    over = (x + 0.3).requires_grad_()
+    loss(over, y).backward()
+    outside = over.detach() > 1
+    assert int(outside.sum()) > 100
+    assert float(over.grad[outside].abs().sum()) > 0
+    with pytest.raises(ValueError, match="target: expected values on"):
+        loss(x, y + 0.5)
+    with pytest.raises(ValueError, match="pred: expected values on .* 2x - 1 was applied twice"):
+        loss(2 * x - 1, y)
+    with pytest.raises(ValueError, match=r"pred: .* these look like \[0, 255\]"):
+        loss((x + 1) * 127.5, y)
+
+
+def test_a_diverged_prediction_gives_nan_not_an_error(loss, pair):
+    x, y = pair()
+    x[0, 0, 0, 0] = float("nan")
+    assert bool(loss(x, y).isnan())
+
+
+def test_weight_zero_skips_the_network_and_keeps_the_graph(loss, pair, monkeypatch):
+    x, y = pair()
+    x.requires_grad_()
+    loss.weight = 0.0
+    monkeypatch.setattr(LPIPS, "_encode", None)
+    value = loss(x, y)
+    value.backward()
+    assert float(value) == 0
+    assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+def test_train_mode_changes_nothing(loss, pair):
+    x, y = pair()
+    values = {float(model(x, y)) for model in (loss, loss.train(), loss.eval())}
+    assert len(values) == 1
+
+
+def test_bf16_autocast_and_half_parents_give_finite_gradients(loss, pair):
+    x, y = pair()
+    model = nn.Conv2d(3, 3, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(model(x).tanh(), y)
+    value.backward()
+    assert value.dtype == torch.float32
+    assert bool(model.weight.grad.isfinite().all())
+    half = x.half().requires_grad_()
+    loss.half()(half, y.half()).backward()
+    assert half.grad.dtype == torch.float16
+    assert bool(half.grad.isfinite().all())
+
+
+def test_double_backward_works(loss, pair):
+    x, y = pair(1, 32, 32, torch.float64)
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(x, y), x, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.square().sum(), x)
+    assert bool(second.isfinite().all())
+    assert float(second.norm()) > 0
+
+
+def test_gradient_is_right_by_finite_differences(loss, pair):
+    x, y = pair(1, 32, 32, torch.float64)
+    x = (0.9 * x).requires_grad_()
+    loss(x, y).backward()
+    step = 1e-7 * x.grad / x.grad.norm()
+    with torch.no_grad():
+        slope = (loss(x + step, y) - loss(x - step, y)) / 2e-7
+    assert abs(float(slope) - float(x.grad.norm())) < 1e-5 * float(slope)

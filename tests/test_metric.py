@@ -1,0 +1,204 @@
+"""The metric among torchmetrics' own: collections, trackers, copies, processes."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+import workers
+from torchmetrics import MetricCollection, MetricTracker
+from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+
+from lpips_lightning import LPIPS
+from lpips_lightning import LearnedPerceptualImagePatchSimilarity as Metric
+
+
+@pytest.fixture
+def metric(trunks):
+    return Metric("squeeze", weights=trunks["squeeze"])
+
+
+@pytest.fixture
+def scores(trunks, pair):
+    return LPIPS("squeeze", weights=trunks["squeeze"])(*pair(5))
+
+
+@pytest.mark.parametrize("split", [(5,), (2, 3), (1, 1, 1, 1, 1), (4, 0, 1)])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none", None])
+def test_any_split_into_batches_gives_the_same(trunks, pair, scores, split, reduction):
+    metric = Metric("squeeze", reduction, weights=trunks["squeeze"])
+    x, y = pair(5)
+    for part_x, part_y in zip(x.split(split), y.split(split), strict=True):
+        metric.update(part_x, part_y)
+    expected = {"mean": scores.mean(), "sum": scores.sum()}.get(reduction, scores)
+    assert metric.compute().shape == expected.shape
+    assert torch.allclose(metric.compute(), expected, rtol=1e-5)
+    metric.reset()
+    metric.update(x[:1], y[:1])
+    assert torch.allclose(metric.compute(), scores[:1] if expected.dim() else scores[0], rtol=1e-5)
+
+
+def test_both_pairs_of_names_and_positions(metric, pair):
+    x, y = pair()
+    values = [metric(x, y), metric(preds=x, target=y), metric(img1=x, img2=y), metric(img2=y, img1=x)]
+    assert len({float(value) for value in values}) == 1
+    for wrong in ({"preds": x}, {"preds": x, "img2": y}, {"preds": x, "target": y, "img1": x}, {}):
+        with pytest.raises(TypeError, match=r"expected \(preds, target\) or \(img1, img2\)"):
+            metric.update(**wrong)
+    with pytest.raises(ValueError, match="target: expected the shape of preds"):
+        metric.update(x, y[:1])
+    with pytest.raises(ValueError, match="img2: expected the shape of img1"):
+        metric.update(img1=x, img2=y[:1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"net_type": "resnet"}, "net_type: expected one of"),
+        ({"reduction": "median"}, r"reduction: expected one of \('mean', 'sum', 'none', None\), got 'median'"),
+        ({"normalize": 1}, "normalize: expected True or False, got 1"),
+        ({"normalize": True, "data_range": 255}, "data_range: expected None with normalize=True"),
+        ({"no_such": 1}, "no_such"),
+    ],
+)
+def test_wrong_arguments_are_value_errors(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Metric(**{"weights": "random", **arguments})
+
+
+def test_a_state_is_a_sum_and_a_count_and_no_weights(metric, pair):
+    metric.update(*pair())
+    assert len(metric.metric_state) == 2
+    assert metric.state_dict() == {}
+    assert list(metric.parameters()) == []
+
+
+def test_forward_is_differentiable_and_keeps_no_graph(trunks, pair):
+    x, y = pair()
+    x.requires_grad_()
+    for reduction in ("mean", "none"):
+        metric = Metric("squeeze", reduction, weights=trunks["squeeze"])
+        metric(x, y).sum().backward()
+        metric(x, y)
+        states = [
+            part for state in metric.metric_state.values() for part in (state if isinstance(state, list) else [state])
+        ]
+        assert states
+        assert not any(state.requires_grad for state in states)
+    assert float(x.grad.norm()) > 0
+
+
+def test_collection_with_psnr_and_ssim_by_keyword_and_position(metric, pair):
+    x, y = ((image + 1) / 2 for image in pair())
+    metric = Metric("squeeze", normalize=True, weights=metric.net._weights)
+    collection = MetricCollection(
+        {
+            "psnr": PeakSignalNoiseRatio(data_range=1.0),
+            "ssim": StructuralSimilarityIndexMeasure(data_range=1.0),
+            "lpips": metric,
+        }
+    )
+    by_position = collection(x, y)
+    by_keyword = collection(preds=x, target=y)
+    assert set(by_position) == {"psnr", "ssim", "lpips"}
+    assert by_position == by_keyword
+
+
+def test_two_nets_that_saw_equal_images_first_are_not_merged(trunks, pair):
+    x, y = pair()
+    options = {
+        "squeeze": {"net_type": "squeeze", "weights": trunks["squeeze"]},
+        "alex": {"net_type": "alex", "weights": trunks["alex"]},
+        "baseline": {"net_type": "alex", "weights": trunks["alex"], "calibrated": False},
+        "old": {"net_type": "alex", "weights": trunks["alex"], "version": "0.0"},
+        "range": {"net_type": "alex", "weights": trunks["alex"], "data_range": (-2, 2)},
+    }
+    collection = MetricCollection({name: Metric(**option) for name, option in options.items()})
+    collection.update(x, x)
+    collection.update(x, y)
+    values = collection.compute()
+    for name, option in options.items():
+        alone = Metric(**option)
+        alone.update(x, x)
+        alone.update(x, y)
+        assert values[name] == alone.compute()
+    assert len({float(value) for value in values.values()}) == 5
+
+
+def test_two_of_one_kind_are_merged(trunks, pair):
+    collection = MetricCollection({name: Metric("alex", weights=trunks["alex"]) for name in "ab"})
+    collection.update(*pair())
+    assert len(collection.compute_groups) == 1
+
+
+def test_tracker_copies_cheaply_and_minimises(metric, pair):
+    x, y = pair()
+    tracker = MetricTracker(metric, maximize=None)
+    for strength in (1.0, 0.1, 0.5):
+        tracker.increment()
+        tracker.update(x, (1 - strength) * x + strength * y)
+    best, step = tracker.best_metric(return_step=True)
+    assert step == 1
+    assert best == tracker.compute_all().min()
+
+
+def test_copies_and_pickles_keep_state_and_number(metric, pair):
+    x, y = pair()
+    metric.update(x, y)
+    for twin in (copy.deepcopy(metric), metric.clone(), pickle.loads(pickle.dumps(metric))):
+        assert twin.compute() == metric.compute()
+        twin.update(x, x)
+        assert twin.compute() < metric.compute()
+    random = Metric("vgg", weights="random")
+    assert len(pickle.dumps(random)) < 10_000
+
+
+def test_float64_images_give_a_float64_score(metric, pair):
+    x, y = pair(dtype=torch.float64)
+    assert metric(x, y).dtype == torch.float64
+    assert metric(x.float(), y.float()).dtype == torch.float32
+
+
+def test_nothing_seen_is_nan_and_says_so(metric):
+    with pytest.warns(UserWarning, match="compute.* was called before the .*update"):
+        assert bool(metric.compute().isnan())
+
+
+def test_plot_draws_the_value(metric, pair):
+    pytest.importorskip("matplotlib").use("Agg")
+    metric.update(*pair())
+    _, axes = metric.plot()
+    assert axes.get_ylim()[0] <= float(metric.compute()) <= axes.get_ylim()[1]
+
+
+@pytest.mark.parametrize("change", ["half", "double", "to_bf16"])
+def test_parents_cannot_cast_it(metric, pair, change):
+    x, y = pair()
+    before = metric(x, y)
+    parent = torch.nn.ModuleList([metric])
+    {"half": parent.half, "double": parent.double, "to_bf16": lambda: parent.to(torch.bfloat16)}[change]()
+    metric.reset()
+    assert metric(x, y) == before
+
+
+SHARDS = {
+    "uneven": ([2], [3]),
+    "size 1": ([1, 1, 2], [1]),
+    "last rank empty": ([5], []),
+    "first rank empty": ([], [2, 3]),
+}
+
+
+def test_two_processes_give_the_number_of_one(tmp_path, trunks, pair, scores):
+    jobs = [
+        (Metric("squeeze", reduction, weights=trunks["squeeze"]), shards)
+        for reduction in ("mean", "sum", "none")
+        for shards in SHARDS.values()
+    ]
+    ranks = workers.run(workers.metric_over_shards, 2, tmp_path, jobs, pair(5))
+    for (metric, shards), first, second in zip(jobs, *ranks, strict=True):
+        expected = {"mean": scores.mean(), "sum": scores.sum()}.get(metric.reduction, scores)
+        assert torch.equal(first, second), (metric.reduction, shards)
+        assert torch.allclose(first, expected, rtol=1e-6, atol=0), (metric.reduction, shards)

@@ -1,0 +1,87 @@
+"""What is installed, what is imported, and which names are public."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def python(code, folder=None):
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def test_the_core_imports_neither_lightning_nor_kornia_nor_the_rest():
+    heavy = "pytorch_lightning lightning kornia wandb jsonargparse rich skimage"
+    # torchmetrics takes what it finds of matplotlib; nothing of ours may add to what it brings.
+    code = f"""
+import sys, torch, torchvision, torchmetrics
+before = set(sys.modules)
+import lpips_lightning, lpips_lightning.functional
+new = {{name.partition(".")[0] for name in set(sys.modules) - before}}
+print(sorted(new & set("{heavy} matplotlib".split())), sorted(set(sys.modules) & set("{heavy}".split())))
+"""
+    assert python(code, ROOT).strip() == "[] []"
+
+
+@pytest.mark.slow
+def test_import_costs_at_most_200_ms_beyond_its_dependencies():
+    code = """
+import time, torch, torchvision, torchmetrics
+start = time.perf_counter()
+import lpips_lightning
+print(time.perf_counter() - start)
+"""
+    assert sorted(float(python(code, ROOT)) for _ in range(3))[1] < 0.2
+
+
+def test_public_names_are_those_of_api_json():
+    public = json.loads((ROOT / "tests" / "api.json").read_text())
+    for module, names in public.items():
+        found = sorted(import_module(module).__all__)
+        assert found == names, (
+            f"{module}: the public names changed. A new name: add it to tests/api.json and the CHANGELOG. "
+            "A removed one breaks users: keep it for a release with a warning, then say so in the CHANGELOG."
+        )
+        assert all(hasattr(import_module(module), name) for name in names)
+    assert len(public) >= 5
+
+
+def test_every_package_folder_is_mapped_and_its_data_listed():
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert set(setup["package-dir"].values()) == {"callbacks", "recipes", "weights"}
+    suffixes = {pattern.removeprefix("*") for pattern in setup["package-data"]["*"]}
+    for folder in ("lpips_lightning", "callbacks", "recipes", "weights"):
+        assert (ROOT / folder / "__init__.py").is_file()
+        tracked = [p for p in (ROOT / folder).iterdir() if p.is_file() and p.suffix not in (".py", ".pyc")]
+        for path in tracked:
+            assert path.suffix in suffixes or path.name in suffixes, f"{path} would not be installed"
+
+
+@pytest.mark.slow
+def test_the_wheel_works_outside_the_checkout(tmp_path):
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", str(tmp_path), str(ROOT)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
+    tops = {p.name for p in site.iterdir() if p.suffix != ".dist-info"} - {"bin"}
+    assert tops == {"lpips_lightning"}
+    code = f"""
+import sys; sys.path.insert(0, {str(site)!r})
+import torch, lpips_lightning
+from lpips_lightning import LPIPS, callbacks, recipes, weights
+assert lpips_lightning.__file__.startswith({str(site)!r})
+x = torch.zeros(1, 3, 64, 64)
+print(float(LPIPS("alex", weights="random")(x, x)))
+"""
+    assert python(code, tmp_path).strip() == "0.0"
+    assert any(site.glob("*.dist-info/licenses/NOTICE"))
+    assert (site / "lpips_lightning" / "py.typed").is_file()

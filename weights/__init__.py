@@ -1,0 +1,199 @@
+"""Numbers and their records: which file, from where, under which licence, with which sha256.
+
+A `Weights` record describes a small file that ships in this folder; `load` reads it and refuses anything else than the
+recorded bytes. A `TrunkFile` record describes ImageNet weights that do not ship; `lpips_lightning.weights.lookup` finds
+them on the user's machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "CALIBRATIONS",
+    "TRUNK_FILES",
+    "TrunkFile",
+    "Weights",
+    "WeightsError",
+    "load",
+    "read_tensors",
+    "tensors_sha256",
+]
+
+FOLDER = Path(__file__).parent
+
+
+class WeightsError(RuntimeError):
+    """Weights that are missing, damaged, or not what their record says."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A file of numbers in this folder.
+
+    Attributes:
+        file: Name of the safetensors file.
+        sha256: Of the file's bytes; checked on every load.
+        source: Where the numbers come from.
+        licence: SPDX identifier; the text is in NOTICE.
+        protocol: What the numbers were made for and how.
+    """
+
+    file: str
+    sha256: str
+    source: str
+    licence: str
+    protocol: str
+
+
+@dataclass(frozen=True)
+class TrunkFile:
+    """ImageNet weights of a torchvision model; torchvision's file is looked for and, if need be, downloaded.
+
+    Attributes:
+        builder: torchvision's builder, and the stem of the file names we accept in a folder.
+        url: torchvision's download; the hex digits in the name begin the file's sha256.
+        convolutions_sha256: `tensors_sha256` of the convolutional part, or None where it has not been recorded.
+        name: The name torchvision gives these weights.
+        licence: SPDX identifier.
+    """
+
+    builder: str
+    url: str
+    convolutions_sha256: str | None
+    name: str = "IMAGENET1K_V1"
+    licence: str = "BSD-3-Clause"
+
+    @property
+    def file(self) -> str:
+        """File name of torchvision's own."""
+        return self.url.rpartition("/")[2]
+
+    @property
+    def sha256_prefix(self) -> str:
+        """First hex digits of the sha256 of torchvision's file, as its name promises."""
+        return self.file.rpartition("-")[2].removesuffix(".pth")
+
+
+def _official(net_type: str, version: str, sha256: str) -> Weights:
+    protocol = f"calibrated (lin) on BAPPS, input {'not ' if version == '0.0' else ''}scaled"
+    source = f"lpips 0.1.4 (richzhang/PerceptualSimilarity), lpips/weights/v{version}/{net_type}.pth"
+    return Weights(f"{net_type}_v{version}.safetensors", sha256, source, "BSD-2-Clause", protocol)
+
+
+CALIBRATIONS: dict[tuple[str, str], Weights] = {
+    ("alex", "0.0"): _official("alex", "0.0", "8296e492193cf133469d5dfb59ae9d63aaff4f15e8fda7b6e96ceb28b163f890"),
+    ("vgg", "0.0"): _official("vgg", "0.0", "b39e978b77a5517e7372ad875a01f5506f51a5afebb8c25d4c7e8d4ffee2ae39"),
+    ("squeeze", "0.0"): _official("squeeze", "0.0", "44889f7f5b0110619e368764bb240ac7fa778ed151276f49fcc52d11bd3f81d0"),
+    ("alex", "0.1"): _official("alex", "0.1", "13668d61ff48fc915f020c8750c00b8b252a37f61c20402f7eaf5f395187a437"),
+    ("vgg", "0.1"): _official("vgg", "0.1", "c042846ba41242cedf210fe7fdd6f7f476bf0236870f2373c0ffbe5ddd516022"),
+    ("squeeze", "0.1"): _official("squeeze", "0.1", "c858ab51bbcbaaa3b685e4a31bcf84b6d4aed24822c47e9335f396a0b45d9ef9"),
+}
+"""Calibrations by (net_type, version). Tensors are named as the net's layers, shape ``(C,)``."""
+
+TRUNK_FILES: dict[str, TrunkFile] = {
+    record.builder: record
+    for record in (
+        TrunkFile(
+            "alexnet",
+            "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+            "195266a4c8e96483085621ac3389a6c24f1dd0963c9ac0e001705d24ece83273",
+        ),
+        TrunkFile("vgg16", "https://download.pytorch.org/models/vgg16-397923af.pth", None),
+        TrunkFile(
+            "squeezenet1_1",
+            "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth",
+            "e93098750a62e61ef70cc50f01c17f7eccd8b4c075997affea326c113b362a6e",
+        ),
+    )
+}
+"""torchvision's trunks by builder name."""
+
+
+def load(record: Weights) -> dict[str, Tensor]:
+    """The tensors of a shipped file, on the CPU.
+
+    Args:
+        record: One of this module's records.
+
+    Returns:
+        Tensor by name.
+
+    Raises:
+        WeightsError: If the file is missing or its bytes are not the recorded ones.
+
+    Example:
+        >>> calibration = load(CALIBRATIONS["alex", "0.1"])
+        >>> [(name, tuple(tensor.shape)) for name, tensor in sorted(calibration.items())][:2]
+        [('relu1', (64,)), ('relu2', (192,))]
+    """
+    from safetensors.torch import load as parse
+
+    path = FOLDER / record.file
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error}); reinstall lpips_lightning") from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != record.sha256:
+        raise WeightsError(f"{path}: expected sha256 {record.sha256}, got {found}; reinstall lpips_lightning")
+    return parse(data)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a ``.safetensors`` file or of a ``torch.save`` file; code in a pickle is never executed.
+
+    Args:
+        path: The file. Everything that does not end in ``.safetensors`` is read as a ``torch.save`` file.
+
+    Returns:
+        Tensor by name, on the CPU.
+
+    Raises:
+        WeightsError: If the file cannot be read, is damaged, or holds anything else than a mapping of names to tensors.
+    """
+    import torch
+
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # safetensors, zipfile and pickle each have their own
+        raise WeightsError(f"{path}: expected a whole file of tensors, got {type(error).__name__}: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise WeightsError(f"{path}: expected a mapping of names to tensors, got {type(content).__name__}")
+    return dict(content)
+
+
+def tensors_sha256(tensors: dict[str, Tensor]) -> str:
+    """sha256 of names, shapes and float32 values, whatever file, precision or memory layout they come from.
+
+    Args:
+        tensors: Floating tensors by name.
+
+    Returns:
+        64 hex digits.
+
+    Example:
+        >>> import torch
+        >>> a = {"w": torch.ones(2, 3)}
+        >>> tensors_sha256(a) == tensors_sha256({"w": torch.ones(3, 2).T})
+        True
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        values = tensor.detach().to("cpu", torch.float32).contiguous()
+        digest.update(values.numpy().astype("<f4", copy=False).tobytes())
+    return digest.hexdigest()

@@ -10,10 +10,10 @@ demo: $(VENV)/recipes.stamp
 	$(BIN)/lpips-lightning demo
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -q --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --durations=10
 
 test-all: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -q -m "" --durations=20
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "" --durations=20
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from lpips_lightning.embedded import embedded_trunk
 from lpips_lightning.weights import WeightsError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Backbone:
 
     Attributes:
         name: The ``net_type``.
-        builder: torchvision's builder, by which weight files are looked for.
+        builder: torchvision's builder, by which weight files are looked for; ``"embedded"`` ships.
         taps: Node of the trunk by layer name, from the input on; nodes are named as
             `torchvision.models.feature_extraction.get_graph_node_names` names them. A tap is the output of that node.
         channels: Channels of each tap.
@@ -81,16 +82,24 @@ BACKBONES: dict[str, Backbone] = {
             (64, 128, 256, 384, 384, 512, 512),
             17,
         ),
+        Backbone(
+            "embedded",
+            "embedded",
+            {layer: f"features.{index}" for layer, index in embedded_trunk().taps.items()},
+            embedded_trunk().channels,
+            31,
+            embedded_trunk,
+        ),
     )
 }
-"""Cut points by net_type: the slices of torchvision's ``.features`` that ``lpips/pretrained_networks.py`` takes."""
+"""Cut points by net_type: torchvision's ``.features`` as ``lpips/pretrained_networks.py`` slices them, and ours."""
 
 
 def backbone(net_type: str) -> Backbone:
     """The table's row for a net.
 
     Args:
-        net_type: ``"alex"``, ``"vgg"`` or ``"squeeze"``.
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"``.
 
     Returns:
         Where it is cut, and what it expects.
@@ -181,8 +190,7 @@ def _check(
     unknown = sorted(tensors.keys() - expected.keys() - whole)
     if missing or unknown:
         raise WeightsError(
-            f"weights: expected the tensors of torchvision's {record.builder}; "
-            f"missing: {_few(missing)}; unknown: {_few(unknown)}"
+            f"weights: expected the tensors of {record.builder}; missing: {_few(missing)}; unknown: {_few(unknown)}"
         )
     checked = {}
     for name, like in expected.items():

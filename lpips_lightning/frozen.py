@@ -20,7 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from lpips_lightning.backbones import Backbone, FeatureExtractor, backbone, random_trunk
-from lpips_lightning.weights import CALIBRATIONS, TRUNK_FILES, WeightsError, load, read_tensors, tensors_sha256
+from lpips_lightning.weights import (
+    CALIBRATIONS,
+    EMBEDDED,
+    TRUNK_FILES,
+    WeightsError,
+    load,
+    read_tensors,
+    tensors_sha256,
+)
 from lpips_lightning.weights.lookup import find_trunk, is_torchvision_file
 
 __all__ = ["FrozenNetwork", "Specification", "WeightsSource", "acquire", "specify"]
@@ -32,6 +40,7 @@ _Key: TypeAlias = tuple["Specification", torch.device, torch.dtype]
 
 _networks: weakref.WeakValueDictionary[_Key, FrozenNetwork] = weakref.WeakValueDictionary()
 _lock = threading.RLock()
+_OWN = "calibration."
 _log = logging.getLogger("lpips_lightning")
 
 
@@ -43,7 +52,8 @@ class Specification:
         net_type: Name in the table of backbones.
         version: ``"0.1"``, or ``"0.0"``, which does not scale its input.
         calibrated: False for the baseline.
-        trunk: The trunk's weights for people: ``"IMAGENET1K_V1"`` when their content is known to be that, ``"random"``,
+        trunk: The trunk's weights for people: ``"IMAGENET1K_V1"`` when their content is known to be that,
+            ``"embedded"`` for those that ship, ``"random"``,
             ``"custom"`` when they were handed over, ``"unverified"`` when they were found under torchvision's name.
         trunk_sha256: `tensors_sha256` of the trunk's weights.
         calibration_sha256: The same of the calibration's; empty for the baseline.
@@ -130,8 +140,9 @@ def specify(
         raise ValueError("calibration: expected None with calibrated=False, got a calibration that would not be used")
     with torch.inference_mode(False), torch.no_grad():
         tensors, origin = _trunk_tensors(record, weights, seed)
+        tensors, own_calibration = _split(tensors)
         extractor = FeatureExtractor(record, tensors)
-        values = _calibration_tensors(record, version, calibration) if calibrated else None
+        values = _calibration_tensors(record, version, calibration or own_calibration) if calibrated else None
         trunk_sha256 = tensors_sha256(extractor.graph.state_dict())
         found = Specification(
             net_type,
@@ -172,17 +183,25 @@ def _shared(key: _Key, make: Callable[[], FrozenNetwork]) -> FrozenNetwork:
 
 
 def _trunk_tensors(record: Backbone, weights: WeightsSource, seed: int) -> tuple[Mapping[str, Tensor], str]:
-    """Unchecked tensors, and where they come from: a path, "random" or "tensors"."""
+    """Unchecked tensors, and where they come from: a path, "random", "tensors" or "embedded"."""
     if isinstance(weights, Mapping):
         return weights, "tensors"
     if weights == "random":
         return random_trunk(record, seed), "random"
+    if weights is None and record.name == "embedded":
+        return load(EMBEDDED), "embedded"
     found = find_trunk(record.builder, weights)
     return found.tensors, found.origin
 
 
+def _split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    """Trunk and calibration of a file that holds both, as distillation writes it; the two belong together."""
+    own = {name.removeprefix(_OWN): tensor for name, tensor in tensors.items() if name.startswith(_OWN)}
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(_OWN)}, own or None
+
+
 def _trunk_name(record: Backbone, trunk_sha256: str, origin: str, looked_up: bool) -> str:
-    if origin == "random":
+    if origin in ("random", "embedded"):
         return origin
     official = TRUNK_FILES.get(record.builder)
     if official is None:
@@ -200,6 +219,7 @@ def _calibration_tensors(record: Backbone, version: str, calibration: WeightsSou
     """Checked weights by layer name."""
     if calibration is None:
         tensors: Mapping[str, Tensor] = load(CALIBRATIONS[record.name, version])
+        tensors = _split(tensors)[1] or tensors
         name = "the official calibration"
     elif isinstance(calibration, Mapping):
         tensors, name = calibration, "calibration"

@@ -41,7 +41,7 @@ def learned_perceptual_image_patch_similarity(
     Args:
         img1: Images ``(N, 3, H, W)``, floating on the range or uint8 on [0, 255].
         img2: Images of the same shape.
-        net_type: ``"alex"``, ``"vgg"`` or ``"squeeze"``.
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"``, which ships.
         reduction: Over the batch: ``"mean"``, ``"sum"``, or ``"none"`` (None) for ``(N,)``.
         normalize: True if images are on [0, 1], False if on [-1, 1].
         data_range: Instead of `normalize`: ``(low, high)``, or ``high`` alone for ``(0, high)``.

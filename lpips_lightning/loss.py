@@ -22,7 +22,8 @@ class PerceptualLoss(nn.Module):
     parameters, buffers or state. It may be called with two batches of images anywhere in a training step.
 
     Args:
-        net_type: ``"vgg"`` (the reference's advice for optimisation), ``"alex"`` or ``"squeeze"``.
+        net_type: ``"vgg"`` (the reference's advice for optimisation), ``"alex"``, ``"squeeze"`` or ``"embedded"``,
+            which ships.
         data_range: Of predictions and targets: ``(low, high)``, or ``high`` alone for ``(0, high)``. There is no
             default: a wrong range trains silently towards something else.
         weight: Factor of the result; may be changed at any time. At 0 the network is not run.

@@ -38,7 +38,7 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
     after float64 images.
 
     Args:
-        net_type: ``"alex"``, ``"vgg"`` or ``"squeeze"``.
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"``, which ships.
         reduction: Over all images: ``"mean"``, ``"sum"``, or ``"none"`` (None), which keeps one score an image.
         normalize: True if images are on [0, 1], False if on [-1, 1].
         data_range: Instead of `normalize`: ``(low, high)``, or ``high`` alone for ``(0, high)``.

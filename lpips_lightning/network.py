@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Self, get_args
 
 import torch
@@ -13,6 +13,7 @@ from typing_extensions import override
 from lpips_lightning.distance import layer_distances, layer_maps, upsample
 from lpips_lightning.frozen import FrozenNetwork, Specification, WeightsSource, acquire, specify
 from lpips_lightning.images import DataRange, check_pair, check_shape, check_values, parse_range, to_trunk
+from lpips_lightning.pairwise import feature_vectors, groups_within, pairwise_distances
 from lpips_lightning.weights import WeightsError
 
 __all__ = ["LPIPS", "Features", "Precision"]
@@ -45,7 +46,7 @@ class LPIPS(nn.Module):
     optimizers and checkpoints leave it alone; it follows the device of the images.
 
     Args:
-        net_type: ``"alex"``, ``"vgg"`` or ``"squeeze"``.
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"``, which ships.
         version: ``"0.1"``, or ``"0.0"``: the first release, which did not scale its input.
         calibrated: False for the baseline: channels and layers summed with weight 1.
         weights: Of the trunk. None looks for torchvision's ImageNet weights in the folder that the environment
@@ -202,6 +203,49 @@ class LPIPS(nn.Module):
                 terms = layer_distances(x.layers, y.layers, calibration)
         return terms if per_layer else torch.stack(list(terms.values())).sum(0)
 
+    def pairwise(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        data_range: DataRange = (-1, 1),
+        *,
+        batch_size: int = 16,
+        memory_budget: int = 2**30,
+    ) -> Tensor:
+        """Distance of every image of `x` to every image of `y`; each image passes the trunk once.
+
+        Args:
+            x: Images ``(N, 3, H, W)``, floating on `data_range` or uint8 on [0, 255].
+            y: Images ``(M, 3, H, W)`` of the same size; None for `x` itself.
+            data_range: ``(low, high)``, or ``high`` alone for ``(0, high)``.
+            batch_size: Images in one trunk pass.
+            memory_budget: Bytes of the features of `y` to hold at once. If they are more, `x` passes the trunk again
+                for every part that fits.
+
+        Returns:
+            Shape ``(N, M)``; for ``y=None`` exactly symmetric with a zero diagonal. float32; float64 for float64.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If a shape, a side, the sizes or a device do not fit, or pixel values are off the range.
+        """
+        if y is not None and x.shape[1:] != y.shape[1:]:
+            raise ValueError(f"y: expected images of the shape {tuple(x.shape[1:])} of x, got {tuple(y.shape[1:])}")
+        columns = x if y is None else y
+        parts = []
+        for group in groups_within(self._vectors(columns, data_range, batch_size), memory_budget):
+            whole = y is None and sum(map(len, group)) == len(x)
+            parts.append(pairwise_distances(group if whole else self._vectors(x, data_range, batch_size), group))
+        distances = torch.cat(parts, 1)
+        return distances if y is not None else distances.triu(1) + distances.triu(1).T
+
+    def _vectors(self, images: Tensor, data_range: DataRange, batch_size: int) -> Iterator[Tensor]:
+        for chunk in images.split(batch_size):
+            layers = self.encode(chunk, data_range).layers
+            first = layers[self.layers[0]]
+            with _without_autocast(first.device):
+                yield feature_vectors(layers, self._network(first.device, first.dtype).calibration)
+
     def _check_values(self, images: Tensor, name: str, data_range: tuple[float, float], slack: float) -> None:
         if self.validate_args and not torch.compiler.is_compiling():
             check_values(images, name, data_range, slack)
@@ -269,6 +313,6 @@ _BASE = (torch.device("cpu"), torch.float32)
 
 
 def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    if not torch.amp.is_autocast_available(device.type):
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)

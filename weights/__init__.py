@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CALIBRATIONS",
+    "EMBEDDED",
     "TRUNK_FILES",
     "TrunkFile",
     "Weights",
@@ -87,6 +88,15 @@ def _official(net_type: str, version: str, sha256: str) -> Weights:
     return Weights(f"{net_type}_v{version}.safetensors", sha256, source, "BSD-2-Clause", protocol)
 
 
+EMBEDDED = Weights(
+    "embedded.safetensors",
+    "5b731a1a203eceb4b4b7c8e8f97836d2a26519eb7a6a1d9a6cdfe388a1f3b9da",
+    "made by this project: recipes/distillation.py; the file's own metadata say how, and how well it agrees",
+    "BSD-2-Clause",
+    "distilled from LPIPS-alex v0.1, input scaled",
+)
+"""The embedded network: trunk as ``features.*`` and calibration as ``calibration.*`` in one file."""
+
 CALIBRATIONS: dict[tuple[str, str], Weights] = {
     ("alex", "0.0"): _official("alex", "0.0", "8296e492193cf133469d5dfb59ae9d63aaff4f15e8fda7b6e96ceb28b163f890"),
     ("vgg", "0.0"): _official("vgg", "0.0", "b39e978b77a5517e7372ad875a01f5506f51a5afebb8c25d4c7e8d4ffee2ae39"),
@@ -94,6 +104,7 @@ CALIBRATIONS: dict[tuple[str, str], Weights] = {
     ("alex", "0.1"): _official("alex", "0.1", "13668d61ff48fc915f020c8750c00b8b252a37f61c20402f7eaf5f395187a437"),
     ("vgg", "0.1"): _official("vgg", "0.1", "c042846ba41242cedf210fe7fdd6f7f476bf0236870f2373c0ffbe5ddd516022"),
     ("squeeze", "0.1"): _official("squeeze", "0.1", "c858ab51bbcbaaa3b685e4a31bcf84b6d4aed24822c47e9335f396a0b45d9ef9"),
+    ("embedded", "0.1"): EMBEDDED,
 }
 """Calibrations by (net_type, version). Tensors are named as the net's layers, shape ``(C,)``."""
 

@@ -1,0 +1,106 @@
+"""A picture to publish: columns of images and LPIPS maps, whole above and in detail below."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Column", "most_detailed", "require_matplotlib", "save_panel"]
+
+_ACCENT = "#00c8ff"  # stands out from skin, wood and the maps' colours
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the panel.
+
+    Attributes:
+        title: First line above it.
+        subtitle: Second line above it.
+        picture: Shape ``(3, H, W)`` in [0, 1], or a map ``(H, W)``; a low-resolution picture may be smaller.
+    """
+
+    title: str
+    subtitle: str
+    picture: Tensor
+
+
+def require_matplotlib() -> None:
+    """Raise a ModuleNotFoundError that says what to install, unless matplotlib is here."""
+    if find_spec("matplotlib") is None:
+        raise ModuleNotFoundError(
+            'the picture is drawn by matplotlib, which is not installed: pip install "lpips_lightning[recipes]"'
+        )
+
+
+def save_panel(columns: list[Column], path: str | Path, heading: str, zoom: int = 112) -> None:
+    """Write a PNG with two rows: whole pictures, and the `zoom` pixels square with the most detail in the truth.
+
+    Maps share one scale of colours, from 0 to the 99.5th percentile of the largest. The place of the detail depends on
+    the truth alone, which is the last column that is no map.
+
+    Args:
+        columns: From left to right.
+        path: The PNG.
+        heading: Above everything.
+        zoom: Side of the detail, in pixels of the truth.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure  # no pyplot: no global state, no window
+    from matplotlib.patches import Rectangle
+
+    truth = next(column.picture for column in reversed(columns) if column.picture.ndim == 3)
+    height, width = truth.shape[1:]
+    zoom = min(zoom, height, width)
+    top, left = most_detailed(truth, zoom)
+    maps = [column.picture for column in columns if column.picture.ndim == 2]
+    brightest = max((float(heat.quantile(0.995)) for heat in maps), default=1.0)
+
+    cell = 2.6  # inches
+    size = (cell * len(columns) + 0.7, cell * height / width + cell + 0.95)
+    figure = Figure(size, dpi=150, layout="constrained")
+    figure.suptitle(heading, fontsize=12, fontweight="bold")
+    axes = figure.subplots(2, len(columns), height_ratios=[height / width, 1], squeeze=False)
+    heat = None
+    for index, column in enumerate(columns):
+        for row, axis in enumerate(axes[:, index]):
+            shown = _show(axis, column.picture, height, width, brightest)
+            heat = shown if column.picture.ndim == 2 else heat
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(row == 1)
+            axis.spines[:].set(color=_ACCENT, linewidth=1.5)
+        axes[0, index].add_patch(Rectangle((left, top), zoom, zoom, fill=False, edgecolor=_ACCENT, linewidth=1.5))
+        axes[1, index].set(xlim=(left, left + zoom), ylim=(top + zoom, top))
+        axes[0, index].set_title(f"{column.title}\n", fontsize=10.5, fontweight="bold")
+        place = {"transform": axes[0, index].transAxes, "ha": "center", "va": "bottom"}
+        axes[0, index].text(0.5, 1.03, column.subtitle, fontsize=9, **place)
+    if heat is not None:
+        bar = figure.colorbar(heat, ax=axes, fraction=0.015, pad=0.008, aspect=40)
+        bar.set_label("LPIPS, local", fontsize=9)
+        bar.ax.tick_params(labelsize=8)
+        bar.outline.set_visible(False)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def most_detailed(picture: Tensor, side: int) -> tuple[int, int]:
+    """Top and left of the `side` pixels square in which a picture ``(3, H, W)`` differs most from its own blur."""
+    gray = picture.mean(0, keepdim=True)[None]
+    detail = (gray - F.avg_pool2d(gray, 9, stride=1, padding=4, count_include_pad=False)).abs()
+    total = F.avg_pool2d(detail, side, stride=8)[0, 0]
+    top, left = divmod(int(total.argmax()), total.shape[1])
+    return top * 8, left * 8
+
+
+def _show(axis: Any, picture: Tensor, height: int, width: int, brightest: float) -> Any:
+    extent = (0, width, height, 0)
+    if picture.ndim == 2:
+        return axis.imshow(picture.cpu().numpy(), cmap="inferno", vmin=0, vmax=brightest, extent=extent)
+    pixels = picture.permute(1, 2, 0).clamp(0, 1).cpu().numpy()
+    return axis.imshow(pixels, interpolation="nearest", extent=extent)

@@ -1,0 +1,259 @@
+"""Pairs of small and large pictures, from any folder or from the photographs that come with scikit-image."""
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
+
+from lpips_lightning.recipes.photographs import (
+    bundled_photographs,
+    find_images,
+    image_size,
+    read_image,
+    select_images,
+)
+
+__all__ = ["FixedCrops", "RandomCrops", "Scale", "SuperResolutionData", "WholePictures", "check_scale", "downscale"]
+
+Scale = Literal[2, 3, 4]
+Pair = tuple[Tensor, Tensor, str]  # low, high, name
+
+
+def check_scale(scale: int) -> None:
+    """Raise a ValueError unless `scale` is 2, 3 or 4."""
+    if scale not in get_args(Scale):
+        raise ValueError(f"scale: expected one of {get_args(Scale)}, got {scale!r}")
+
+
+def downscale(high: Tensor, scale: int) -> Tensor:
+    """The low-resolution picture: antialiased bicubic (kernel of Pillow and MATLAB), rounded to 8 bits like a file.
+
+    Args:
+        high: Shape ``(N, 3, H, W)`` or ``(3, H, W)``, range [0, 1].
+        scale: How many times smaller; H and W are rounded down to a multiple of it by cropping.
+
+    Returns:
+        Shape ``(N, 3, H // scale, W // scale)`` or without N, range [0, 1].
+    """
+    high = crop_to_multiple(high, scale)
+    size = [side // scale for side in high.shape[-2:]]
+    batch = high if high.ndim == 4 else high[None]
+    low = F.interpolate(batch, size=size, mode="bicubic", antialias=True, align_corners=False)
+    return low.mul(255).round().clamp(0, 255).div(255).reshape(*high.shape[:-2], *size)
+
+
+def crop_to_multiple(picture: Tensor, scale: int) -> Tensor:
+    """The picture ``(..., H, W)`` without the last rows and columns that exceed a multiple of `scale`."""
+    height, width = (side - side % scale for side in picture.shape[-2:])
+    return picture[..., :height, :width]
+
+
+class _Pictures(Dataset[Pair]):
+    """Named picture files, decoded once if `cache` is set."""
+
+    def __init__(self, images: dict[str, Path], scale: int, cache: bool) -> None:
+        self.names, self.files, self.scale = list(images), list(images.values()), scale
+        self.decoded = [read_image(file) for file in self.files] if cache else None
+
+    def read(self, index: int) -> Tensor:
+        """Shape ``(3, H, W)``, dtype uint8."""
+        return self.decoded[index] if self.decoded else read_image(self.files[index])
+
+    def pair(self, high: Tensor, index: int) -> Pair:
+        """(low, high, name) of a uint8 picture or crop."""
+        high = crop_to_multiple(high, self.scale).float().div(255)
+        return downscale(high, self.scale), high, self.names[index]
+
+    def require(self, size: int, argument: str) -> None:
+        """Raise a ValueError if a picture has a side shorter than `size`."""
+        small = [file for file in self.files if min(image_size(file)) < size]
+        if small:
+            height, width = image_size(small[0])
+            raise ValueError(
+                f"{argument}: expected at most the shorter side of every picture, got {size} and {len(small)} of"
+                f" {len(self.files)} smaller, the first being {small[0]} of {height}x{width}"
+            )
+
+
+class WholePictures(_Pictures):
+    """(low, high, name) of whole pictures."""
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @override
+    def __getitem__(self, index: int) -> Pair:
+        return self.pair(self.read(index), index)
+
+
+class FixedCrops(_Pictures):
+    """(low, high, name) of crops of `size` that lie side by side in the middle of every picture, always the same."""
+
+    def __init__(self, images: dict[str, Path], scale: int, cache: bool, size: int) -> None:
+        super().__init__(images, scale, cache)
+        self.require(size, "val_patch_size")
+        self.size = size
+        self.corners: list[tuple[int, int, int]] = []
+        for index, file in enumerate(self.files):
+            height, width = image_size(file)
+            tops = range(height % size // 2, height - size + 1, size)
+            lefts = range(width % size // 2, width - size + 1, size)
+            self.corners += [(index, top, left) for top in tops for left in lefts]
+
+    def __len__(self) -> int:
+        return len(self.corners)
+
+    @override
+    def __getitem__(self, index: int) -> Pair:
+        image, top, left = self.corners[index]
+        return self.pair(self.read(image)[:, top : top + self.size, left : left + self.size], image)
+
+
+class RandomCrops(_Pictures):
+    """(low, high, name) of `length` crops of `size` at random places, mirrored and turned by quarters at random."""
+
+    def __init__(self, images: dict[str, Path], scale: int, cache: bool, size: int, length: int) -> None:
+        super().__init__(images, scale, cache)
+        self.require(size, "patch_size")
+        self.size, self.length = size, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    @override
+    def __getitem__(self, index: int) -> Pair:
+        image = index % len(self.files)
+        picture = self.read(image)
+        top, left = (int(torch.randint(side - self.size + 1, ())) for side in picture.shape[1:])
+        crop = picture[:, top : top + self.size, left : left + self.size]
+        mirror, quarters = int(torch.randint(2, ())), int(torch.randint(4, ()))
+        return self.pair(torch.rot90(crop.flip(-1) if mirror else crop, quarters, (-2, -1)), image)
+
+
+class SmallPictures(Dataset[tuple[Tensor, str]]):
+    """(low, name) of pictures that are small already."""
+
+    def __init__(self, images: dict[str, Path]) -> None:
+        self.items = list(images.items())
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @override
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        name, file = self.items[index]
+        return read_image(file).float().div(255), name
+
+
+class SuperResolutionData(LightningDataModule):
+    """Random crops to train on, fixed crops to validate on, whole pictures to test on, small pictures to enlarge.
+
+    Batches are (low, high, names), shapes ``(N, 3, h, w)`` and ``(N, 3, h * scale, w * scale)``, range [0, 1]; those of
+    ``predict`` from a folder are (low, names).
+
+    Args:
+        folder: Folder of pictures, searched through; None takes the photographs that come with scikit-image.
+        held_out: Names (files without suffix) kept for validation and test; None: "astronaut" of those photographs.
+        val_folder: Folder for validation and test instead of `held_out`.
+        predict_folder: Small pictures for ``predict``; None takes the held-out pictures, made small first.
+        scale: 2, 3 or 4.
+        patch_size: Side of a training crop at high resolution, in pixels; a multiple of `scale`.
+        val_patch_size: Side of a validation crop, likewise; None validates on whole pictures, one at a time.
+        epoch_size: Training crops an epoch.
+        batch_size: Crops a batch.
+        num_workers: Processes that read; 0 suits a handful of pictures in memory.
+        cache: Keep decoded pictures in memory (3 bytes a pixel) instead of reading the file at each access.
+
+    Raises:
+        ValueError: If a size, a name or `scale` does not fit (those that need the files: in ``setup``).
+        FileNotFoundError: If a folder does not exist or holds no picture (in ``setup``).
+    """
+
+    def __init__(
+        self,
+        folder: str | None = None,
+        held_out: list[str] | None = None,
+        val_folder: str | None = None,
+        predict_folder: str | None = None,
+        scale: Scale = 4,
+        patch_size: int = 96,
+        val_patch_size: int | None = 192,
+        epoch_size: int = 800,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        cache: bool = True,
+    ) -> None:
+        super().__init__()
+        check_scale(scale)
+        for argument, size in (("patch_size", patch_size), ("val_patch_size", val_patch_size or scale)):
+            if size < scale or size % scale:
+                raise ValueError(f"{argument}: expected a positive multiple of the scale {scale}, got {size}")
+        for argument, size in (("epoch_size", epoch_size), ("batch_size", batch_size)):
+            if size < 1:
+                raise ValueError(f"{argument}: expected at least 1, got {size}")
+        self.folder, self.held_out, self.val_folder, self.predict_folder = folder, held_out, val_folder, predict_folder
+        self.scale, self.patch_size, self.val_patch_size = scale, patch_size, val_patch_size
+        self.epoch_size, self.batch_size, self.num_workers, self.cache = epoch_size, batch_size, num_workers, cache
+
+    def split(self) -> tuple[dict[str, Path], dict[str, Path]]:
+        """Names and files of the training pictures and of the held-out ones."""
+        images = bundled_photographs() if self.folder is None else find_images(self.folder)
+        if self.val_folder is not None:
+            if self.held_out is not None:
+                raise ValueError("held_out: expected None beside val_folder, which holds out pictures already")
+            return images, find_images(self.val_folder)
+        names = ["astronaut"] if self.held_out is None and self.folder is None else self.held_out
+        if not names:
+            raise ValueError(
+                f"held_out: expected names of pictures in '{self.folder}' to validate on, or a val_folder, got neither"
+            )
+        held_out = select_images(images, names, "held_out")
+        train = {name: file for name, file in images.items() if name not in held_out}
+        if not train:
+            raise ValueError(f"held_out: expected to leave pictures to train on, got all {len(images)} names")
+        return train, held_out
+
+    @override
+    def setup(self, stage: str) -> None:
+        if stage == "predict" and self.predict_folder is not None:
+            self.predict_data: Dataset[Any] = SmallPictures(find_images(self.predict_folder))
+            return
+        train, held_out = self.split()
+        if stage == "fit":
+            self.train_data = RandomCrops(train, self.scale, self.cache, self.patch_size, self.epoch_size)
+        if stage in ("fit", "validate") and self.val_patch_size is not None:
+            self.val_data: Dataset[Pair] = FixedCrops(held_out, self.scale, self.cache, self.val_patch_size)
+        elif stage in ("fit", "validate"):
+            self.val_data = WholePictures(held_out, self.scale, self.cache)
+        if stage == "test":
+            self.test_data = WholePictures(held_out, self.scale, cache=False)
+        if stage == "predict":
+            self.predict_data = WholePictures(held_out, self.scale, cache=False)
+
+    @override
+    def train_dataloader(self) -> DataLoader[Pair]:
+        return self._loader(self.train_data, self.batch_size, shuffle=True)
+
+    @override
+    def val_dataloader(self) -> DataLoader[Pair]:
+        return self._loader(self.val_data, 1 if self.val_patch_size is None else self.batch_size)
+
+    @override
+    def test_dataloader(self) -> DataLoader[Pair]:
+        return self._loader(self.test_data, 1)
+
+    @override
+    def predict_dataloader(self) -> DataLoader[Any]:
+        return self._loader(self.predict_data, 1)
+
+    def _loader(self, data: Dataset[Any], batch_size: int, shuffle: bool = False) -> DataLoader[Any]:
+        # By keyword: Lightning makes loaders anew, with samplers of its own, from what it finds by name.
+        workers = self.num_workers
+        return DataLoader(
+            data, batch_size=batch_size, shuffle=shuffle, num_workers=workers, persistent_workers=workers > 0
+        )

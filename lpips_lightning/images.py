@@ -39,8 +39,7 @@ def parse_range(data_range: DataRange) -> tuple[float, float]:
         ((0.0, 255.0), (-1.0, 1.0))
     """
     pair = data_range if isinstance(data_range, Sequence) else (0.0, data_range)
-    numeric = all(isinstance(value, numbers.Real) and not isinstance(value, bool) for value in pair)
-    if len(pair) != 2 or not numeric:
+    if len(pair) != 2 or not all(map(_is_number, pair)):
         raise TypeError(f"data_range: expected a pair (low, high) or a number, got {data_range!r}")
     low, high = float(pair[0]), float(pair[1])
     if not (low < high and abs(low) < float("inf") and abs(high) < float("inf")):
@@ -119,13 +118,13 @@ def check_values(images: Tensor, name: str, data_range: tuple[float, float], sla
         images: Floating images; uint8 always passes.
         name: What to call them in the error.
         data_range: ``(low, high)``.
-        slack: How much farther than rounding values may lie out, as a fraction of ``high - low``; NaN passes if it is
-            positive. For the output of a network in training.
+        slack: How much farther than rounding values may lie out, in sizes of the range; NaN passes if it is positive.
+            For the output of a network in training.
 
     Raises:
         RangeError: Also for NaN; with the likely mistake and its mend.
     """
-    if images.dtype == torch.uint8 or images.numel() == 0:
+    if images.dtype == torch.uint8 or images.numel() == 0 or slack == float("inf"):
         return
     low, high = data_range
     slack_size = slack * (high - low)
@@ -172,6 +171,10 @@ def to_trunk(
     if shift is not None and scale is not None:
         images = (images - shift.to(working).view(1, 3, 1, 1)) / scale.to(working).view(1, 3, 1, 1)
     return images.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _tolerance(dtype: torch.dtype, data_range: tuple[float, float]) -> float:

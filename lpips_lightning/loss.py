@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
 
 from lpips_lightning.frozen import WeightsSource
@@ -11,8 +14,10 @@ from lpips_lightning.network import LPIPS, Precision
 
 __all__ = ["PerceptualLoss"]
 
-# A network in training overshoots; 2x - 1 applied twice reaches 1.0 of the range below it, [0, 255] floats 127.
-_SLACK = 0.25
+# An untrained network overshoots, and a later burst must not end a run: predictions are watched only while mistakes in
+# the pipeline show, and leniently. [0, 255] floats lie 254 ranges above [0, 1]; 2x - 1 applied twice reaches -3.
+_WATCHED_CALLS = 100
+_SLACK_ABOVE_ZERO, _SLACK_AROUND_ZERO = 1.0, 0.25
 
 
 class PerceptualLoss(nn.Module):
@@ -34,8 +39,9 @@ class PerceptualLoss(nn.Module):
         calibration: See `LPIPS`.
         precision: Of the trunk. ``"autocast"`` follows the surrounding autocast and is float32 without it; ``"fp32"``,
             ``"bf16"`` and ``"fp16"`` hold under any. Everything after the trunk runs in float32.
-        validate_args: Check pixel values: targets must be on the range, predictions at most a quarter of it outside.
-            This waits for the device. Shapes are always checked.
+        validate_args: Check pixel values; this waits for the device. Targets must always be on the range. Predictions
+            may overshoot, in the first 100 calls by the size of the range for ``(0, high)``, by a quarter of it for
+            other ranges; after that they are not checked. Shapes are always checked.
 
     Raises:
         TypeError: If `data_range` is neither a pair nor a number.
@@ -69,6 +75,7 @@ class PerceptualLoss(nn.Module):
         check_reduction(reduction)
         self.data_range = parse_range(data_range)
         self.weight = weight
+        self._calls = 0
         self.reduction = reduction
         self.net = LPIPS(
             net_type,
@@ -101,5 +108,11 @@ class PerceptualLoss(nn.Module):
         """
         if self.weight == 0:
             return reduce((pred * 0).sum((1, 2, 3)), self.reduction)
-        distances = self.net(pred, target, self.data_range, names=("pred", "target"), slack=_SLACK)
+        distances = self.net(pred, target, self.data_range, names=("pred", "target"), slack=self._slack())
         return self.weight * reduce(distances, self.reduction)
+
+    def _slack(self) -> float:
+        if torch.compiler.is_compiling() or self._calls >= _WATCHED_CALLS:
+            return math.inf
+        self._calls += 1
+        return _SLACK_ABOVE_ZERO if self.data_range[0] == 0 else _SLACK_AROUND_ZERO

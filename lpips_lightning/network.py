@@ -137,7 +137,8 @@ class LPIPS(nn.Module):
             spatial: Return the map, each layer's upsampled to the image's size.
             per_layer: Return the layers' terms by name; they sum to the whole.
             names: What to call `x` and `y` in errors.
-            slack: How far `x` may lie off its range, as a fraction of the range; it is then not clamped.
+            slack: How far `x` may lie off its range, in sizes of the range; it is then not clamped. ``math.inf``:
+                as far as it likes.
 
         Returns:
             ``(N,)``, or ``(N, 1, H, W)`` if `spatial`; a dict of such if `per_layer`. float32; float64 for float64.
@@ -286,7 +287,7 @@ class LPIPS(nn.Module):
     @override
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # Nothing to move; but a module that goes to a device wants its network there before the first (compiled) step.
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         device = fn(torch.empty(0, device="cpu")).device
         if device.type not in ("cpu", "meta"):
             self._network(device, torch.float32)

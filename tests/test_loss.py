@@ -29,7 +29,7 @@ def test_data_range_has_no_default():
 
 
 def test_60_adam_steps_over_all_parameters_leave_the_distance_alone(loss, pair):
-    x, y = pair()
+    x, y = pair(1, 32, 32)
     model = nn.Conv2d(3, 3, 3, padding=1)
     assert sum(p.numel() for p in loss.parameters()) == 0
     before = loss(x, y)
@@ -74,6 +74,27 @@ def test_predictions_may_overshoot_with_a_gradient_but_targets_may_not(loss, pai
         loss((x + 1) * 127.5, y)
 
 
+def test_predictions_on_0_1_may_overshoot_by_the_size_of_the_range(trunks, pair):
+    x, y = ((image + 1) / 2 for image in pair())
+    loss = PerceptualLoss("squeeze", data_range=1.0, weights=trunks["squeeze"])
+    assert bool(loss(x * 3 - 1, y).isfinite())
+    with pytest.raises(ValueError, match=r"pred: .* these look like \[0, 255\]"):
+        loss(x * 255, y)
+    with pytest.raises(ValueError, match="target: expected values on"):
+        loss(x, y * 3 - 1)
+
+
+def test_a_late_burst_does_not_end_a_run_but_a_wrong_target_does(loss, pair, monkeypatch):
+    monkeypatch.setattr("lpips_lightning.loss._WATCHED_CALLS", 3)
+    x, y = pair()
+    for _ in range(3):
+        with pytest.raises(ValueError, match="pred: expected values on"):
+            loss(50 * x, y)
+    assert bool(loss(50 * x, y).isfinite())
+    with pytest.raises(ValueError, match="target: expected values on"):
+        loss(x, 50 * y)
+
+
 def test_a_diverged_prediction_gives_nan_not_an_error(loss, pair):
     x, y = pair()
     x[0, 0, 0, 0] = float("nan")
@@ -87,7 +108,7 @@ def test_weight_zero_skips_the_network_and_keeps_the_graph(loss, pair, monkeypat
     monkeypatch.setattr(LPIPS, "_encode", None)
     value = loss(x, y)
     value.backward()
-    assert float(value) == 0
+    assert float(value.detach()) == 0
     assert torch.equal(x.grad, torch.zeros_like(x))
 
 

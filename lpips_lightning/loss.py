@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lpips_lightning.frozen import WeightsSource
 from lpips_lightning.functional import Reduction, check_reduction, reduce
 from lpips_lightning.images import DataRange, parse_range
+from lpips_lightning.legacy import DropsLegacyKeys
 from lpips_lightning.network import LPIPS, Precision
 
 __all__ = ["PerceptualLoss"]
@@ -20,7 +21,7 @@ _WATCHED_CALLS = 100
 _SLACK_ABOVE_ZERO, _SLACK_AROUND_ZERO = 1.0, 0.25
 
 
-class PerceptualLoss(nn.Module):
+class PerceptualLoss(DropsLegacyKeys):
     """Mean LPIPS between predictions and targets, times a weight.
 
     Nothing of the network behind it can be trained, cast, saved or forgotten on another device: the module has no

@@ -15,15 +15,16 @@ from typing_extensions import override
 from lpips_lightning.frozen import WeightsSource
 from lpips_lightning.functional import Reduction, check_reduction, choose_range
 from lpips_lightning.images import DataRange
+from lpips_lightning.legacy import DropsLegacyKeys
 from lpips_lightning.network import LPIPS, Precision
 
 __all__ = ["LearnedPerceptualImagePatchSimilarity"]
 
 # A float32 sum drifts by 1e-5 over a hundred thousand batches. MPS has no float64.
-_EXACT = torch.float32 if torch.backends.mps.is_available() else torch.float64
+EXACT = torch.float32 if torch.backends.mps.is_available() else torch.float64
 
 
-class LearnedPerceptualImagePatchSimilarity(Metric):
+class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, Metric):
     """Mean LPIPS over all images seen; torchmetrics' class of the same name, with its arguments and defaults.
 
     The state is a sum and a count, so that any split over batches and ranks, uneven, empty or of one image, gives the
@@ -110,7 +111,7 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
         if reduction in ("none", None):
             self.add_state(self._scores, default=[], dist_reduce_fx="cat")
         else:
-            self.add_state(self._scores, default=torch.zeros((), dtype=_EXACT), dist_reduce_fx="sum")
+            self.add_state(self._scores, default=torch.zeros((), dtype=EXACT), dist_reduce_fx="sum")
             self.add_state(self._count, default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     @override
@@ -144,7 +145,7 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
             getattr(self, self._scores).append(scores)
             return
         # Not the state's dtype: a parent's .to(torch.bfloat16) casts states, and must not round the sum.
-        setattr(self, self._scores, getattr(self, self._scores) + scores.sum(dtype=_EXACT))
+        setattr(self, self._scores, getattr(self, self._scores) + scores.sum(dtype=EXACT))
         setattr(self, self._count, getattr(self, self._count) + scores.shape[0])
 
     @override

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Self, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from lpips_lightning.distance import layer_distances, layer_maps, upsample
 from lpips_lightning.frozen import FrozenNetwork, Specification, WeightsSource, acquire, specify
 from lpips_lightning.images import DataRange, check_pair, check_shape, check_values, parse_range, to_trunk
+from lpips_lightning.legacy import DropsLegacyKeys
 from lpips_lightning.pairwise import feature_vectors, groups_within, pairwise_distances
 from lpips_lightning.weights import WeightsError
 
@@ -34,7 +35,7 @@ class Features(NamedTuple):
     size: tuple[int, int]
 
 
-class LPIPS(nn.Module):
+class LPIPS(DropsLegacyKeys):
     """Learned perceptual image patch similarity: images -> distance ``(N,)``, by layer, or as a map.
 
     ``d(x, y) = sum_l mean_hw  w_l . (x^_l - y^_l)^2`` (Zhang et al. 2018, equation 1), with ``w >= 0`` applied to the
@@ -287,7 +288,7 @@ class LPIPS(nn.Module):
     @override
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # Nothing to move; but a module that goes to a device wants its network there before the first (compiled) step.
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         device = fn(torch.empty(0, device="cpu")).device
         if device.type not in ("cpu", "meta"):
             self._network(device, torch.float32)

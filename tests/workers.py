@@ -33,3 +33,11 @@ def metric_over_shards(rank, jobs, images):
             start += size
         results.append(metric.compute())
     return results
+
+
+def diversity_over_shards(rank, metric, groups, shards):
+    """compute() after this rank's groups, given by rank as (first, last)."""
+    first, last = shards[rank]
+    if last > first:
+        metric.update(groups[first:last])
+    return metric.compute()

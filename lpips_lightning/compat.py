@@ -1,0 +1,111 @@
+"""The reference's class over our network: same argument names, same output shapes."""
+
+from __future__ import annotations
+
+import os
+
+from torch import Tensor
+from typing_extensions import override
+
+from lpips_lightning import network
+from lpips_lightning.legacy import DropsLegacyKeys
+
+__all__ = ["LPIPS"]
+
+_VGG = {"vgg16": "vgg"}
+
+
+class LPIPS(DropsLegacyKeys):
+    """`lpips.LPIPS` 0.1.4, by ``from lpips_lightning.compat import LPIPS``.
+
+    The same numbers and shapes, with our safety: nothing in it can be trained, ``.train()`` changes nothing, pixel
+    values off the range are an error. Arguments that only served to train the calibration are refused with a sentence.
+
+    Args:
+        pretrained: False is refused: an uncalibrated LPIPS is ``lpips=False``.
+        net: ``"alex"``, ``"vgg"`` (``"vgg16"``), ``"squeeze"``, or ``"embedded"``.
+        version: ``"0.1"`` or ``"0.0"``.
+        lpips: False for the baseline.
+        spatial: Return the map instead of the mean.
+        pnet_rand: Random trunk, seeded by PyTorch's global generator.
+        pnet_tune: True is refused.
+        use_dropout: Ignored, as the reference ignores it in evaluation mode.
+        model_path: Of a calibration file.
+        eval_mode: False is refused.
+        verbose: Ignored; a library does not print.
+        weights: Of the trunk, see `lpips_lightning.LPIPS`; not the reference's.
+
+    Raises:
+        ValueError: If an argument is refused or none of the known ones.
+        WeightsError: If weights are missing, damaged or of another architecture.
+
+    Example:
+        >>> import torch
+        >>> loss = LPIPS(net="squeeze", pnet_rand=True)
+        >>> loss(torch.zeros(2, 3, 64, 64), torch.ones(2, 3, 64, 64)).shape
+        torch.Size([2, 1, 1, 1])
+    """
+
+    def __init__(
+        self,
+        pretrained: bool = True,
+        net: str = "alex",
+        version: str = "0.1",
+        lpips: bool = True,
+        spatial: bool = False,
+        pnet_rand: bool = False,
+        pnet_tune: bool = False,
+        use_dropout: bool = True,
+        model_path: str | os.PathLike[str] | None = None,
+        eval_mode: bool = True,
+        verbose: bool = True,
+        *,
+        weights: str | os.PathLike[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if lpips and not pretrained:
+            raise ValueError("pretrained: expected True, got False; for the trunk alone pass lpips=False")
+        for name, value, wanted in (("pnet_tune", pnet_tune, False), ("eval_mode", eval_mode, True)):
+            if value is not wanted:
+                raise ValueError(
+                    f"{name}: expected {wanted}, got {value!r}; this module is frozen, training has its own"
+                )
+        if pnet_rand and weights is not None:
+            raise ValueError("weights: expected None with pnet_rand=True, got another trunk")
+        self.spatial = spatial
+        self.net = network.LPIPS(
+            _VGG.get(net, net),
+            version=version,
+            calibrated=lpips,
+            weights="random" if pnet_rand else weights,
+            calibration=model_path if lpips else None,
+        )
+
+    @override
+    def forward(
+        self,
+        in0: Tensor,
+        in1: Tensor,
+        retPerLayer: bool = False,
+        normalize: bool = False,
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """Distance of every pair.
+
+        Args:
+            in0: Images ``(N, 3, H, W)``.
+            in1: Images of the same shape.
+            retPerLayer: Also return the layers' terms, in a list.
+            normalize: True if images are on [0, 1], False if on [-1, 1].
+
+        Returns:
+            ``(N, 1, 1, 1)``, or ``(N, 1, H, W)`` with `spatial`; a pair with the list if `retPerLayer`.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If shapes, devices or sides do not fit, or pixel values are off the range.
+        """
+        data_range = (0.0, 1.0) if normalize else (-1.0, 1.0)
+        terms = self.net(in0, in1, data_range, spatial=self.spatial, per_layer=True, names=("in0", "in1"))
+        layers = [term if self.spatial else term.view(-1, 1, 1, 1) for term in terms.values()]
+        total = sum(layers[1:], layers[0])
+        return (total, layers) if retPerLayer else total

@@ -31,6 +31,7 @@ _RECIPES = "lpips_lightning.recipes"
 COMMANDS = {
     "demo": Command("superresolution in minutes: a table and a picture", f"{_RECIPES}.demo:main"),
     "superresolution": Command("enlarge pictures: fit, validate, test, predict", f"{_RECIPES}.superresolution:main"),
+    "distillation": Command("teach a small trunk the distances of a large one", f"{_RECIPES}.distillation:main"),
     "weights": Command("list those that are here; doctor checks them", "lpips_lightning.cli:weights"),
 }
 """Subcommands by name, in the order of the help screen."""
@@ -85,9 +86,9 @@ def _list_weights(console: Console) -> None:
     from lpips_lightning.weights import CALIBRATIONS, TRUNK_FILES
     from lpips_lightning.weights.lookup import FOLDER_VARIABLE, trunk_places
 
-    shipped = Table(
-        "net", "version", "file", "licence", "sha256", title="Calibrations, which ship", title_justify="left"
-    )
+    shipped = Table(title="Calibrations, which ship", title_justify="left")
+    for heading in ("net", "version", "file", "licence", "sha256"):
+        shipped.add_column(heading, no_wrap=heading != "licence")
     for (net_type, version), record in CALIBRATIONS.items():
         shipped.add_row(net_type, version, record.file, record.licence, record.sha256[:12])
     console.print(shipped)

@@ -9,7 +9,7 @@ from lpips_lightning import LPIPS, LearnedPerceptualImagePatchSimilarity, Percep
 from lpips_lightning.functional import learned_perceptual_image_patch_similarity
 from lpips_lightning.weights import EMBEDDED, WeightsError
 
-RECORDED = 0.00210554991  # in float64, on 2026-11-21
+RECORDED = 0.00162439961  # in float64, on 2026-11-21
 
 
 def waves(size=64):

@@ -1,0 +1,305 @@
+"""A small trunk learns the distances of a large one: how ``weights/embedded.safetensors`` was made.
+
+    lpips-lightning distillation fit --data.folders '[Kodak]'     # the shipped file again; see the YAML for the rest
+    lpips-lightning distillation fit --model.teacher vgg --model.initialize random --data.folders '[my/pictures]'
+
+The student is LPIPS in form: taps scaled to unit length over channels, weights >= 0 on the squared difference, a mean
+over space, a sum over layers. It is taught to agree with the teacher in the whole distance, in the ratios within a
+group, in every layer and in every layer's map.
+"""
+
+import copy
+import json
+import math
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
+from typing_extensions import override
+
+from lpips_lightning import __version__
+from lpips_lightning.embedded import EMBEDDED, Stage
+from lpips_lightning.frozen import FrozenNetwork, specify
+from lpips_lightning.images import to_trunk
+from lpips_lightning.recipes.distillation_data import DistillationData
+from lpips_lightning.student import Student, pair_maps, prune_into
+
+__all__ = [
+    "Distillation",
+    "Initialization",
+    "StudentFile",
+    "main",
+    "mirror",
+    "student_record",
+]
+
+Initialization = Literal["teacher", "random"]
+
+
+class Distillation(LightningModule):
+    """Teaches a `Student` the distances of LPIPS; logs ``val/spearman_<size>``, ``val/pearson_*`` and ``val/scale_*``.
+
+    All arguments are plain values, so a checkpoint loads with ``weights_only=True``. What is validated and exported is
+    the student's moving average.
+
+    Args:
+        teacher: ``net_type`` of the teacher.
+        teacher_version: Its version.
+        teacher_weights: Its trunk: a path, None to look it up, or ``"random"``.
+        teacher_calibration: Its calibration: a path, or None for the official one.
+        stages: The student's convolutions, each with the fields of `Stage`; None for those of the embedded net.
+        initialize: ``"teacher"``: from the teacher's most telling channels (alex only); ``"random"``.
+        lr: Highest learning rate of AdamW; calibrations learn twice as fast.
+        warmup_steps: Steps until `lr` is reached; from there it falls along a cosine.
+        decay: Of the moving average, a step.
+        floor: Added to distances before their logarithm: differences far below it do not count.
+        ratio_weight: Of the logarithm of student / teacher.
+        absolute_weight: Of the absolute difference, in units of 0.3.
+        group_weight: Of the same logarithm, less its mean over the group: the order of versions of one picture.
+        layer_weight: Of the layers' logarithms, where student and teacher have as many layers.
+        map_weight: Of the difference of the layers' maps, where they have as many layers.
+
+    Raises:
+        ValueError: If `initialize` is none of the known ones.
+    """
+
+    def __init__(
+        self,
+        teacher: str = "alex",
+        teacher_version: str = "0.1",
+        teacher_weights: str | None = None,
+        teacher_calibration: str | None = None,
+        stages: list[dict[str, int]] | None = None,
+        initialize: Initialization = "teacher",
+        lr: float = 1e-3,
+        warmup_steps: int = 100,
+        decay: float = 0.998,
+        floor: float = 1e-3,
+        ratio_weight: float = 1.0,
+        absolute_weight: float = 1.0,
+        group_weight: float = 1.0,
+        layer_weight: float = 0.5,
+        map_weight: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if initialize not in get_args(Initialization):
+            raise ValueError(f"initialize: expected one of {get_args(Initialization)}, got {initialize!r}")
+        self.save_hyperparameters()
+        self.stages = (
+            [Stage(**cast("dict[str, Any]", stage)) for stage in stages] if stages is not None else list(EMBEDDED)
+        )
+        self.student = Student(self.stages).to(memory_format=torch.channels_last)
+        self.averaged = copy.deepcopy(self.student).requires_grad_(False)
+        self._teacher: list[FrozenNetwork] = []  # in a list: not a part of this module, and not in its checkpoints
+        self._seen: dict[int, list[tuple[Tensor, Tensor]]] = {}
+
+    @property
+    def teacher(self) -> FrozenNetwork:
+        """The teacher on this module's device; looked up at the first use."""
+        if not self._teacher:
+            options = self.hparams
+            calibration = options["teacher_calibration"]
+            _, network = specify(
+                options["teacher"], options["teacher_version"], True, options["teacher_weights"], calibration, seed=0
+            )
+            self._teacher = [network.moved(self.device, torch.float32)]
+        return self._teacher[0]
+
+    @override
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Images ``(N, 3, H, W)`` in [0, 1], or uint8, -> the averaged student's taps by layer."""
+        return self.averaged.encode(self._to_trunk(images))
+
+    def _to_trunk(self, images: Tensor) -> Tensor:
+        data_range = (0.0, 1.0) if images.is_floating_point() else (0.0, 255.0)
+        teacher = self.teacher
+        return to_trunk(images, data_range, teacher.shift, teacher.scale, torch.float32, clamp=False)
+
+    @override
+    def on_fit_start(self) -> None:
+        if self.trainer.ckpt_path is not None:  # resumed: the checkpoint brings the student
+            return
+        batch = next(iter(_data_of(self.trainer).val_dataloader())).to(self.device)
+        versions, images = batch.shape[1] - 1, self._to_trunk(batch.flatten(0, 1))
+        if self.hparams["initialize"] == "teacher":
+            prune_into(self.student, self.teacher, images, versions)
+        with torch.no_grad():
+            mine = pair_maps(self.student.encode(images), dict(self.student.calibration), versions)
+            given = pair_maps(self.teacher.extractor(images), self.teacher.calibration or {}, versions)
+            level = torch.stack([m.mean() for m in given]).sum() / torch.stack([m.mean() for m in mine]).sum()
+            for index, weight in enumerate(self.student.calibration.values()):
+                weight.mul_(given[index].mean() / mine[index].mean() if len(mine) == len(given) else level)
+        self.averaged.load_state_dict(self.student.state_dict())
+
+    @override
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        versions, images = batch.shape[1] - 1, self._to_trunk(mirror(batch.flatten(0, 1)))
+        with torch.no_grad():
+            given = pair_maps(self.teacher.extractor(images), self.teacher.calibration or {}, versions)
+        mine = pair_maps(self.student.encode(images), dict(self.student.calibration), versions)
+        terms = self._terms(mine, given, versions)
+        loss = torch.stack([self.hparams[f"{name}_weight"] * term for name, term in terms.items()]).sum()
+        self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def _terms(self, mine: list[Tensor], given: list[Tensor], versions: int) -> dict[str, Tensor]:
+        layers, target_layers = (torch.stack([m.mean((2, 3)) for m in maps]) for maps in (mine, given))
+        distance, target, floor = layers.sum(0), target_layers.sum(0), self.hparams["floor"]
+        ratio = ((distance + floor) / (target + floor)).log()
+        around = ratio[:, :versions] - ratio[:, :versions].mean(1, keepdim=True)
+        terms = {"ratio": _huber(ratio), "absolute": (distance - target).abs().mean() / 0.3, "group": _huber(around)}
+        if len(mine) == len(given):
+            small = floor / len(mine)
+            terms["layer"] = _huber(((layers + small) / (target_layers + small)).log())
+            errors = [
+                (a - _fit(b, a)).abs().mean((2, 3)) / (b.mean((2, 3)) + small) for a, b in zip(mine, given, strict=True)
+            ]
+            terms["map"] = torch.stack(errors).mean()
+        return terms
+
+    @override
+    def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
+        self.student.clamp_calibration()
+        decay = min(self.hparams["decay"], (self.global_step + 1) / (self.global_step + 10))
+        with torch.no_grad():
+            for average, value in zip(self.averaged.parameters(), self.student.parameters(), strict=True):
+                average.lerp_(value, 1 - decay)
+
+    @override
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        versions, images = batch.shape[1] - 1, self._to_trunk(batch.flatten(0, 1))
+        given = pair_maps(self.teacher.extractor(images), self.teacher.calibration or {}, versions)
+        mine = pair_maps(self.averaged.encode(images), dict(self.averaged.calibration), versions)
+        distance, target = (
+            torch.stack([m.mean((2, 3)) for m in maps]).sum(0)[:, :versions].flatten() for maps in (mine, given)
+        )
+        self._seen.setdefault(batch.shape[-1], []).append((distance, target))
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        for size, pairs in self._seen.items():
+            distance, target = (torch.cat(values) for values in zip(*pairs, strict=True))
+            self.log(f"val/spearman_{size}", spearman_corrcoef(distance, target), prog_bar=True)
+            self.log(f"val/pearson_{size}", pearson_corrcoef(distance, target))
+            self.log(f"val/scale_{size}", distance.mean() / target.mean())
+        self._seen.clear()
+
+    @override
+    def configure_optimizers(self) -> Any:
+        lr = self.hparams["lr"]
+        groups = [
+            {"params": list(self.student.features.parameters()), "lr": lr},
+            {"params": list(self.student.calibration.parameters()), "lr": 2 * lr},
+        ]
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0)
+        total, warmup = self.trainer.estimated_stepping_batches, self.hparams["warmup_steps"]
+
+        def factor(step: int) -> float:
+            return (
+                min(1.0, (step + 1) / (warmup + 1)) * (0.5 + 0.5 * math.cos(math.pi * min(step / total, 1.0))) + 0.005
+            )
+
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+
+def mirror(images: Tensor) -> Tensor:
+    """The batch turned over, transposed or with channels exchanged, all images alike; drawn by the global generator."""
+    flip, flop, transpose, exchange = torch.rand(4).tolist()
+    images = images.flip(-1) if flip < 0.5 else images
+    images = images.flip(-2) if flop < 0.5 else images
+    images = images.transpose(-1, -2) if transpose < 0.5 else images
+    return images[:, torch.randperm(3)] if exchange < 0.25 else images
+
+
+class StudentFile(Callback):
+    """Writes the averaged student and its record when training ends.
+
+    Args:
+        path: A ``.safetensors`` file; its folder is made when needed.
+    """
+
+    def __init__(self, path: str = "outputs/distillation/student.safetensors") -> None:
+        self.path = path
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not isinstance(pl_module, Distillation) or not trainer.is_global_zero:
+            return
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in pl_module.averaged.state_dict().items()}
+        path = Path(self.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record = json.dumps(student_record(trainer, pl_module))
+        net_type = "embedded" if tuple(pl_module.stages) == EMBEDDED else "custom"
+        save_file(tensors, path, {"format": "pt", "net_type": net_type, "version": "0.1", "record": record})
+
+
+def student_record(trainer: Trainer, module: Distillation) -> dict[str, Any]:
+    """How a student was made, and how well it agrees with its teacher: what goes into its file."""
+    options, data = dict(module.hparams), _data_of(trainer)
+    measured = {
+        name: round(float(value), 4) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
+    }
+    return {
+        "recipe": f"recipes/distillation.py, lpips_lightning {__version__}",
+        "teacher": f"LPIPS-{options['teacher']} v{options['teacher_version']}",
+        "stages": [asdict(stage) for stage in module.stages],
+        "seed": data.seed,
+        "steps": trainer.global_step,
+        "data": data.trained_on,
+        "held_out": data.held_out,
+        "date": date.today().isoformat(),
+        "agreement": measured,
+    }
+
+
+class DistillationCLI(LightningCLI):
+    """Adds ``--file.path``."""
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(StudentFile, "file")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the recipe: ``fit`` or ``validate``, with the YAML beside this file as defaults.
+
+    Args:
+        args: Command line without the program's name; None takes ``sys.argv``.
+    """
+    defaults = {"default_config_files": [str(Path(__file__).with_suffix(".yaml"))]}
+    DistillationCLI(
+        Distillation,
+        DistillationData,
+        args=args,
+        parser_kwargs={"prog": "lpips-lightning distillation"} | dict.fromkeys(LightningCLI.subcommands(), defaults),
+        save_config_kwargs={"overwrite": True},
+    )
+
+
+def _data_of(trainer: Trainer) -> DistillationData:
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, DistillationData):
+        raise MisconfigurationException("datamodule: expected DistillationData, got none; pass it to Trainer.fit")
+    return data
+
+
+def _huber(error: Tensor) -> Tensor:
+    return F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.1)
+
+
+def _fit(teacher_map: Tensor, student_map: Tensor) -> Tensor:
+    """The teacher's map on the student's grid."""
+    size = student_map.shape[-2:]
+    return teacher_map if teacher_map.shape[-2:] == size else F.interpolate(teacher_map, size=size, mode="bilinear")

@@ -1,0 +1,177 @@
+"""Groups of a picture and its altered versions: from folders, from public-domain photographs, from numbers alone."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
+
+from lpips_lightning.recipes.photographs import find_images, read_image
+from lpips_lightning.variations import crops, procedural, vary
+
+__all__ = ["DistillationData", "GroupBatches", "Groups", "public_domain_photographs"]
+
+# What lies inside scikit-image's wheel and is CC0 or in the public domain, by its own documentation.
+_PUBLIC_DOMAIN = (
+    *("astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "clock_motion.png", "coffee.png"),
+    *("grass.png", "gravel.png", "hubble_deep_field.jpg", "retina.jpg", "rocket.jpg"),
+)
+_SAME_PLAN = 8  # pictures altered by the same kinds of alteration; small, so that a batch shows many kinds
+
+
+def public_domain_photographs() -> dict[str, Path]:
+    """Name and file of every photograph in the installed scikit-image that is CC0 or in the public domain; no download.
+
+    Raises:
+        ModuleNotFoundError: If scikit-image is not installed.
+    """
+    spec = find_spec("skimage")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(
+            'public_domain: expected scikit-image, which is missing: pip install "lpips_lightning[recipes]"'
+        )
+    paths = [Path(spec.origin).parent / "data" / file for file in _PUBLIC_DOMAIN]
+    return {path.stem: path for path in paths if path.is_file()}
+
+
+class Groups(Dataset[Tensor]):
+    """A bank of groups, made once and kept as 8-bit images.
+
+    Args:
+        pictures: uint8, each ``(3, H, W)``.
+        count: How many groups.
+        size: Side of the crops.
+        versions: Altered versions in a group.
+        procedural_share: Part of the groups whose picture is made of numbers alone.
+        seed: Equal seeds give equal groups.
+    """
+
+    def __init__(
+        self, pictures: list[Tensor], count: int, size: int, versions: int, procedural_share: float, seed: int
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.groups = torch.empty(count, 1 + versions, 3, size, size, dtype=torch.uint8)
+        for part in self.groups.split(_SAME_PLAN):
+            made = float(torch.rand((), generator=generator)) < procedural_share
+            taken = procedural(len(part), size, generator) if made else crops(pictures, len(part), size, generator)
+            part.copy_(vary(taken, versions, generator))
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.groups[index]
+
+
+class GroupBatches(Dataset[Tensor]):
+    """Batches of groups, each batch of one size; about as many pixels in each.
+
+    Args:
+        banks: One for each size.
+        batch_size: Groups in a batch of the smallest size; larger ones get fewer.
+        draw: Draw the groups of a batch (with replacement) instead of taking one batch after the other.
+    """
+
+    def __init__(self, banks: list[Groups], batch_size: int, draw: bool) -> None:
+        self.banks, self.draw = banks, draw
+        sides = [bank.groups.shape[-1] for bank in banks]
+        self.batch_sizes = [max(1, round(batch_size * (min(sides) / side) ** 2)) for side in sides]
+
+    def __len__(self) -> int:
+        return sum(len(bank) // size for bank, size in zip(self.banks, self.batch_sizes, strict=True))
+
+    def __getitem__(self, index: int) -> Tensor:
+        """One batch, uint8 ``(G, 1 + versions, 3, S, S)``; drawn by PyTorch's global generator if `draw`."""
+        for bank, size in zip(self.banks, self.batch_sizes, strict=True):
+            batches = len(bank) // size
+            if index < batches:
+                rows = (
+                    torch.randint(len(bank), (size,)) if self.draw else torch.arange(index * size, (index + 1) * size)
+                )
+                return bank.groups[rows]
+            index -= batches
+        raise IndexError(index)
+
+
+class DistillationData(LightningDataModule):
+    """Training groups of photographs and procedural pictures, validation groups of photographs kept aside.
+
+    The training bank is made anew whenever Lightning asks for the loader: see ``reload_dataloaders_every_n_epochs``.
+
+    Args:
+        folders: Folders of pictures, read with what lies below them.
+        public_domain: Add the public-domain photographs that come with scikit-image.
+        held_out: Names of pictures that are only validated on.
+        sizes: Side of the crops: how many groups.
+        val_groups: Validation groups of each size.
+        versions: Altered versions in a group, at least 2.
+        procedural_share: Part of the training groups made of procedural pictures.
+        batch_size: Groups in a batch of the smallest size; larger ones get fewer.
+        seed: Of every draw.
+
+    Raises:
+        ValueError: If a held-out name is not among the pictures, or an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        folders: list[str] | None = None,
+        public_domain: bool = True,
+        held_out: list[str] | None = None,
+        sizes: dict[int, int] | None = None,
+        val_groups: int = 256,
+        versions: int = 4,
+        procedural_share: float = 0.2,
+        batch_size: int = 16,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if versions < 2:
+            raise ValueError(f"versions: expected at least 2, got {versions}")
+        if not 0 <= procedural_share <= 1:
+            raise ValueError(f"procedural_share: expected a number in [0, 1], got {procedural_share}")
+        self.folders, self.public_domain, self.held_out = folders or [], public_domain, held_out or []
+        self.sizes = sizes or {64: 8192, 128: 1024}
+        self.val_groups, self.versions, self.procedural_share = val_groups, versions, procedural_share
+        self.batch_size, self.seed = batch_size, seed
+        self.pictures: dict[str, Tensor] = {}
+
+    @override
+    def setup(self, stage: str) -> None:
+        files = public_domain_photographs() if self.public_domain else {}
+        for folder in self.folders:
+            files |= find_images(folder)
+        if unknown := [name for name in self.held_out if name not in files]:
+            raise ValueError(f"held_out: expected names among {', '.join(files)}, got {', '.join(unknown)}")
+        if not set(files) - set(self.held_out):
+            raise ValueError("folders: expected pictures to train on, got none; name a folder or set public_domain")
+        self.pictures = {name: read_image(file) for name, file in files.items()}
+
+    @property
+    def trained_on(self) -> list[str]:
+        """Names of the pictures that training sees."""
+        return [name for name in self.pictures if name not in self.held_out]
+
+    @override
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        pictures = [self.pictures[name] for name in self.trained_on]
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        banks = [
+            Groups(
+                pictures, count, size, self.versions, self.procedural_share, 1_000_003 * self.seed + 1009 * size + epoch
+            )
+            for size, count in self.sizes.items()
+        ]
+        return DataLoader(GroupBatches(banks, self.batch_size, draw=True), batch_size=None, shuffle=True)
+
+    @override
+    def val_dataloader(self) -> DataLoader[Tensor]:
+        """Photographs kept aside, or, if there are none, new crops of those trained on."""
+        pictures = [self.pictures[name] for name in self.held_out or self.trained_on]
+        banks = [
+            Groups(pictures, self.val_groups, size, self.versions, 0.0, seed=2**31 + self.seed) for size in self.sizes
+        ]
+        return DataLoader(GroupBatches(banks, self.batch_size, draw=False), batch_size=None)

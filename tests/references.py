@@ -93,10 +93,11 @@ def peer_torchmetrics(net, tensors, **kwargs):
     import torchmetrics.functional.image.lpips as module
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-    real = module._get_tv_model_features
+    getter = "_get_tv_model_features" if hasattr(module, "_get_tv_model_features") else "_get_net"  # since 1.8
+    real = getattr(module, getter)
     with (
         _untrained_torchvision(),
-        mock.patch.object(module, "_get_tv_model_features", lambda name, _: real(name, False)),
+        mock.patch.object(module, getter, lambda name, _: real(name, False)),
     ):
         metric = LearnedPerceptualImagePatchSimilarity(net_type=net, **kwargs)
     _fill(metric.net.net, tensors)

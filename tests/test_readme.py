@@ -32,8 +32,8 @@ def test_snippets_run(number):
     exec(compile(SNIPPETS[number], f"README.md, snippet {number + 1}", "exec"), {})
 
 
-# 2026-11-21: pytorch-lightning 2.6.6 on torch 2.15, and its advice on loaders.
-@pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*does not have many workers")
+# 2026-11-21, pytorch_lightning/trainer/connectors/data_connector.py: its advice on loaders.
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_the_first_snippet_trains_and_its_checkpoint_holds_the_network_alone(tmp_path):
     names = {}
     exec(SNIPPETS[0], names)

@@ -5,8 +5,10 @@ import itertools
 
 import numpy as np
 import pytest
+import pytorch_lightning
 import torch
 import yaml
+from packaging.version import Version
 from PIL import Image
 from pytorch_lightning import Trainer
 
@@ -19,10 +21,6 @@ SCORES = {"val/psnr", "val/ssim", "val/lpips"}
 pytestmark = [
     # 2026-11-21, pytorch_lightning/trainer/connectors/data_connector.py: right for large data, noise for five pictures.
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    # 2026-11-21, pytorch_lightning 2.6.6/utilities/_pytree.py on torch 2.15: at every fit.
-    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
-    # 2026-11-21, pytorch_lightning 2.6.6/cli.py on jsonargparse 4.53: add_instantiator, instantiate_classes.
-    pytest.mark.filterwarnings("ignore:(?s).*(was deprecated in v4.49.0|JsonargparseDeprecationWarning)"),
 ]
 
 
@@ -237,9 +235,10 @@ def test_command_line_fits_validates_and_predicts(folder, tmp_path, capsys, monk
     checkpoint = f"--ckpt_path={version / 'checkpoints' / 'best.ckpt'}"
     main(["test", *command_line(folder, checkpoint)])
     assert "test/lpips" in capsys.readouterr().out
-    # No option of the model: size, scale and networks come from the checkpoint.
+    # No option of the model: size, scale and networks come from the checkpoint, as pytorch-lightning has it since 2.6.
+    model = [] if Version(pytorch_lightning.__version__) >= Version("2.6") else command_line(folder)
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", "--trainer.logger=false"]
-    main(["predict", checkpoint, f"--data.predict_folder={folder}", "--pictures.folder=large", *quiet])
+    main(["predict", checkpoint, f"--data.predict_folder={folder}", "--pictures.folder=large", *quiet, *model])
     written = {path.relative_to(tmp_path / "large").as_posix() for path in (tmp_path / "large").rglob("*.png")}
     assert written == {"a.png", "b.png", "c.png", "d.png", "more/e.png"}
     with Image.open(tmp_path / "large" / "more" / "e.png") as picture:

@@ -271,6 +271,11 @@ class DistillationCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(StudentFile, "file")
 
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        # The base class warns when arguments are handed over while the program has some, as a subcommand's always are.
+        self.config = parser.parse_args(args)
+
 
 def main(args: list[str] | None = None) -> None:
     """Run the recipe: ``fit`` or ``validate``, with the YAML beside this file as defaults.

@@ -58,6 +58,13 @@ def _sequential(name: str, builder: str, taps: Mapping[str, int], channels: tupl
     return Backbone(name, builder, nodes, channels, side, _torchvision(builder))
 
 
+def _embedded() -> Backbone:
+    with torch.device("meta"):  # for its names alone: an import draws no random numbers
+        trunk = embedded_trunk()
+    nodes = {layer: f"features.{index}" for layer, index in trunk.taps.items()}
+    return Backbone("embedded", "embedded", nodes, trunk.channels, 31, embedded_trunk)
+
+
 BACKBONES: dict[str, Backbone] = {
     record.name: record
     for record in (
@@ -82,14 +89,7 @@ BACKBONES: dict[str, Backbone] = {
             (64, 128, 256, 384, 384, 512, 512),
             17,
         ),
-        Backbone(
-            "embedded",
-            "embedded",
-            {layer: f"features.{index}" for layer, index in embedded_trunk().taps.items()},
-            embedded_trunk().channels,
-            31,
-            embedded_trunk,
-        ),
+        _embedded(),
     )
 }
 """Cut points by net_type: torchvision's ``.features`` as ``lpips/pretrained_networks.py`` slices them, and ours."""

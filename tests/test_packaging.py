@@ -31,6 +31,17 @@ print(sorted(new & set("{heavy} matplotlib".split())), sorted(set(sys.modules) &
     assert python(code, ROOT).strip() == "[] []"
 
 
+def test_the_import_draws_no_random_numbers():
+    code = """
+import torch
+torch.manual_seed(0)
+before = torch.get_rng_state()
+import lpips_lightning
+print(torch.equal(before, torch.get_rng_state()))
+"""
+    assert python(code, ROOT).strip() == "True"
+
+
 @pytest.mark.slow
 def test_import_costs_at_most_200_ms_beyond_its_dependencies():
     code = """

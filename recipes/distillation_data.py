@@ -1,6 +1,5 @@
 """Groups of a picture and its altered versions: from folders, from public-domain photographs, from numbers alone."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from lpips_lightning.recipes.photographs import find_images, read_image
+from lpips_lightning.recipes.photographs import find_images, read_image, scikit_image_folder
 from lpips_lightning.variations import crops, procedural, vary
 
 __all__ = ["DistillationData", "GroupBatches", "Groups", "public_domain_photographs"]
@@ -28,12 +27,7 @@ def public_domain_photographs() -> dict[str, Path]:
     Raises:
         ModuleNotFoundError: If scikit-image is not installed.
     """
-    spec = find_spec("skimage")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(
-            'public_domain: expected scikit-image, which is missing: pip install "lpips_lightning[recipes]"'
-        )
-    paths = [Path(spec.origin).parent / "data" / file for file in _PUBLIC_DOMAIN]
+    paths = [scikit_image_folder() / file for file in _PUBLIC_DOMAIN]
     return {path.stem: path for path in paths if path.is_file()}
 
 

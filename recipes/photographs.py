@@ -14,6 +14,7 @@ __all__ = [
     "find_images",
     "image_size",
     "read_image",
+    "scikit_image_folder",
     "select_images",
     "write_image",
 ]
@@ -45,13 +46,7 @@ def bundled_photographs() -> dict[str, Path]:
         ModuleNotFoundError: If scikit-image is not installed.
         FileNotFoundError: If the installed scikit-image lacks one of the files.
     """
-    spec = find_spec("skimage")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(
-            "the example photographs come with scikit-image, which is not installed: "
-            'pip install "lpips_lightning[recipes]", or name a folder of images of your own'
-        )
-    folder = Path(spec.origin).parent / "data"
+    folder = scikit_image_folder()
     found = {name: folder / file for name, file in _BUNDLED.items()}
     missing = [path.name for path in found.values() if not path.is_file()]
     if missing:
@@ -60,6 +55,21 @@ def bundled_photographs() -> dict[str, Path]:
             " or name a folder of images of your own"
         )
     return found
+
+
+def scikit_image_folder() -> Path:
+    """The folder of pictures inside the installed scikit-image, which is not imported.
+
+    Raises:
+        ModuleNotFoundError: If scikit-image is not installed.
+    """
+    spec = find_spec("skimage")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(
+            "the example photographs come with scikit-image, which is not installed: "
+            'pip install "lpips_lightning[recipes]", or name a folder of images of your own'
+        )
+    return Path(spec.origin).parent / "data"
 
 
 def find_images(folder: str | Path) -> dict[str, Path]:

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from difflib import get_close_matches
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from lpips_lightning.embedded import embedded_trunk
-from lpips_lightning.weights import WeightsError
-
-if TYPE_CHECKING:
-    from torch.fx import GraphModule
+from lpips_lightning.trunk_tensors import fitting_tensors
+from lpips_lightning.weights import EMBEDDED, load
 
 __all__ = ["BACKBONES", "Backbone", "FeatureExtractor", "backbone", "random_trunk"]
 
 
-def _torchvision(builder: str) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
+@dataclass(frozen=True)
+class Torchvision:
+    """Makes a model by its name in torchvision, without weights.
+
+    Attributes:
+        builder: For example ``"vgg16"``.
+    """
+
+    builder: str
+
+    def __call__(self) -> nn.Module:
         from torchvision import models
 
-        return models.get_model(builder, weights=None)
-
-    return build
+        return models.get_model(self.builder, weights=None)
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,7 @@ class Backbone:
         build: Makes the trunk, without weights.
         shift: Subtracted from images on ``[-1, 1]``, per channel (v0.1 only).
         scale: Then divided by, per channel (v0.1 only).
+        own: Gives the weights to take where users give none; None looks for torchvision's.
     """
 
     name: str
@@ -51,18 +60,23 @@ class Backbone:
     build: Callable[[], nn.Module]
     shift: tuple[float, float, float] = (-0.030, -0.088, -0.188)
     scale: tuple[float, float, float] = (0.458, 0.448, 0.450)
+    own: Callable[[], Mapping[str, Tensor]] | None = None
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # A row of the table stays the same row, in copies and in other processes.
+        return (backbone, (self.name,)) if BACKBONES.get(self.name) is self else super().__reduce_ex__(protocol)
 
 
 def _sequential(name: str, builder: str, taps: Mapping[str, int], channels: tuple[int, ...], side: int) -> Backbone:
     nodes = {layer: f"features.{index}" for layer, index in taps.items()}
-    return Backbone(name, builder, nodes, channels, side, _torchvision(builder))
+    return Backbone(name, builder, nodes, channels, side, Torchvision(builder))
 
 
 def _embedded() -> Backbone:
     with torch.device("meta"):  # for its names alone: an import draws no random numbers
         trunk = embedded_trunk()
     nodes = {layer: f"features.{index}" for layer, index in trunk.taps.items()}
-    return Backbone("embedded", "embedded", nodes, trunk.channels, 31, embedded_trunk)
+    return Backbone("embedded", "embedded", nodes, trunk.channels, 31, embedded_trunk, own=partial(load, EMBEDDED))
 
 
 BACKBONES: dict[str, Backbone] = {
@@ -95,11 +109,11 @@ BACKBONES: dict[str, Backbone] = {
 """Cut points by net_type: torchvision's ``.features`` as ``lpips/pretrained_networks.py`` slices them, and ours."""
 
 
-def backbone(net_type: str) -> Backbone:
-    """The table's row for a net.
+def backbone(net_type: str | Backbone) -> Backbone:
+    """The table's row for a net; a trunk of the user's own is its own row.
 
     Args:
-        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"``.
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"``, or what `lpips_lightning.trunks` makes.
 
     Returns:
         Where it is cut, and what it expects.
@@ -107,6 +121,8 @@ def backbone(net_type: str) -> Backbone:
     Raises:
         ValueError: If there is no such net.
     """
+    if isinstance(net_type, Backbone):
+        return net_type
     if not isinstance(net_type, str) or net_type not in BACKBONES:
         raise ValueError(f"net_type: expected one of {', '.join(map(repr, BACKBONES))}, got {net_type!r}")
     return BACKBONES[net_type]
@@ -121,27 +137,33 @@ class FeatureExtractor(nn.Module):
     The weights are those given, in float32 and ``channels_last``; the module is in evaluation mode. It is an ordinary
     module, with ordinary parameters: whoever wants it frozen freezes it.
 
+    Attributes:
+        graph: The trunk up to its last tap as torch.fx traced it; the whole module if it cannot be traced. Then hooks
+            pick up the taps.
+
     Args:
         record: Where to cut.
-        tensors: Weights by torchvision's names, of the whole model or of the part that is used; ``features.`` may be
-            missing.
+        tensors: Weights by torchvision's names, of the whole model or of the part that is used; `fitting_tensors` says
+            which other names are understood.
 
     Raises:
+        ValueError: If a tap is no part of the trunk.
         WeightsError: If a tensor is missing, unknown, of another shape, not floating or not finite.
     """
 
     def __init__(self, record: Backbone, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.graph, whole = _cut(record)
+        self.taps = dict(record.taps)
+        self.graph, whole = cut(record)
         expected = self.graph.state_dict()
-        checked = _check(record, expected, set(whole), tensors)
-        self.graph.load_state_dict(checked, assign=True, strict=True)
+        fitting = fitting_tensors(record.builder or record.name, expected, whole, tensors)
+        self.graph.load_state_dict(fitting, assign=True, strict=True)
         self.graph.to(memory_format=torch.channels_last)
         self.eval()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Every tap, by layer name."""
-        return self.graph(images)
+        return tapped(self.graph, self.taps, images)
 
 
 def random_trunk(record: Backbone, seed: int) -> dict[str, Tensor]:
@@ -160,48 +182,81 @@ def random_trunk(record: Backbone, seed: int) -> dict[str, Tensor]:
         torch.Size([64, 3, 11, 11])
     """
     generator = torch.Generator("cpu").manual_seed(seed)
-    graph, _ = _cut(record)
+    graph, _ = cut(record)
     tensors = {}
     for name, like in graph.state_dict().items():
-        tensor = torch.zeros(like.shape, device="cpu", dtype=torch.float32)
+        tensor = torch.zeros(like.shape, device="cpu", dtype=like.dtype)
         if like.dim() > 1:
             nn.init.kaiming_normal_(tensor, nonlinearity="relu", generator=generator)
+        elif name.endswith((".weight", "running_var")):  # of a normalization
+            tensor.fill_(1)
         tensors[name] = tensor
     return tensors
 
 
-def _cut(record: Backbone) -> tuple[GraphModule, list[str]]:
-    """The trunk up to its last tap, without weights, and the names of all weights of the whole model."""
+def cut(record: Backbone) -> tuple[nn.Module, set[str]]:
+    """The trunk up to its last tap, and the names of all weights of the whole model.
+
+    Args:
+        record: Where to cut.
+
+    Returns:
+        A traced graph that returns a dict, or the whole module if torch.fx cannot trace it; without weights, unless
+        `record.build` makes one with weights.
+
+    Raises:
+        ValueError: If a tap is no part of the trunk.
+    """
     from torchvision.models.feature_extraction import create_feature_extractor
 
     with torch.device("meta"):
         model = record.build().eval()
-    graph = create_feature_extractor(model, {node: layer for layer, node in record.taps.items()})
-    return graph.eval(), list(model.state_dict())
+    names = set(model.state_dict())
+    try:
+        return create_feature_extractor(model, {node: layer for layer, node in record.taps.items()}).eval(), names
+    except Exception as error:  # tracing runs the user's code: anything can come out
+        modules = dict(model.named_modules())
+        unknown = [node for node in record.taps.values() if node not in modules]
+        if unknown:
+            near = get_close_matches(unknown[0], modules, n=3, cutoff=0.3)
+            hint = f"; did you mean one of {near}?" if near else ""
+            raise ValueError(f"taps: expected names of parts of {record.name}, got {unknown}{hint}") from error
+        return model, names
 
 
-def _check(
-    record: Backbone, expected: Mapping[str, Tensor], whole: set[str], tensors: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The expected tensors in float32, copied; WeightsError if what is given is not this architecture."""
-    if not any(name in expected for name in tensors):
-        tensors = {f"features.{name}": tensor for name, tensor in tensors.items()}
-    missing = sorted(expected.keys() - tensors.keys())
-    unknown = sorted(tensors.keys() - expected.keys() - whole)
-    if missing or unknown:
-        raise WeightsError(
-            f"weights: expected the tensors of {record.builder}; missing: {_few(missing)}; unknown: {_few(unknown)}"
-        )
-    checked = {}
-    for name, like in expected.items():
-        tensor = tensors[name]
-        if tensor.shape != like.shape:
-            raise WeightsError(f"weights: {name}: expected shape {tuple(like.shape)}, got {tuple(tensor.shape)}")
-        if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
-            raise WeightsError(f"weights: {name}: expected finite floating-point values, got {tensor.dtype}")
-        checked[name] = tensor.detach().to("cpu", torch.float32, copy=True)
-    return checked
+def tapped(trunk: nn.Module, taps: Mapping[str, str], images: Tensor) -> dict[str, Tensor]:
+    """Run a trunk and collect its taps.
+
+    Args:
+        trunk: As `cut` returns it.
+        taps: Node by layer name.
+        images: ``(N, 3, H, W)``.
+
+    Returns:
+        Every tap, by layer name, from the input on.
+    """
+    if isinstance(trunk, GraphModule):
+        return trunk(images)
+    found: dict[str, Tensor] = {}
+    handles = [
+        trunk.get_submodule(node).register_forward_hook(partial(_keep, found, layer, len(taps)))
+        for layer, node in taps.items()
+    ]
+    try:
+        trunk(images)
+    except _AllSeenError:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {layer: found[layer] for layer in taps}
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") or "none"
+class _AllSeenError(Exception):
+    """Every tap has been seen; what comes after it need not run."""
+
+
+def _keep(found: dict[str, Tensor], layer: str, wanted: int, module: nn.Module, inputs: object, output: Tensor) -> None:
+    found[layer] = output
+    if len(found) == wanted:
+        raise _AllSeenError

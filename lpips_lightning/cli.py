@@ -110,12 +110,12 @@ def _check_weights(console: Console) -> bool:
 
     from lpips_lightning import LPIPS, __version__
     from lpips_lightning.backbones import BACKBONES
-    from lpips_lightning.weights import CALIBRATIONS, WeightsError, load
+    from lpips_lightning.weights import CALIBRATIONS, EXAMPLES, WeightsError, load
     from lpips_lightning.weights.lookup import trunk_places
 
     console.print(f"lpips_lightning {__version__}, torch {torch.__version__}", highlight=False)
     whole = True
-    for record in CALIBRATIONS.values():
+    for record in (*CALIBRATIONS.values(), EXAMPLES):
         try:
             load(record)
             verdict = "[green]whole[/green]"
@@ -123,11 +123,13 @@ def _check_weights(console: Console) -> bool:
             whole, verdict = False, f"[red]{error}[/red]"
         console.print(f"{record.file}: {verdict}", soft_wrap=True, highlight=False)
     for backbone in BACKBONES.values():
-        if not any(place.is_file() for place in trunk_places(backbone.builder)):
+        if backbone.own is None and not any(place.is_file() for place in trunk_places(backbone.builder)):
             verdict = "[yellow]its trunk is not on this machine[/yellow]"
         else:
             try:
-                verdict = f"[green]{LPIPS(backbone.name).fingerprint}[/green]"
+                net = LPIPS(backbone.name)
+                net.selfcheck()
+                verdict = f"[green]{net.fingerprint}; golden distances reproduced[/green]"
             except WeightsError as error:
                 whole, verdict = False, f"[red]{error}[/red]"
         console.print(f"{backbone.name}: {verdict}", soft_wrap=True, highlight=False)

@@ -44,7 +44,10 @@ def unit_normalize(features: Tensor, eps: float = EPS) -> Tensor:
 
 
 def layer_distances(
-    x: Mapping[str, Tensor], y: Mapping[str, Tensor], calibration: Mapping[str, Tensor] | None
+    x: Mapping[str, Tensor],
+    y: Mapping[str, Tensor],
+    calibration: Mapping[str, Tensor] | None,
+    masks: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Distance of every image pair at every layer.
 
@@ -52,11 +55,16 @@ def layer_distances(
         x: Features ``(N, C, h, w)`` by layer name.
         y: Features of the same names and shapes.
         calibration: Weights ``(C,)`` by layer name, or None for the baseline: the plain sum over channels.
+        masks: How much every position counts, ``(N, 1, h, w)`` by layer name; None for all alike.
 
     Returns:
-        Shape ``(N,)`` by layer name, float32 (float64 for float64 features). Their sum is the distance.
+        Shape ``(N,)`` by layer name, float32 (float64 for float64 features). Their sum is the distance. NaN where no
+        position counts.
     """
-    return {layer: distance.mean((1, 2)) for layer, distance in _positions(x, y, calibration).items()}
+    positions = _positions(x, y, calibration)
+    if masks is None:
+        return {layer: distance.mean((1, 2)) for layer, distance in positions.items()}
+    return {layer: _weighted_mean(distance, masks[layer].squeeze(1)) for layer, distance in positions.items()}
 
 
 def layer_maps(
@@ -86,6 +94,15 @@ def upsample(layer_map: Tensor, size: tuple[int, int]) -> Tensor:
         Shape ``(N, 1, H, W)``.
     """
     return F.interpolate(layer_map, size=size, mode="bilinear", align_corners=False)
+
+
+def _weighted_mean(distance: Tensor, mask: Tensor) -> Tensor:
+    """``(N,)`` from two ``(N, h, w)``. What does not count is left out before the sum: not even its NaN gets in."""
+    mask = mask.to(distance.dtype)
+    total = mask.sum((1, 2))
+    nothing = total == 0
+    mean = (torch.where(mask == 0, 0.0, distance) * mask).sum((1, 2)) / torch.where(nothing, 1.0, total)
+    return torch.where(nothing, float("nan"), mean)
 
 
 def _positions(

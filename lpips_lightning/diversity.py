@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,11 +10,13 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
+from lpips_lightning.backbones import Backbone
 from lpips_lightning.frozen import WeightsSource
 from lpips_lightning.functional import choose_range
-from lpips_lightning.images import DataRange
+from lpips_lightning.images import Background, Gray
 from lpips_lightning.metric import EXACT
 from lpips_lightning.network import LPIPS, Precision
+from lpips_lightning.ranges import DataRange, RangeWatch
 
 __all__ = ["LPIPSDiversity"]
 
@@ -36,7 +39,11 @@ class LPIPSDiversity(Metric):
         weights: See `LPIPS`.
         calibration: See `LPIPS`.
         precision: Of the trunk; ``"fp32"`` also under autocast.
-        validate_args: Check pixel values; this waits for the device. Shapes are always checked.
+        gray: See `LPIPS`.
+        background: See `LPIPS`.
+        resize: See `LPIPS`.
+        validate_args: Check pixel values. On an accelerator no update waits for the check: `compute` raises what it
+            finds. Shapes are always checked.
         kwargs: See `torchmetrics.Metric`.
 
     Attributes:
@@ -62,7 +69,7 @@ class LPIPSDiversity(Metric):
 
     def __init__(
         self,
-        net_type: str = "alex",
+        net_type: str | Backbone = "alex",
         normalize: bool = False,
         *,
         data_range: DataRange | None = None,
@@ -71,6 +78,9 @@ class LPIPSDiversity(Metric):
         weights: WeightsSource = None,
         calibration: WeightsSource = None,
         precision: Precision = "fp32",
+        gray: Gray | None = None,
+        background: Background | None = None,
+        resize: int | Sequence[int] | None = None,
         validate_args: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -83,8 +93,13 @@ class LPIPSDiversity(Metric):
             weights=weights,
             calibration=calibration,
             precision=precision,
+            gray=gray,
+            background=background,
+            resize=resize,
             validate_args=validate_args,
         )
+        self.net.watch = RangeWatch()
+        self._in_forward = False
         self.fingerprint = f"diversity by {self.net.fingerprint}, range {list(self.data_range)}"
         self.add_state("total", default=torch.zeros((), dtype=EXACT), dist_reduce_fx="sum")
         self.add_state("groups", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
@@ -115,11 +130,17 @@ class LPIPSDiversity(Metric):
     @override
     def compute(self) -> Tensor:
         """Mean over groups of the mean over pairs."""
+        if not self._in_forward:
+            self.net.watch.speak()
         return (self.total / self.groups).float()
 
     @override
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Add groups and return their own score, differentiable; the state keeps no graph."""
-        value = super().forward(*args, **kwargs)
+        self._in_forward = True
+        try:
+            value = super().forward(*args, **kwargs)
+        finally:
+            self._in_forward = False
         self.total = self.total.detach()
         return value

@@ -7,6 +7,7 @@ Nothing here is ever registered in a user's module. So `parameters()`, `state_di
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 import os
 import threading
@@ -19,19 +20,11 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lpips_lightning.backbones import Backbone, FeatureExtractor, backbone, random_trunk
-from lpips_lightning.weights import (
-    CALIBRATIONS,
-    EMBEDDED,
-    TRUNK_FILES,
-    WeightsError,
-    load,
-    read_tensors,
-    tensors_sha256,
-)
-from lpips_lightning.weights.lookup import find_trunk, is_torchvision_file
+from lpips_lightning.backbones import BACKBONES, Backbone, FeatureExtractor, backbone, random_trunk
+from lpips_lightning.weights import CALIBRATIONS, WeightsError, load, read_tensors, tensors_sha256
+from lpips_lightning.weights.lookup import find_trunk, is_torchvision_file, trunk_file
 
-__all__ = ["FrozenNetwork", "Specification", "WeightsSource", "acquire", "specify"]
+__all__ = ["FrozenNetwork", "Specification", "WeightsSource", "acquire", "calibration_tensors", "specify"]
 
 WeightsSource: TypeAlias = str | os.PathLike[str] | Mapping[str, Tensor] | None
 """Where weights come from: looked up (None), a path, tensors by name, or the word ``"random"`` (trunks only)."""
@@ -57,6 +50,7 @@ class Specification:
             ``"custom"`` when they were handed over, ``"unverified"`` when they were found under torchvision's name.
         trunk_sha256: `tensors_sha256` of the trunk's weights.
         calibration_sha256: The same of the calibration's; empty for the baseline.
+        layout: Of a trunk that is not in the table: sha256 of its taps, input scaling and structure.
     """
 
     net_type: str
@@ -65,6 +59,7 @@ class Specification:
     trunk: str
     trunk_sha256: str
     calibration_sha256: str
+    layout: str = ""
 
 
 class FrozenNetwork(nn.Module):
@@ -91,24 +86,26 @@ class FrozenNetwork(nn.Module):
             self.register_buffer(name, scaled)
         self.layers = tuple(record.taps)
         self.calibrated = calibration is not None
-        for layer, weight in (calibration or {}).items():
-            self.register_buffer(f"calibration_{layer}", weight)
+        for index, layer in enumerate(self.layers if self.calibrated else ()):  # a layer's name may have dots
+            self.register_buffer(f"calibration_{index}", (calibration or {})[layer])
         self.eval().requires_grad_(False)
 
     @property
     def calibration(self) -> dict[str, Tensor] | None:
         """Weights ``(C,)`` by layer name, or None for the baseline."""
-        return {layer: getattr(self, f"calibration_{layer}") for layer in self.layers} if self.calibrated else None
+        if not self.calibrated:
+            return None
+        return {layer: getattr(self, f"calibration_{index}") for index, layer in enumerate(self.layers)}
 
     def moved(self, device: torch.device, dtype: torch.dtype) -> FrozenNetwork:
         """A copy elsewhere; the trunk in `dtype`, everything after it in float32 or better."""
-        twin = copy.deepcopy(self).to(device)
+        twin = copy.deepcopy(self).to(device).eval()  # the copy of a traced graph is in training mode
         twin.extractor.to(dtype).to(memory_format=torch.channels_last)
         return twin
 
 
 def specify(
-    net_type: str,
+    net_type: str | Backbone,
     version: str,
     calibrated: bool,
     weights: WeightsSource,
@@ -118,7 +115,7 @@ def specify(
     """Find and check every number of a network, and make it on the CPU in float32.
 
     Args:
-        net_type: Name in the table of backbones.
+        net_type: Name in the table of backbones, or a trunk of the user's own.
         version: ``"0.0"`` or ``"0.1"``.
         calibrated: False for the baseline.
         weights: Of the trunk.
@@ -133,24 +130,33 @@ def specify(
         WeightsError: If weights are missing, damaged or of another architecture.
     """
     record = backbone(net_type)
-    if (net_type, version) not in CALIBRATIONS:
-        known = ", ".join(repr(known) for net, known in CALIBRATIONS if net == net_type)
-        raise ValueError(f"version: expected one of {known} for net_type {net_type!r}, got {version!r}")
+    in_table = BACKBONES.get(record.name) is record
+    versions = [known for net, known in CALIBRATIONS if net == record.name] if in_table else ["0.1"]
+    if version not in versions:
+        known = ", ".join(map(repr, versions))
+        raise ValueError(f"version: expected one of {known} for net_type {record.name!r}, got {version!r}")
     if calibration is not None and not calibrated:
         raise ValueError("calibration: expected None with calibrated=False, got a calibration that would not be used")
     with torch.inference_mode(False), torch.no_grad():
         tensors, origin = _trunk_tensors(record, weights, seed)
         tensors, own_calibration = _split(tensors)
+        calibration = calibration if calibration is not None else own_calibration
+        if calibrated and calibration is None and not in_table:
+            raise ValueError(
+                f"calibration: expected a path or tensors for net_type {record.name!r}, which has no official "
+                "calibration; or say calibrated=False"
+            )
         extractor = FeatureExtractor(record, tensors)
-        values = _calibration_tensors(record, version, calibration or own_calibration) if calibrated else None
+        values = calibration_tensors(record, version, calibration) if calibrated else None
         trunk_sha256 = tensors_sha256(extractor.graph.state_dict())
         found = Specification(
-            net_type,
+            record.name,
             version,
             calibrated,
             _trunk_name(record, trunk_sha256, origin, looked_up=weights is None),
             trunk_sha256,
             tensors_sha256(values) if values is not None else "",
+            "" if in_table else _layout(record, extractor),
         )
         key = (found, torch.device("cpu"), torch.float32)
         return found, _shared(key, lambda: FrozenNetwork(record, extractor, values, version))
@@ -188,8 +194,8 @@ def _trunk_tensors(record: Backbone, weights: WeightsSource, seed: int) -> tuple
         return weights, "tensors"
     if weights == "random":
         return random_trunk(record, seed), "random"
-    if weights is None and record.name == "embedded":
-        return load(EMBEDDED), "embedded"
+    if weights is None and record.own is not None:
+        return record.own(), "embedded" if record is BACKBONES["embedded"] else "custom"
     found = find_trunk(record.builder, weights)
     return found.tensors, found.origin
 
@@ -203,7 +209,7 @@ def _split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
 def _trunk_name(record: Backbone, trunk_sha256: str, origin: str, looked_up: bool) -> str:
     if origin in ("random", "embedded"):
         return origin
-    official = TRUNK_FILES.get(record.builder)
+    official = trunk_file(record.builder)
     if official is None:
         return "custom"
     if trunk_sha256 == official.convolutions_sha256 or is_torchvision_file(origin, official):
@@ -215,8 +221,27 @@ def _trunk_name(record: Backbone, trunk_sha256: str, origin: str, looked_up: boo
     return "unverified"
 
 
-def _calibration_tensors(record: Backbone, version: str, calibration: WeightsSource) -> dict[str, Tensor]:
-    """Checked weights by layer name."""
+def _layout(record: Backbone, extractor: FeatureExtractor) -> str:
+    """Of a trunk that is not in the table: what its weights do not say."""
+    structure = f"{type(extractor.graph)!r} {extractor.graph!r} {getattr(extractor.graph, 'code', '')}"
+    said = (sorted(record.taps.items()), record.shift, record.scale, structure)
+    return hashlib.sha256(repr(said).encode()).hexdigest()
+
+
+def calibration_tensors(record: Backbone, version: str, calibration: WeightsSource) -> dict[str, Tensor]:
+    """Checked weights of a calibration, on the CPU.
+
+    Args:
+        record: Of the trunk.
+        version: ``"0.1"`` or ``"0.0"``.
+        calibration: None for the official one.
+
+    Returns:
+        Shape ``(C,)`` by layer name.
+
+    Raises:
+        WeightsError: If weights are missing, negative, not finite, or of other layers or shapes.
+    """
     if calibration is None:
         tensors: Mapping[str, Tensor] = load(CALIBRATIONS[record.name, version])
         tensors = _split(tensors)[1] or tensors

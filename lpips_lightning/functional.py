@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias, get_args
 
+import torch
 from torch import Tensor
 
+from lpips_lightning.backbones import Backbone
 from lpips_lightning.frozen import WeightsSource
-from lpips_lightning.images import DataRange, parse_range
-from lpips_lightning.network import LPIPS, Precision
+from lpips_lightning.images import Background, Gray
+from lpips_lightning.network import LPIPS, Measurement, Precision
+from lpips_lightning.ranges import DataRange, parse_range
 
 __all__ = ["learned_perceptual_image_patch_similarity"]
 
@@ -20,7 +23,7 @@ Reduction: TypeAlias = Literal["mean", "sum", "none"] | None
 def learned_perceptual_image_patch_similarity(
     img1: Tensor,
     img2: Tensor,
-    net_type: str = "alex",
+    net_type: str | Backbone = "alex",
     reduction: Reduction = "mean",
     normalize: bool = False,
     *,
@@ -30,19 +33,26 @@ def learned_perceptual_image_patch_similarity(
     weights: WeightsSource = None,
     calibration: WeightsSource = None,
     precision: Precision = "fp32",
+    gray: Gray | None = None,
+    background: Background | None = None,
+    resize: int | Sequence[int] | None = None,
+    frame_chunk: int | None = None,
     validate_args: bool = True,
     spatial: bool = False,
     per_layer: bool = False,
+    mask: Tensor | None = None,
+    erode: bool = False,
 ) -> Tensor | dict[str, Tensor]:
     """LPIPS of two batches; arguments up to `normalize` are torchmetrics'.
 
     The last few networks that were asked for stay in memory, unless their weights were handed over as tensors.
 
     Args:
-        img1: Images ``(N, 3, H, W)``, floating on the range or uint8 on [0, 255].
+        img1: Images ``(N, 3, H, W)`` or videos ``(B, T, 3, H, W)``, floating on the range or uint8 on [0, 255].
         img2: Images of the same shape.
-        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"``, which ships.
-        reduction: Over the batch: ``"mean"``, ``"sum"``, or ``"none"`` (None) for ``(N,)``.
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"``, which ships; or from `lpips_lightning.trunks`.
+        reduction: Over the batch: ``"mean"``, ``"sum"``, or ``"none"`` (None) for ``(N,)``; for videos over all frames,
+            or ``(B, T)``.
         normalize: True if images are on [0, 1], False if on [-1, 1].
         data_range: Instead of `normalize`: ``(low, high)``, or ``high`` alone for ``(0, high)``.
         version: ``"0.1"`` or ``"0.0"``.
@@ -50,9 +60,16 @@ def learned_perceptual_image_patch_similarity(
         weights: See `LPIPS`.
         calibration: See `LPIPS`.
         precision: See `LPIPS`.
+        gray: See `LPIPS`.
+        background: See `LPIPS`.
+        resize: See `LPIPS`.
+        frame_chunk: See `LPIPS`.
         validate_args: Check pixel values; this waits for the device.
         spatial: Maps instead of means: every image's term is ``(1, H, W)``.
         per_layer: A dict of the layers' terms instead of their sum.
+        mask: Which pixels count, see `LPIPS.forward`. Images of which nothing is left are NaN under ``"none"``, and
+            left out of mean and sum.
+        erode: See `LPIPS.forward`.
 
     Returns:
         A 0-dimensional tensor, or ``(N,)`` for ``"none"``; float32, float64 for float64 images.
@@ -72,13 +89,24 @@ def learned_perceptual_image_patch_similarity(
     """
     check_reduction(reduction)
     low_high = choose_range(normalize, data_range)
-    options = (net_type, version, calibrated, weights, calibration, precision, validate_args)
-    handed_over = isinstance(weights, Mapping) or isinstance(calibration, Mapping) or weights == "random"
-    net = _make(*options) if handed_over else _kept(*options)  # type: ignore[arg-type]
-    result = net(img1, img2, low_high, spatial=spatial, per_layer=per_layer, names=("img1", "img2"))
-    if isinstance(result, dict):
-        return {layer: reduce(term, reduction) for layer, term in result.items()}
-    return reduce(result, reduction)
+    options = (
+        version,
+        calibrated,
+        weights,
+        calibration,
+        precision,
+        gray,
+        background,
+        resize,
+        frame_chunk,
+        validate_args,
+    )
+    lasting = weights != "random" and all(isinstance(option, Hashable) for option in (net_type, *options))
+    net = (_kept if lasting else _make)(net_type, *options)
+    shown = net.measure(
+        img1, img2, low_high, spatial=spatial, per_layer=per_layer, mask=mask, erode=erode, names=("img1", "img2")
+    )
+    return reduced(shown, reduction)
 
 
 def check_reduction(reduction: Reduction) -> None:
@@ -117,25 +145,38 @@ def choose_range(normalize: bool, data_range: DataRange | None) -> tuple[float, 
     return parse_range(data_range)
 
 
-def reduce(scores: Tensor, reduction: Reduction) -> Tensor:
-    """Scores of a batch -> one number, or themselves.
+def reduced(measurement: Measurement, reduction: Reduction) -> Tensor | dict[str, Tensor]:
+    """Distances of a batch -> one number, or themselves.
 
     Args:
-        scores: Shape ``(N, ...)``.
-        reduction: Over the first dimension.
+        measurement: From `LPIPS.measure`.
+        reduction: Over the batch, and over the frames of videos.
 
     Returns:
-        Shape ``(...)``, or ``(N, ...)`` for ``"none"``.
+        0-dimensional, or ``(1, H, W)`` for maps, or as they are for ``"none"``; a dict of such for a dict. Images of
+        which a mask left nothing enter neither mean nor sum; the mean of nothing is NaN.
     """
-    if reduction == "mean":
-        return scores.mean(0)
+    values, counted = measurement.values, measurement.counted
+    if isinstance(values, dict):
+        return {layer: _reduced(term, counted, measurement.dims, reduction) for layer, term in values.items()}
+    return _reduced(values, counted, measurement.dims, reduction)
+
+
+def _reduced(values: Tensor, counted: Tensor | None, dims: int, reduction: Reduction) -> Tensor:
+    if reduction in ("none", None):
+        return values
+    batch = tuple(range(dims))
+    if counted is None:
+        return values.mean(batch) if reduction == "mean" else values.sum(batch)
+    total, count = torch.where(counted, values, 0).sum(batch), counted.sum()
     if reduction == "sum":
-        return scores.sum(0)
-    return scores
+        return total
+    return torch.where(count == 0, float("nan"), total / count.clamp_min(1))  # no 0 / 0: its gradient is NaN
 
 
-def _make(net_type: str, *options: Any) -> LPIPS:
-    names = ("version", "calibrated", "weights", "calibration", "precision", "validate_args")
+def _make(net_type: str | Backbone, *options: Any) -> LPIPS:
+    images = ("gray", "background", "resize", "frame_chunk")
+    names = ("version", "calibrated", "weights", "calibration", "precision", *images, "validate_args")
     return LPIPS(net_type, **dict(zip(names, options, strict=True)))
 
 

@@ -1,142 +1,197 @@
-"""What an image batch is: shape, dtype, channels, size and range. The only place that checks input."""
+"""What an image batch is: shape, dtype, channels, size; and how images as they come are made one."""
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Sequence
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-__all__ = ["DataRange", "RangeError", "check_pair", "check_shape", "check_values", "parse_range", "to_trunk"]
+from lpips_lightning.ranges import DataRange, RangeError, parse_range
 
-DataRange: TypeAlias = float | tuple[float, float] | Sequence[float]
-"""``(low, high)``, or ``high`` alone for ``(0, high)``."""
+__all__ = ["Arrangement", "Background", "DataRange", "Gray", "ImagePolicy", "RangeError", "parse_range", "to_trunk"]
 
-OVERSHOOT = 1e-3  # of the range's largest magnitude: what resampling in float32 and 2x - 1 leave behind
+Gray = Literal["repeat", "per_channel"]
+Background: TypeAlias = Literal["white", "black"] | Sequence[float]
+"""A colour to lay under an alpha channel: by name, or red, green, blue on [0, 1]."""
+
+_COLOURS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
 
 
-class RangeError(ValueError):
-    """Pixel values that cannot be on the declared range."""
+class Arrangement(NamedTuple):
+    """How a flat batch of colour images answers to what came in.
 
-
-def parse_range(data_range: DataRange) -> tuple[float, float]:
-    """Lowest and highest pixel value.
-
-    Args:
-        data_range: ``(low, high)``, or ``high`` alone: ``1.0`` is ``(0, 1)`` and ``255`` is ``(0, 255)``.
-
-    Returns:
-        ``(low, high)``.
-
-    Raises:
-        TypeError: If it is neither a number nor a pair of numbers.
-        ValueError: If ``low`` is not below ``high``, or either is not finite.
-
-    Example:
-        >>> parse_range(255), parse_range((-1, 1))
-        ((0.0, 255.0), (-1.0, 1.0))
+    Attributes:
+        shape: Of the distances: ``(N,)``, or ``(B, T)`` for videos.
+        channels: Colour images that each of them was made into; their mean is its distance.
     """
-    pair = data_range if isinstance(data_range, Sequence) else (0.0, data_range)
-    if len(pair) != 2 or not all(map(_is_number, pair)):
-        raise TypeError(f"data_range: expected a pair (low, high) or a number, got {data_range!r}")
-    low, high = float(pair[0]), float(pair[1])
-    if not (low < high and abs(low) < float("inf") and abs(high) < float("inf")):
-        raise ValueError(f"data_range: expected low < high, both finite, got {data_range!r}")
-    return low, high
+
+    shape: tuple[int, ...]
+    channels: int = 1
+
+    def fold(self, values: Tensor) -> Tensor:
+        """Values of the flat batch -> values of what came in.
+
+        Args:
+            values: Shape ``(M, ...)``.
+
+        Returns:
+            Shape ``(*shape, ...)``.
+        """
+        if len(self.shape) == 1 and self.channels == 1:
+            return values
+        return values.view(*self.shape, self.channels, *values.shape[1:]).mean(len(self.shape))
 
 
-def check_shape(images: Tensor, name: str, net_type: str, smallest_side: int) -> None:
-    """Refuse what is not a batch of colour images that the net can see.
+@dataclass(frozen=True)
+class ImagePolicy:
+    """What is taken as an image, besides ``(N, 3, H, W)``; the only place that checks shapes.
 
-    Args:
-        images: Expected: ``(N, 3, H, W)``, floating or uint8. N may be 0.
-        name: What to call it in the error.
-        net_type: What to call the net in the error.
-        smallest_side: Of H and W, in pixels.
+    Videos ``(B, T, C, H, W)`` are always taken; their frames are images.
 
-    Raises:
-        TypeError: If it is not a dense tensor, or neither floating nor uint8.
-        ValueError: If the shape is another, or a side is too small.
+    Attributes:
+        gray: ``"repeat"`` takes one channel as three equal ones; ``"per_channel"`` takes every channel of
+            ``(N, C, H, W)``, whatever C, as a gray image of its own; their distances are averaged.
+        background: Red, green, blue on [0, 1], to lay under the alpha channel of four; alpha is on the images' range.
+        resize: ``(H, W)`` that every image is brought to, bilinear with antialiasing.
     """
-    if not isinstance(images, Tensor):
-        raise TypeError(f"{name}: expected a tensor (N, 3, H, W), got {type(images).__name__}")
-    if images.layout != torch.strided or images.is_quantized:
-        raise TypeError(f"{name}: expected a dense tensor, got layout {images.layout}, dtype {images.dtype}")
-    if not images.is_floating_point() and images.dtype != torch.uint8:
-        raise TypeError(
-            f"{name}: expected floating-point values, or uint8 on [0, 255], got {images.dtype}; "
-            "convert with .float() and say data_range=, or with .to(torch.uint8)"
-        )
-    shape = tuple(images.shape)
-    if len(shape) != 4:
-        way_out = "; add the batch dimension with .unsqueeze(0)" if len(shape) == 3 else ""
-        raise ValueError(f"{name}: expected shape (N, 3, H, W), got {shape}{way_out}")
-    if shape[1] != 3:
-        way_out = "; channels come second: use .permute(0, 3, 1, 2)" if shape[3] == 3 else ""
-        way_out = "; repeat gray images with .expand(-1, 3, -1, -1)" if shape[1] == 1 else way_out
-        raise ValueError(f"{name}: expected 3 channels (N, 3, H, W), got shape {shape}{way_out}")
-    if min(shape[2:]) < smallest_side:
-        raise ValueError(
-            f"{name}: expected sides of at least {smallest_side} pixels for net_type {net_type!r}, got {shape[2]}x"
-            f"{shape[3]}; upsample both images alike, or choose a net that sees smaller images"
-        )
 
+    gray: Gray | None = None
+    background: tuple[float, float, float] | None = None
+    resize: tuple[int, int] | None = None
 
-def check_pair(x: Tensor, y: Tensor, names: tuple[str, str], net_type: str, smallest_side: int) -> None:
-    """Refuse two batches that are not pairs of images.
+    @classmethod
+    def parse(cls, gray: Gray | None, background: Background | None, resize: int | Sequence[int] | None) -> ImagePolicy:
+        """The policy that users' arguments say.
 
-    Args:
-        x: ``(N, 3, H, W)``.
-        y: The same shape, on the same device.
-        names: What to call them in the error.
-        net_type: What to call the net in the error.
-        smallest_side: Of H and W, in pixels.
+        Args:
+            gray: See `ImagePolicy`.
+            background: ``"white"``, ``"black"``, or three numbers on [0, 1].
+            resize: ``(H, W)``, or one number for both.
 
-    Raises:
-        TypeError: If either is not an image batch by its type.
-        ValueError: If either is not an image batch by its shape, or the two differ in shape or device.
-    """
-    check_shape(x, names[0], net_type, smallest_side)
-    check_shape(y, names[1], net_type, smallest_side)
-    if x.shape != y.shape:
-        raise ValueError(
-            f"{names[1]}: expected the shape of {names[0]}, {tuple(x.shape)}, got {tuple(y.shape)}; "
-            "nothing is broadcast or resized: crop or resize one to the other"
-        )
-    if x.device != y.device:
-        raise ValueError(f"{names[1]}: expected device {x.device}, that of {names[0]}, got {y.device}")
+        Returns:
+            The policy.
 
+        Raises:
+            ValueError: If an argument is none of the known ones.
+        """
+        if gray is not None and gray not in get_args(Gray):
+            raise ValueError(f"gray: expected None or one of {get_args(Gray)}, got {gray!r}")
+        return cls(gray, None if background is None else _colour(background), None if resize is None else _size(resize))
 
-def check_values(images: Tensor, name: str, data_range: tuple[float, float], slack: float = 0.0) -> None:
-    """Refuse pixel values off the declared range; a rounding error's worth of overshoot passes.
+    def __str__(self) -> str:
+        """What it does to images, for a fingerprint; empty for nothing."""
+        parts = [f"gray {self.gray}"] if self.gray else []
+        parts += [f"alpha over {list(self.background)}"] if self.background else []
+        parts += ["resize {}x{} bilinear antialias".format(*self.resize)] if self.resize else []
+        return ", ".join(parts)
 
-    Waits for the device that holds the images.
+    def check(self, images: Tensor, name: str, net_type: str, smallest_side: int) -> None:
+        """Refuse what cannot be made a batch of colour images that the net can see.
 
-    Args:
-        images: Floating images; uint8 always passes.
-        name: What to call them in the error.
-        data_range: ``(low, high)``.
-        slack: How much farther than rounding values may lie out, in sizes of the range; NaN passes if it is positive.
-            For the output of a network in training.
+        Args:
+            images: ``(N, C, H, W)`` or ``(B, T, C, H, W)``, floating or uint8; N, B and T may be 0.
+            name: What to call it in the error.
+            net_type: What to call the net in the error.
+            smallest_side: Of H and W, in pixels.
 
-    Raises:
-        RangeError: Also for NaN; with the likely mistake and its mend.
-    """
-    if images.dtype == torch.uint8 or images.numel() == 0 or slack == float("inf"):
-        return
-    low, high = data_range
-    slack_size = slack * (high - low)
-    lowest, highest = (float(value) for value in torch.aminmax(images.detach()))
-    tolerance = _tolerance(images.dtype, data_range) + slack_size
-    if slack and lowest != lowest:
-        return
-    if not (lowest >= low - tolerance and highest <= high + tolerance):
-        raise RangeError(
-            f"{name}: expected values on [{low:g}, {high:g}], got values from {lowest:g} to {highest:g}"
-            f"{_likely_mistake(lowest, highest, low, high)}"
-        )
+        Raises:
+            TypeError: If it is not a dense tensor, or neither floating nor uint8.
+            ValueError: If the shape is another, or a side is too small.
+        """
+        _check_type(images, name)
+        shape = tuple(images.shape)
+        if len(shape) not in (4, 5):
+            way_out = "; add the batch dimension with .unsqueeze(0)" if len(shape) == 3 else ""
+            raise ValueError(f"{name}: expected shape (N, 3, H, W) or (B, T, 3, H, W), got {shape}{way_out}")
+        self._check_channels(shape, name)
+        height, width = self.resize or shape[-2:]
+        if min(height, width) < smallest_side:
+            raise ValueError(
+                f"{name}: expected sides of at least {smallest_side} pixels for net_type {net_type!r}, got {height}x"
+                f"{width}; enlarge both images alike with resize=, or choose a net that sees smaller images"
+            )
+
+    def check_pair(self, x: Tensor, y: Tensor, names: tuple[str, str], net_type: str, smallest_side: int) -> None:
+        """Refuse two batches that are not pairs of images.
+
+        Args:
+            x: As `check` wants it.
+            y: The same shape, on the same device; with `resize` height and width may be others.
+            names: What to call them in the error.
+            net_type: What to call the net in the error.
+            smallest_side: Of H and W, in pixels.
+
+        Raises:
+            TypeError: If either is not an image batch by its type.
+            ValueError: If either is not an image batch by its shape, or the two differ in shape or device.
+        """
+        self.check(x, names[0], net_type, smallest_side)
+        self.check(y, names[1], net_type, smallest_side)
+        if self._comparable(x) != self._comparable(y):
+            raise ValueError(
+                f"{names[1]}: expected the shape of {names[0]}, {tuple(x.shape)}, got {tuple(y.shape)}; "
+                "nothing is broadcast or resized: crop or resize one to the other, or both with resize=(H, W)"
+            )
+        if x.device != y.device:
+            raise ValueError(f"{names[1]}: expected device {x.device}, that of {names[0]}, got {y.device}")
+
+    def arrange(self, images: Tensor, data_range: tuple[float, float]) -> tuple[Tensor, tuple[float, float]]:
+        """Images as they come, checked -> a flat batch of colour images of the size asked for.
+
+        Args:
+            images: As `check` passes them.
+            data_range: ``(low, high)`` of floating images.
+
+        Returns:
+            ``(M, 3, H, W)``, and its range.
+        """
+        low, high = data_range = (0.0, 255.0) if images.dtype == torch.uint8 else data_range
+        flat = images.flatten(0, 1) if images.dim() == 5 else images
+        if self.gray == "per_channel":
+            flat = flat.flatten(0, 1).unsqueeze(1)
+        if flat.shape[1] == 1:
+            flat = flat.expand(-1, 3, -1, -1)
+        if flat.shape[1] == 4 and self.background is not None:
+            flat = flat if flat.dtype == torch.float64 else flat.float()
+            alpha = ((flat[:, 3:] - low) / (high - low)).clamp(0, 1)
+            colour = torch.tensor(self.background, device=flat.device, dtype=flat.dtype).view(1, 3, 1, 1)
+            flat = alpha * flat[:, :3] + (1 - alpha) * (low + (high - low) * colour)
+        if self.resize is not None and tuple(flat.shape[2:]) != self.resize:
+            flat = flat if flat.dtype == torch.float64 else flat.float()
+            flat = F.interpolate(flat, self.resize, mode="bilinear", antialias=True, align_corners=False)
+        return flat, data_range
+
+    def arrangement(self, images: Tensor) -> Arrangement:
+        """How `arrange`'s batch answers to the images.
+
+        Args:
+            images: As `check` passes them.
+
+        Returns:
+            The shape of their distances, and how many colour images each was made into.
+        """
+        return Arrangement(tuple(images.shape[:-3]), images.shape[-3] if self.gray == "per_channel" else 1)
+
+    def _comparable(self, images: Tensor) -> tuple[int, ...]:
+        """What two batches must have in common: all but what arranging makes equal."""
+        *lead, channels, height, width = images.shape
+        return (*lead, channels if self.gray == "per_channel" else 3, *((height, width) if not self.resize else ()))
+
+    def _check_channels(self, shape: tuple[int, ...], name: str) -> None:
+        channels = shape[-3]
+        if self.gray == "per_channel" and channels > 0:
+            return
+        known = [3] + [1] * (self.gray == "repeat") + [4] * (self.background is not None)
+        if channels in known:
+            return
+        way_out = {1: "; gray images: say gray='repeat'", 4: "; alpha channels: say background='white' or another"}
+        hint = "; channels come second: use .permute(0, 3, 1, 2)" if shape[-1] == 3 else way_out.get(channels, "")
+        expected = " or ".join(map(str, sorted(known)))
+        raise ValueError(f"{name}: expected {expected} channels (N, {expected}, H, W), got shape {shape}{hint}")
 
 
 def to_trunk(
@@ -173,23 +228,27 @@ def to_trunk(
     return images.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+def _colour(background: Background) -> tuple[float, float, float]:
+    parts = _COLOURS.get(background, ()) if isinstance(background, str) else tuple(background)
+    if len(parts) != 3 or not all(isinstance(part, int | float) and 0 <= part <= 1 for part in parts):
+        raise ValueError(f"background: expected 'white', 'black' or three numbers on [0, 1], got {background!r}")
+    return float(parts[0]), float(parts[1]), float(parts[2])
 
 
-def _tolerance(dtype: torch.dtype, data_range: tuple[float, float]) -> float:
-    return max(OVERSHOOT, torch.finfo(dtype).eps) * max(abs(data_range[0]), abs(data_range[1]))
+def _size(resize: int | Sequence[int]) -> tuple[int, int]:
+    sides = (resize, resize) if isinstance(resize, int) else tuple(resize)
+    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+        raise ValueError(f"resize: expected (H, W) or one number, in pixels, got {resize!r}")
+    return sides[0], sides[1]
 
 
-def _likely_mistake(lowest: float, highest: float, low: float, high: float) -> str:
-    if lowest != lowest:
-        return "; a NaN usually comes from a diverged network"
-    if lowest >= -0.5 and 2 < highest <= 256 and high <= 1:
-        return "; these look like [0, 255]: pass data_range=255 or uint8 images, or divide by 255"
-    if low == 0 and high == 1 and -1.01 <= lowest < 0 and highest <= 1.01:
-        return "; these look like [-1, 1]: pass data_range=(-1, 1) (normalize=False)"
-    if -3.01 <= lowest < -1.5 and highest <= 1.01 and low == -1:
-        return "; 2x - 1 was applied twice"
-    if -2.2 <= lowest < -1.5 and 1.5 < highest <= 2.7:
-        return "; these look normalised by ImageNet's mean and standard deviation: undo that first"
-    return "; clamp the images to the range first"
+def _check_type(images: Tensor, name: str) -> None:
+    if not isinstance(images, Tensor):
+        raise TypeError(f"{name}: expected a tensor (N, 3, H, W), got {type(images).__name__}")
+    if images.layout != torch.strided or images.is_quantized:
+        raise TypeError(f"{name}: expected a dense tensor, got layout {images.layout}, dtype {images.dtype}")
+    if not images.is_floating_point() and images.dtype != torch.uint8:
+        raise TypeError(
+            f"{name}: expected floating-point values, or uint8 on [0, 255], got {images.dtype}; "
+            "convert with .float() and say data_range=, or with .to(torch.uint8)"
+        )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from lpips_lightning.backbones import Backbone
 from lpips_lightning.frozen import WeightsSource
-from lpips_lightning.functional import Reduction, check_reduction, reduce
-from lpips_lightning.images import DataRange, parse_range
+from lpips_lightning.functional import Reduction, check_reduction, reduced
+from lpips_lightning.images import Background, Gray
 from lpips_lightning.legacy import DropsLegacyKeys
-from lpips_lightning.network import LPIPS, Precision
+from lpips_lightning.network import LPIPS, Features, Measurement, Precision
+from lpips_lightning.ranges import DataRange, RangeWatch, parse_range
 
 __all__ = ["PerceptualLoss"]
 
@@ -29,20 +32,26 @@ class PerceptualLoss(DropsLegacyKeys):
 
     Args:
         net_type: ``"vgg"`` (the reference's advice for optimisation), ``"alex"``, ``"squeeze"`` or ``"embedded"``,
-            which ships.
+            which ships; or a trunk of your own, from `lpips_lightning.trunks`.
         data_range: Of predictions and targets: ``(low, high)``, or ``high`` alone for ``(0, high)``. There is no
             default: a wrong range trains silently towards something else.
         weight: Factor of the result; may be changed at any time. At 0 the network is not run.
-        reduction: Over the batch: ``"mean"``, ``"sum"``, or ``"none"`` (None) for ``(N,)``.
+        reduction: Over the batch, and over the frames of videos: ``"mean"``, ``"sum"``, or ``"none"`` (None).
         version: ``"0.1"`` or ``"0.0"``.
         calibrated: False for the baseline.
         weights: See `LPIPS`.
         calibration: See `LPIPS`.
         precision: Of the trunk. ``"autocast"`` follows the surrounding autocast and is float32 without it; ``"fp32"``,
             ``"bf16"`` and ``"fp16"`` hold under any. Everything after the trunk runs in float32.
-        validate_args: Check pixel values; this waits for the device. Targets must always be on the range. Predictions
-            may overshoot, in the first 100 calls by the size of the range for ``(0, high)``, by a quarter of it for
-            other ranges; after that they are not checked. Shapes are always checked.
+        gray: See `LPIPS`.
+        background: See `LPIPS`.
+        resize: See `LPIPS`.
+        spatial: Return maps: every image's term is ``(1, H, W)``.
+        per_layer: Return a dict of the layers' terms instead of their sum.
+        validate_args: Check pixel values. Targets must always be on the range. Predictions may overshoot, in the first
+            100 calls by the size of the range for ``(0, high)``, by a quarter of it for other ranges; after that they
+            are not checked. On an accelerator no step waits for the check: what it finds is raised up to 12 calls
+            later. Shapes are always checked.
 
     Raises:
         TypeError: If `data_range` is neither a pair nor a number.
@@ -60,7 +69,7 @@ class PerceptualLoss(DropsLegacyKeys):
 
     def __init__(
         self,
-        net_type: str = "vgg",
+        net_type: str | Backbone = "vgg",
         *,
         data_range: DataRange,
         weight: float = 1.0,
@@ -70,6 +79,11 @@ class PerceptualLoss(DropsLegacyKeys):
         weights: WeightsSource = None,
         calibration: WeightsSource = None,
         precision: Precision = "autocast",
+        gray: Gray | None = None,
+        background: Background | None = None,
+        resize: int | Sequence[int] | None = None,
+        spatial: bool = False,
+        per_layer: bool = False,
         validate_args: bool = True,
     ) -> None:
         super().__init__()
@@ -85,32 +99,114 @@ class PerceptualLoss(DropsLegacyKeys):
             weights=weights,
             calibration=calibration,
             precision=precision,
+            gray=gray,
+            background=background,
+            resize=resize,
             validate_args=validate_args,
         )
+        self.net.watch = RangeWatch(periodic=True)
+        self.spatial = spatial
+        self.per_layer = per_layer
 
     @property
     def fingerprint(self) -> str:
         """One citeable line: everything that decides the number, but for the weight."""
         return f"{self.net.fingerprint}, range {list(self.data_range)}"
 
-    def forward(self, pred: Tensor, target: Tensor) -> Tensor:
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor | None = None,
+        *,
+        reference: Features | None = None,
+        mask: Tensor | None = None,
+        erode: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
         """Weighted LPIPS of a batch.
 
         Args:
-            pred: Predictions ``(N, 3, H, W)`` on `data_range`; they may overshoot, and are not clamped.
+            pred: Predictions ``(N, 3, H, W)`` or ``(B, T, 3, H, W)`` on `data_range`; they may overshoot, and are not
+                clamped.
             target: Targets of the same shape; nothing is computed for a gradient that they do not ask for.
+            reference: Instead of `target`: what `encode` made of it. For a target that stays the same.
+            mask: Which pixels count, see `LPIPS.forward`. An image of which nothing is left adds 0, and does not enter
+                the mean.
+            erode: See `LPIPS.forward`.
 
         Returns:
-            A 0-dimensional tensor, or ``(N,)`` for reduction ``"none"``; float32, float64 for float64 images.
+            A 0-dimensional tensor; ``(N,)`` (``(B, T)``) for reduction ``"none"``; with ``(1, H, W)`` behind it if
+            `spatial`; a dict of such if `per_layer`. float32, float64 for float64 images.
 
         Raises:
-            TypeError: If an argument is of the wrong type.
+            TypeError: If an argument is of the wrong type, or not one of `target` and `reference` is given.
             ValueError: If shapes, devices or sides do not fit, or pixel values are off the range.
         """
-        if self.weight == 0:
-            return reduce((pred * 0).sum((1, 2, 3)), self.reduction)
-        distances = self.net(pred, target, self.data_range, names=("pred", "target"), slack=self._slack())
-        return self.weight * reduce(distances, self.reduction)
+        goal = reference if target is None else target
+        if goal is None or (target is not None and reference is not None):
+            raise TypeError("target: expected either target or reference, got both or neither")
+        shown = self._zeros(pred) if self.weight == 0 else self._measure(pred, goal, mask, erode)
+        values = reduced(shown, self.reduction)
+        if isinstance(values, dict):
+            return {layer: self.weight * self._without_nothing(term, shown) for layer, term in values.items()}
+        return self.weight * self._without_nothing(values, shown)
+
+    @torch.no_grad()
+    def encode(self, target: Tensor) -> Features:
+        """What the trunk sees in targets that stay the same: the `reference` of later calls.
+
+        Args:
+            target: ``(N, 3, H, W)`` or ``(B, T, 3, H, W)`` on `data_range`.
+
+        Returns:
+            Features, without a graph.
+
+        Raises:
+            TypeError: If it is not an image batch by its type.
+            ValueError: If a shape or a side does not fit, or pixel values are off the range.
+        """
+        return self.net.encode(target, self.data_range)
+
+    def selfcheck(self, device: torch.device | str = "cpu") -> dict[str, float]:
+        """See `LPIPS.selfcheck`.
+
+        Args:
+            device: Where to compute.
+
+        Returns:
+            The distances measured.
+
+        Raises:
+            WeightsError: If they are not the recorded ones.
+            ValueError: If none are recorded for this trunk.
+        """
+        return self.net.selfcheck(device)
+
+    def _measure(self, pred: Tensor, goal: Tensor | Features, mask: Tensor | None, erode: bool) -> Measurement:
+        return self.net.measure(
+            pred,
+            goal,
+            self.data_range,
+            spatial=self.spatial,
+            per_layer=self.per_layer,
+            mask=mask,
+            erode=erode,
+            names=("pred", "target" if isinstance(goal, Tensor) else "reference"),
+            slack=self._slack(),
+        )
+
+    def _zeros(self, pred: Tensor) -> Measurement:
+        """What the network would have given, times 0."""
+        zero = pred.float().mean(-3, keepdim=True) * 0
+        zero = zero if self.spatial else zero.mean((-3, -2, -1))
+        values = dict.fromkeys(self.net.layers, zero) if self.per_layer else zero
+        return Measurement(values, None, pred.dim() - 3)
+
+    def _without_nothing(self, values: Tensor, shown: Measurement) -> Tensor:
+        """Zero in place of the NaN of an image, or of a batch, of which the mask left nothing."""
+        if shown.counted is None:
+            return values
+        some = shown.counted if self.reduction in ("none", None) else shown.counted.any()
+        return torch.where(some, values, 0)
 
     def _slack(self) -> float:
         if torch.compiler.is_compiling() or self._calls >= _WATCHED_CALLS:

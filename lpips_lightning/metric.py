@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +14,13 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 from typing_extensions import override
 
+from lpips_lightning.backbones import Backbone
 from lpips_lightning.frozen import WeightsSource
 from lpips_lightning.functional import Reduction, check_reduction, choose_range
-from lpips_lightning.images import DataRange
+from lpips_lightning.images import Background, Gray
 from lpips_lightning.legacy import DropsLegacyKeys
-from lpips_lightning.network import LPIPS, Precision
+from lpips_lightning.network import LPIPS, Features, Measurement, Precision
+from lpips_lightning.ranges import DataRange, RangeWatch
 
 __all__ = ["LearnedPerceptualImagePatchSimilarity"]
 
@@ -35,12 +39,13 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, Metric):
     - ``img1`` or ``preds``: images ``(N, 3, H, W)``, floating on the range or uint8 on [0, 255];
     - ``img2`` or ``target``: images of the same shape.
 
-    As output of `compute` and `forward`: a 0-dimensional tensor, or ``(N,)`` for reduction ``"none"``; float32, float64
-    after float64 images.
+    As output of `compute` and `forward`: a 0-dimensional tensor, or ``(N,)`` for reduction ``"none"`` (``(B, T)`` for
+    videos); float32, float64 after float64 images.
 
     Args:
-        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"``, which ships.
-        reduction: Over all images: ``"mean"``, ``"sum"``, or ``"none"`` (None), which keeps one score an image.
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"``, which ships; or from `lpips_lightning.trunks`.
+        reduction: Over all images, and over the frames of videos: ``"mean"``, ``"sum"``, or ``"none"`` (None), which
+            keeps one score an image; for videos, which must then be of one length, one a frame.
         normalize: True if images are on [0, 1], False if on [-1, 1].
         data_range: Instead of `normalize`: ``(low, high)``, or ``high`` alone for ``(0, high)``.
         version: ``"0.1"`` or ``"0.0"``.
@@ -48,7 +53,14 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, Metric):
         weights: See `LPIPS`.
         calibration: See `LPIPS`.
         precision: Of the trunk; ``"fp32"`` also under autocast.
-        validate_args: Check pixel values; this waits for the device. Shapes are always checked.
+        gray: See `LPIPS`.
+        background: See `LPIPS`.
+        resize: See `LPIPS`.
+        frame_chunk: See `LPIPS`.
+        spatial: Maps ``(1, H, W)`` instead of numbers; all images must be of one size.
+        per_layer: A dict of the layers' terms instead of their sum.
+        validate_args: Check pixel values. On an accelerator no update waits for the check: `compute` raises what it
+            finds. Shapes are always checked.
         kwargs: See `torchmetrics.Metric`.
 
     Attributes:
@@ -74,7 +86,7 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, Metric):
 
     def __init__(
         self,
-        net_type: str = "alex",
+        net_type: str | Backbone = "alex",
         reduction: Reduction = "mean",
         normalize: bool = False,
         *,
@@ -84,6 +96,12 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, Metric):
         weights: WeightsSource = None,
         calibration: WeightsSource = None,
         precision: Precision = "fp32",
+        gray: Gray | None = None,
+        background: Background | None = None,
+        resize: int | Sequence[int] | None = None,
+        frame_chunk: int | None = None,
+        spatial: bool = False,
+        per_layer: bool = False,
         validate_args: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -99,36 +117,55 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, Metric):
             weights=weights,
             calibration=calibration,
             precision=precision,
+            gray=gray,
+            background=background,
+            resize=resize,
+            frame_chunk=frame_chunk,
             validate_args=validate_args,
         )
+        self.net.watch = RangeWatch()
+        self.spatial = spatial
+        self.per_layer = per_layer
         self.fingerprint = f"{self.net.fingerprint}, range {list(self.data_range)}"
         # MetricCollection merges metrics whose states have equal names and equal first values (two nets that both saw
         # identical images): the names carry everything that makes two metrics differ.
         identity = hashlib.sha256(f"{self.fingerprint} {validate_args}".encode()).hexdigest()[:8]
-        self._scores = f"scores_{net_type}_{identity}"
-        self._count = f"count_{net_type}_{identity}"
+        self._scores, self._count, self._shape = (
+            f"{what}_{self.net.net_type}_{identity}" for what in ("scores", "count", "shape")
+        )
         self._dtype_of_images = torch.float32
-        if reduction in ("none", None):
-            self.add_state(self._scores, default=[], dist_reduce_fx="cat")
+        self._in_forward = False
+        self._shape_seen: tuple[int, int, int] | None = None
+        self.add_state(self._count, default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        if self._is_plain:
+            zeros = torch.zeros((len(self.net.layers),) if per_layer else (), dtype=EXACT)
+            self.add_state(self._scores, default=zeros, dist_reduce_fx="sum")
         else:
-            self.add_state(self._scores, default=torch.zeros((), dtype=EXACT), dist_reduce_fx="sum")
-            self.add_state(self._count, default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+            # Flat, so that ranks which saw nothing can be gathered too; the shape is a state of its own.
+            self.add_state(self._scores, default=[], dist_reduce_fx="cat")
+            self.add_state(self._shape, default=torch.zeros(3, dtype=torch.long), dist_reduce_fx="max")
 
     @override
     def update(
         self,
         preds: Tensor | None = None,
-        target: Tensor | None = None,
+        target: Tensor | Features | None = None,
         img1: Tensor | None = None,
-        img2: Tensor | None = None,
+        img2: Tensor | Features | None = None,
+        *,
+        mask: Tensor | None = None,
+        erode: bool = False,
     ) -> None:
         """Add a batch.
 
         Args:
-            preds: Images ``(N, 3, H, W)``; N may be 0.
-            target: Images of the same shape.
+            preds: Images ``(N, 3, H, W)`` or videos ``(B, T, 3, H, W)``; N may be 0.
+            target: Images of the same shape, or what ``metric.net.encode`` made of them.
             img1: Another name of `preds`, torchmetrics'.
             img2: Another name of `target`, torchmetrics'.
+            mask: Which pixels count, see `LPIPS.forward`. Images of which nothing is left do not enter mean and sum,
+                and are NaN under ``"none"``.
+            erode: See `LPIPS.forward`.
 
         Raises:
             TypeError: If an argument is missing, given twice or of the wrong type.
@@ -139,32 +176,141 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, Metric):
         spare = (target,) if preds is None else (img1, img2)
         if x is None or y is None or any(image is not None for image in spare):
             raise TypeError("update: expected (preds, target) or (img1, img2), got another combination")
-        scores: Tensor = self.net(x, y, self.data_range, names=names)
+        shown = self.net.measure(
+            x, y, self.data_range, spatial=self.spatial, per_layer=self.per_layer, mask=mask, erode=erode, names=names
+        )
+        values = shown.values
+        scores = torch.stack(list(values.values()), shown.dims) if isinstance(values, dict) else values
         self._dtype_of_images = scores.dtype
-        if self.reduction in ("none", None):
-            getattr(self, self._scores).append(scores)
-            return
+        if self._is_plain:
+            self._sum(scores, shown)
+        else:
+            self._collect(scores, shown.dims)
+
+    def _sum(self, scores: Tensor, shown: Measurement) -> None:
+        scores = scores.flatten(0, shown.dims - 1)
+        count: Tensor | int = scores.shape[0]
+        if shown.counted is not None:
+            counted = shown.counted.flatten()
+            scores = torch.where(counted if scores.dim() == 1 else counted.unsqueeze(1), scores, 0)
+            count = counted.sum()
         # Not the state's dtype: a parent's .to(torch.bfloat16) casts states, and must not round the sum.
-        setattr(self, self._scores, getattr(self, self._scores) + scores.sum(dtype=EXACT))
+        setattr(self, self._scores, getattr(self, self._scores) + scores.sum(0, dtype=EXACT))
+        setattr(self, self._count, getattr(self, self._count) + count)
+
+    def _collect(self, scores: Tensor, dims: int) -> None:
+        frames = scores.shape[1] if dims == 2 and self._keeps_each else 0
+        height, width = scores.shape[-2:] if self.spatial else (0, 0)
+        if scores.numel() == 0:
+            return
+        if self._shape_seen not in (None, (frames, height, width)):
+            raise ValueError(
+                f"update: expected (frames, height, width) as in the first batch, {self._shape_seen}, "
+                f"got {(frames, height, width)}"
+            )
+        self._shape_seen = (frames, height, width)
+        setattr(self, self._shape, torch.tensor(self._shape_seen, device=self.device))
+        kept = getattr(self, self._scores)
+        if self._keeps_each:
+            setattr(self, self._count, getattr(self, self._count) + scores.shape[0])
+            kept.append(scores.flatten().to(EXACT))
+            return
+        scores = scores.flatten(0, dims - 1)
         setattr(self, self._count, getattr(self, self._count) + scores.shape[0])
+        total = scores.sum(0, dtype=EXACT).flatten()
+        setattr(self, self._scores, [kept[0] + total if kept else total])
 
     @override
-    def compute(self) -> Tensor:
+    def compute(self) -> Tensor | dict[str, Tensor]:
         """The score of everything seen; NaN for the mean of no image."""
-        if self.reduction in ("none", None):
-            scores = getattr(self, self._scores)
-            return dim_zero_cat(scores) if len(scores) else torch.zeros(0, device=self.device)
+        if not self._in_forward:
+            self.net.watch.speak()
         total, count = getattr(self, self._scores), getattr(self, self._count)
-        return (total / count if self.reduction == "mean" else total).to(self._dtype_of_images)
+        if not self._is_plain:
+            total = self._gathered(total, count)
+        result = (total / count if self.reduction == "mean" else total).to(self._dtype_of_images)
+        if not self.per_layer:
+            return result
+        dim = 0 if not self._keeps_each else result.dim() - (4 if self.spatial else 1)
+        return dict(zip(self.net.layers, result.unbind(dim), strict=True))
+
+    def _gathered(self, scores: list[Tensor], count: Tensor) -> Tensor:
+        """What was kept flat, in its shape: ``(N, ...)``, or the sum over N."""
+        frames, height, width = getattr(self, self._shape).tolist()
+        item = [frames] if frames else []
+        item += [len(self.net.layers)] if self.per_layer else []
+        item += [1, height, width] if self.spatial else []
+        flat = dim_zero_cat(scores) if len(scores) else torch.zeros(0, dtype=EXACT, device=self.device)
+        if self._keeps_each and flat.numel() != int(count) * math.prod(item):
+            raise ValueError("compute: expected videos of as many frames, and maps of one size, on all ranks")
+        shaped = flat.view(-1, *item) if flat.numel() else flat.view(0, *item)
+        return shaped if self._keeps_each else shaped.sum(0)
+
+    @property
+    def _keeps_each(self) -> bool:
+        return self.reduction in ("none", None)
+
+    @property
+    def _is_plain(self) -> bool:
+        return not self._keeps_each and not self.spatial
 
     @override
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Add a batch and return the batch's own score, differentiable; the state keeps no graph."""
-        value = super().forward(*args, **kwargs)
+        self._in_forward = True
+        try:
+            value = super().forward(*args, **kwargs)
+        finally:
+            self._in_forward = False
         for name in self._defaults:
             state = getattr(self, name)
             setattr(self, name, [part.detach() for part in state] if isinstance(state, list) else state.detach())
         return value
+
+    def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        # torchmetrics makes every result of one element 0-dimensional; one score of one image stays (1,).
+        wrapped = super()._wrap_compute(compute)
+
+        @functools.wraps(compute)
+        def with_its_shape(*args: Any, **kwargs: Any) -> Any:
+            result = wrapped(*args, **kwargs)
+            if not self._keeps_each:
+                return result
+            single = (1, 1) if self._shape_seen is not None and self._shape_seen[0] == 1 else (1,)
+            whole = result if isinstance(result, dict) else {"": result}
+            whole = {layer: score if score.dim() else score.view(single) for layer, score in whole.items()}
+            return whole if isinstance(result, dict) else whole[""]
+
+        return with_its_shape
+
+    def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
+        # A rank that saw nothing sends an empty tensor, of our dtype: torchmetrics would send one of its own.
+        for name in self._defaults:
+            if isinstance(getattr(self, name), list) and not getattr(self, name):
+                setattr(self, name, [torch.zeros(0, dtype=EXACT, device=self.device)])
+        super()._sync_dist(*args, **kwargs)
+
+    @override
+    def reset(self) -> None:
+        """Forget everything seen."""
+        super().reset()
+        if not self._in_forward:
+            self._shape_seen = None
+
+    def selfcheck(self, device: torch.device | str = "cpu") -> dict[str, float]:
+        """See `LPIPS.selfcheck`.
+
+        Args:
+            device: Where to compute.
+
+        Returns:
+            The distances measured.
+
+        Raises:
+            WeightsError: If they are not the recorded ones.
+            ValueError: If none are recorded for this trunk.
+        """
+        return self.net.selfcheck(device)
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
         """Draw one or several scores.

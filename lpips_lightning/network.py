@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple, Self, get_args
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lpips_lightning.backbones import Backbone, backbone
 from lpips_lightning.distance import layer_distances, layer_maps, upsample
-from lpips_lightning.frozen import FrozenNetwork, Specification, WeightsSource, acquire, specify
-from lpips_lightning.images import DataRange, check_pair, check_shape, check_values, parse_range, to_trunk
-from lpips_lightning.legacy import DropsLegacyKeys
+from lpips_lightning.features import Features, Measurement, cat, joined, parts
+from lpips_lightning.frozen import WeightsSource
+from lpips_lightning.held import HoldsFrozenNetwork
+from lpips_lightning.images import Arrangement, Background, Gray, ImagePolicy, to_trunk
+from lpips_lightning.masks import check_mask, eroded_masks, layer_masks, measurable
 from lpips_lightning.pairwise import feature_vectors, groups_within, pairwise_distances
-from lpips_lightning.weights import WeightsError
+from lpips_lightning.ranges import DataRange, RangeWatch, parse_range
+from lpips_lightning.selfcheck import selfcheck
 
-__all__ = ["LPIPS", "Features", "Precision"]
+__all__ = ["LPIPS", "Features", "Measurement", "Precision"]
 
 Precision = Literal["fp32", "bf16", "fp16", "autocast"]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Features(NamedTuple):
-    """What the trunk sees in a batch of images.
-
-    Attributes:
-        layers: Activations ``(N, C, h, w)`` by layer name, from the input on.
-        size: ``(H, W)`` of the images.
-    """
-
-    layers: dict[str, Tensor]
-    size: tuple[int, int]
-
-
-class LPIPS(DropsLegacyKeys):
+class LPIPS(HoldsFrozenNetwork):
     """Learned perceptual image patch similarity: images -> distance ``(N,)``, by layer, or as a map.
 
     ``d(x, y) = sum_l mean_hw  w_l . (x^_l - y^_l)^2`` (Zhang et al. 2018, equation 1), with ``w >= 0`` applied to the
@@ -47,7 +40,8 @@ class LPIPS(DropsLegacyKeys):
     optimizers and checkpoints leave it alone; it follows the device of the images.
 
     Args:
-        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"``, which ships.
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"``, which ships; or a trunk of your own, from
+            `lpips_lightning.trunks`.
         version: ``"0.1"``, or ``"0.0"``: the first release, which did not scale its input.
         calibrated: False for the baseline: channels and layers summed with weight 1.
         weights: Of the trunk. None looks for torchvision's ImageNet weights in the folder that the environment
@@ -58,8 +52,18 @@ class LPIPS(DropsLegacyKeys):
             layer name.
         precision: Of the trunk; everything after it runs in float32. ``"fp32"`` also under autocast (float64 for
             float64 images), ``"bf16"``, ``"fp16"``, or ``"autocast"``: what the surrounding autocast says.
+        gray: None refuses gray images; ``"repeat"`` takes one channel for three; ``"per_channel"`` scores every channel
+            of ``(N, C, H, W)`` as a gray image of its own, and averages.
+        background: Colour under the alpha channel of RGBA images: ``"white"``, ``"black"``, or three numbers on [0, 1].
+            Alpha is on the same range as the colours. None refuses alpha.
+        resize: ``(H, W)``, or one number for both: every image is brought to it, bilinear with antialiasing. It is part
+            of the fingerprint, for it changes the number.
+        frame_chunk: Images, or frames of videos, in one pass of the trunk; None for all at once.
         validate_args: Check pixel values on every call. This waits for the device. Shapes are always checked; under
             ``torch.compile`` values are not.
+
+    Attributes:
+        watch: What checks pixel values.
 
     Raises:
         ValueError: If an argument is none of the known ones.
@@ -77,34 +81,31 @@ class LPIPS(DropsLegacyKeys):
 
     def __init__(
         self,
-        net_type: str = "alex",
+        net_type: str | Backbone = "alex",
         *,
         version: str = "0.1",
         calibrated: bool = True,
         weights: WeightsSource = None,
         calibration: WeightsSource = None,
         precision: Precision = "fp32",
+        gray: Gray | None = None,
+        background: Background | None = None,
+        resize: int | Sequence[int] | None = None,
+        frame_chunk: int | None = None,
         validate_args: bool = True,
     ) -> None:
-        super().__init__()
         if precision not in get_args(Precision):
             raise ValueError(f"precision: expected one of {get_args(Precision)}, got {precision!r}")
-        self.net_type = net_type
-        self.version = version
-        self.calibrated = calibrated
+        if frame_chunk is not None and (not isinstance(frame_chunk, int) or frame_chunk < 1):
+            raise ValueError(f"frame_chunk: expected a positive number of images or None, got {frame_chunk!r}")
+        images = ImagePolicy.parse(gray, background, resize)
+        super().__init__(backbone(net_type), version, calibrated, weights, calibration)
+        self.net_type = self._record.name
         self.precision = precision
+        self.images = images
+        self.frame_chunk = frame_chunk
         self.validate_args = validate_args
-        self._weights = weights
-        self._calibration = calibration
-        self._seed = int(torch.randint(2**62, (), device="cpu")) if weights == "random" else 0
-        self._specification, base = self._specify()
-        # A plain dict in a plain attribute: no module, no parameter, no buffer is registered.
-        self._held: dict[tuple[torch.device, torch.dtype], FrozenNetwork] = {_BASE: base}
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Names of the layers, from the input on."""
-        return self._base().layers
+        self.watch = RangeWatch(immediate=True)
 
     @property
     def fingerprint(self) -> str:
@@ -112,55 +113,104 @@ class LPIPS(DropsLegacyKeys):
         from lpips_lightning import __version__
 
         found = self._specification
+        taps = f" [{' '.join(self._record.taps)}]" if found.layout else ""
         lin = f"lin sha256:{found.calibration_sha256[:12]}" if found.calibrated else "baseline"
-        return (
-            f"LPIPS {found.net_type} v{found.version}, {lin}, trunk {found.trunk} sha256:{found.trunk_sha256[:12]}, "
-            f"{self.precision}, lpips_lightning {__version__}"
-        )
+        trunk = f"trunk {found.trunk} sha256:{found.trunk_sha256[:12]}"
+        parts = [f"LPIPS {found.net_type}{taps} v{found.version}", lin, trunk, str(self.images), self.precision]
+        return ", ".join([*filter(None, parts), f"lpips_lightning {__version__}"])
 
     def forward(
         self,
         x: Tensor,
-        y: Tensor,
+        y: Tensor | Features,
         data_range: DataRange = (-1, 1),
         *,
         spatial: bool = False,
         per_layer: bool = False,
+        mask: Tensor | None = None,
+        erode: bool = False,
         names: tuple[str, str] = ("x", "y"),
         slack: float = 0.0,
     ) -> Tensor | dict[str, Tensor]:
         """Distance of every pair.
 
         Args:
-            x: Images ``(N, 3, H, W)``, floating on `data_range` or uint8 on [0, 255].
-            y: Images of the same shape.
+            x: Images ``(N, 3, H, W)`` or videos ``(B, T, 3, H, W)``, floating on `data_range` or uint8 on [0, 255].
+            y: Images of the same shape, or what `encode` made of them.
             data_range: ``(low, high)``, or ``high`` alone for ``(0, high)``.
             spatial: Return the map, each layer's upsampled to the image's size.
             per_layer: Return the layers' terms by name; they sum to the whole.
+            mask: Which pixels count: bool, or floating on [0, 1], ``(N, H, W)`` or ``(N, 1, H, W)``. Every layer's term
+                becomes the mean over its positions, weighted by the mask resized to the layer by area.
+            erode: Count only the positions that see nothing but pixels whose mask is 1; what is beyond the image's
+                border does no harm. The deepest layers see about 200 pixels.
             names: What to call `x` and `y` in errors.
             slack: How far `x` may lie off its range, in sizes of the range; it is then not clamped. ``math.inf``:
                 as far as it likes.
 
         Returns:
-            ``(N,)``, or ``(N, 1, H, W)`` if `spatial`; a dict of such if `per_layer`. float32; float64 for float64.
+            ``(N,)``, or ``(N, 1, H, W)`` if `spatial`, with ``(B, T)`` for N for videos; a dict of such if `per_layer`.
+            float32; float64 for float64. NaN where the mask leaves nothing to measure.
 
         Raises:
             TypeError: If an argument is of the wrong type.
             ValueError: If shapes, devices or sides do not fit, or pixel values are off the range.
         """
-        low_high = parse_range(data_range)
-        check_pair(x, y, names, self.net_type, self._base().record.smallest_side)
-        self._check_values(x, names[0], low_high, slack)
-        self._check_values(y, names[1], low_high, 0.0)
-        features_x = self._encode(x, low_high, clamp=self.validate_args and not slack)
-        features_y = self._encode(y, low_high, clamp=self.validate_args)
-        return self.distance(features_x, features_y, spatial=spatial, per_layer=per_layer)
+        options = {"spatial": spatial, "per_layer": per_layer, "erode": erode, "slack": slack}
+        return self.measure(x, y, data_range, mask=mask, names=names, **options).values  # type: ignore[arg-type]
 
-    def encode(self, images: Tensor, data_range: DataRange = (-1, 1)) -> Features:
-        """What the trunk sees: compute once, compare often with `distance`.
+    def measure(
+        self,
+        x: Tensor,
+        y: Tensor | Features,
+        data_range: DataRange = (-1, 1),
+        *,
+        spatial: bool = False,
+        per_layer: bool = False,
+        mask: Tensor | None = None,
+        erode: bool = False,
+        names: tuple[str, str] = ("x", "y"),
+        slack: float = 0.0,
+    ) -> Measurement:
+        """`forward`, and which images the mask left something of.
 
         Args:
-            images: ``(N, 3, H, W)``, floating on `data_range` or uint8 on [0, 255].
+            x: See `forward`, as all others.
+            y: See `forward`.
+            data_range: See `forward`.
+            spatial: See `forward`.
+            per_layer: See `forward`.
+            mask: See `forward`.
+            erode: See `forward`.
+            names: See `forward`.
+            slack: See `forward`.
+
+        Returns:
+            Distances, and which of them count.
+
+        Raises:
+            TypeError: See `forward`.
+            ValueError: See `forward`.
+        """
+        low_high = parse_range(data_range)
+        self._check(x, y, names)
+        self._see(x, names[0], low_high, slack)
+        if isinstance(y, Tensor):
+            self._see(y, names[1], low_high, 0.0)
+        arrangement = self.images.arrangement(x)
+        counts = self._flat_mask(mask, erode, spatial, arrangement, (x.shape[-2], x.shape[-1]), x.device)
+        size = self.images.resize or (x.shape[-2], x.shape[-1])
+        results = []
+        for part, layers_x, layers_y in self._encoded_parts(x, y, low_high, clamp_x=not slack):
+            masks = None if counts is None else self._layer_masks(counts[part], erode, layers_x)
+            results.append(self._terms(layers_x, layers_y, size, spatial, masks))
+        return joined(results, arrangement, per_layer)
+
+    def encode(self, images: Tensor, data_range: DataRange = (-1, 1)) -> Features:
+        """What the trunk sees: compute once, compare often with `distance`, or by giving it to `forward` for `y`.
+
+        Args:
+            images: ``(N, 3, H, W)`` or ``(B, T, 3, H, W)``, floating on `data_range` or uint8 on [0, 255].
             data_range: ``(low, high)``, or ``high`` alone for ``(0, high)``.
 
         Returns:
@@ -171,12 +221,22 @@ class LPIPS(DropsLegacyKeys):
             ValueError: If the shape or a side does not fit, or pixel values are off the range.
         """
         low_high = parse_range(data_range)
-        check_shape(images, "images", self.net_type, self._base().record.smallest_side)
-        self._check_values(images, "images", low_high, 0.0)
-        return self._encode(images, low_high, clamp=self.validate_args)
+        self.images.check(images, "images", self.net_type, self._record.smallest_side)
+        self._see(images, "images", low_high, 0.0)
+        flat, flat_range = self.images.arrange(images, low_high)
+        runs = [self._run(flat[part], flat_range, clamp=True) for part in parts(flat, self.frame_chunk)]
+        layers = {layer: cat([run[layer] for run in runs]) for layer in self.layers}
+        return Features(layers, (flat.shape[2], flat.shape[3]), self.images.arrangement(images), self._source)
 
     def distance(
-        self, x: Features, y: Features, *, spatial: bool = False, per_layer: bool = False
+        self,
+        x: Features,
+        y: Features,
+        *,
+        spatial: bool = False,
+        per_layer: bool = False,
+        mask: Tensor | None = None,
+        erode: bool = False,
     ) -> Tensor | dict[str, Tensor]:
         """Distance of every pair of features.
 
@@ -185,25 +245,21 @@ class LPIPS(DropsLegacyKeys):
             y: From `encode`, of as many images of the same size.
             spatial: Return the map, each layer's upsampled to the image's size.
             per_layer: Return the layers' terms by name; they sum to the whole.
+            mask: See `forward`; of the size that the trunk saw.
+            erode: See `forward`.
 
         Returns:
             As `forward`.
 
         Raises:
-            ValueError: If the two are not of the same net, number and size.
+            ValueError: If the two are not of the same net, preparation, number and size.
         """
-        for layer in self.layers:
-            if layer not in x.layers or layer not in y.layers or x.layers[layer].shape != y.layers[layer].shape:
-                raise ValueError(f"y: expected features of the shapes of x at the layers {list(self.layers)}")
+        self._check_features(x, "x", x.arrangement, x.size)
+        self._check_features(y, "y", x.arrangement, x.size)
         first = x.layers[self.layers[0]]
-        calibration = self._network(first.device, first.dtype).calibration
-        with _without_autocast(first.device):
-            if spatial:
-                maps = layer_maps(x.layers, y.layers, calibration)
-                terms = {layer: upsample(layer_map, x.size) for layer, layer_map in maps.items()}
-            else:
-                terms = layer_distances(x.layers, y.layers, calibration)
-        return terms if per_layer else torch.stack(list(terms.values())).sum(0)
+        counts = self._flat_mask(mask, erode, spatial, x.arrangement, x.size, first.device)
+        masks = None if counts is None else self._layer_masks(counts, erode, x.layers)
+        return joined([self._terms(x.layers, y.layers, x.size, spatial, masks)], x.arrangement, per_layer).values
 
     def pairwise(
         self,
@@ -231,33 +287,139 @@ class LPIPS(DropsLegacyKeys):
             TypeError: If an argument is of the wrong type.
             ValueError: If a shape, a side, the sizes or a device do not fit, or pixel values are off the range.
         """
-        if y is not None and x.shape[1:] != y.shape[1:]:
-            raise ValueError(f"y: expected images of the shape {tuple(x.shape[1:])} of x, got {tuple(y.shape[1:])}")
+        for name, images in (("x", x), ("y", y)):
+            if isinstance(images, Tensor) and images.dim() == 5:
+                raise ValueError(f"{name}: expected images (N, 3, H, W), got shape {tuple(images.shape)}")
+        if y is not None:
+            self.images.check_pair(x[:1], y[:1], ("x", "y"), self.net_type, self._record.smallest_side)
         columns = x if y is None else y
-        parts = []
+        blocks = []
         for group in groups_within(self._vectors(columns, data_range, batch_size), memory_budget):
             whole = y is None and sum(map(len, group)) == len(x)
-            parts.append(pairwise_distances(group if whole else self._vectors(x, data_range, batch_size), group))
-        distances = torch.cat(parts, 1)
+            blocks.append(pairwise_distances(group if whole else self._vectors(x, data_range, batch_size), group))
+        distances = torch.cat(blocks, 1)
         return distances if y is not None else distances.triu(1) + distances.triu(1).T
+
+    def selfcheck(self, device: torch.device | str = "cpu") -> dict[str, float]:
+        """Hold the trunk's weights against the recorded distances of the reference implementation's example patches.
+
+        Random weights, those of another training and damaged ones fail it. It takes a tenth of a second: call it once
+        before numbers go into a paper.
+
+        Args:
+            device: Where to compute.
+
+        Returns:
+            The distances measured, of ``"p0"`` and ``"p1"`` to the reference, under the official v0.1 calibration.
+
+        Raises:
+            WeightsError: If they are not the recorded ones.
+            ValueError: If none are recorded for this trunk.
+        """
+        return selfcheck(self.net_type, self._network(torch.device(device), torch.float32))
+
+    @property
+    def _source(self) -> str:
+        found = self._specification
+        return f"{found.net_type} v{found.version} {found.trunk_sha256} {found.layout} {self.images}"
+
+    def _check(self, x: Tensor, y: Tensor | Features, names: tuple[str, str]) -> None:
+        side = self._record.smallest_side
+        if isinstance(y, Features):
+            self.images.check(x, names[0], self.net_type, side)
+            size = self.images.resize or (x.shape[-2], x.shape[-1])
+            self._check_features(y, names[1], self.images.arrangement(x), size)
+            first = y.layers[self.layers[0]]
+            if first.device != x.device:
+                raise ValueError(f"{names[1]}: expected features on device {x.device}, got {first.device}")
+            if first.is_inference() and x.requires_grad and torch.is_grad_enabled():
+                raise ValueError(
+                    f"{names[1]}: expected features that can serve a backward pass, got some made under "
+                    "torch.inference_mode; encode under torch.no_grad instead"
+                )
+        else:
+            self.images.check_pair(x, y, names, self.net_type, side)
+
+    def _check_features(self, features: Features, name: str, arrangement: Arrangement, size: tuple[int, int]) -> None:
+        if features.source != self._source:
+            raise ValueError(f"{name}: expected features of {self._source!r}, got features of {features.source!r}")
+        if (features.arrangement, features.size) != (arrangement, size):
+            raise ValueError(
+                f"{name}: expected features of {arrangement.shape} images of size {size}, "
+                f"got those of {features.arrangement.shape} images of size {features.size}"
+            )
+
+    def _see(self, images: Tensor, name: str, data_range: tuple[float, float], slack: float) -> None:
+        if self.validate_args and not torch.compiler.is_compiling():
+            self.watch.see(images, name, data_range, slack)
+
+    def _encoded_parts(
+        self, x: Tensor, y: Tensor | Features, data_range: tuple[float, float], clamp_x: bool
+    ) -> Iterator[tuple[slice, dict[str, Tensor], dict[str, Tensor]]]:
+        flat_x, range_x = self.images.arrange(x, data_range)
+        flat_y, range_y = self.images.arrange(y, data_range) if isinstance(y, Tensor) else (flat_x, range_x)
+        for part in parts(flat_x, self.frame_chunk):
+            fixed = {layer: y.layers[layer][part] for layer in self.layers} if isinstance(y, Features) else None
+            yield part, self._run(flat_x[part], range_x, clamp_x), fixed or self._run(flat_y[part], range_y, clamp=True)
+
+    def _run(self, images: Tensor, data_range: tuple[float, float], clamp: bool) -> dict[str, Tensor]:
+        dtype = self._trunk_dtype(images)
+        network = self._network(images.device, dtype)
+        clamp = clamp and self.validate_args
+        with _without_autocast(images.device):
+            return network.extractor(to_trunk(images, data_range, network.shift, network.scale, dtype, clamp))
+
+    def _terms(
+        self,
+        x: dict[str, Tensor],
+        y: dict[str, Tensor],
+        size: tuple[int, int],
+        spatial: bool,
+        masks: dict[str, Tensor] | None,
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        first = x[self.layers[0]]
+        calibration = self._network(first.device, first.dtype).calibration
+        with _without_autocast(first.device):
+            if spatial:
+                maps = layer_maps(x, y, calibration)
+                return {layer: upsample(layer_map, size) for layer, layer_map in maps.items()}, None
+            return layer_distances(x, y, calibration, masks), None if masks is None else measurable(masks)
+
+    def _flat_mask(
+        self,
+        mask: Tensor | None,
+        erode: bool,
+        spatial: bool,
+        arrangement: Arrangement,
+        size: tuple[int, int],
+        device: torch.device,
+    ) -> Tensor | None:
+        if mask is None:
+            if erode:
+                raise ValueError("erode: expected a mask with erode=True, got none")
+            return None
+        if spatial:
+            raise ValueError("mask: expected None with spatial=True; multiply the map by the mask")
+        if erode and self.images.resize is not None:
+            raise ValueError("erode: expected no resize=, whose reach is not followed; resize images and mask before")
+        flat = check_mask(mask, arrangement.shape, size, device)
+        if mask.dtype != torch.bool:
+            self._see(flat, "mask", (0.0, 1.0), 0.0)
+        return flat.repeat_interleave(arrangement.channels, 0)
+
+    def _layer_masks(self, mask: Tensor, erode: bool, layers: dict[str, Tensor]) -> dict[str, Tensor]:
+        if erode:
+            return eroded_masks(mask, self._base().extractor.graph)
+        return layer_masks(mask, {layer: (tap.shape[2], tap.shape[3]) for layer, tap in layers.items()})
 
     def _vectors(self, images: Tensor, data_range: DataRange, batch_size: int) -> Iterator[Tensor]:
         for chunk in images.split(batch_size):
-            layers = self.encode(chunk, data_range).layers
-            first = layers[self.layers[0]]
+            features = self.encode(chunk, data_range)
+            first = features.layers[self.layers[0]]
             with _without_autocast(first.device):
-                yield feature_vectors(layers, self._network(first.device, first.dtype).calibration)
-
-    def _check_values(self, images: Tensor, name: str, data_range: tuple[float, float], slack: float) -> None:
-        if self.validate_args and not torch.compiler.is_compiling():
-            check_values(images, name, data_range, slack)
-
-    def _encode(self, images: Tensor, data_range: tuple[float, float], clamp: bool) -> Features:
-        dtype = self._trunk_dtype(images)
-        network = self._network(images.device, dtype)
-        with _without_autocast(images.device):
-            layers = network.extractor(to_trunk(images, data_range, network.shift, network.scale, dtype, clamp))
-        return Features(layers, (images.shape[2], images.shape[3]))
+                vectors = feature_vectors(features.layers, self._network(first.device, first.dtype).calibration)
+            channels = features.arrangement.channels
+            yield vectors.view(len(chunk), -1) / channels**0.5 if channels > 1 else vectors
 
     def _trunk_dtype(self, images: Tensor) -> torch.dtype:
         if self.precision in _DTYPES:
@@ -267,51 +429,14 @@ class LPIPS(DropsLegacyKeys):
             return torch.get_autocast_dtype(device_type)
         return torch.float64 if images.dtype == torch.float64 else torch.float32
 
-    def _specify(self) -> tuple[Specification, FrozenNetwork]:
-        return specify(self.net_type, self.version, self.calibrated, self._weights, self._calibration, self._seed)
-
-    def _base(self) -> FrozenNetwork:
-        base = self._held.get(_BASE)
-        if base is None:
-            found, base = self._specify()
-            if found != self._specification:
-                raise WeightsError(f"weights: expected those of {self._specification}, found {found}")
-            self._held[_BASE] = base
-        return base
-
-    def _network(self, device: torch.device, dtype: torch.dtype) -> FrozenNetwork:
-        network = self._held.get((device, dtype))
-        if network is None:
-            network = self._held[device, dtype] = acquire(self._base(), self._specification, device, dtype)
-        return network
-
-    @override
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        # Nothing to move; but a module that goes to a device wants its network there before the first (compiled) step.
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        device = fn(torch.empty(0, device="cpu")).device
-        if device.type not in ("cpu", "meta"):
-            self._network(device, torch.float32)
-        return self
-
     @override
     def extra_repr(self) -> str:
         return self.fingerprint
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "_held": {}}
-        if isinstance(self._weights, Mapping):
-            state["_weights"] = dict(self._base().extractor.graph.state_dict())
-        return state
-
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        twin = type(self).__new__(type(self))
-        twin.__dict__ = {**self.__dict__, "_held": dict(self._held)}
-        memo[id(self)] = twin
+        twin = super().__deepcopy__(memo)
+        twin.watch = copy.deepcopy(self.watch, memo)
         return twin
-
-
-_BASE = (torch.device("cpu"), torch.float32)
 
 
 def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:

@@ -5,6 +5,7 @@ import sys
 import types
 
 import pytest
+import torch
 
 from lpips_lightning import __version__, cli
 from lpips_lightning.weights import CALIBRATIONS, WeightsError
@@ -114,7 +115,9 @@ def test_weights_list_names_every_record_and_what_is_missing(capsys):
 def test_doctor_passes_whole_files_and_reports_missing_trunks(capsys):
     assert cli.main(["weights", "doctor"]) == 0
     said = capsys.readouterr().out
-    assert said.count(": whole") == len(CALIBRATIONS)
+    assert said.count(": whole") == len(CALIBRATIONS) + 1
+    assert "embedded: LPIPS embedded v0.1" in said
+    assert said.count("golden distances reproduced") == 1
     assert "vgg: its trunk is not on this machine" in said
 
 
@@ -125,6 +128,15 @@ def test_doctor_reports_damage_with_code_one(capsys, monkeypatch, tmp_path):
         cli.main(["weights", "doctor"])
     assert exit_.value.code == 1
     assert "alexnet.safetensors: expected a whole file of tensors" in capsys.readouterr().out
+
+
+def test_doctor_finds_a_whole_file_of_wrong_weights(capsys, monkeypatch, tmp_path, trunks):
+    torch.save(trunks["alex"], tmp_path / "alexnet.pth")
+    monkeypatch.setenv("LPIPS_LIGHTNING_WEIGHTS", str(tmp_path))
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["weights", "doctor"])
+    assert exit_.value.code == 1
+    assert "alex: selfcheck: expected distances of 0.722 and 0.138" in capsys.readouterr().out
 
 
 def test_bad_input_of_recipes_is_code_two(capsys, tmp_path, monkeypatch):

@@ -22,10 +22,16 @@ def net(trunks):
         ([[0.0]], GOOD, TypeError, r"x: expected a tensor \(N, 3, H, W\), got list"),
         (GOOD, None, TypeError, "y: expected a tensor .* got NoneType"),
         (GOOD[0], GOOD[0], ValueError, r"got \(3, 64, 64\); add the batch dimension"),
-        (GOOD[None], GOOD[None], ValueError, r"expected shape \(N, 3, H, W\), got \(1, 2, 3, 64, 64\)"),
+        (GOOD[None, None], GOOD[None, None], ValueError, r"or \(B, T, 3, H, W\), got \(1, 1, 2, 3, 64, 64\)"),
+        (GOOD[None], GOOD, ValueError, r"y: expected the shape of x, \(1, 2, 3, 64, 64\), got \(2, 3, 64, 64\)"),
         (GOOD.permute(0, 2, 3, 1), GOOD, ValueError, "channels come second"),
-        (GOOD[:, :1], GOOD[:, :1], ValueError, "repeat gray images"),
-        (torch.zeros(2, 4, 64, 64), GOOD, ValueError, r"x: expected 3 channels .*, got shape \(2, 4, 64, 64\)"),
+        (GOOD[:, :1], GOOD[:, :1], ValueError, "gray images: say gray='repeat'"),
+        (
+            torch.zeros(2, 4, 64, 64),
+            GOOD,
+            ValueError,
+            r"x: expected 3 channels .*, got shape \(2, 4, 64, 64\); alpha channels: say background='white'",
+        ),
         (GOOD, torch.zeros(2, 3, 64, 66), ValueError, "y: expected the shape of x, .* nothing is broadcast or resized"),
         (GOOD, GOOD[:1], ValueError, "y: expected the shape of x"),
         (GOOD, GOOD.to("meta"), ValueError, "y: expected device cpu, that of x, got meta"),
@@ -116,3 +122,117 @@ def test_memory_layouts_give_one_number(net, pair):
 def test_ranges_that_are_none(data_range, error, message):
     with pytest.raises(error, match=message):
         parse_range(data_range)
+
+
+def _made(trunks, **options):
+    return LPIPS("squeeze", weights=trunks["squeeze"], **options)
+
+
+def test_gray_images_are_repeated_or_scored_channel_by_channel(trunks, pair):
+    x, y = pair()
+    plain = _made(trunks)
+    gray_x, gray_y = x[:, :1], y[:, :1]
+    expected = plain(gray_x.expand(-1, 3, -1, -1), gray_y.expand(-1, 3, -1, -1))
+    assert torch.equal(_made(trunks, gray="repeat")(gray_x, gray_y), expected)
+    assert torch.equal(_made(trunks, gray="repeat")(x, y), plain(x, y))
+    each = _made(trunks, gray="per_channel", frame_chunk=3)
+    assert torch.allclose(each(gray_x, gray_y), expected, rtol=1e-6)
+    channels = [plain(*(image[:, [c] * 3] for image in (x, y)), per_layer=True) for c in (0, 1, 2, 0, 1)]
+    found = each(*(image[:, [0, 1, 2, 0, 1]] for image in (x, y)), per_layer=True)
+    for layer, term in found.items():
+        assert torch.allclose(term, torch.stack([channel[layer] for channel in channels]).mean(0), rtol=1e-5)
+    assert each(x, y, spatial=True).shape == (2, 1, 64, 64)
+    assert torch.allclose(each.pairwise(x, y).diagonal(), each(x, y), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("background", "colour"), [("white", (1, 1, 1)), ("black", (0, 0, 0)), ((0.2, 0.4, 1), None)])
+@pytest.mark.parametrize("data_range", [(0, 1), (-1, 1), 255])
+def test_alpha_is_laid_over_a_colour(trunks, pair, background, colour, data_range):
+    low, high = parse_range(data_range)
+    x, y = pair(1)
+    alpha = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    colour = torch.tensor(colour or background).view(1, 3, 1, 1) * 2 - 1
+    expected = _made(trunks)(alpha * x + (1 - alpha) * colour, y)
+    rgba = (torch.cat((x, 2 * alpha - 1), 1) + 1) / 2 * (high - low) + low
+    rgb = (y + 1) / 2 * (high - low) + low
+    net = _made(trunks, background=background)
+    assert torch.allclose(net(rgba, rgb, data_range=data_range), expected, rtol=1e-4)
+    opaque = torch.cat((rgb, torch.full_like(rgb[:, :1], high)), 1)
+    assert torch.allclose(net(rgba, opaque, data_range=data_range), expected, rtol=1e-4)
+    if data_range == 255:
+        assert torch.allclose(net(rgba.round().to(torch.uint8), rgb.round().to(torch.uint8)), expected, rtol=0.05)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 4, 100])
+def test_videos_give_a_curve_and_chunks_the_same_number(trunks, pair, chunk):
+    x, y = pair(6, 40, 48)
+    expected = _made(trunks)(x, y).view(2, 3)
+    net = _made(trunks, frame_chunk=chunk)
+    video_x, video_y = x.view(2, 3, 3, 40, 48), y.view(2, 3, 3, 40, 48)
+    assert torch.allclose(net(video_x, video_y), expected, rtol=1e-5)
+    assert net(video_x, video_y, spatial=True).shape == (2, 3, 1, 40, 48)
+    assert net(video_x[:0], video_y[:0]).shape == (0, 3)
+    assert torch.allclose(net.distance(net.encode(video_x), net.encode(video_y)), expected, rtol=1e-5)
+    assert torch.allclose(net(video_x, net.encode(video_y)), expected, rtol=1e-5)
+    sizes = []
+    run, net._run = net._run, lambda images, *rest, **more: sizes.append(len(images)) or run(images, *rest, **more)
+    net(video_x, video_y)
+    assert max(sizes) == min(chunk or 6, 6)
+
+
+def test_resize_brings_both_to_one_size_and_is_in_the_fingerprint(trunks, pair):
+    x, y = pair(1, 96, 64)
+    net = _made(trunks, resize=(48, 40))
+
+    def resized(image):
+        return torch.nn.functional.interpolate(image, (48, 40), mode="bilinear", antialias=True)
+
+    assert torch.allclose(net(x, y), _made(trunks)(resized(x), resized(y)), rtol=1e-6)
+    assert torch.allclose(net(x, resized(y)), net(x, y), rtol=1e-6)
+    assert net(x, y, spatial=True).shape == (1, 1, 48, 40)
+    assert "resize 48x40 bilinear antialias" in net.fingerprint
+    assert _made(trunks, resize=48).images.resize == (48, 48)
+    assert bool(_made(trunks, resize=32)(x[..., :8, :8], y[..., :8, :8]).isfinite())
+    with pytest.raises(ValueError, match="y: expected the shape of x"):
+        net(x, torch.cat((y, y)))
+    with pytest.raises(ValueError, match="got 10x10; enlarge both images alike with resize="):
+        _made(trunks, resize=10)(x, y)
+
+
+def test_images_as_they_come_are_named_in_the_fingerprint(trunks):
+    assert "gray repeat, alpha over [1.0, 1.0, 1.0]" in _made(trunks, gray="repeat", background="white").fingerprint
+    assert ", ," not in _made(trunks).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gray": "mean"}, r"gray: expected None or one of \('repeat', 'per_channel'\), got 'mean'"),
+        ({"background": "red"}, "background: expected 'white', 'black' or three numbers on .*, got 'red'"),
+        ({"background": (0, 0, 255)}, "background: expected 'white'"),
+        ({"background": (0, 0)}, "background: expected 'white'"),
+        ({"resize": 0}, "resize: expected .*, got 0"),
+        ({"resize": (1, 2, 3)}, "resize: expected"),
+        ({"resize": (64.0, 64.0)}, "resize: expected"),
+        ({"frame_chunk": 0}, "frame_chunk: expected a positive number of images or None, got 0"),
+    ],
+)
+def test_unknown_ways_with_images_are_refused(trunks, options, message):
+    with pytest.raises(ValueError, match=message):
+        _made(trunks, **options)
+
+
+def test_features_of_another_preparation_are_refused(trunks, pair):
+    x, y = pair()
+    net = _made(trunks)
+    for other in (_made(trunks, resize=64), _made(trunks, gray="repeat"), LPIPS("alex", weights=trunks["alex"])):
+        with pytest.raises(ValueError, match="y: expected features of 'squeeze v0.1"):
+            net(x, other.encode(y))
+    with pytest.raises(ValueError, match="version|expected features of"):
+        net(x, LPIPS("squeeze", weights=trunks["squeeze"], version="0.0").encode(y))
+    with pytest.raises(ValueError, match=r"y: expected features of \(2,\) images of size \(64, 64\)"):
+        net(x, net.encode(y[..., :48]))
+    with torch.inference_mode():
+        made = net.encode(y)
+    with pytest.raises(ValueError, match="made under torch.inference_mode; encode under torch.no_grad instead"):
+        net(x.requires_grad_(), made)

@@ -105,7 +105,7 @@ def test_weight_zero_skips_the_network_and_keeps_the_graph(loss, pair, monkeypat
     x, y = pair()
     x.requires_grad_()
     loss.weight = 0.0
-    monkeypatch.setattr(LPIPS, "_encode", None)
+    monkeypatch.setattr(LPIPS, "measure", None)
     value = loss(x, y)
     value.backward()
     assert float(value.detach()) == 0
@@ -149,3 +149,53 @@ def test_gradient_is_right_by_finite_differences(loss, pair):
     with torch.no_grad():
         slope = (loss(x + step, y) - loss(x - step, y)) / 2e-7
     assert abs(float(slope) - float(x.grad.norm())) < 1e-5 * float(slope)
+
+
+def test_a_reference_is_encoded_once_and_gives_the_same_loss_and_gradient(trunks, pair, monkeypatch):
+    x, y = pair(2, 48, 48, torch.float64)
+    loss = PerceptualLoss("squeeze", data_range=(-1, 1), weights=trunks["squeeze"])
+    x1, x2 = x.clone().requires_grad_(), x.clone().requires_grad_()
+    loss(x1, y).backward()
+    reference = loss.encode(y)
+    passes = []
+    run = LPIPS._run
+    monkeypatch.setattr(LPIPS, "_run", lambda self, *rest, **more: passes.append(1) or run(self, *rest, **more))
+    for _ in range(3):
+        x2.grad = None
+        loss(x2, reference=reference).backward()
+    assert len(passes) == 3
+    assert torch.allclose(x1.grad, x2.grad, rtol=1e-10)
+    for wrong in ({}, {"target": y, "reference": reference}):
+        with pytest.raises(TypeError, match="target: expected either target or reference"):
+            loss(x, **wrong)
+    with pytest.raises(ValueError, match=r"reference: expected features of \(1,\) images"):
+        loss(x[:1], reference=reference)
+
+
+def test_maps_and_layers_of_a_loss(trunks, pair):
+    x, y = pair()
+    net = LPIPS("squeeze", weights=trunks["squeeze"])
+    options = {"data_range": (-1, 1), "weight": 2.0, "weights": trunks["squeeze"]}
+    maps = PerceptualLoss("squeeze", reduction="none", spatial=True, **options)
+    assert torch.allclose(maps(x, y), 2 * net(x, y, spatial=True))
+    layers = PerceptualLoss("squeeze", per_layer=True, **options)
+    found = layers(x, y)
+    assert list(found) == list(net.layers)
+    assert torch.allclose(sum(found.values()), 2 * net(x, y).mean(), rtol=1e-6)
+    for loss in (maps, layers):
+        before = loss(x, y)
+        loss.weight = 0.0
+        after = loss(x, y)
+        for one, other in zip(*(v.values() if isinstance(v, dict) else [v] for v in (before, after)), strict=True):
+            assert one.shape == other.shape
+            assert float(other.abs().max()) == 0
+
+
+def test_gradients_of_videos_reach_every_frame(trunks, pair):
+    x, y = (image.view(1, 3, 3, 48, 48) for image in pair(3, 48, 48))
+    loss = PerceptualLoss("squeeze", data_range=(-1, 1), weights=trunks["squeeze"])
+    x.requires_grad_()
+    value = loss(x, y)
+    value.backward()
+    assert value.dim() == 0
+    assert bool((x.grad.flatten(2).norm(dim=2) > 0).all())

@@ -13,6 +13,7 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 
 from lpips_lightning import LPIPS
 from lpips_lightning import LearnedPerceptualImagePatchSimilarity as Metric
+from lpips_lightning.functional import learned_perceptual_image_patch_similarity
 
 
 @pytest.fixture
@@ -202,3 +203,66 @@ def test_two_processes_give_the_number_of_one(tmp_path, trunks, pair, scores):
         expected = {"mean": scores.mean(), "sum": scores.sum()}.get(metric.reduction, scores)
         assert torch.equal(first, second), (metric.reduction, shards)
         assert torch.allclose(first, expected, rtol=1e-6, atol=0), (metric.reduction, shards)
+
+
+def _compare(found, expected, rtol=1e-5):
+    found, expected = (value if isinstance(value, dict) else {"": value} for value in (found, expected))
+    assert list(found) == list(expected)
+    for key, value in expected.items():
+        assert found[key].shape == value.shape
+        assert torch.allclose(found[key], value, rtol=rtol)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("options", [{}, {"spatial": True}, {"per_layer": True}, {"spatial": True, "per_layer": True}])
+@pytest.mark.parametrize("video", [False, True])
+def test_maps_layers_and_videos_over_batches_are_those_of_one_call(trunks, pair, reduction, options, video):
+    x, y = (image.view(2, 3, 3, 32, 40) if video else image for image in pair(6, 32, 40))
+    whole = learned_perceptual_image_patch_similarity(x, y, "squeeze", reduction, weights=trunks["squeeze"], **options)
+    metric = Metric("squeeze", reduction, weights=trunks["squeeze"], **options)
+    for part_x, part_y in zip(x.split(1), y.split(1), strict=True):
+        batch = metric(part_x, part_y)
+    _compare(metric.compute(), whole)
+    _compare(
+        batch,
+        learned_perceptual_image_patch_similarity(
+            x[-1:], y[-1:], "squeeze", reduction, weights=trunks["squeeze"], **options
+        ),
+    )
+    metric.reset()
+    assert metric.metric_state.keys() == metric._defaults.keys()
+
+
+def test_maps_of_other_sizes_and_videos_of_other_lengths_are_refused(trunks, pair):
+    maps = Metric("squeeze", spatial=True, weights=trunks["squeeze"])
+    maps.update(*pair(2, 32, 40))
+    with pytest.raises(ValueError, match=r"as in the first batch, \(0, 32, 40\), got \(0, 40, 32\)"):
+        maps.update(*pair(2, 40, 32))
+    maps.reset()
+    maps.update(*pair(2, 40, 32))
+    videos = Metric("squeeze", "none", weights=trunks["squeeze"])
+    videos(*(image.view(2, 3, 3, 32, 40) for image in pair(6, 32, 40)))
+    with pytest.raises(ValueError, match=r"as in the first batch, \(3, 0, 0\), got \(2, 0, 0\)"):
+        videos(*(image.view(3, 2, 3, 32, 40) for image in pair(6, 32, 40)))
+    with pytest.raises(ValueError, match="as in the first batch"):
+        videos.update(*pair(2, 32, 40))
+
+
+def test_features_of_a_fixed_target_serve_a_metric(trunks, pair):
+    x, y = pair()
+    metric = Metric("squeeze", weights=trunks["squeeze"])
+    expected = metric(x, y)
+    assert torch.equal(metric(x, metric.net.encode(y)), expected)
+
+
+def test_maps_and_layers_over_two_ranks_of_which_one_may_be_empty(tmp_path, trunks, pair):
+    images = pair(6, 32, 40)
+    kinds = ({"reduction": "none"}, {"spatial": True}, {"reduction": "none", "spatial": True}, {"per_layer": True})
+    shards = ([(6,), ()], [(4,), (2,)])
+    jobs = [(Metric("squeeze", weights=trunks["squeeze"], **kind), shard) for shard in shards for kind in kinds]
+    net = LPIPS("squeeze", weights=trunks["squeeze"])
+    maps, layers = net(*images, spatial=True), net(*images, per_layer=True)
+    expected = [net(*images), maps.mean(0), maps, {layer: term.mean() for layer, term in layers.items()}] * 2
+    for found in workers.run(workers.metric_over_shards, 2, tmp_path, jobs, images):
+        for value, wanted in zip(found, expected, strict=True):
+            _compare(value, wanted)

@@ -57,7 +57,9 @@ def test_layers_sum_to_the_whole_and_are_named(net, pair):
 def test_encode_then_distance_is_the_call(net, pair):
     x, y = pair()
     assert torch.equal(net.distance(net.encode(x), net.encode(y)), net(x, y))
-    with pytest.raises(ValueError, match="expected features of the shapes of x"):
+    with pytest.raises(
+        ValueError, match=r"y: expected features of \(2,\) images of size \(64, 64\), got those of \(1,\) images"
+    ):
         net.distance(net.encode(x), net.encode(y[:1]))
 
 

@@ -78,5 +78,5 @@ def test_gradients_reach_the_images(trunks, pair):
 
 def test_other_sizes_are_refused(trunks):
     net = LPIPS("alex", weights=trunks["alex"])
-    with pytest.raises(ValueError, match=r"y: expected images of the shape \(3, 48, 48\) of x, got \(3, 48, 40\)"):
+    with pytest.raises(ValueError, match=r"y: expected the shape of x, \(1, 3, 48, 48\), got \(1, 3, 48, 40\)"):
         net.pairwise(torch.zeros(2, 3, 48, 48), torch.zeros(2, 3, 48, 40))

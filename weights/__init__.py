@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CALIBRATIONS",
     "EMBEDDED",
+    "EXAMPLES",
     "TRUNK_FILES",
     "TrunkFile",
     "Weights",
@@ -97,6 +98,15 @@ EMBEDDED = Weights(
 )
 """The embedded network: trunk as ``features.*`` and calibration as ``calibration.*`` in one file."""
 
+EXAMPLES = Weights(
+    "examples.safetensors",
+    "d6d06769ca9141672ce66188af28968eb01bead9b213861f0f194e1cb40e6edd",
+    "lpips 0.1.4 (richzhang/PerceptualSimilarity), imgs/ex_ref.png, ex_p0.png, ex_p1.png",
+    "BSD-2-Clause",
+    "the reference's example patches, uint8, for the self-check",
+)
+"""Three patches ``(3, 64, 64)``: ``ref``, ``p0``, ``p1``."""
+
 CALIBRATIONS: dict[tuple[str, str], Weights] = {
     ("alex", "0.0"): _official("alex", "0.0", "8296e492193cf133469d5dfb59ae9d63aaff4f15e8fda7b6e96ceb28b163f890"),
     ("vgg", "0.0"): _official("vgg", "0.0", "b39e978b77a5517e7372ad875a01f5506f51a5afebb8c25d4c7e8d4ffee2ae39"),
@@ -161,7 +171,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a ``.safetensors`` file or of a ``torch.save`` file; code in a pickle is never executed.
 
     Args:
-        path: The file. Everything that does not end in ``.safetensors`` is read as a ``torch.save`` file.
+        path: The file. Everything that does not end in ``.safetensors`` is read as a ``torch.save`` file; of a
+            checkpoint that holds a ``state_dict`` among other things, that is read.
 
     Returns:
         Tensor by name, on the CPU.
@@ -180,6 +191,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors, zipfile and pickle each have their own
         raise WeightsError(f"{path}: expected a whole file of tensors, got {type(error).__name__}: {error}") from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise WeightsError(f"{path}: expected a mapping of names to tensors, got {type(content).__name__}")
     return dict(content)

@@ -17,7 +17,7 @@ from lpips_lightning.weights import TRUNK_FILES, TrunkFile, WeightsError, read_t
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["FOLDER_VARIABLE", "FoundTrunk", "find_trunk", "is_torchvision_file", "trunk_places"]
+__all__ = ["FOLDER_VARIABLE", "FoundTrunk", "find_trunk", "is_torchvision_file", "trunk_file", "trunk_places"]
 
 FOLDER_VARIABLE = "LPIPS_LIGHTNING_WEIGHTS"
 _CONNECT_SECONDS = 15  # a cluster without a network drops packets; torch.hub would wait for ever
@@ -33,6 +33,26 @@ class FoundTrunk:
     origin: str
 
 
+def trunk_file(builder: str) -> TrunkFile | None:
+    """The record of a torchvision model's ImageNet weights.
+
+    Args:
+        builder: torchvision's builder, for example ``"alexnet"``.
+
+    Returns:
+        Ours, or one made of torchvision's ``IMAGENET1K_V1``; None where there is neither.
+    """
+    if builder in TRUNK_FILES:
+        return TRUNK_FILES[builder]
+    from torchvision.models import get_model_weights
+
+    try:
+        weights = get_model_weights(builder)["IMAGENET1K_V1"]
+    except (ValueError, KeyError):
+        return None
+    return TrunkFile(builder, weights.url, None)
+
+
 def trunk_places(builder: str, path: str | os.PathLike[str] | None = None) -> list[Path]:
     """Every file that would be taken as the trunk, in the order of search; they need not exist.
 
@@ -44,7 +64,7 @@ def trunk_places(builder: str, path: str | os.PathLike[str] | None = None) -> li
         Candidate files: those of `path`, or of the folder that ``LPIPS_LIGHTNING_WEIGHTS`` names and of torchvision's
         cache.
     """
-    record = TRUNK_FILES.get(builder)
+    record = trunk_file(builder)
     names = [f"{builder}.safetensors", f"{builder}.pth"]
     if record is not None:
         names.insert(0, record.file)
@@ -77,10 +97,10 @@ def find_trunk(builder: str, path: str | os.PathLike[str] | None = None) -> Foun
     places = trunk_places(builder, path)
     for place in places:
         if place.is_file():
-            return FoundTrunk(_read(place, TRUNK_FILES.get(builder)), str(place))
+            return FoundTrunk(_read(place, trunk_file(builder)), str(place))
     if path is not None:
         raise WeightsError(f"weights: expected a file, or a folder with one, got {path}; looked for {_listing(places)}")
-    record = TRUNK_FILES.get(builder)
+    record = trunk_file(builder)
     if record is None:
         raise WeightsError(_nothing_found(builder, record, places, None))
     target = places[-1]

@@ -7,7 +7,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-__all__ = ["IMAGE_SUFFIXES", "find_images", "image_size", "read_image", "write_image"]
+__all__ = ["IMAGE_SUFFIXES", "find_images", "image_size", "read_image", "resize_image", "write_image"]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -86,6 +86,29 @@ def read_image(path: str | Path) -> Tensor:
             " convert it to RGB first"
         )
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
+
+
+def resize_image(image: Tensor, size: int | None) -> Tensor:
+    """The picture as a square: the shorter side resized, bilinear as Pillow does it, the longer one cropped.
+
+    Square pictures come out as from the reference's loader (torchvision's ``Resize`` on a Pillow image).
+
+    Args:
+        image: Shape ``(3, H, W)``, dtype ``uint8``.
+        size: None leaves the picture as it is.
+
+    Returns:
+        Shape ``(3, size, size)``, dtype ``uint8``.
+    """
+    height, width = image.shape[1:]
+    if size is None or (height, width) == (size, size):
+        return image
+    shorter = min(height, width)
+    new = [max(size, round(side * size / shorter)) for side in (width, height)]
+    resized = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((new[0], new[1]), Image.Resampling.BILINEAR)
+    left, top = (new[0] - size) // 2, (new[1] - size) // 2
+    cropped = np.array(resized)[top : top + size, left : left + size]
+    return torch.from_numpy(cropped).permute(2, 0, 1).contiguous()
 
 
 def write_image(image: Tensor, path: str | Path) -> None:

@@ -99,7 +99,7 @@ def correlate(distances: Tensor, scores: Tensor, score: Score = "mos") -> Correl
     return Correlations(
         srcc=float(spearman_corrcoef(x, y)),
         plcc=direction * float(pearson_corrcoef(_standardized(fitted(x)), _standardized(y))),
-        krcc=float(kendall_rank_corrcoef(x, y)),
+        krcc=float(kendall_rank_corrcoef(x, y)),  # type: ignore[arg-type]  # a tuple for t_test=True alone
         count=len(x),
     )
 

@@ -47,12 +47,13 @@ def write_sheet(images: str | Path, out: str | Path, seed: int = 0) -> Path:
     block = _LABEL + cell * (1 + len(STRENGTHS))
     size = (2 * _MARGIN + 2 * block + _BLOCK_GAP - _GAP, _MARGIN + _HEADER + rows * cell + _MARGIN - _GAP)
     sheet = Image.new("RGB", size, _PAPER)
-    _write_headings(ImageDraw.Draw(sheet), [_MARGIN + half * (block + _BLOCK_GAP) for half in range(2)])
+    draw = ImageDraw.Draw(sheet)
+    _write_headings(draw, [_MARGIN + half * (block + _BLOCK_GAP) for half in range(2)])
     for index, name in enumerate(names):
         half, row = divmod(index, rows)
         left, top = _MARGIN + half * (block + _BLOCK_GAP) + _LABEL, _MARGIN + _HEADER + row * cell
-        label = {"text": name.replace("_", "\n"), "fill": _INK, "font": _font(17), "anchor": "rm", "align": "right"}
-        ImageDraw.Draw(sheet).multiline_text((left - 14, top + _SHOWN // 2), **label)
+        place, label = (left - 14, top + _SHOWN // 2), name.replace("_", "\n")
+        draw.multiline_text(place, label, fill=_INK, font=_font(17), anchor="rm", align="right")
         patch = resize_image(read_image(files[index % len(files)]), _PATCH)
         for column, picture in enumerate(_ladder(patch, name, seed)):
             sheet.paste(_enlarged(picture), (left + column * cell, top))

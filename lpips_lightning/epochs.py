@@ -42,7 +42,7 @@ class Mirrored(Dataset[Item]):
         return {name: value.flip(-1) if turn and _is_picture(value) else value for name, value in item.items()}
 
 
-class EpochSampler(DistributedSampler[Item]):
+class EpochSampler(DistributedSampler[int]):
     """Every item once an epoch, in an order that depends on (`seed`, epoch) alone.
 
     A `DistributedSampler` because Lightning leaves those alone; over several ranks the last items repeat the first

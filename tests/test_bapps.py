@@ -1,5 +1,8 @@
 """BAPPS on disk: what an item holds, and every kind of damage named by its file."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -148,3 +151,11 @@ def test_a_damaged_judgement_is_named(root):
     (root / "jnd/val/cnn/same/000001.npy").mkdir()
     with pytest.raises(ValueError, match=r"same/000001.npy: expected a NumPy file of one number, got IsADirectory"):
         JNDDataset(root, ("cnn",))[1]
+
+
+def test_data_sets_and_correlations_need_no_lightning():
+    names = "bapps bapps_archives bapps_make correlation distortion_sheet epochs opinions triplets"
+    code = (
+        f"import sys; from lpips_lightning import {names.replace(' ', ', ')}; print('pytorch_lightning' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

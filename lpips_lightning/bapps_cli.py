@@ -22,8 +22,8 @@ def main(args: list[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_make, _add_sheet):
         add(commands)
-    options = vars(parser.parse_args(args))
-    options.pop("run")(**options)
+    options = parser.parse_args(args)
+    options.run(options)
 
 
 def _add_make(commands: Any) -> None:
@@ -44,15 +44,16 @@ def _add_make(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal files (default: %(default)s)")
 
 
-def _make(**options: Any) -> None:
+def _make(options: argparse.Namespace) -> None:
+    arguments = {name: value for name, value in vars(options).items() if name != "run"}
     with progress_report("items") as report:
-        make_bapps(**options, report=report)
+        make_bapps(**arguments, report=report)
 
 
 def _add_sheet(commands: Any) -> None:
     text = "draw every distortion at 5 strengths, on one sheet"
     parser = commands.add_parser("sheet", help=text, description=f"{text[0].upper()}{text[1:]}.")
-    parser.set_defaults(run=write_sheet)
+    parser.set_defaults(run=lambda options: write_sheet(options.images, options.out, options.seed))
     parser.add_argument("--images", required=True, help="a photograph, or a folder of which it takes the first ones")
     parser.add_argument("--out", required=True, help="PNG to write")
     parser.add_argument("--seed", type=int, default=0, help="of directions, signs and noise (default: %(default)s)")

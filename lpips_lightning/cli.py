@@ -32,6 +32,8 @@ COMMANDS = {
     "demo": Command("superresolution in minutes: a table and a picture", f"{_RECIPES}.demo:main"),
     "superresolution": Command("enlarge pictures: fit, validate, test, predict", f"{_RECIPES}.superresolution:main"),
     "distillation": Command("teach a small trunk the distances of a large one", f"{_RECIPES}.distillation:main"),
+    "bapps": Command("make a data set of judged distortions, or a sheet of them", "lpips_lightning.bapps_cli:main"),
+    "correlate": Command("LPIPS against opinion scores: SRCC, PLCC, KRCC", "lpips_lightning.correlate_cli:main"),
     "weights": Command("list those that are here; doctor checks them", "lpips_lightning.cli:weights"),
 }
 """Subcommands by name, in the order of the help screen."""

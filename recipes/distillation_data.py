@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from lpips_lightning.recipes.photographs import find_images, read_image, scikit_image_folder
+from lpips_lightning.pictures import find_images, read_image
+from lpips_lightning.recipes.photographs import scikit_image_folder
 from lpips_lightning.variations import crops, procedural, vary
 
 __all__ = ["DistillationData", "GroupBatches", "Groups", "public_domain_photographs"]

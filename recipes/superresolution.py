@@ -25,7 +25,7 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 from typing_extensions import override
 
 from lpips_lightning import LearnedPerceptualImagePatchSimilarity, PerceptualLoss
-from lpips_lightning.recipes.photographs import write_image
+from lpips_lightning.pictures import write_image
 from lpips_lightning.recipes.superresolution_data import Scale, SuperResolutionData, check_scale
 
 __all__ = ["EDSR", "PictureWriter", "SuperResolution", "main", "upscale"]

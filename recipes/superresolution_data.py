@@ -10,13 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from lpips_lightning.recipes.photographs import (
-    bundled_photographs,
-    find_images,
-    image_size,
-    read_image,
-    select_images,
-)
+from lpips_lightning.pictures import find_images, image_size, read_image
+from lpips_lightning.recipes.photographs import bundled_photographs, select_images
 
 __all__ = ["FixedCrops", "RandomCrops", "Scale", "SuperResolutionData", "WholePictures", "check_scale", "downscale"]
 

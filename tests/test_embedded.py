@@ -83,7 +83,8 @@ def test_a_whole_network_file_brings_its_own_calibration(tmp_path):
 def test_it_reads_like_alex_on_photographs(real_weights):
     from torchmetrics.functional import spearman_corrcoef
 
-    from lpips_lightning.recipes.photographs import bundled_photographs, read_image
+    from lpips_lightning.pictures import read_image
+    from lpips_lightning.recipes.photographs import bundled_photographs
 
     alex, embedded = LPIPS("alex", weights=real_weights), LPIPS("embedded")
     pairs = []

@@ -9,7 +9,8 @@ from safetensors import safe_open
 from lpips_lightning import LPIPS, weights
 from lpips_lightning.distortions import DISTORTIONS, distort
 from lpips_lightning.embedded import EMBEDDED, PlainTrunk, Stage, embedded_trunk
-from lpips_lightning.recipes.photographs import bundled_photographs, read_image
+from lpips_lightning.pictures import read_image
+from lpips_lightning.recipes.photographs import bundled_photographs
 from lpips_lightning.student import Student
 
 FILE = weights.FOLDER / "embedded.safetensors"

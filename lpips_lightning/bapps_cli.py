@@ -1,0 +1,59 @@
+"""The command ``lpips-lightning bapps``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, get_args
+
+from lpips_lightning.bapps_make import Judge, make_bapps
+from lpips_lightning.distortion_sheet import write_sheet
+from lpips_lightning.progress import progress_report
+
+__all__ = ["main"]
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run ``bapps make`` or ``bapps sheet``.
+
+    Args:
+        args: Command line without the program's name; None takes ``sys.argv``.
+    """
+    parser = argparse.ArgumentParser("lpips-lightning bapps", description="The data set of LPIPS, and ones like it.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_make, _add_sheet):
+        add(commands)
+    options = parser.parse_args(args)
+    options.run(options)
+
+
+def _add_make(commands: Any) -> None:
+    text = "write a data set in BAPPS' layout from any photographs, with the paper's 20 traditional distortions"
+    parser = commands.add_parser("make", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    parser.set_defaults(run=_make)
+    parser.add_argument("--images", required=True, help="folder of photographs, searched through")
+    parser.add_argument("--out", required=True, help="folder to write, new or empty")
+    for part, count, what in (("train", 1000, "training triplets"), ("val", 200, "validation triplets")):
+        parser.add_argument(f"--{part}", type=int, default=count, help=f"{what} (default: %(default)s)")
+    parser.add_argument("--jnd", type=int, help="pairs (default: 200, without a judge 0)")
+    parser.add_argument(
+        "--judge", choices=get_args(Judge), default="embedded", help="who judges; none: people (default: %(default)s)"
+    )
+    parser.add_argument("--weights", help="trunk weights of the judge: a file or a folder")
+    parser.add_argument("--set", dest="set_name", default="traditional", help="its name (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=64, help="side of the patches (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal files (default: %(default)s)")
+
+
+def _make(options: argparse.Namespace) -> None:
+    arguments = {name: value for name, value in vars(options).items() if name != "run"}
+    with progress_report("items") as report:
+        make_bapps(**arguments, report=report)
+
+
+def _add_sheet(commands: Any) -> None:
+    text = "draw every distortion at 5 strengths, on one sheet"
+    parser = commands.add_parser("sheet", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    parser.set_defaults(run=lambda options: write_sheet(options.images, options.out, options.seed))
+    parser.add_argument("--images", required=True, help="a photograph, or a folder of which it takes the first ones")
+    parser.add_argument("--out", required=True, help="PNG to write")
+    parser.add_argument("--seed", type=int, default=0, help="of directions, signs and noise (default: %(default)s)")

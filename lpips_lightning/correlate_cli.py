@@ -1,0 +1,104 @@
+"""The command ``lpips-lightning correlate``."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from lpips_lightning.correlation import Correlations, Score, by_group, check_scores, correlate, mean_over_groups
+from lpips_lightning.network import LPIPS
+from lpips_lightning.opinions import COLUMNS, FrameDistance, measure, read_opinions
+from lpips_lightning.progress import progress_report
+
+__all__ = ["main"]
+
+
+def main(args: list[str] | None = None) -> None:
+    """Print the correlations of LPIPS with the opinion scores of a CSV.
+
+    Args:
+        args: Command line without the program's name; None takes ``sys.argv``.
+    """
+    options = _parser().parse_args(args)
+    net = LPIPS(
+        options.net,
+        version=options.version,
+        calibrated=not options.baseline,
+        weights=options.weights,
+        calibration=options.calibration,
+    )
+    opinions = read_opinions(options.file, options.root, options.columns.split(","), options.group)
+    scores = torch.tensor([opinion.score for opinion in opinions], dtype=torch.float64)
+    names = [opinion.group for opinion in opinions] if options.group else None
+    check_scores(scores, names)  # now, not after the measuring
+    with progress_report("items") as report:
+        distances, frames = measure(opinions, net, options.device, report)
+    if options.csv:
+        _write_frames(Path(options.csv), frames)
+    whole = correlate(distances, scores, options.score)
+    groups = by_group(distances, scores, names, options.score) if names else {}
+    console = Console()
+    sense = "higher is better, LPIPS is negated" if options.score == "mos" else "higher is worse, as LPIPS is"
+    console.print(f"LPIPS against opinion scores ({options.score}: {sense})", soft_wrap=True, highlight=False)
+    console.print(_table(whole, groups))
+    console.print(net.fingerprint, soft_wrap=True, highlight=False)
+    if whole.srcc < 0:
+        other = {"mos": "dmos", "dmos": "mos"}[options.score]
+        console.print(f"Negative: are these scores {other}? Then say --score {other}.", style="yellow", highlight=False)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "lpips-lightning correlate",
+        description="Correlate LPIPS with opinion scores: SRCC, PLCC after the 4-parameter logistic, KRCC.",
+    )
+    parser.add_argument("file", help="CSV with the columns reference, distorted, score; pictures or folders of frames")
+    parser.add_argument("--root", help="folder that the paths begin in (default: that of the CSV)")
+    parser.add_argument(
+        "--columns", default=",".join(COLUMNS), metavar="A,B,C", help="what the CSV calls them (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--score", choices=get_args(Score), default="mos", help="mos: higher is better; dmos: worse (default: mos)"
+    )
+    parser.add_argument("--group", metavar="COLUMN", help="also within each group, and the mean over groups")
+    parser.add_argument("--csv", metavar="FILE", help="write the distance of every picture or frame")
+    parser.add_argument("--net", default="alex", help="alex, vgg, squeeze or embedded (default: alex)")
+    parser.add_argument("--version", default="0.1", help="0.1 or 0.0 (default: 0.1)")
+    parser.add_argument("--baseline", action="store_true", help="without calibration")
+    parser.add_argument("--calibration", metavar="FILE", help="a calibration of your own")
+    parser.add_argument("--weights", metavar="PATH", help="trunk weights: a file or a folder")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device, help="(default: cuda if there is one, else cpu)")
+    return parser
+
+
+def _table(whole: Correlations, groups: dict[str, Correlations]) -> Table:
+    table = Table()
+    table.add_column("")
+    for heading in ("n", "SRCC", "PLCC", "KRCC"):
+        table.add_column(heading, justify="right")
+    rows = [*groups.items(), ("all together", whole)]
+    if groups:
+        rows.insert(-1, ("mean over groups", mean_over_groups(groups)))
+        rows.insert(-1, ("mean by Fisher's z and size", mean_over_groups(groups, fisher=True)))
+    for name, row in rows:
+        style = "" if name in groups else "bold"
+        table.add_row(name, str(row.count), *(f"{x:.4f}" for x in (row.srcc, row.plcc, row.krcc)), style=style)
+    return table
+
+
+def _write_frames(path: Path, frames: Sequence[FrameDistance]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["reference", "distorted", "frame", "lpips"])
+        rows.writerows([row.reference, row.distorted, row.frame, f"{row.distance:.9g}"] for row in frames)
+    partial.replace(path)

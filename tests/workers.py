@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from lpips_lightning.judgements import JNDScore, TwoAFCScore
+
 
 def run(worker, world_size, folder, *args):
     """Run ``worker(rank, *args)`` in gloo processes; the results by rank."""
@@ -41,3 +43,13 @@ def diversity_over_shards(rank, metric, groups, shards):
     if last > first:
         metric.update(groups[first:last])
     return metric.compute()
+
+
+def judgements_over_shards(rank, columns, shards):
+    """2AFC and JND scores after this rank's rows, given by rank as (first, last)."""
+    first, last = shards[rank]
+    d0, d1, judge = (column[first:last] for column in columns)
+    afc, jnd = TwoAFCScore(), JNDScore()
+    afc.update(d0, d1, judge)
+    jnd.update(d0, judge)
+    return afc.compute(), jnd.compute()

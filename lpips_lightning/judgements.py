@@ -19,6 +19,7 @@ from typing_extensions import override
 from lpips_lightning.metric import EXACT
 
 __all__ = [
+    "HumanCeiling",
     "JNDScore",
     "TwoAFCScore",
     "agreement",
@@ -53,12 +54,12 @@ def two_afc_score(d0: Tensor, d1: Tensor, judge: Tensor) -> Tensor:
     return agreement(d0, d1, judge).mean()
 
 
-def agreement(d0: Tensor, d1: Tensor, judge: Tensor) -> Tensor:
+def agreement(d0: Tensor, d1: Tensor, judge: Tensor, validate_args: bool = True) -> Tensor:
     """Share of people who agree with the distances, triplet by triplet: ``(M,)`` in float64.
 
-    Args and errors are those of `two_afc_score`, which is its mean.
+    Arguments and errors are those of `two_afc_score`, which is its mean; `validate_args` checks values.
     """
-    first, second, share = checked({"d0": d0, "d1": d1, "judge": judge}, shares=("judge",))
+    first, second, share = checked({"d0": d0, "d1": d1, "judge": judge}, shares=("judge",), values=validate_args)
     return torch.where(first < second, 1 - share, torch.where(second < first, share, 0.5))
 
 
@@ -182,7 +183,36 @@ def bootstrap_interval(
     return low, high
 
 
-class TwoAFCScore(Metric):
+class _MeanOfShares(Metric):
+    """Mean of one number a triplet, over all batches and ranks; the state is a sum and a count."""
+
+    is_differentiable = False
+    higher_is_better: bool | None = True
+    full_state_update = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, validate_args: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.validate_args = validate_args
+        self.add_state("total", default=torch.zeros((), dtype=EXACT), dist_reduce_fx="sum")
+        self.add_state("count", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    @override
+    def compute(self) -> Tensor:
+        """The mean of everything seen; NaN for nothing."""
+        return self.total / self.count
+
+    def _add(self, shares: Tensor) -> None:
+        # Not in place and not in the state's dtype: a parent's .to(torch.bfloat16) casts states.
+        self.total = self.total + shares.sum(dtype=EXACT)
+        self.count = self.count + len(shares)
+
+
+class TwoAFCScore(_MeanOfShares):
     """`two_afc_score` over all batches and ranks; the state is a sum and a count.
 
     Args:
@@ -192,39 +222,37 @@ class TwoAFCScore(Metric):
     Example:
         >>> metric = TwoAFCScore()
         >>> metric.update(torch.tensor([0.1]), torch.tensor([0.3]), torch.tensor([0.2]))
-        >>> metric.compute()
-        tensor(0.8000, dtype=torch.float64)
+        >>> round(float(metric.compute()), 6)
+        0.8
     """
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    plot_lower_bound = 0.0
-    plot_upper_bound = 1.0
-
-    agreed: Tensor
-    count: Tensor
-
-    def __init__(self, validate_args: bool = True, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.validate_args = validate_args
-        self.add_state("agreed", default=torch.zeros((), dtype=EXACT), dist_reduce_fx="sum")
-        self.add_state("count", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     @override
     def update(self, d0: Tensor, d1: Tensor, judge: Tensor) -> None:
         """Add a batch; arguments and errors are those of `two_afc_score`."""
-        columns = {"d0": d0, "d1": d1, "judge": judge}
-        first, second, share = checked(columns, shares=("judge",), values=self.validate_args)
-        agreed = torch.where(first < second, 1 - share, torch.where(second < first, share, 0.5))
-        # Not in place and not in the state's dtype: a parent's .to(torch.bfloat16) casts states.
-        self.agreed = self.agreed + agreed.sum(dtype=EXACT)
-        self.count = self.count + len(agreed)
+        self._add(agreement(d0, d1, judge, self.validate_args))
+
+
+class HumanCeiling(_MeanOfShares):
+    """`human_ceiling` over all batches and ranks; the state is a sum and a count.
+
+    Args:
+        validate_args: Check values; this waits for the device. Shapes are always checked.
+        kwargs: See `torchmetrics.Metric`.
+
+    Example:
+        >>> metric = HumanCeiling()
+        >>> metric.update(torch.tensor([1.0, 0.5]))
+        >>> round(float(metric.compute()), 6)
+        0.75
+    """
+
+    higher_is_better = None
 
     @override
-    def compute(self) -> Tensor:
-        """The score of everything seen; NaN for nothing."""
-        return self.agreed / self.count
+    def update(self, judge: Tensor) -> None:
+        """Add a batch; argument and errors are those of `human_ceiling`."""
+        (share,) = checked({"judge": judge}, shares=("judge",), values=self.validate_args)
+        self._add(share.square() + (1 - share).square())
 
 
 class JNDScore(Metric):

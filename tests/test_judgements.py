@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lpips_lightning.judgements import (
+    HumanCeiling,
     JNDScore,
     TwoAFCScore,
     agreement,
@@ -219,13 +220,15 @@ def test_bad_intervals_are_refused(arguments, message):
 
 def test_metrics_are_the_functions_over_any_batches_and_survive_a_pickle():
     d0, d1, judge = judged(20, 3, levels=6)
-    afc, jnd = TwoAFCScore(), JNDScore()
+    afc, jnd, ceiling = TwoAFCScore(), JNDScore(), HumanCeiling()
     for part in (slice(0, 1), slice(1, 1), slice(1, 14), slice(14, 20)):
+        ceiling.update(judge[part])
         afc.update(d0[part].view(-1, 1, 1, 1), d1[part], judge[part])
         jnd.update(d0[part], judge[part])
         afc, jnd = pickle.loads(pickle.dumps((afc, jnd)))
     assert float(afc.compute()) == pytest.approx(float(two_afc_score(d0, d1, judge)), abs=1e-12)
     assert torch.equal(jnd.compute(), jnd_score(d0, judge))
+    assert float(ceiling.compute()) == pytest.approx(float(human_ceiling(judge)), abs=1e-12)
     assert torch.equal(jnd.curve()[1], jnd_curve(d0, judge)[1])
     assert dict(afc.state_dict()) == dict(jnd.state_dict()) == {}
     afc.reset()

@@ -312,4 +312,4 @@ def _set_names(data: Any, stage: str, count: int) -> list[str]:
     names = getattr(data, f"{stage}_names", None)
     if names is None or len(names) != count:
         return [str(number) for number in range(count)]
-    return [str(name) for name in names]
+    return [str(name).removeprefix("2afc/").removeprefix("jnd/") for name in names]  # the kind is said behind the name

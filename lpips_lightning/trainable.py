@@ -16,7 +16,14 @@ from lpips_lightning.distance import layer_distances, unit_normalize
 from lpips_lightning.frozen import WeightsSource, specify
 from lpips_lightning.images import to_trunk
 
-__all__ = ["Initialization", "Mode", "RankNetwork", "TrainableLPIPS", "pooled_differences", "random_calibration"]
+__all__ = [
+    "Initialization",
+    "Mode",
+    "RankNetwork",
+    "TrainableLPIPS",
+    "pooled_differences",
+    "random_calibration",
+]
 
 Mode = Literal["lin", "tune", "scratch"]
 Initialization = Literal["random", "official"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
@@ -108,6 +109,11 @@ class PerceptualCalibration(LightningModule):
         """Distances ``(N,)`` of images ``(N, 3, H, W)`` on [-1, 1]."""
         (distance,) = self.network(x, y)
         return distance
+
+    @override
+    def on_fit_start(self) -> None:
+        if self.hparams["mode"] == "lin":  # the frozen trunk is meant to be
+            warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -73,8 +73,8 @@ def fit_lin(
     Example:
         >>> mean, rows = torch.eye(2), torch.tensor([[0, 1], [1, 0]] * 50)
         >>> data = PooledTriplets(mean, 0 * mean, rows, torch.tensor([0.0, 1.0] * 50), {"relu1": 2})
-        >>> found = fit_lin(data, {"relu1": torch.tensor([0.5, 0.5])}, held_out=data, lr=1e-2)
-        >>> found.scores[-1], bool(found.calibration["relu1"][0] < found.calibration["relu1"][1])
+        >>> found = fit_lin(data, {"relu1": torch.tensor([0.1, 0.2])}, held_out=data, lr=1e-2)
+        >>> found.scores[-1], bool(found.calibration["relu1"][1] - found.calibration["relu1"][0] > 0.2)
         (1.0, True)
     """
     check_choice("dropout", dropout, get_args(PooledDropout))

@@ -1,7 +1,7 @@
 """Pooled squared differences of judged pairs, computed once: all that mode lin needs to know of the images.
 
 A calibration is multiplied with the mean over space of the squared difference of unit activations. That mean is 1152
-(alex), 1472 (vgg), 2240 (squeeze) or 384 (embedded) numbers a pair, whatever the images' size.
+(alex), 1472 (vgg), 2240 (squeeze) or 464 (embedded) numbers a pair, whatever the images' size.
 """
 
 from __future__ import annotations

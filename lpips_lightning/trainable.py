@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Mapping
 from typing import Any, Literal, Self, cast, get_args
 
@@ -156,12 +155,12 @@ class RankNetwork(nn.Module):
 
     def __init__(self, seed: int = 0, width: int = 32) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Linear(5, width), nn.LeakyReLU(0.2), nn.Linear(width, width), nn.LeakyReLU(0.2), nn.Linear(width, 1)
-        )
+        sizes = ((5, width), (width, width), (width, 1))
+        first, second, last = (nn.utils.skip_init(nn.Linear, *size) for size in sizes)
+        self.body = nn.Sequential(first, nn.LeakyReLU(0.2), second, nn.LeakyReLU(0.2), last)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for linear in itertools.islice(self.body, 0, None, 2):
+            for linear in (first, second, last):
                 bound = linear.in_features**-0.5  # PyTorch's default for convolutions and linear layers alike
                 for parameter in (linear.weight, linear.bias):
                     parameter.copy_((2 * torch.rand(parameter.shape, generator=generator) - 1) * bound)

@@ -153,7 +153,7 @@ def bootstrap_interval(
         seed: Equal seeds give equal intervals.
 
     Returns:
-        Lower and upper end; NaN for M = 0.
+        Lower and upper end, of the draws for which the score is a number; NaN for M = 0.
 
     Raises:
         ValueError: If an argument is off, or the columns differ in length.
@@ -179,7 +179,7 @@ def bootstrap_interval(
         chosen = torch.randint(count, (count,), generator=generator)
         drawn.append(float(score(*(column[chosen.to(column.device)] for column in columns))))
     ends = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
-    low, high = torch.tensor(drawn, dtype=torch.float64).quantile(ends).tolist()
+    low, high = torch.tensor(drawn, dtype=torch.float64).nanquantile(ends).tolist()
     return low, high
 
 

@@ -42,7 +42,7 @@ def hidden_judge(layer="relu1"):
 def triplets(count, size=32, seed=0):
     """Triplets on [-1, 1] with shares of 0, 0.5 and 1 in turn."""
     generator = torch.Generator().manual_seed(seed)
-    pictures = procedural(count, size, generator).float() / 255
+    pictures = procedural(count, size, generator)
     ref, p0, p1 = (
         image * 2 - 1 for image in (pictures, _distorted(pictures, generator), _distorted(pictures, generator))
     )

@@ -32,6 +32,7 @@ COMMANDS = {
     "demo": Command("superresolution in minutes: a table and a picture", f"{_RECIPES}.demo:main"),
     "superresolution": Command("enlarge pictures: fit, validate, test, predict", f"{_RECIPES}.superresolution:main"),
     "distillation": Command("teach a small trunk the distances of a large one", f"{_RECIPES}.distillation:main"),
+    "calibration": Command("teach LPIPS from judgements: fit, validate, test, fast", f"{_RECIPES}.calibration:main"),
     "bapps": Command("score distances against people's judgements", "lpips_lightning.evaluate_cli:main"),
     "kmeans": Command("a trunk without labels, by stacked k-means", "lpips_lightning.kmeans:main"),
     "weights": Command("list those that are here; doctor checks them", "lpips_lightning.cli:weights"),

@@ -96,6 +96,12 @@ class TrainableLPIPS(nn.Module):
         """The calibration alone, a parameter a layer."""
         return list(self._weights)
 
+    def set_calibration(self, calibration: Mapping[str, Tensor]) -> None:
+        """Take weights ``(C,)`` by layer name."""
+        with torch.no_grad():
+            for layer, weight in zip(self.layers, self._weights, strict=True):
+                weight.copy_(calibration[layer])
+
     def clamp_calibration(self) -> None:
         """Bring negative weights of the calibration back to 0, in place; the trunk is left alone."""
         with torch.no_grad():

@@ -48,7 +48,11 @@ class CalibrationFile(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(pl_module, PerceptualCalibration) and trainer.is_global_zero and not trainer.fast_dev_run:
+        if (
+            isinstance(pl_module, PerceptualCalibration)
+            and trainer.is_global_zero
+            and not getattr(trainer, "fast_dev_run", False)
+        ):
             pairs = self._pairs(trainer, pl_module.device) if self.rescale_to else None
             pl_module.export(self.path, self.rescale_to, pairs)
 

@@ -20,7 +20,7 @@ from typing_extensions import override
 from lpips_lightning.backbones import Backbone
 from lpips_lightning.calibration_export import Rescale, rescale_factor, write_calibration
 from lpips_lightning.images import check_pair, check_values
-from lpips_lightning.judgements import HumanCeiling, JNDScore, TwoAFCScore
+from lpips_lightning.judgement_metrics import HumanCeiling, JNDScore, TwoAFCScore
 from lpips_lightning.trainable import Initialization, Mode, RankNetwork, TrainableLPIPS
 
 __all__ = ["PerceptualCalibration", "learning_rate_factor", "step_seed"]

@@ -92,7 +92,7 @@ def spherical_kmeans(rows: Tensor, clusters: int, iterations: int, generator: Ge
         Shape ``(clusters, D)``, each of length 1.
 
     Example:
-        >>> rows = torch.tensor([[1.0, 0.1], [0.9, 0.0], [0.0, 1.0], [0.1, 0.8]])
+        >>> rows = torch.tensor([[1.0, 0.2], [0.9, 0.0], [0.0, 1.0], [0.1, 0.8]])
         >>> centers = spherical_kmeans(rows, 2, 5, torch.Generator().manual_seed(1))
         >>> [[round(value, 1) for value in row] for row in sorted(centers.tolist())]
         [[0.1, 1.0], [1.0, 0.1]]
@@ -197,7 +197,7 @@ def _chain(record: Backbone) -> nn.Sequential:
     for layer in layers:
         if isinstance(layer, nn.ReLU):
             layer.inplace = False
-    return cast("nn.Sequential", layers.to_empty(device="cpu"))
+    return layers.to_empty(device="cpu")
 
 
 def _fill(layer: nn.Conv2d, seen: Tensor, patches: int, iterations: int, beta: float, generator: Generator) -> None:

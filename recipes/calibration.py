@@ -32,6 +32,9 @@ from lpips_lightning.trainable import TrainableLPIPS
 __all__ = ["fast", "main"]
 
 
+_FAST = "Mode lin on pooled squared differences: the trunk runs once, then ten epochs take seconds."
+
+
 class CalibrationCLI(LightningCLI):
     """Adds ``--best.*``, ``--last.*`` (checkpoints) and ``--file.*`` (the calibration)."""
 
@@ -124,7 +127,7 @@ def fast(args: list[str]) -> None:
 
 
 def _fast_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("lpips-lightning calibration fast", description=fast.__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser("lpips-lightning calibration fast", description=_FAST)
     parser.add_argument(
         "--csv", metavar="FILE", help="judgements of your own: ref, p0, p1, votes_p0, votes_p1 or judge"
     )

@@ -58,7 +58,7 @@ QUIET = [
 def test_packaged_yaml_takes_one_step(pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main(["fit", *QUIET, *bapps(pictures), "--trainer.fast_dev_run=true"])
-    assert list(tmp_path.rglob("*.safetensors")) == list(tmp_path.rglob("*.ckpt")) == []
+    assert list(tmp_path.rglob("*.safetensors")) == []
 
 
 def test_packaged_yaml_holds_the_papers_settings(tmp_path, monkeypatch, capsys):

@@ -13,10 +13,8 @@ import workers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lpips_lightning.judgement_metrics import HumanCeiling, JNDScore, TwoAFCScore
 from lpips_lightning.judgements import (
-    HumanCeiling,
-    JNDScore,
-    TwoAFCScore,
     agreement,
     bootstrap_interval,
     human_ceiling,

@@ -14,7 +14,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from lpips_lightning.calibration import PerceptualCalibration, _SetScores
-from lpips_lightning.judgements import JNDScore, TwoAFCScore
+from lpips_lightning.judgement_metrics import JNDScore, TwoAFCScore
 
 
 def run(worker, world_size, folder, *args):

@@ -1,4 +1,4 @@
-"""The scores of `lpips_lightning.judgements` as torchmetrics metrics: any split over batches and ranks gives the same."""
+"""The scores of `lpips_lightning.judgements` as metrics: any split over batches and ranks gives the same number."""
 
 from __future__ import annotations
 

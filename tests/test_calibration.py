@@ -414,3 +414,4 @@ def test_two_ranks_score_as_one(tmp_path):
     alone = workers.calibration_scores_over_ranks(0, world_size=1)
     assert found[0] == pytest.approx(alone)
     assert not math.isnan(alone["2afc"])
+    assert alone["recall 8"] == 1.0

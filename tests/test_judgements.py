@@ -246,8 +246,9 @@ def test_unchecked_values_still_have_checked_shapes():
 
 def test_uneven_ranks_give_the_whole_score(tmp_path):
     columns = judged(11, 5, levels=4)
-    shards = [(0, 10), (10, 11)]
+    shards = [[(0, 10), (10, 11)], [(0, 0), (0, 11)]]
     found = workers.run(workers.judgements_over_shards, 2, tmp_path, columns, shards)
-    for afc, jnd in found:
+    assert [len(scores) for scores in found] == [2, 2]
+    for afc, jnd in [*found[0], *found[1]]:
         assert float(afc) == pytest.approx(float(two_afc_score(*columns)), abs=1e-12)
         assert float(jnd) == pytest.approx(float(jnd_score(columns[0], columns[2])), abs=1e-12)

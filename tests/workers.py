@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from torch.utils.data import DataLoader
 
 from lpips_lightning.calibration import PerceptualCalibration, _SetScores
 from lpips_lightning.judgement_metrics import JNDScore, TwoAFCScore
@@ -54,13 +55,16 @@ def diversity_over_shards(rank, metric, groups, shards):
 
 
 def judgements_over_shards(rank, columns, shards):
-    """2AFC and JND scores after this rank's rows, given by rank as (first, last)."""
-    first, last = shards[rank]
-    d0, d1, judge = (column[first:last] for column in columns)
-    afc, jnd = TwoAFCScore(), JNDScore()
-    afc.update(d0, d1, judge)
-    jnd.update(d0, judge)
-    return afc.compute(), jnd.compute()
+    """2AFC and JND scores after this rank's rows, of every way to deal them out: by rank (first, last)."""
+    scores = []
+    for dealt in shards:
+        first, last = dealt[rank]
+        d0, d1, judge = (column[first:last] for column in columns)
+        afc, jnd = TwoAFCScore(), JNDScore()
+        afc.update(d0, d1, judge)
+        jnd.update(d0, judge)
+        scores.append((afc.compute(), jnd.compute()))
+    return scores
 
 
 class Killed(Callback):
@@ -106,4 +110,9 @@ def calibration_scores_over_ranks(rank, world_size=2):
     with torch.no_grad():
         for number in range(rank, len(batches), world_size):
             part.update(model._distances(batches[number], number), batches[number])
-    return {"2afc": part.score(), "human": float(part.ceiling.compute())}
+    pairs, batches = _SetScores("pairs"), list(DataLoader(judged.pairs(9), 4))
+    with torch.no_grad():
+        for number in range(rank, len(batches), world_size):
+            pairs.update(model._distances(batches[number], number), batches[number])
+    curve = {f"recall {place}": value for place, value in enumerate(pairs.curve()[0].tolist())}
+    return {"2afc": part.score(), "human": float(part.ceiling.compute()), "jnd": pairs.score(), **curve}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, get_args
 
+from lpips_lightning import evaluate_cli
 from lpips_lightning.bapps_make import Judge, make_bapps
 from lpips_lightning.distortion_sheet import write_sheet
 from lpips_lightning.progress import progress_report
@@ -13,17 +14,23 @@ __all__ = ["main"]
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run ``bapps make`` or ``bapps sheet``.
+    """Run ``bapps evaluate``, ``bapps make`` or ``bapps sheet``.
 
     Args:
         args: Command line without the program's name; None takes ``sys.argv``.
     """
     parser = argparse.ArgumentParser("lpips-lightning bapps", description="The data set of LPIPS, and ones like it.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_make, _add_sheet):
+    for add in (_add_evaluate, _add_make, _add_sheet):
         add(commands)
     options = parser.parse_args(args)
     options.run(options)
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = commands.add_parser("evaluate", help="how often distances agree with people: the paper's Table 5")
+    evaluate_cli.add_arguments(parser)
+    parser.set_defaults(run=evaluate_cli.run)
 
 
 def _add_make(commands: Any) -> None:

@@ -32,8 +32,10 @@ COMMANDS = {
     "demo": Command("superresolution in minutes: a table and a picture", f"{_RECIPES}.demo:main"),
     "superresolution": Command("enlarge pictures: fit, validate, test, predict", f"{_RECIPES}.superresolution:main"),
     "distillation": Command("teach a small trunk the distances of a large one", f"{_RECIPES}.distillation:main"),
-    "bapps": Command("make a data set of judged distortions, or a sheet of them", "lpips_lightning.bapps_cli:main"),
+    "calibration": Command("teach LPIPS from judgements: fit, validate, test, fast", f"{_RECIPES}.calibration:main"),
+    "bapps": Command("evaluate against people; make a judged data set", "lpips_lightning.bapps_cli:main"),
     "correlate": Command("LPIPS against opinion scores: SRCC, PLCC, KRCC", "lpips_lightning.correlate_cli:main"),
+    "kmeans": Command("a trunk without labels, by stacked k-means", "lpips_lightning.kmeans:main"),
     "weights": Command("list those that are here; doctor checks them", "lpips_lightning.cli:weights"),
 }
 """Subcommands by name, in the order of the help screen."""

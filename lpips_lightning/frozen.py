@@ -244,12 +244,12 @@ def calibration_tensors(record: Backbone, version: str, calibration: WeightsSour
     """
     if calibration is None:
         tensors: Mapping[str, Tensor] = load(CALIBRATIONS[record.name, version])
-        tensors = _split(tensors)[1] or tensors
         name = "the official calibration"
     elif isinstance(calibration, Mapping):
         tensors, name = calibration, "calibration"
     else:
         tensors, name = read_tensors(Path(calibration).expanduser()), str(calibration)
+    tensors = _split(tensors)[1] or tensors  # of a file that holds a trunk too, the calibration alone
     official_names = [f"lin{index}.model.1.weight" for index in range(len(record.taps))]
     if set(tensors) == set(official_names):
         tensors = {layer: tensors[old].flatten() for layer, old in zip(record.taps, official_names, strict=True)}

@@ -12,7 +12,17 @@ from torch.nn import functional as F
 
 from lpips_lightning.ranges import DataRange, RangeError, parse_range
 
-__all__ = ["Arrangement", "Background", "DataRange", "Gray", "ImagePolicy", "RangeError", "parse_range", "to_trunk"]
+__all__ = [
+    "PLAIN",
+    "Arrangement",
+    "Background",
+    "DataRange",
+    "Gray",
+    "ImagePolicy",
+    "RangeError",
+    "parse_range",
+    "to_trunk",
+]
 
 Gray = Literal["repeat", "per_channel"]
 Background: TypeAlias = Literal["white", "black"] | Sequence[float]
@@ -192,6 +202,10 @@ class ImagePolicy:
         hint = "; channels come second: use .permute(0, 3, 1, 2)" if shape[-1] == 3 else way_out.get(channels, "")
         expected = " or ".join(map(str, sorted(known)))
         raise ValueError(f"{name}: expected {expected} channels (N, {expected}, H, W), got shape {shape}{hint}")
+
+
+PLAIN = ImagePolicy()
+"""Colour images as they are."""
 
 
 def to_trunk(

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["DataRange", "RangeError", "RangeWatch", "parse_range"]
+__all__ = ["DataRange", "RangeError", "RangeWatch", "check_values", "parse_range"]
 
 DataRange: TypeAlias = float | tuple[float, float] | Sequence[float]
 """``(low, high)``, or ``high`` alone for ``(0, high)``."""
@@ -50,6 +50,21 @@ def parse_range(data_range: DataRange) -> tuple[float, float]:
     if not (low < high and abs(low) < float("inf") and abs(high) < float("inf")):
         raise ValueError(f"data_range: expected low < high, both finite, got {data_range!r}")
     return low, high
+
+
+def check_values(images: Tensor, name: str, data_range: tuple[float, float], slack: float = 0.0) -> None:
+    """Refuse pixel values off the declared range; a rounding error's worth of overshoot passes. The host waits.
+
+    Args:
+        images: Floating images; uint8 always passes.
+        name: What to call them in the error.
+        data_range: ``(low, high)``.
+        slack: See `RangeWatch.see`.
+
+    Raises:
+        RangeError: With the likely mistake and its mend; also for NaN.
+    """
+    RangeWatch(immediate=True).see(images, name, data_range, slack)
 
 
 @dataclass

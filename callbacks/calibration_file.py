@@ -1,0 +1,68 @@
+"""Writes the calibration when training ends."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
+from torch import Tensor
+from typing_extensions import override
+
+from lpips_lightning.calibration import PerceptualCalibration
+from lpips_lightning.calibration_export import Rescale
+
+__all__ = ["CalibrationFile"]
+
+
+class CalibrationFile(Callback):
+    """Writes what a `PerceptualCalibration` learned, as it is at the end of ``fit``.
+
+    Args:
+        path: A ``.safetensors`` file; it appears when it is complete.
+        rescale_to: ``"official"``: at the level of the official calibration, measured over the first validation
+            triplets; see `PerceptualCalibration.export`.
+        rescale_pairs: Over how many of them, at most.
+    """
+
+    def __init__(
+        self,
+        path: str = "outputs/calibration/calibration.safetensors",
+        rescale_to: Rescale | None = None,
+        rescale_pairs: int = 500,
+    ) -> None:
+        self.path, self.rescale_to, self.rescale_pairs = path, rescale_to, rescale_pairs
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not isinstance(pl_module, PerceptualCalibration):
+            raise MisconfigurationException(
+                f"CalibrationFile: expected to be used with PerceptualCalibration, got {type(pl_module).__name__}"
+            )
+        if not self.path.endswith(".safetensors"):
+            raise MisconfigurationException(f"path: expected a file that ends in .safetensors, got {self.path!r}")
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (
+            isinstance(pl_module, PerceptualCalibration)
+            and trainer.is_global_zero
+            and not getattr(trainer, "fast_dev_run", False)
+        ):
+            pairs = self._pairs(trainer, pl_module.device) if self.rescale_to else None
+            pl_module.export(self.path, self.rescale_to, pairs)
+
+    def _pairs(self, trainer: Trainer, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        loaders: Any = trainer.val_dataloaders or trainer.train_dataloader
+        left = self.rescale_pairs
+        for batch in itertools.chain.from_iterable(loaders if isinstance(loaders, list) else [loaders]):
+            if left <= 0:
+                return
+            if "judge" in batch:
+                ref, *others = (batch[name][:left].to(device) for name in ("ref", "p0", "p1"))
+                yield from ((ref, other) for other in others)
+                left -= len(ref)

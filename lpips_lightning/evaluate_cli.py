@@ -1,0 +1,155 @@
+"""``lpips-lightning bapps evaluate``: the paper's Table 5 for any methods, on BAPPS or on your own judgements."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from lpips_lightning.paper import PAPER_SETS
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+__all__ = ["add_arguments", "run"]
+
+_DESCRIPTION = """How often do distances agree with people?
+
+METHOD is a network (alex, vgg, squeeze, embedded), calibrated; or one with a variant: alex:baseline, alex:random,
+alex:calibration=FILE, alex:weights=FILE, alex:kmeans=FILE; or l2, l2-lab, psnr, ssim, ms-ssim, fsim."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes.
+
+    Args:
+        parser: Of the command.
+    """
+    parser.description, parser.formatter_class = _DESCRIPTION, argparse.RawDescriptionHelpFormatter
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help="what to measure (default: embedded l2 ssim)")
+    parser.add_argument("--root", metavar="DIR", help="BAPPS, or a data set that `bapps make` wrote")
+    parser.add_argument("--sets", nargs="*", metavar="SET", help="2AFC sets (default: all that are there)")
+    parser.add_argument("--jnd-sets", nargs="*", metavar="SET", help="JND sets (default: all that are there)")
+    parser.add_argument(
+        "--csv", metavar="FILE", help="judgements of your own: ref, p0, p1, votes_p0, votes_p1 or judge"
+    )
+    parser.add_argument("--images", metavar="DIR", help="the pictures that --csv names")
+    parser.add_argument("--size", type=int, default=64, metavar="PIXELS", help="resize to (default 64; 0 leaves as is)")
+    parser.add_argument(
+        "--distances",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="score distances in a CSV, or a folder of such: path, d0, d1, judge (repeatable)",
+    )
+    parser.add_argument("--disagree", nargs=2, metavar="METHOD", help="draw the pairs these two disagree on most")
+    parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="of the bootstrap (default 1000)")
+    parser.add_argument("--batch-size", type=int, default=50, metavar="N", help="(default 50)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read (default 0)")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, ...")
+    parser.add_argument(
+        "--out", default="outputs/evaluation", metavar="DIR", help="for the files (default %(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print and save.
+
+    Args:
+        args: As `add_arguments` makes them.
+
+    Raises:
+        ValueError: If an argument is off, or there is nothing to score.
+        FileNotFoundError: If a file is missing.
+    """
+    import torch
+
+    from lpips_lightning import evaluation, evaluation_report
+    from lpips_lightning.methods import parse_method
+
+    given = dict(_named(text) for text in args.distances)
+    sets = _sets(args)
+    if args.methods and not sets:
+        raise ValueError("root: expected --root DIR or --csv FILE with --images DIR to measure methods on, got neither")
+    if not sets and not given:
+        raise ValueError("methods: expected --root, --csv or --distances, got nothing to score")
+    names = list(dict.fromkeys([*args.methods, *(args.disagree or [])])) or (["embedded", "l2", "ssim"] if sets else [])
+    if clash := sorted(set(names) & set(given)):
+        raise ValueError(f"distances: expected names that are no method's, got {clash[0]!r} for both")
+    methods = [parse_method(name) for name in names]
+    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    with _progress(Console(stderr=True)) as report:
+        measured = evaluation.measure(methods, sets, args.batch_size, args.workers, device, report)
+    measured |= {name: evaluation.read_distances(path) for name, path in given.items()}
+    papers = {method.name: method.paper for method in methods}
+    scores = evaluation.score(measured, papers, args.resamples)
+    out, console = Path(args.out), Console()
+    for kind in evaluation.KINDS:
+        if any(cell.kind == kind for cell in scores):
+            console.print(evaluation_report.as_table(scores, kind))
+            evaluation_report.save_bars(scores, out / f"{kind}.png", kind)
+    evaluation_report.save_csv(scores, out / "scores.csv")
+    evaluation_report.save_text(evaluation_report.as_markdown(scores), out / "scores.md")
+    if len({cell.kind for cell in scores}) == 2:
+        evaluation_report.save_scatter(scores, out / "2afc_jnd.png")
+    if args.disagree:
+        pair = (args.disagree[0], args.disagree[1])
+        evaluation_report.save_disagreements(measured, pair, sets, out / "disagreements.png")
+    console.print(f"Written to {out}", highlight=False)
+
+
+def _sets(args: argparse.Namespace) -> dict[str, Dataset[dict[str, Any]]]:
+    from lpips_lightning.bapps import JNDDataset, TwoAFCDataset
+    from lpips_lightning.triplets import TripletDataset, read_triplets
+
+    size = args.size or None
+    found: dict[str, Dataset[dict[str, Any]]] = {}
+    if bool(args.csv) != bool(args.images):
+        raise ValueError("csv: expected --csv FILE together with --images DIR, got one of them")
+    if args.csv:
+        found["triplets"] = TripletDataset(read_triplets(args.csv, args.images), args.images, size)
+    if args.root:
+        root = Path(args.root)
+        for name in _chosen(root / "2afc/val", args.sets):
+            found[name] = TwoAFCDataset(root, "val", [name], size)
+        for name in _chosen(root / "jnd/val", args.jnd_sets):
+            found[f"jnd/{name}"] = JNDDataset(root, [name], size)
+        if not found:
+            raise FileNotFoundError(f"root: expected sets in 2afc/val or jnd/val of '{root}', got none")
+    return found
+
+
+def _chosen(folder: Path, wanted: Sequence[str] | None) -> list[str]:
+    """The sets asked for, or all that are there, the paper's in its order first."""
+    if wanted is not None:
+        return list(wanted)
+    here = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    known = [name for name in PAPER_SETS if name in here]
+    return [*known, *sorted(set(here) - set(known))]
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, _, path = text.partition("=")
+    if not name or not path:
+        raise ValueError(f"distances: expected NAME=FILE, got {text!r}")
+    return name, path
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar a set."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def report(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = progress.add_task(name, total=total)
+            progress.update(tasks[name], completed=done)
+
+        yield report

@@ -1,0 +1,84 @@
+"""Safetensors files written whole or not at all, with a record of how they were made."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lpips_lightning.weights import WeightsError
+
+__all__ = ["read_record", "write_tensors"]
+
+_SUFFIX = ".safetensors"
+
+
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Mapping[str, Any], **labels: str
+) -> Path:
+    """Write tensors and how they were made; the file appears under its name when it is complete.
+
+    Args:
+        path: A ``.safetensors`` file; its folder is made when needed.
+        tensors: By name.
+        record: What JSON can hold.
+        labels: Short texts to put beside the record in the file's metadata.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: If the path has another suffix, or names a folder.
+    """
+    from safetensors.torch import save_file
+
+    file = Path(path).expanduser()
+    if file.suffix != _SUFFIX or file.is_dir():
+        raise ValueError(f"path: expected a file that ends in {_SUFFIX}, got {str(path)!r}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"format": "pt", **labels, "record": json.dumps(dict(record))}
+    handle, beside = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    os.close(handle)
+    try:
+        save_file(plain, beside, metadata)
+        Path(beside).chmod(0o666 & ~_umask())  # mkstemp makes files for the owner alone
+        Path(beside).replace(file)
+    finally:
+        Path(beside).unlink(missing_ok=True)
+    return file
+
+
+def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """How a file's tensors were made: the record that `write_tensors` put into it, and its labels.
+
+    Args:
+        path: A safetensors file.
+
+    Returns:
+        The record; labels as further entries, where the record has no entry of that name. Empty for a file without.
+
+    Raises:
+        WeightsError: If it cannot be read.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(Path(path).expanduser(), "pt") as file:
+            metadata = file.metadata() or {}
+        record = json.loads(metadata.pop("record", "{}"))
+    except Exception as error:  # safetensors has its own
+        raise WeightsError(f"{path}: expected a safetensors file, got {type(error).__name__}: {error}") from error
+    metadata.pop("format", None)
+    return {**metadata, **record}
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

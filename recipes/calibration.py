@@ -1,0 +1,170 @@
+"""LPIPS calibrated on people's judgements: BAPPS, or your own.
+
+lpips-lightning calibration fit                                    # the paper's lin on BAPPS, which it downloads
+lpips-lightning calibration fit --model.mode tune --data.num_workers 8
+lpips-lightning calibration fit --ckpt_path outputs/calibration/last.ckpt      # goes on, to the same weights
+lpips-lightning calibration fit --data TripletDataModule --data.csv mine.csv --data.images my_pictures
+lpips-lightning calibration fast --csv mine.csv --images my_pictures           # lin in seconds; see --help
+lpips-lightning calibration test --ckpt_path outputs/calibration/best.ckpt
+"""
+
+import argparse
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from typing_extensions import override
+
+from lpips_lightning import __version__
+from lpips_lightning.calibration import PerceptualCalibration
+from lpips_lightning.calibration_export import write_calibration
+from lpips_lightning.callbacks.calibration_file import CalibrationFile
+from lpips_lightning.data_modules import BAPPSDataModule, TripletDataModule
+from lpips_lightning.fast_lin import fit_lin
+from lpips_lightning.judgements import bootstrap_interval, human_ceiling, two_afc_score
+from lpips_lightning.pooled import PooledTriplets, cached_pool
+from lpips_lightning.trainable import TrainableLPIPS
+
+__all__ = ["fast", "main"]
+
+
+_FAST = "Mode lin on pooled squared differences: the trunk runs once, then ten epochs take seconds."
+
+
+class CalibrationCLI(LightningCLI):
+    """Adds ``--best.*``, ``--last.*`` (checkpoints) and ``--file.*`` (the calibration)."""
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(ModelCheckpoint, "best")
+        parser.add_lightning_class_args(ModelCheckpoint, "last")
+        parser.add_lightning_class_args(CalibrationFile, "file")
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        # The base class warns when arguments are handed over while the program has some, as a subcommand's always are.
+        self.config = parser.parse_args(args)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the recipe: ``fit``, ``validate`` or ``test``, with the YAML beside this file as defaults, or ``fast``.
+
+    Args:
+        args: Command line without the program's name; None takes ``sys.argv``.
+    """
+    if args and args[0] == "fast":
+        fast(args[1:])
+        return
+    defaults = {"default_config_files": [str(Path(__file__).with_suffix(".yaml"))]}
+    CalibrationCLI(
+        PerceptualCalibration,
+        LightningDataModule,
+        subclass_mode_data=True,
+        args=args,
+        parser_kwargs={"prog": "lpips-lightning calibration"} | dict.fromkeys(LightningCLI.subcommands(), defaults),
+        save_config_kwargs={"overwrite": True},
+    )
+
+
+def fast(args: list[str]) -> None:
+    """Mode lin on pooled squared differences: the trunk runs once, then ten epochs take seconds.
+
+    Args:
+        args: Command line after ``fast``.
+
+    Raises:
+        ValueError: If an argument is off.
+        FileNotFoundError: If a file is missing.
+    """
+    from rich.console import Console
+
+    options = _fast_parser().parse_args(args)
+    if (options.root is None) == (options.csv is None) or (options.csv is None) != (options.images is None):
+        raise ValueError("csv: expected either --csv FILE with --images DIR, or --root DIR, got another combination")
+    data = _fast_data(options)
+    data.prepare_data()
+    data.setup("fit")
+    network = TrainableLPIPS(options.net, weights=options.weights, init=options.init, seed=options.seed)
+    official = TrainableLPIPS(options.net, weights=options.weights, init="official").calibration
+    console = Console()
+    train, *held_out = (
+        cached_pool(network, part, options.cache, num_workers=options.workers)  # type: ignore[arg-type]
+        for part in (data.train_data, *data.val_data.values())
+    )
+    console.print(f"{len(train)} triplets to train on, {len(train.mean)} pairs", highlight=False)
+    found = fit_lin(train, network.calibration, lr=options.lr, seed=options.seed)
+    network.set_calibration(found.calibration)
+    scores: dict[str, dict[str, float]] = {}
+    for name, part in zip(data.val_names, held_out, strict=True):
+        scores[name] = {
+            "official": _score(part, official),
+            "2afc": _score(part, found.calibration),
+            "human": float(human_ceiling(part.judge)),
+        }
+        low, high = bootstrap_interval(two_afc_score, *part.distances(found.calibration), part.judge, resamples=300)
+        ours = f"{100 * scores[name]['2afc']:.2f} (95 %: {100 * low:.2f} to {100 * high:.2f})"
+        before, ceiling = (f"{100 * scores[name][kind]:.2f}" for kind in ("official", "human"))
+        console.print(f"{name}: 2AFC {ours}; official calibration {before}, human {ceiling}", highlight=False)
+    factor = _level(train, official) / _level(train, found.calibration) if options.rescale else 1.0
+    record = {
+        **{name: value for name, value in vars(options).items() if name not in ("out", "cache", "workers")},
+        "mode": "lin",
+        "fast": True,
+        "triplets": len(train),
+        "scores": scores,
+        "factor": factor,
+        "date": date.today().isoformat(),
+        "lpips_lightning": __version__,
+    }
+    path = write_calibration(options.out, network, factor, record)
+    console.print(
+        f"Written to {path}: LPIPS({options.net!r}, calibration={str(path)!r})", highlight=False, soft_wrap=True
+    )
+
+
+def _fast_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("lpips-lightning calibration fast", description=_FAST)
+    parser.add_argument(
+        "--csv", metavar="FILE", help="judgements of your own: ref, p0, p1, votes_p0, votes_p1 or judge"
+    )
+    parser.add_argument("--images", metavar="DIR", help="the pictures that --csv names")
+    parser.add_argument("--val-csv", metavar="FILE", help="judgements to score on (default: a part of --csv)")
+    parser.add_argument("--val-fraction", type=float, default=0.1, help="part of --csv to score on (default 0.1)")
+    parser.add_argument("--root", metavar="DIR", help="instead: BAPPS, or a data set that `bapps make` wrote")
+    parser.add_argument(
+        "--sets", nargs="*", metavar="SET", help="of --root, for both training and scoring (default: all)"
+    )
+    parser.add_argument("--net", default="alex", help="alex (default), vgg, squeeze, embedded")
+    parser.add_argument("--weights", metavar="FILE", help="its trunk (default: looked up)")
+    parser.add_argument("--size", type=int, default=64, metavar="PIXELS", help="resize to (default 64, the paper's)")
+    parser.add_argument("--init", default="random", choices=("random", "official"), help="start (default random)")
+    parser.add_argument("--lr", type=float, default=1e-3, help="of Adam (default 1e-3; the paper's is 1e-4)")
+    parser.add_argument("--seed", type=int, default=0, help="of the split, start and order")
+    parser.add_argument("--rescale", action="store_true", help="bring the mean distance to the official calibration's")
+    parser.add_argument("--cache", metavar="DIR", help="keep pooled differences here (default: not kept)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read (default 0)")
+    parser.add_argument("--out", default="outputs/calibration/fast.safetensors", metavar="FILE")
+    return parser
+
+
+def _fast_data(options: argparse.Namespace) -> BAPPSDataModule | TripletDataModule:
+    size = options.size or None
+    if options.csv is None:
+        sets = {} if options.sets is None else {"train_sets": options.sets, "val_sets": options.sets}
+        return BAPPSDataModule(options.root, **sets, size=size, seed=options.seed, download=False)
+    return TripletDataModule(
+        options.csv, options.images, options.val_csv, options.val_fraction, size=size, seed=options.seed
+    )
+
+
+def _score(part: PooledTriplets, calibration: dict[str, torch.Tensor]) -> float:
+    return float(two_afc_score(*part.distances(calibration), part.judge))
+
+
+def _level(part: PooledTriplets, calibration: dict[str, torch.Tensor]) -> float:
+    """Mean distance of the triplets' pairs."""
+    return float(torch.cat(part.distances(calibration)).double().mean())

@@ -102,7 +102,7 @@ def learned_perceptual_image_patch_similarity(
         validate_args,
     )
     lasting = weights != "random" and all(isinstance(option, Hashable) for option in (net_type, *options))
-    net = (_kept if lasting else _make)(net_type, *options)
+    net = (_kept if lasting else _make)(net_type, *options)  # type: ignore[arg-type]
     shown = net.measure(
         img1, img2, low_high, spatial=spatial, per_layer=per_layer, mask=mask, erode=erode, names=("img1", "img2")
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -191,8 +191,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors, zipfile and pickle each have their own
         raise WeightsError(f"{path}: expected a whole file of tensors, got {type(error).__name__}: {error}") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    inner: Any = content.get("state_dict") if isinstance(content, dict) else None
+    content = inner if isinstance(inner, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise WeightsError(f"{path}: expected a mapping of names to tensors, got {type(content).__name__}")
     return dict(content)

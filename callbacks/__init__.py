@@ -1,5 +1,6 @@
 """Lightning callbacks: perceptual validation scores and pictures in any model."""
 
 from lpips_lightning.callbacks.loss_schedule import LossSchedule
+from lpips_lightning.callbacks.sample_gallery import SampleGallery
 
-__all__ = ["LossSchedule"]
+__all__ = ["LossSchedule", "SampleGallery"]

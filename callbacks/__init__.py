@@ -1,6 +1,7 @@
 """Lightning callbacks: perceptual validation scores and pictures in any model."""
 
 from lpips_lightning.callbacks.loss_schedule import LossSchedule
+from lpips_lightning.callbacks.perceptual_scores import PerceptualScores
 from lpips_lightning.callbacks.sample_gallery import SampleGallery
 
-__all__ = ["LossSchedule", "SampleGallery"]
+__all__ = ["LossSchedule", "PerceptualScores", "SampleGallery"]

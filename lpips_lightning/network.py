@@ -107,6 +107,11 @@ class LPIPS(DropsLegacyKeys):
         return self._base().layers
 
     @property
+    def specification(self) -> Specification:
+        """What the network is, by content; two that share a trunk have equal ``trunk_sha256``."""
+        return self._specification
+
+    @property
     def fingerprint(self) -> str:
         """One citeable line: everything that decides the number, but for the images' range."""
         from lpips_lightning import __version__

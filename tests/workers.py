@@ -41,3 +41,28 @@ def diversity_over_shards(rank, metric, groups, shards):
     if last > first:
         metric.update(groups[first:last])
     return metric.compute()
+
+
+def validate_on_two_ranks(folder, uneven):
+    """Validate the boring model's five pictures in a Trainer of two processes; each saves what it logged."""
+    import boring
+
+    from lpips_lightning.callbacks import PerceptualScores, SampleGallery
+
+    callbacks = [
+        PerceptualScores("embedded", data_range=(0, 1), table=True),
+        SampleGallery("embedded", data_range=(0, 1), k=3),
+    ]
+    by_hand = uneven == "by hand"
+    trainer = boring.trainer(folder, callbacks, strategy="ddp", devices=2, use_distributed_sampler=not by_hand)
+    data = boring.shares([[0, 1, 2, 3], [4]], trainer.global_rank, seed=1) if by_hand else boring.loader(seed=1)
+    trainer.validate(boring.Boring(), data, verbose=False)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    torch.save(logged, f"{folder}/{trainer.global_rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    import sys
+
+    validate_on_two_ranks(*sys.argv[1:])

@@ -25,7 +25,7 @@ Pixels = npt.NDArray[np.uint8]
 """A picture ``(H, W, 3)``, uint8: the one kind that no logger rescales."""
 
 
-def log_picture(trainer: Trainer, name: str, pixels: Pixels, step: int) -> None:
+def log_picture(trainer: Trainer, name: str, pixels: Pixels, step: int, *, always_png: bool = False) -> None:
     """Give a picture to every logger; loggers that show none, or no logger at all, get a PNG file.
 
     TensorBoard, wandb and MLflow show it under `name`; the file is ``<log folder>/<name>_step_<step>.png``. Only rank
@@ -36,6 +36,7 @@ def log_picture(trainer: Trainer, name: str, pixels: Pixels, step: int) -> None:
         name: Such as ``val/gallery/worst_1``.
         pixels: Shape ``(H, W, 3)``, uint8.
         step: The Trainer's global step.
+        always_png: Write the file, in the first logger's folder, also if every logger shows the picture.
 
     Raises:
         TypeError: If it is not uint8.
@@ -44,6 +45,9 @@ def log_picture(trainer: Trainer, name: str, pixels: Pixels, step: int) -> None:
     check_pixels(pixels)
     if not trainer.is_global_zero or _is_rehearsal(trainer):
         return
+    file = _file(name, step, "png")
+    if always_png:
+        write_png(log_folder(trainer, _loggers(trainer)[0]) / file, pixels)
     for logger in _loggers(trainer):
         experiment: Any = getattr(logger, "experiment", None)
         if hasattr(logger, "log_image"):
@@ -51,9 +55,9 @@ def log_picture(trainer: Trainer, name: str, pixels: Pixels, step: int) -> None:
         elif hasattr(experiment, "add_image"):
             experiment.add_image(name, pixels, step, dataformats="HWC")
         elif hasattr(logger, "run_id") and hasattr(experiment, "log_image"):
-            experiment.log_image(logger.run_id, pixels, artifact_file=_file(name, step, "png"))
+            experiment.log_image(logger.run_id, pixels, artifact_file=file)
         else:
-            write_png(log_folder(trainer, logger) / _file(name, step, "png"), pixels)
+            write_png(log_folder(trainer, logger) / file, pixels)
 
 
 def log_table(

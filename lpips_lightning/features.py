@@ -28,6 +28,24 @@ class Features(NamedTuple):
     arrangement: Arrangement
     source: str
 
+    def of(self, rows: Sequence[int]) -> Features:
+        """Features of some of the images.
+
+        Args:
+            rows: Which, of images that came as ``(N, 3, H, W)``.
+
+        Returns:
+            Copies.
+
+        Raises:
+            ValueError: If they came otherwise.
+        """
+        if len(self.arrangement.shape) != 1 or self.arrangement.channels != 1:
+            raise ValueError(f"features: expected those of images (N, 3, H, W), got {self.arrangement}")
+        chosen = list(rows)
+        layers = {layer: values[chosen] for layer, values in self.layers.items()}
+        return Features(layers, self.size, Arrangement((len(chosen),)), self.source)
+
 
 class Measurement(NamedTuple):
     """Distances, and which of them could be measured.

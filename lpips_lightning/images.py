@@ -60,18 +60,18 @@ class Arrangement(NamedTuple):
 class ImagePolicy:
     """What is taken as an image, besides ``(N, 3, H, W)``; the only place that checks shapes.
 
-    Videos ``(B, T, C, H, W)`` are always taken; their frames are images.
-
     Attributes:
         gray: ``"repeat"`` takes one channel as three equal ones; ``"per_channel"`` takes every channel of
             ``(N, C, H, W)``, whatever C, as a gray image of its own; their distances are averaged.
         background: Red, green, blue on [0, 1], to lay under the alpha channel of four; alpha is on the images' range.
         resize: ``(H, W)`` that every image is brought to, bilinear with antialiasing.
+        videos: Take ``(B, T, C, H, W)``, whose frames are images.
     """
 
     gray: Gray | None = None
     background: tuple[float, float, float] | None = None
     resize: tuple[int, int] | None = None
+    videos: bool = True
 
     @classmethod
     def parse(cls, gray: Gray | None, background: Background | None, resize: int | Sequence[int] | None) -> ImagePolicy:
@@ -114,9 +114,10 @@ class ImagePolicy:
         """
         _check_type(images, name)
         shape = tuple(images.shape)
-        if len(shape) not in (4, 5):
+        if len(shape) not in ((4, 5) if self.videos else (4,)):
             way_out = "; add the batch dimension with .unsqueeze(0)" if len(shape) == 3 else ""
-            raise ValueError(f"{name}: expected shape (N, 3, H, W) or (B, T, 3, H, W), got {shape}{way_out}")
+            expected = "(N, 3, H, W) or (B, T, 3, H, W)" if self.videos else "(N, 3, H, W)"
+            raise ValueError(f"{name}: expected shape {expected}, got {shape}{way_out}")
         self._check_channels(shape, name)
         height, width = self.resize or shape[-2:]
         if min(height, width) < smallest_side:
@@ -204,8 +205,8 @@ class ImagePolicy:
         raise ValueError(f"{name}: expected {expected} channels (N, {expected}, H, W), got shape {shape}{hint}")
 
 
-PLAIN = ImagePolicy()
-"""Colour images as they are."""
+PLAIN = ImagePolicy(videos=False)
+"""Colour images as they are, and nothing else."""
 
 
 def to_trunk(

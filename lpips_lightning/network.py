@@ -14,7 +14,7 @@ from typing_extensions import override
 from lpips_lightning.backbones import Backbone, backbone
 from lpips_lightning.distance import layer_distances, layer_maps, upsample
 from lpips_lightning.features import Features, Measurement, cat, joined, parts
-from lpips_lightning.frozen import WeightsSource
+from lpips_lightning.frozen import Specification, WeightsSource
 from lpips_lightning.held import HoldsFrozenNetwork
 from lpips_lightning.images import Arrangement, Background, Gray, ImagePolicy, to_trunk
 from lpips_lightning.masks import check_mask, eroded_masks, layer_masks, measurable
@@ -106,6 +106,11 @@ class LPIPS(HoldsFrozenNetwork):
         self.frame_chunk = frame_chunk
         self.validate_args = validate_args
         self.watch = RangeWatch(immediate=True)
+
+    @property
+    def specification(self) -> Specification:
+        """What the network is, by content; two that share a trunk have equal ``trunk_sha256``."""
+        return self._specification
 
     @property
     def fingerprint(self) -> str:

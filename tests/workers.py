@@ -116,3 +116,28 @@ def calibration_scores_over_ranks(rank, world_size=2):
             pairs.update(model._distances(batches[number], number), batches[number])
     curve = {f"recall {place}": value for place, value in enumerate(pairs.curve()[0].tolist())}
     return {"2afc": part.score(), "human": float(part.ceiling.compute()), "jnd": pairs.score(), **curve}
+
+
+def validate_on_two_ranks(folder, uneven):
+    """Validate the boring model's five pictures in a Trainer of two processes; each saves what it logged."""
+    import boring
+
+    from lpips_lightning.callbacks import PerceptualScores, SampleGallery
+
+    callbacks = [
+        PerceptualScores("embedded", data_range=(0, 1), table=True),
+        SampleGallery("embedded", data_range=(0, 1), k=3),
+    ]
+    by_hand = uneven == "by hand"
+    trainer = boring.trainer(folder, callbacks, strategy="ddp", devices=2, use_distributed_sampler=not by_hand)
+    data = boring.shares([[0, 1, 2, 3], [4]], trainer.global_rank, seed=1) if by_hand else boring.loader(seed=1)
+    trainer.validate(boring.Boring(), data, verbose=False)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    torch.save(logged, f"{folder}/{trainer.global_rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    import sys
+
+    validate_on_two_ranks(*sys.argv[1:])

@@ -1,0 +1,135 @@
+"""Finds prediction, target and input in what a step returned, and the number of each picture in its data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
+
+__all__ = ["Adapter", "OutputReader", "StepPictures", "count_dataloaders", "picture_numbers"]
+
+Adapter: TypeAlias = Callable[[Any, Any], Mapping[str, Any]]
+"""``(what the step returned, batch) -> {"pred": ..., "target": ..., "input": ...}``; the input may be missing."""
+
+PREDICTION_KEYS = ("pred", "preds")
+
+
+class StepPictures(NamedTuple):
+    """The pictures of one batch.
+
+    Attributes:
+        pred: ``(N, 3, H, W)``.
+        target: ``(N, 3, H, W)``.
+        input: ``(N, C, h, w)``, or None where there is none.
+    """
+
+    pred: Tensor
+    target: Tensor
+    input: Tensor | None
+
+
+class OutputReader:
+    """What a step returned -> its pictures.
+
+    Args:
+        pred_key: Of the prediction; None takes ``"pred"`` or ``"preds"``.
+        target_key: Of the target.
+        input_key: Of the input; None, or a key that is not there, for no input.
+        adapter: For steps that return something else: called with it and the batch, returns a mapping with these keys.
+
+    Raises:
+        TypeError: If `adapter` cannot be called.
+    """
+
+    def __init__(
+        self,
+        pred_key: str | None = None,
+        target_key: str = "target",
+        input_key: str | None = "input",
+        adapter: Adapter | None = None,
+    ) -> None:
+        if adapter is not None and not callable(adapter):
+            raise TypeError(f"adapter: expected a callable (outputs, batch) -> mapping, got {adapter!r}")
+        self.pred_keys = PREDICTION_KEYS if pred_key is None else (pred_key,)
+        self.target_key = target_key
+        self.input_key = input_key
+        self.adapter = adapter
+
+    def read(self, outputs: Any, batch: Any, step: str) -> StepPictures:
+        """The pictures of a batch.
+
+        Args:
+            outputs: What the step returned.
+            batch: What it was given.
+            step: Its name, for the error.
+
+        Raises:
+            MisconfigurationException: If there is no prediction or no target.
+        """
+        source = f"{step}" if self.adapter is None else f"adapter, after {step},"
+        found = outputs if self.adapter is None else self.adapter(outputs, batch)
+        pictures = found if isinstance(found, Mapping) else {}
+        pred = next((pictures[key] for key in self.pred_keys if key in pictures), None)
+        target = pictures.get(self.target_key)
+        if not isinstance(pred, Tensor) or not isinstance(target, Tensor):
+            wanted = " or ".join(map(repr, self.pred_keys))
+            raise MisconfigurationException(
+                f"{source}: expected a mapping with tensors {wanted} and {self.target_key!r}, got {_describe(found)}; "
+                "return these, name your own keys with pred_key= and target_key=, or convert with adapter="
+            )
+        given = pictures.get(self.input_key) if self.input_key is not None else None
+        return StepPictures(pred.detach(), target.detach(), given.detach() if isinstance(given, Tensor) else None)
+
+
+def picture_numbers(trainer: Trainer, dataloader_idx: int, seen: int, count: int) -> range:
+    """Numbers in their data set of the pictures that this rank is scoring; shorter than `count` where the sampler pads.
+
+    A distributed sampler repeats pictures until every rank has as many as the others (11 on 2 ranks become 12). It
+    deals them out in turns, so the repeated ones are those whose number is beyond the data set; they come last. This
+    is only said of loaders that are plainly made of batches of single pictures.
+
+    Args:
+        trainer: In validation or test.
+        dataloader_idx: Of the loader.
+        seen: How many pictures of this loader this rank had before.
+        count: How many it has now.
+    """
+    loader = _loader(trainer, dataloader_idx)
+    sampler = getattr(loader, "sampler", None)
+    if not isinstance(loader, DataLoader) or not isinstance(sampler, DistributedSampler):
+        first = trainer.global_rank + seen * trainer.world_size
+        return range(first, first + count * trainer.world_size, trainer.world_size)
+    step, first = sampler.num_replicas, sampler.rank + seen * sampler.num_replicas
+    stop = first + count * step
+    one_picture_a_sample = count == min(loader.batch_size or 0, sampler.num_samples - seen)
+    if one_picture_a_sample and not sampler.drop_last:
+        stop = min(stop, len(sampler.dataset))  # type: ignore[arg-type]
+    return range(first, max(stop, first), step)
+
+
+def count_dataloaders(trainer: Trainer) -> int:
+    """How many loaders the validation or test that is running goes through."""
+    batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+    return len(batches) if isinstance(batches, list) else 1
+
+
+def _loader(trainer: Trainer, dataloader_idx: int) -> Any:
+    # Not trainer.val_dataloaders: after a fit, it names the fit's loaders in a validate with others too.
+    if trainer.testing:
+        loop = trainer.test_loop
+    else:
+        loop = trainer.validate_loop if trainer.state.fn == "validate" else trainer.fit_loop.epoch_loop.val_loop
+    loaders = getattr(getattr(loop, "_combined_loader", None), "flattened", [])
+    return loaders[dataloader_idx] if dataloader_idx < len(loaders) else None
+
+
+def _describe(found: Any) -> str:
+    if isinstance(found, Mapping):
+        return f"the keys {sorted(map(str, found))}" if found else "an empty mapping"
+    if isinstance(found, Tensor):
+        return f"a tensor of shape {tuple(found.shape)}"
+    return "None" if found is None else f"a {type(found).__name__}"

@@ -1,0 +1,293 @@
+"""Scores of what a validation or test step returns: LPIPS, PSNR and SSIM, exact over batches and ranks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias, cast, get_args
+
+import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from typing_extensions import override
+
+from lpips_lightning.callbacks.image_pairs import ImagePairs
+from lpips_lightning.callbacks.loggers import log_hyperparameters, log_table
+from lpips_lightning.callbacks.loss_schedule import LossSchedule, perceptual_losses
+from lpips_lightning.callbacks.outputs import Adapter, OutputReader, count_dataloaders, picture_numbers
+from lpips_lightning.callbacks.ranks import gather
+from lpips_lightning.frozen import WeightsSource
+from lpips_lightning.images import DataRange
+from lpips_lightning.metric import EXACT
+from lpips_lightning.network import Precision
+
+__all__ = ["PerceptualScores", "Score"]
+
+Score: TypeAlias = Literal["lpips", "psnr", "ssim"]
+
+
+class PerceptualScores(Callback):
+    """Logs ``val/lpips``, ``val/psnr``, ``val/ssim`` (and ``test/...``) of any model whose step returns its pictures.
+
+    The step returns ``{"pred": ..., "target": ...}`` (``"preds"`` is understood too; other keys by name, other returns
+    by `adapter`), images ``(N, 3, H, W)``. Each score is the mean over all pictures: a sum and a count over batches and
+    ranks, without the pictures that a distributed sampler repeats. The names are ready for ModelCheckpoint and
+    EarlyStopping (with ``{val/lpips}`` in a file name: ``auto_insert_metric_name=False``). The sanity check is only
+    looked at for missing keys.
+
+    With several dataloaders ``val/lpips`` is the mean over the pictures of all, and each has its own,
+    ``val/lpips/dataloader_0`` (Lightning 2.5 keeps the name ``dataloader_idx_0`` to itself). The layers' terms are
+    ``val/lpips/relu1``, and so on.
+
+    The targets' features of a fixed validation set are kept, so that from the second epoch on the trunk runs on the
+    predictions alone. A batch whose target is not equal to the one it was, pixel for pixel, is computed anew.
+
+    Args:
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"``, which ships. A warning says so if it is the
+            trunk of a `PerceptualLoss` in the model.
+        data_range: Of predictions and targets, for all scores: ``(low, high)``, or ``high`` alone for ``(0, high)``;
+            uint8 is always on [0, 255]. There is no default: a wrong range gives wrong numbers silently.
+        metrics: Which scores: ``"lpips"``, ``"psnr"`` (mean of the pictures' PSNRs), ``"ssim"``.
+        per_layer: Log LPIPS by layer too.
+        per_dataloader: Log the scores of each of several dataloaders too.
+        table: Keep every picture's scores: a wandb Table, or a file ``val/scores_step_<step>.csv`` in the log folder.
+        prefix: Before each score's name, for a second callback: ``"vgg_"`` makes ``val/vgg_lpips``.
+        pred_key: Of the prediction in what the step returns; None takes ``"pred"`` or ``"preds"``.
+        target_key: Of the target.
+        adapter: ``(what the step returned, batch) -> {"pred": ..., "target": ...}``, for steps that return something
+            else; in YAML an import path.
+        clamp: Bring predictions onto the range first, as writing them to a file would. Without it, values off the range
+            are an error.
+        cache_bytes: Most memory for the targets' features, on the device of the pictures; 0 keeps none.
+        version: ``"0.1"`` or ``"0.0"``.
+        calibrated: False for the baseline.
+        weights: See `LPIPS`.
+        calibration: See `LPIPS`.
+        precision: Of the trunk; ``"fp32"`` also under autocast.
+        validate_args: Check pixel values; this waits for the device. Shapes are always checked.
+
+    Attributes:
+        fingerprint: One citeable line that says what ``lpips`` is; every logger gets it as the hyperparameter
+            ``lpips_fingerprint``. None without LPIPS.
+
+    Raises:
+        TypeError: If `data_range` is neither a pair nor a number, or `adapter` cannot be called.
+        ValueError: If an argument is none of the known ones.
+        WeightsError: If weights are missing, damaged or of another architecture.
+
+    Example:
+        >>> callback = PerceptualScores("embedded", data_range=(0, 1), metrics=["lpips", "psnr"])
+        >>> callback.names
+        ['lpips', 'psnr']
+    """
+
+    def __init__(
+        self,
+        net_type: str = "alex",
+        *,
+        data_range: DataRange,
+        metrics: Sequence[Score] = ("lpips", "psnr", "ssim"),
+        per_layer: bool = False,
+        per_dataloader: bool = True,
+        table: bool = False,
+        prefix: str = "",
+        pred_key: str | None = None,
+        target_key: str = "target",
+        adapter: Adapter | None = None,
+        clamp: bool = False,
+        cache_bytes: int = 2**28,
+        version: str = "0.1",
+        calibrated: bool = True,
+        weights: WeightsSource = None,
+        calibration: WeightsSource = None,
+        precision: Precision = "fp32",
+        validate_args: bool = True,
+    ) -> None:
+        known = get_args(Score)
+        if isinstance(metrics, str) or not metrics or any(metric not in known for metric in metrics):
+            raise ValueError(f"metrics: expected some of {known}, got {metrics!r}")
+        if per_layer and "lpips" not in metrics:
+            raise ValueError(f"per_layer: expected False without 'lpips' among the metrics, got {per_layer!r}")
+        self.metrics: tuple[Score, ...] = tuple(dict.fromkeys(metrics))
+        self.per_layer, self.per_dataloader, self.table, self.prefix = per_layer, per_dataloader, table, prefix
+        self._reader = OutputReader(pred_key, target_key, None, adapter)
+        self._pairs = ImagePairs(
+            net_type if "lpips" in self.metrics else None,
+            data_range,
+            clamp=clamp,
+            version=version,
+            calibrated=calibrated,
+            weights=weights,
+            calibration=calibration,
+            precision=precision,
+            validate_args=validate_args,
+            cache_bytes=cache_bytes,
+        )
+        self.fingerprint = self._pairs.fingerprint if "lpips" in self.metrics else None
+        self._reset()
+
+    @property
+    def names(self) -> list[str]:
+        """Of the scores, without stage and dataloader."""
+        layers = [f"lpips/{layer}" for layer in self._pairs.net.layers] if self.per_layer else []
+        return [self.prefix + name for metric in self.metrics for name in (metric, *layers * (metric == "lpips"))]
+
+    def score(self, pred: Tensor, target: Tensor, batch: tuple[str, int, int] | None = None) -> Tensor:
+        """Scores of every pair of pictures.
+
+        Args:
+            pred: ``(N, 3, H, W)``, floating on the range or uint8.
+            target: The same shape.
+            batch: Stage, dataloader and batch index, where the target's features may be remembered.
+
+        Returns:
+            Shape ``(N, len(names))``.
+        """
+        pred, target = self._pairs.check(pred, target)
+        columns: list[Tensor] = []
+        for metric in self.metrics:
+            if metric == "lpips":
+                features = self._pairs.encode(pred, target, batch)
+                terms = list(cast(dict[str, Tensor], self._pairs.net.distance(*features, per_layer=True)).values())
+                columns += [torch.stack(terms).sum(0), *(terms if self.per_layer else ())]
+            else:
+                function = _psnr if metric == "psnr" else _ssim
+                columns.append(function(self._pairs.unit(pred), self._pairs.unit(target)))
+        return torch.stack(columns, 1)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for other in getattr(trainer, "callbacks", []):
+            shared = set(self.names) & set(other.names) if isinstance(other, PerceptualScores) else set()
+            if other is not self and shared:
+                raise MisconfigurationException(
+                    f"prefix: expected names of its own for each PerceptualScores, got {sorted(shared)} from two"
+                )
+        if stage != "predict" and self.fingerprint is not None:
+            log_hyperparameters(trainer, pl_module, {f"{self.prefix}lpips_fingerprint": self.fingerprint})
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.fingerprint is None or not trainer.is_global_zero:
+            return
+        own = self._pairs.net.specification
+        scheduled = any(isinstance(callback, LossSchedule) for callback in getattr(trainer, "callbacks", []))
+        for path, loss in perceptual_losses(pl_module).items():
+            if (loss.weight or scheduled) and loss.net.specification.trunk_sha256 == own.trunk_sha256:
+                warnings.warn(
+                    f"net_type: expected another network than that of the loss {path!r}, got {own.net_type!r} for both;"
+                    f" val/{self.prefix}lpips will flatter a model that is trained to lower it",
+                    stacklevel=2,
+                )
+
+    @override
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._reset()
+
+    @override
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._reset()
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._add(trainer, "val", outputs, batch, batch_idx, dataloader_idx)
+
+    @override
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._add(trainer, "test", outputs, batch, batch_idx, dataloader_idx)
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log(trainer, pl_module, "val")
+
+    @override
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log(trainer, pl_module, "test")
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._pairs.target_features.clear()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._totals: dict[int, Tensor] = {}  # by dataloader: sums of the scores, then the count
+        self._seen: dict[int, int] = {}
+        self._rows: list[tuple[int, range, Tensor]] = []
+
+    @torch.no_grad()
+    def _add(self, trainer: Trainer, stage: str, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        step = "test_step" if stage == "test" else "validation_step"
+        pred, target, _ = self._reader.read(outputs, batch, step)
+        if trainer.sanity_checking:
+            return
+        seen = self._seen.get(dataloader_idx, 0)
+        self._seen[dataloader_idx] = seen + len(pred)
+        numbers = picture_numbers(trainer, dataloader_idx, seen, len(pred))
+        if not len(numbers):
+            return
+        scores = self.score(pred[: len(numbers)], target[: len(numbers)], (stage, dataloader_idx, batch_idx))
+        totals = torch.cat([scores.sum(0, dtype=EXACT), scores.new_full((1,), len(scores), dtype=EXACT)])
+        self._totals[dataloader_idx] = self._totals.get(dataloader_idx, 0) + totals
+        if self.table:
+            self._rows.append((dataloader_idx, numbers, scores))
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.sanity_checking:
+            return
+        # All loaders, also those of which this rank had no picture: the sum over ranks is one call of one shape.
+        loaders = count_dataloaders(trainer)
+        nothing = torch.zeros(len(self.names) + 1, dtype=EXACT, device=pl_module.device)
+        own = torch.stack([self._totals.get(index, nothing).to(nothing.device) for index in range(loaders)])
+        totals = cast(Tensor, trainer.strategy.reduce(own, reduce_op="sum"))
+        counted = {"": totals.sum(0)}
+        if self.per_dataloader and loaders > 1:
+            counted |= {f"/dataloader_{index}": totals[index] for index in range(loaders)}
+        for ending, sums in counted.items():
+            if sums[-1] == 0:
+                continue
+            for name, mean in zip(self.names, (sums[:-1] / sums[-1]).float(), strict=True):
+                # Equal on all ranks already: the maximum over them is exact, and keeps Lightning from warning.
+                key = f"{stage}/{name}{ending}"
+                pl_module.log(key, mean, sync_dist=True, reduce_fx="max", add_dataloader_idx=False)
+        if self.table:
+            self._log_table(trainer, stage)
+        self._reset()
+
+    def _log_table(self, trainer: Trainer, stage: str) -> None:
+        own = [
+            (index, number, *row) for index, numbers, scores in self._rows for number, row in _lines(numbers, scores)
+        ]
+        rows = sorted(row for rank in gather(trainer, own) for row in rank)
+        columns = ["dataloader_idx", "picture", *self.names]
+        log_table(trainer, f"{stage}/{self.prefix}scores", columns, rows, trainer.global_step)
+
+
+def _lines(numbers: range, scores: Tensor) -> list[tuple[int, list[float]]]:
+    return list(zip(numbers, scores.tolist(), strict=True))
+
+
+def _psnr(pred: Tensor, target: Tensor) -> Tensor:
+    # With dim and without reduction it is one a picture; the mean of these, not the PSNR of the mean error.
+    return peak_signal_noise_ratio(pred, target, data_range=1.0, dim=(1, 2, 3), reduction="none")
+
+
+def _ssim(pred: Tensor, target: Tensor) -> Tensor:
+    return cast(Tensor, structural_similarity_index_measure(pred, target, data_range=1.0, reduction="none"))

@@ -11,6 +11,7 @@ import torch
 import workers
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import nn
 from torch.utils.data import DataLoader
 
 from lpips_lightning import LPIPS, LearnedPerceptualImagePatchSimilarity, PerceptualLoss
@@ -19,6 +20,7 @@ from lpips_lightning.callbacks.calibration_file import CalibrationFile
 from lpips_lightning.judgements import human_ceiling, jnd_score, two_afc_score
 from lpips_lightning.tensor_files import read_record, write_tensors
 from lpips_lightning.trainable import RankNetwork, TrainableLPIPS, pooled_differences, random_calibration
+from lpips_lightning.trunks import from_module
 from lpips_lightning.weights import WeightsError, read_tensors
 
 pytestmark = [
@@ -415,3 +417,22 @@ def test_two_ranks_score_as_one(tmp_path):
     assert found[0] == pytest.approx(alone)
     assert not math.isnan(alone["2afc"])
     assert alone["recall 8"] == 1.0
+
+
+@pytest.mark.parametrize("mode", ["lin", "tune"])
+def test_a_trunk_of_your_own_is_calibrated_and_taken_by_every_face(data, tmp_path, pair, mode):
+    x, y = pair(2, 32, 32)
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 5, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.ReLU())
+    trunk = from_module(nn.Sequential(*layers), {"first": "2", "second": "4"}, name="mine")
+    model = PerceptualCalibration(trunk, mode=mode, lr=1e-2)
+    path = tmp_path / "mine.safetensors"
+    trainer(tmp_path, callbacks=[CalibrationFile(str(path))]).fit(model, loaders(data), loaders(data))
+    assert {layer: len(weight) for layer, weight in model.calibration.items()} == {"first": 8, "second": 12}
+    expected = model.eval()(x, y).detach()
+    source = {"calibration": path} if mode == "lin" else {"weights": path}
+    net = LPIPS(trunk, **source)
+    assert torch.allclose(net(x, y), expected, rtol=1e-6)
+    assert "LPIPS mine [first second]" in net.fingerprint
+    plain = LPIPS(trunk, calibrated=False)._specification.trunk_sha256
+    assert (net._specification.trunk_sha256 == plain) == (mode == "lin")

@@ -131,7 +131,7 @@ class CalibrationReport(Callback):
         ]
         drawn = [(width, part) for width, part, content in parts if content]
         figure = Figure((sum(width for width, _ in drawn), 3.9), dpi=150, layout="constrained")
-        canvas = FigureCanvasAgg(figure)
+        canvas: Any = FigureCanvasAgg(figure)
         axes = figure.subplots(1, len(drawn), squeeze=False, width_ratios=[width for width, _ in drawn])
         for axis, (_, part) in zip(axes[0], drawn, strict=True):
             part(axis, results)

@@ -37,8 +37,9 @@ class PerceptualScores(Callback):
     EarlyStopping (with ``{val/lpips}`` in a file name: ``auto_insert_metric_name=False``). The sanity check is only
     looked at for missing keys.
 
-    With several dataloaders ``val/lpips`` is the mean over the pictures of all, and each has its own as Lightning names
-    them, ``val/lpips/dataloader_idx_0``. The layers' terms are ``val/lpips/relu1``, and so on.
+    With several dataloaders ``val/lpips`` is the mean over the pictures of all, and each has its own,
+    ``val/lpips/dataloader_0`` (Lightning 2.5 keeps the name ``dataloader_idx_0`` to itself). The layers' terms are
+    ``val/lpips/relu1``, and so on.
 
     The targets' features of a fixed validation set are kept, so that from the second epoch on the trunk runs on the
     predictions alone. A batch whose target is not equal to the one it was, pixel for pixel, is computed anew.
@@ -258,7 +259,7 @@ class PerceptualScores(Callback):
         totals = cast(Tensor, trainer.strategy.reduce(own, reduce_op="sum"))
         counted = {"": totals.sum(0)}
         if self.per_dataloader and loaders > 1:
-            counted |= {f"/dataloader_idx_{index}": totals[index] for index in range(loaders)}
+            counted |= {f"/dataloader_{index}": totals[index] for index in range(loaders)}
         for ending, sums in counted.items():
             if sums[-1] == 0:
                 continue

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from boring import Boring, fit, loader, trainer
+from boring import Boring, board, board_events, fit, loader, trainer, wandb
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from PIL import Image
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger
 
 from lpips_lightning.callbacks import CalibrationReport
 from lpips_lightning.callbacks.calibration_report import PAPER_ROWS
@@ -57,20 +57,18 @@ def read(path):
 
 
 def test_every_logger_and_the_folder_get_the_same_picture_once(tmp_path, drawn):
-    board, table = TensorBoardLogger(tmp_path, name="board"), CSVLogger(tmp_path, name="csv")
-    wandb = WandbLogger(save_dir=tmp_path, mode="offline")
-    fit(tmp_path, [CalibrationReport("Alex-lin")], Calibration(), logger=[board, table, wandb])
+    tensorboard, table = board(tmp_path), CSVLogger(tmp_path, name="csv")
+    weights_and_biases = wandb(tmp_path)
+    fit(tmp_path, [CalibrationReport("Alex-lin")], Calibration(), logger=[tensorboard, table, weights_and_biases])
     ((name, step, pixels),) = drawn
     assert (name, step) == ("val/calibration_report", 6)
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    (event,) = EventAccumulator(board.log_dir).Reload().Images(name)
+    (event,) = board_events(tensorboard).Images(name)
     (media,) = tmp_path.rglob("files/media/images/val/*.png")
-    files = [Path(logger.log_dir) / f"{name}_step_00000006.png" for logger in (board, table)]
+    files = [Path(logger.log_dir) / f"{name}_step_00000006.png" for logger in (tensorboard, table)]
     for shown in (io.BytesIO(event.encoded_image_string), media, *files):
         assert np.array_equal(read(shown), pixels)
     assert len(list(tmp_path.rglob("*.png"))) == 3
-    wandb.experiment.finish()
+    weights_and_biases.experiment.finish()
 
 
 @pytest.mark.parametrize("stage", ["validate", "test"])
@@ -135,9 +133,15 @@ def test_scores_of_ones_own_stand_beside(monkeypatch):
 
 def test_the_papers_rows_have_the_papers_means():
     printed = {  # Table 5, last column
-        **{"Squeeze-lin": 70.0, "Alex-lin": 69.8, "VGG-lin": 69.2},
-        **{"Squeeze-scratch": 69.2, "Alex-scratch": 70.2, "VGG-scratch": 70.0},
-        **{"Squeeze-tune": 69.6, "Alex-tune": 69.7, "VGG-tune": 69.8},
+        "Squeeze-lin": 70.0,
+        "Alex-lin": 69.8,
+        "VGG-lin": 69.2,
+        "Squeeze-scratch": 69.2,
+        "Alex-scratch": 70.2,
+        "VGG-scratch": 70.0,
+        "Squeeze-tune": 69.6,
+        "Alex-tune": 69.7,
+        "VGG-tune": 69.8,
     }
     means = {name: 100 * sum(scores.values()) / len(scores) for name, scores in PAPER_ROWS.items()}
     assert means == pytest.approx(printed, abs=0.06)  # the scores are rounded too

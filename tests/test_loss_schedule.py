@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from boring import Boring, fit, loader, trainer
+from boring import Boring, board, board_events, fit, loader, trainer
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger
 
 from lpips_lightning import PerceptualLoss
 from lpips_lightning.callbacks import LossSchedule
@@ -52,13 +52,11 @@ def test_each_step_has_its_weight_and_logs_it(tmp_path):
             used.append(self.perceptual.weight)
             return super().training_step(batch, batch_idx)
 
-    loggers = [CSVLogger(tmp_path), TensorBoardLogger(tmp_path)]
+    loggers = [CSVLogger(tmp_path), board(tmp_path)]
     fit(tmp_path, [LossSchedule(0.4, start_step=1, warmup_steps=4)], Watched(loss="embedded"), logger=loggers)
     assert used == pytest.approx([0, 0, 0.1, 0.2, 0.3, 0.4])
     assert weights(tmp_path) == pytest.approx(used)
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(loggers[1].log_dir).Reload().Scalars("loss/perceptual/weight")
+    events = board_events(loggers[1]).Scalars("loss/perceptual/weight")
     assert [event.step for event in events] == list(range(6))
 
 

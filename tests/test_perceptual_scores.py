@@ -14,11 +14,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
-from boring import Boring, fit, loader, pictures, trainer
+from boring import Boring, board, board_events, fit, loader, pictures, trainer, wandb
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.cli import LightningCLI
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
@@ -94,10 +94,10 @@ def test_layers_sum_to_the_whole_and_names_are_the_callbacks(tmp_path):
 def test_several_dataloaders_have_their_own_scores_and_the_mean_over_all_pictures(tmp_path):
     model, loaders = Boring(), [loader(seed=1), loader(n=3, seed=2)]
     found = fit(tmp_path, [scores(metrics=["lpips"])], model, val=loaders).callback_metrics
-    assert set(found) == {"val/lpips", "val/lpips/dataloader_idx_0", "val/lpips/dataloader_idx_1"}
+    assert set(found) == {"val/lpips", "val/lpips/dataloader_0", "val/lpips/dataloader_1"}
     assert float(found["val/lpips"]) == pytest.approx(by_hand(model, loaders)["lpips"], rel=1e-6)
     for index, one in enumerate(loaders):
-        assert float(found[f"val/lpips/dataloader_idx_{index}"]) == by_hand(model, [one])["lpips"]
+        assert float(found[f"val/lpips/dataloader_{index}"]) == by_hand(model, [one])["lpips"]
     assert set(fit(tmp_path, [scores(per_dataloader=False)], val=loaders).callback_metrics) == SCORES
 
 
@@ -110,18 +110,16 @@ def test_each_epoch_is_logged_once_and_the_sanity_check_not(tmp_path):
 
 def test_one_callback_serves_every_logger_at_once(tmp_path):
     loggers = [
-        TensorBoardLogger(tmp_path, name="board"),
+        board(tmp_path),
         CSVLogger(tmp_path, name="csv"),
-        WandbLogger(save_dir=tmp_path, mode="offline"),
+        wandb(tmp_path),
     ]
     callback = scores(table=True)
     fitted = fit(tmp_path, [callback], logger=loggers)
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    board = EventAccumulator(loggers[0].log_dir).Reload()
+    shown = board_events(loggers[0])
     for name in SCORES:
-        assert [event.step for event in board.Scalars(name)] == [2, 5]
-        assert board.Scalars(name)[-1].value == pytest.approx(float(fitted.callback_metrics[name]))
+        assert [event.step for event in shown.Scalars(name)] == [2, 5]
+        assert shown.Scalars(name)[-1].value == pytest.approx(float(fitted.callback_metrics[name]))
     for logger in loggers[:2]:
         hparams = yaml.safe_load((Path(logger.log_dir) / "hparams.yaml").read_text())
         assert hparams["lpips_fingerprint"] == callback.fingerprint
@@ -141,12 +139,11 @@ def test_tensorboards_page_of_hyperparameters_shows_the_models_and_the_fingerpri
             super().__init__()
             self.save_hyperparameters()
 
-    logger, callback = TensorBoardLogger(tmp_path), scores()
+    logger, callback = board(tmp_path), scores()
     fit(tmp_path, [callback], Saved(), logger=logger)
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-    kept = EventAccumulator(logger.log_dir).Reload().SummaryMetadata("_hparams_/session_start_info")
+    kept = board_events(logger).SummaryMetadata("_hparams_/session_start_info")
     shown = HParamsPluginData.FromString(kept.plugin_data.content).session_start_info.hparams
     assert {name: shown[name].string_value or shown[name].number_value for name in shown} == {
         "width": 3,
@@ -424,7 +421,9 @@ def test_the_callback_runs_in_a_lightning_pytorch_trainer(tmp_path):
 def test_two_ranks_give_the_numbers_and_pictures_of_one(tmp_path, uneven):
     expected = by_hand(Boring(), [loader(seed=1)])
     script = Path(__file__).parent / "workers.py"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    # Without wandb's: an old one leaves the address of its server there, at which a new process waits when it ends.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment = {**inherited, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(script), str(tmp_path), uneven]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

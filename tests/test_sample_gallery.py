@@ -8,10 +8,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from boring import SIZE, Boring, fit, loader, pictures, trainer
+from boring import SIZE, Boring, board, board_events, fit, loader, pictures, trainer, wandb
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from PIL import Image
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from lpips_lightning import LPIPS
@@ -75,13 +75,11 @@ def test_the_worst_and_the_best_are_chosen(tmp_path, chosen):
 
 
 def test_every_logger_shows_the_same_pixels(tmp_path, drawn):
-    board, table = TensorBoardLogger(tmp_path, name="board"), CSVLogger(tmp_path, name="csv")
-    wandb = WandbLogger(save_dir=tmp_path, mode="offline")
-    fit(tmp_path, [gallery()], logger=[board, table, wandb])
+    tensorboard, table = board(tmp_path), CSVLogger(tmp_path, name="csv")
+    weights_and_biases = wandb(tmp_path)
+    fit(tmp_path, [gallery()], logger=[tensorboard, table, weights_and_biases])
     assert [(name, step) for name, step, _ in drawn] == [(name, step) for step in (3, 6) for name in NAMES]
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(board.log_dir, size_guidance={"images": 0}).Reload()
+    events = board_events(tensorboard)
     assert sorted(events.Tags()["images"]) == sorted(NAMES)
     media = {read(path).tobytes() for path in tmp_path.rglob("files/media/images/val/gallery/*_*_*.png")}
     assert len(list(tmp_path.rglob("files/media/images/val/gallery/*_*_*.png"))) == len(drawn)
@@ -98,7 +96,7 @@ def test_every_logger_shows_the_same_pixels(tmp_path, drawn):
     assert content["columns"] == ["kind", "place", "lpips", "dataloader_idx", "picture", "sample"]
     assert [row[:2] for row in content["data"]] == [["worst", 1], ["worst", 2], ["best", 1], ["best", 2]]
     assert all(isinstance(row[2], float) for row in content["data"])
-    wandb.experiment.finish()
+    weights_and_biases.experiment.finish()
 
 
 def test_mlflow_shows_the_same_pixels(tmp_path, drawn, monkeypatch):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
+from packaging.version import Version
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from lpips_lightning import PerceptualLoss
@@ -87,6 +88,16 @@ def board_events(logger):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     return EventAccumulator(logger.log_dir, size_guidance={"images": 0}).Reload()
+
+
+def wandb(folder):
+    """A logger of wandb that writes files alone."""
+    import wandb
+
+    # wandb 0.19 asks its server before it logs a table, offline too, and for ever (github.com/wandb/wandb/issues/8957).
+    old = Version(wandb.__version__) < Version("0.20")
+    settings = {"settings": wandb.Settings(allow_offline_artifacts=False)} if old else {}
+    return WandbLogger(save_dir=folder, mode="offline", **settings)
 
 
 def fit(folder, callbacks, model=None, val=None, **options):

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from boring import Boring, board, board_events, fit, loader, trainer
+from boring import Boring, board, board_events, fit, loader, trainer, wandb
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from PIL import Image
-from pytorch_lightning.loggers import CSVLogger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger
 
 from lpips_lightning.callbacks import CalibrationReport
 from lpips_lightning.callbacks.loggers import log_picture
@@ -57,8 +57,8 @@ def read(path):
 
 def test_every_logger_and_the_folder_get_the_same_picture_once(tmp_path, drawn):
     tensorboard, table = board(tmp_path), CSVLogger(tmp_path, name="csv")
-    wandb = WandbLogger(save_dir=tmp_path, mode="offline")
-    fit(tmp_path, [CalibrationReport("Alex-lin")], Calibration(), logger=[tensorboard, table, wandb])
+    weights_and_biases = wandb(tmp_path)
+    fit(tmp_path, [CalibrationReport("Alex-lin")], Calibration(), logger=[tensorboard, table, weights_and_biases])
     ((name, step, pixels),) = drawn
     assert (name, step) == ("val/calibration_report", 6)
     (event,) = board_events(tensorboard).Images(name)
@@ -67,7 +67,7 @@ def test_every_logger_and_the_folder_get_the_same_picture_once(tmp_path, drawn):
     for shown in (io.BytesIO(event.encoded_image_string), media, *files):
         assert np.array_equal(read(shown), pixels)
     assert len(list(tmp_path.rglob("*.png"))) == 3
-    wandb.experiment.finish()
+    weights_and_biases.experiment.finish()
 
 
 @pytest.mark.parametrize("stage", ["validate", "test"])
@@ -142,9 +142,7 @@ def test_the_papers_rows_have_the_papers_means():
         "Alex-tune": 69.7,
         "VGG-tune": 69.8,
     }
-    means = {
-        name: 100 * sum(scores) / len(scores) for name in printed for scores in [CalibrationReport(name).paper.values()]
-    }
+    means = {name: 100 * sum(CalibrationReport(name).paper.values()) / 6 for name in printed}
     assert means == pytest.approx(printed, abs=0.06)  # the scores are rounded too
 
 

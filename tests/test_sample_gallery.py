@@ -8,10 +8,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from boring import SIZE, Boring, board, board_events, fit, loader, pictures, trainer
+from boring import SIZE, Boring, board, board_events, fit, loader, pictures, trainer, wandb
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from PIL import Image
-from pytorch_lightning.loggers import CSVLogger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from lpips_lightning import LPIPS
@@ -76,8 +76,8 @@ def test_the_worst_and_the_best_are_chosen(tmp_path, chosen):
 
 def test_every_logger_shows_the_same_pixels(tmp_path, drawn):
     tensorboard, table = board(tmp_path), CSVLogger(tmp_path, name="csv")
-    wandb = WandbLogger(save_dir=tmp_path, mode="offline")
-    fit(tmp_path, [gallery()], logger=[tensorboard, table, wandb])
+    weights_and_biases = wandb(tmp_path)
+    fit(tmp_path, [gallery()], logger=[tensorboard, table, weights_and_biases])
     assert [(name, step) for name, step, _ in drawn] == [(name, step) for step in (3, 6) for name in NAMES]
     events = board_events(tensorboard)
     assert sorted(events.Tags()["images"]) == sorted(NAMES)
@@ -96,7 +96,7 @@ def test_every_logger_shows_the_same_pixels(tmp_path, drawn):
     assert content["columns"] == ["kind", "place", "lpips", "dataloader_idx", "picture", "sample"]
     assert [row[:2] for row in content["data"]] == [["worst", 1], ["worst", 2], ["best", 1], ["best", 2]]
     assert all(isinstance(row[2], float) for row in content["data"])
-    wandb.experiment.finish()
+    weights_and_biases.experiment.finish()
 
 
 def test_mlflow_shows_the_same_pixels(tmp_path, drawn, monkeypatch):

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from pytorch_lightning import LightningModule, Trainer
+
+from lpips_lightning.whole_files import whole_file
 
 __all__ = ["Pixels", "check_pixels", "log_folder", "log_hyperparameters", "log_picture", "log_table", "write_png"]
 
@@ -125,7 +125,7 @@ def log_folder(trainer: Trainer, logger: Any) -> Path:
 
 def write_png(path: Path, pixels: Pixels) -> None:
     """Write a picture ``(H, W, 3)``, whole or not at all; folders are made as needed."""
-    with _replacing(path) as beside:
+    with whole_file(path) as beside:
         Image.fromarray(pixels).save(beside, format="PNG")
 
 
@@ -163,17 +163,5 @@ def _write_text(trainer: Trainer, logger: Any, file: str, text: str) -> None:
     if hasattr(logger, "run_id") and hasattr(experiment, "log_text"):
         experiment.log_text(logger.run_id, text, artifact_file=file)
         return
-    with _replacing(log_folder(trainer, logger) / file) as beside:
+    with whole_file(log_folder(trainer, logger) / file) as beside:
         beside.write_text(text)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place when all went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield beside
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from lpips_lightning.correlation import Correlations, Score, by_group, check_sco
 from lpips_lightning.network import LPIPS
 from lpips_lightning.opinions import COLUMNS, FrameDistance, measure, read_opinions
 from lpips_lightning.progress import progress_report
+from lpips_lightning.whole_files import whole_file
 
 __all__ = ["main"]
 
@@ -95,10 +96,7 @@ def _table(whole: Correlations, groups: dict[str, Correlations]) -> Table:
 
 
 def _write_frames(path: Path, frames: Sequence[FrameDistance]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["reference", "distorted", "frame", "lpips"])
         rows.writerows([row.reference, row.distorted, row.frame, f"{row.distance:.9g}"] for row in frames)
-    partial.replace(path)

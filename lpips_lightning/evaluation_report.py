@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lpips_lightning.evaluation import HUMAN, Judged, Kind, Score, summary
+from lpips_lightning.whole_files import whole_file
 
 __all__ = [
     "as_markdown",
@@ -86,7 +85,8 @@ def save_csv(scores: Sequence[Score], path: str | Path) -> None:
 
 def save_text(text: str, path: str | Path) -> None:
     """Write a text file that appears when it is complete."""
-    _whole(path, lambda beside: Path(beside).write_text(text, encoding="utf-8"))
+    with whole_file(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def save_bars(scores: Sequence[Score], path: str | Path, kind: Kind = "2afc") -> None:
@@ -256,18 +256,5 @@ def _color(number: int, count: int) -> Any:
 
 
 def _save(figure: Any, path: str | Path) -> None:
-    _whole(path, lambda beside: figure.savefig(beside, format="png"))
-
-
-def _whole(path: str | Path, write: Callable[[str], Any]) -> None:
-    """Let `write` fill a file beside, which then takes the name."""
-    file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    os.close(handle)
-    try:
-        write(beside)
-        Path(beside).chmod(0o644)
-        Path(beside).replace(file)
-    finally:
-        Path(beside).unlink(missing_ok=True)
+    with whole_file(path) as beside:
+        figure.savefig(beside, format="png")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from lpips_lightning.weights import WeightsError
+from lpips_lightning.whole_files import whole_file
 
 __all__ = ["read_record", "write_tensors"]
 
@@ -40,17 +40,10 @@ def write_tensors(
     file = Path(path).expanduser()
     if file.suffix != _SUFFIX or file.is_dir():
         raise ValueError(f"path: expected a file that ends in {_SUFFIX}, got {str(path)!r}")
-    file.parent.mkdir(parents=True, exist_ok=True)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"format": "pt", **labels, "record": json.dumps(dict(record))}
-    handle, beside = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    os.close(handle)
-    try:
+    with whole_file(file) as beside:
         save_file(plain, beside, metadata)
-        Path(beside).chmod(0o666 & ~_umask())  # mkstemp makes files for the owner alone
-        Path(beside).replace(file)
-    finally:
-        Path(beside).unlink(missing_ok=True)
     return file
 
 
@@ -76,9 +69,3 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise WeightsError(f"{path}: expected a safetensors file, got {type(error).__name__}: {error}") from error
     metadata.pop("format", None)
     return {**metadata, **record}
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -34,6 +34,7 @@ from lpips_lightning.frozen import FrozenNetwork, specify
 from lpips_lightning.images import to_trunk
 from lpips_lightning.recipes.distillation_data import DistillationData
 from lpips_lightning.student import Student, pair_maps, prune_into
+from lpips_lightning.whole_files import whole_file
 
 __all__ = [
     "Distillation",
@@ -238,11 +239,10 @@ class StudentFile(Callback):
         if not isinstance(pl_module, Distillation) or not trainer.is_global_zero:
             return
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in pl_module.averaged.state_dict().items()}
-        path = Path(self.path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         record = json.dumps(student_record(trainer, pl_module))
         net_type = "embedded" if tuple(pl_module.stages) == EMBEDDED else "custom"
-        save_file(tensors, path, {"format": "pt", "net_type": net_type, "version": "0.1", "record": record})
+        with whole_file(self.path) as beside:
+            save_file(tensors, beside, {"format": "pt", "net_type": net_type, "version": "0.1", "record": record})
 
 
 def student_record(trainer: Trainer, module: Distillation) -> dict[str, Any]:

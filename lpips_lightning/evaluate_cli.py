@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from lpips_lightning.paper import PAPER_SETS
+from lpips_lightning.progress import progress_report
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -83,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"distances: expected names that are no method's, got {clash[0]!r} for both")
     methods = [parse_method(name) for name in names]
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    with _progress(Console(stderr=True)) as report:
+    with progress_report("items") as report:
         measured = evaluation.measure(methods, sets, args.batch_size, args.workers, device, report)
     measured |= {name: evaluation.read_distances(path) for name, path in given.items()}
     papers = {method.name: method.paper for method in methods}
@@ -138,18 +137,3 @@ def _named(text: str) -> tuple[str, str]:
     if not name or not path:
         raise ValueError(f"distances: expected NAME=FILE, got {text!r}")
     return name, path
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar a set."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        tasks: dict[str, TaskID] = {}
-
-        def report(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = progress.add_task(name, total=total)
-            progress.update(tasks[name], completed=done)
-
-        yield report

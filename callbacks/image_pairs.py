@@ -12,12 +12,9 @@ from lpips_lightning.backbones import backbone
 from lpips_lightning.frozen import WeightsSource
 from lpips_lightning.images import PLAIN
 from lpips_lightning.network import Features, Precision
-from lpips_lightning.ranges import DataRange, check_values, parse_range
+from lpips_lightning.ranges import DataRange, check_values, parse_range, training_slack
 
 __all__ = ["ImagePairs", "TargetFeatures"]
-
-# With clamp=True, as lenient with predictions as PerceptualLoss in its first steps: [0, 255] floats still stand out.
-_SLACK_ABOVE_ZERO, _SLACK_AROUND_ZERO = 1.0, 0.25
 
 
 class ImagePairs:
@@ -94,8 +91,8 @@ class ImagePairs:
         smallest = 1 if self._net_type is None else backbone(self._net_type).smallest_side
         PLAIN.check_pair(pred, target, ("pred", "target"), str(self._net_type), smallest)
         if self.validate_args:
-            slack = _SLACK_ABOVE_ZERO if self.data_range[0] == 0 else _SLACK_AROUND_ZERO
-            check_values(pred, "pred", self.data_range, slack if self.clamp else 0.0)
+            # Predictions to be clamped may lie as far off as those of a loss; [0, 255] floats still stand out.
+            check_values(pred, "pred", self.data_range, training_slack(self.data_range) if self.clamp else 0.0)
             check_values(target, "target", self.data_range)
         if self.validate_args or self.clamp:
             pred = self._clamped(pred)

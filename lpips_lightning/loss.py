@@ -14,14 +14,13 @@ from lpips_lightning.functional import Reduction, check_reduction, reduced
 from lpips_lightning.images import Background, Gray
 from lpips_lightning.legacy import DropsLegacyKeys
 from lpips_lightning.network import LPIPS, Features, Measurement, Precision
-from lpips_lightning.ranges import DataRange, RangeWatch, parse_range
+from lpips_lightning.ranges import DataRange, RangeWatch, parse_range, training_slack
 
 __all__ = ["PerceptualLoss"]
 
 # An untrained network overshoots, and a later burst must not end a run: predictions are watched only while mistakes in
-# the pipeline show, and leniently. [0, 255] floats lie 254 ranges above [0, 1]; 2x - 1 applied twice reaches -3.
+# the pipeline show, and leniently.
 _WATCHED_CALLS = 100
-_SLACK_ABOVE_ZERO, _SLACK_AROUND_ZERO = 1.0, 0.25
 
 
 class PerceptualLoss(DropsLegacyKeys):
@@ -212,4 +211,4 @@ class PerceptualLoss(DropsLegacyKeys):
         if torch.compiler.is_compiling() or self._calls >= _WATCHED_CALLS:
             return math.inf
         self._calls += 1
-        return _SLACK_ABOVE_ZERO if self.data_range[0] == 0 else _SLACK_AROUND_ZERO
+        return training_slack(self.data_range)

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["DataRange", "RangeError", "RangeWatch", "check_values", "parse_range"]
+__all__ = ["DataRange", "RangeError", "RangeWatch", "check_values", "parse_range", "training_slack"]
 
 DataRange: TypeAlias = float | tuple[float, float] | Sequence[float]
 """``(low, high)``, or ``high`` alone for ``(0, high)``."""
@@ -50,6 +50,20 @@ def parse_range(data_range: DataRange) -> tuple[float, float]:
     if not (low < high and abs(low) < float("inf") and abs(high) < float("inf")):
         raise ValueError(f"data_range: expected low < high, both finite, got {data_range!r}")
     return low, high
+
+
+def training_slack(data_range: tuple[float, float]) -> float:
+    """How far the output of a network in training may lie off its range and still pass.
+
+    [0, 255] floats lie 254 ranges above [0, 1]; 2x - 1 applied twice reaches -3.
+
+    Args:
+        data_range: ``(low, high)``.
+
+    Returns:
+        In sizes of the range: all of it for ``(0, high)``, a quarter for others.
+    """
+    return 1.0 if data_range[0] == 0 else 0.25
 
 
 def check_values(images: Tensor, name: str, data_range: tuple[float, float], slack: float = 0.0) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from typing_extensions import override
 
 from lpips_lightning.backbones import Backbone
@@ -16,12 +15,13 @@ from lpips_lightning.functional import choose_range
 from lpips_lightning.images import Background, Gray
 from lpips_lightning.metric import EXACT
 from lpips_lightning.network import LPIPS, Precision
-from lpips_lightning.ranges import DataRange, RangeWatch
+from lpips_lightning.ranges import DataRange
+from lpips_lightning.watched import WatchedMetric
 
 __all__ = ["LPIPSDiversity"]
 
 
-class LPIPSDiversity(Metric):
+class LPIPSDiversity(WatchedMetric):
     """Mean LPIPS over all pairs of a group's samples, averaged over groups; higher is more diverse.
 
     A group holds the samples a generator drew for one condition (Zhu et al. 2017, "Toward Multimodal Image-to-Image
@@ -84,9 +84,8 @@ class LPIPSDiversity(Metric):
         validate_args: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        self.data_range = choose_range(normalize, data_range)
-        self.net = LPIPS(
+        low_high = choose_range(normalize, data_range)
+        net = LPIPS(
             net_type,
             version=version,
             calibrated=calibrated,
@@ -98,8 +97,8 @@ class LPIPSDiversity(Metric):
             resize=resize,
             validate_args=validate_args,
         )
-        self.net.watch = RangeWatch()
-        self._in_forward = False
+        super().__init__(net, **kwargs)
+        self.data_range = low_high
         self.fingerprint = f"diversity by {self.net.fingerprint}, range {list(self.data_range)}"
         self.add_state("total", default=torch.zeros((), dtype=EXACT), dist_reduce_fx="sum")
         self.add_state("groups", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
@@ -130,17 +129,5 @@ class LPIPSDiversity(Metric):
     @override
     def compute(self) -> Tensor:
         """Mean over groups of the mean over pairs."""
-        if not self._in_forward:
-            self.net.watch.speak()
+        self._speak()
         return (self.total / self.groups).float()
-
-    @override
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Add groups and return their own score, differentiable; the state keeps no graph."""
-        self._in_forward = True
-        try:
-            value = super().forward(*args, **kwargs)
-        finally:
-            self._in_forward = False
-        self.total = self.total.detach()
-        return value

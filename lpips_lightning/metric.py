@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 from typing_extensions import override
 
@@ -20,7 +19,8 @@ from lpips_lightning.functional import Reduction, check_reduction, choose_range
 from lpips_lightning.images import Background, Gray
 from lpips_lightning.legacy import DropsLegacyKeys
 from lpips_lightning.network import LPIPS, Features, Measurement, Precision
-from lpips_lightning.ranges import DataRange, RangeWatch
+from lpips_lightning.ranges import DataRange
+from lpips_lightning.watched import WatchedMetric
 
 __all__ = ["LearnedPerceptualImagePatchSimilarity"]
 
@@ -28,7 +28,7 @@ __all__ = ["LearnedPerceptualImagePatchSimilarity"]
 EXACT = torch.float32 if torch.backends.mps.is_available() else torch.float64
 
 
-class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, Metric):
+class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, WatchedMetric):
     """Mean LPIPS over all images seen; torchmetrics' class of the same name, with its arguments and defaults.
 
     The state is a sum and a count, so that any split over batches and ranks, uneven, empty or of one image, gives the
@@ -105,12 +105,9 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, Metric):
         validate_args: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
         check_reduction(reduction)
-        self.reduction = reduction
-        self.normalize = normalize
-        self.data_range = choose_range(normalize, data_range)
-        self.net = LPIPS(
+        low_high = choose_range(normalize, data_range)
+        net = LPIPS(
             net_type,
             version=version,
             calibrated=calibrated,
@@ -123,7 +120,10 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, Metric):
             frame_chunk=frame_chunk,
             validate_args=validate_args,
         )
-        self.net.watch = RangeWatch()
+        super().__init__(net, **kwargs)
+        self.reduction = reduction
+        self.normalize = normalize
+        self.data_range = low_high
         self.spatial = spatial
         self.per_layer = per_layer
         self.fingerprint = f"{self.net.fingerprint}, range {list(self.data_range)}"
@@ -134,7 +134,6 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, Metric):
             f"{what}_{self.net.net_type}_{identity}" for what in ("scores", "count", "shape")
         )
         self._dtype_of_images = torch.float32
-        self._in_forward = False
         self._shape_seen: tuple[int, int, int] | None = None
         self.add_state(self._count, default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         if self._is_plain:
@@ -223,8 +222,7 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, Metric):
     @override
     def compute(self) -> Tensor | dict[str, Tensor]:
         """The score of everything seen; NaN for the mean of no image."""
-        if not self._in_forward:
-            self.net.watch.speak()
+        self._speak()
         total, count = getattr(self, self._scores), getattr(self, self._count)
         if not self._is_plain:
             total = self._gathered(total, count)
@@ -253,19 +251,6 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, Metric):
     @property
     def _is_plain(self) -> bool:
         return not self._keeps_each and not self.spatial
-
-    @override
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Add a batch and return the batch's own score, differentiable; the state keeps no graph."""
-        self._in_forward = True
-        try:
-            value = super().forward(*args, **kwargs)
-        finally:
-            self._in_forward = False
-        for name in self._defaults:
-            state = getattr(self, name)
-            setattr(self, name, [part.detach() for part in state] if isinstance(state, list) else state.detach())
-        return value
 
     def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
         # torchmetrics makes every result of one element 0-dimensional; one score of one image stays (1,).

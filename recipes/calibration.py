@@ -10,13 +10,11 @@ lpips-lightning calibration test --ckpt_path outputs/calibration/best.ckpt
 
 import argparse
 from datetime import date
-from pathlib import Path
-from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.cli import LightningArgumentParser
 from typing_extensions import override
 
 from lpips_lightning import __version__
@@ -27,6 +25,7 @@ from lpips_lightning.data_modules import BAPPSDataModule, TripletDataModule
 from lpips_lightning.fast_lin import fit_lin
 from lpips_lightning.judgements import bootstrap_interval, human_ceiling, two_afc_score
 from lpips_lightning.pooled import PooledTriplets, cached_pool
+from lpips_lightning.recipes.command import RecipeCLI, run_recipe
 from lpips_lightning.trainable import TrainableLPIPS
 
 __all__ = ["fast", "main"]
@@ -35,7 +34,7 @@ __all__ = ["fast", "main"]
 _FAST = "Mode lin on pooled squared differences: the trunk runs once, then ten epochs take seconds."
 
 
-class CalibrationCLI(LightningCLI):
+class CalibrationCLI(RecipeCLI):
     """Adds ``--best.*``, ``--last.*`` (checkpoints) and ``--file.*`` (the calibration)."""
 
     @override
@@ -43,11 +42,6 @@ class CalibrationCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "best")
         parser.add_lightning_class_args(ModelCheckpoint, "last")
         parser.add_lightning_class_args(CalibrationFile, "file")
-
-    @override
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        # The base class warns when arguments are handed over while the program has some, as a subcommand's always are.
-        self.config = parser.parse_args(args)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -59,15 +53,7 @@ def main(args: list[str] | None = None) -> None:
     if args and args[0] == "fast":
         fast(args[1:])
         return
-    defaults = {"default_config_files": [str(Path(__file__).with_suffix(".yaml"))]}
-    CalibrationCLI(
-        PerceptualCalibration,
-        LightningDataModule,
-        subclass_mode_data=True,
-        args=args,
-        parser_kwargs={"prog": "lpips-lightning calibration"} | dict.fromkeys(LightningCLI.subcommands(), defaults),
-        save_config_kwargs={"overwrite": True},
-    )
+    run_recipe(CalibrationCLI, PerceptualCalibration, LightningDataModule, __file__, args, subclass_mode_data=True)
 
 
 def fast(args: list[str]) -> None:

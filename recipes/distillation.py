@@ -13,14 +13,13 @@ import json
 import math
 from dataclasses import asdict
 from datetime import date
-from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.cli import LightningArgumentParser
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 from safetensors.torch import save_file
 from torch import Tensor
@@ -32,6 +31,7 @@ from lpips_lightning import __version__
 from lpips_lightning.embedded import EMBEDDED, Stage
 from lpips_lightning.frozen import FrozenNetwork, specify
 from lpips_lightning.images import to_trunk
+from lpips_lightning.recipes.command import RecipeCLI, run_recipe
 from lpips_lightning.recipes.distillation_data import DistillationData
 from lpips_lightning.student import Student, pair_maps, prune_into
 from lpips_lightning.whole_files import whole_file
@@ -264,17 +264,12 @@ def student_record(trainer: Trainer, module: Distillation) -> dict[str, Any]:
     }
 
 
-class DistillationCLI(LightningCLI):
+class DistillationCLI(RecipeCLI):
     """Adds ``--file.path``."""
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(StudentFile, "file")
-
-    @override
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        # The base class warns when arguments are handed over while the program has some, as a subcommand's always are.
-        self.config = parser.parse_args(args)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -283,14 +278,7 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: Command line without the program's name; None takes ``sys.argv``.
     """
-    defaults = {"default_config_files": [str(Path(__file__).with_suffix(".yaml"))]}
-    DistillationCLI(
-        Distillation,
-        DistillationData,
-        args=args,
-        parser_kwargs={"prog": "lpips-lightning distillation"} | dict.fromkeys(LightningCLI.subcommands(), defaults),
-        save_config_kwargs={"overwrite": True},
-    )
+    run_recipe(DistillationCLI, Distillation, DistillationData, __file__, args)
 
 
 def _data_of(trainer: Trainer) -> DistillationData:

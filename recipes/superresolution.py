@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import BasePredictionWriter, ModelCheckpoint
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.cli import LightningArgumentParser
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MetricCollection
@@ -26,6 +26,7 @@ from typing_extensions import override
 
 from lpips_lightning import LearnedPerceptualImagePatchSimilarity, PerceptualLoss
 from lpips_lightning.pictures import write_image
+from lpips_lightning.recipes.command import RecipeCLI, run_recipe
 from lpips_lightning.recipes.superresolution_data import Scale, SuperResolutionData, check_scale
 
 __all__ = ["EDSR", "PictureWriter", "SuperResolution", "main", "upscale"]
@@ -247,7 +248,7 @@ class PictureWriter(BasePredictionWriter):
             write_image(picture, Path(self.folder) / f"{name}.png")
 
 
-class SuperResolutionCLI(LightningCLI):
+class SuperResolutionCLI(RecipeCLI):
     """Adds ``--checkpoint.*`` and ``--pictures.*``, and gives data and model the same scale."""
 
     @override
@@ -256,11 +257,6 @@ class SuperResolutionCLI(LightningCLI):
         parser.add_lightning_class_args(PictureWriter, "pictures")
         parser.link_arguments("model.scale", "data.scale")
 
-    @override
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        # The base class warns when arguments are handed over while the program has some, as a subcommand's always are.
-        self.config = parser.parse_args(args)
-
 
 def main(args: list[str] | None = None) -> None:
     """Run the recipe: ``fit``, ``validate``, ``test`` or ``predict``, with the YAML beside this file as defaults.
@@ -268,14 +264,7 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: Command line without the program's name; None takes ``sys.argv``.
     """
-    defaults = {"default_config_files": [str(Path(__file__).with_suffix(".yaml"))]}
-    SuperResolutionCLI(
-        SuperResolution,
-        SuperResolutionData,
-        args=args,
-        parser_kwargs={"prog": "lpips-lightning superresolution"} | dict.fromkeys(LightningCLI.subcommands(), defaults),
-        save_config_kwargs={"overwrite": True},
-    )
+    run_recipe(SuperResolutionCLI, SuperResolution, SuperResolutionData, __file__, args)
 
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Self, get_args
@@ -11,10 +10,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lpips_lightning import direct
 from lpips_lightning.backbones import Backbone, backbone
 from lpips_lightning.distance import layer_distances, layer_maps, upsample
 from lpips_lightning.features import Features, Measurement, cat, joined, parts
-from lpips_lightning.frozen import Specification, WeightsSource
+from lpips_lightning.frozen import Specification, WeightsSource, without_autocast
 from lpips_lightning.held import HoldsFrozenNetwork
 from lpips_lightning.images import Arrangement, Background, Gray, ImagePolicy, to_trunk
 from lpips_lightning.masks import check_mask, eroded_masks, layer_masks, measurable
@@ -203,6 +203,10 @@ class LPIPS(HoldsFrozenNetwork):
         if isinstance(y, Tensor):
             self._see(y, names[1], low_high, 0.0)
         arrangement = self.images.arrangement(x)
+        fixed = [y] if isinstance(y, Tensor) else list(y.layers.values())
+        if mask is None and not (spatial or erode) and direct.is_possible(x, fixed, per_layer):
+            terms = self._direct_terms(x, y, low_high, clamp_x=not slack)
+            return joined([(terms, None)], arrangement, per_layer)
         counts = self._flat_mask(mask, erode, spatial, arrangement, (x.shape[-2], x.shape[-1]), x.device)
         size = self.images.resize or (x.shape[-2], x.shape[-1])
         results = []
@@ -367,11 +371,24 @@ class LPIPS(HoldsFrozenNetwork):
             fixed = {layer: y.layers[layer][part] for layer in self.layers} if isinstance(y, Features) else None
             yield part, self._run(flat_x[part], range_x, clamp_x), fixed or self._run(flat_y[part], range_y, clamp=True)
 
+    def _direct_terms(
+        self, x: Tensor, y: Tensor | Features, data_range: tuple[float, float], clamp_x: bool
+    ) -> dict[str, Tensor]:
+        flat_x, range_x = self.images.arrange(x, data_range)
+        flat_y, range_y = self.images.arrange(y, data_range) if isinstance(y, Tensor) else (y.layers, data_range)
+        dtype = self._trunk_dtype(x)
+        network = self._network(x.device, dtype)
+        clamps = (clamp_x and self.validate_args, self.validate_args)
+        pairs = direct.Pairs(network, dtype, flat_x, flat_y, range_x, range_y, *clamps, chunk=self.frame_chunk)
+        if torch.is_grad_enabled() and flat_x.requires_grad:
+            return {"": direct.distances(pairs)}
+        return direct.layer_terms(pairs)
+
     def _run(self, images: Tensor, data_range: tuple[float, float], clamp: bool) -> dict[str, Tensor]:
         dtype = self._trunk_dtype(images)
         network = self._network(images.device, dtype)
         clamp = clamp and self.validate_args
-        with _without_autocast(images.device):
+        with without_autocast(images.device):
             return network.extractor(to_trunk(images, data_range, network.shift, network.scale, dtype, clamp))
 
     def _terms(
@@ -383,8 +400,11 @@ class LPIPS(HoldsFrozenNetwork):
         masks: dict[str, Tensor] | None,
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         first = x[self.layers[0]]
-        calibration = self._network(first.device, first.dtype).calibration
-        with _without_autocast(first.device):
+        network = self._network(first.device, first.dtype)
+        calibration = network.calibration
+        with without_autocast(first.device):
+            if masks is None and not spatial and direct.is_possible(first, [*x.values(), *y.values()], per_layer=True):
+                return direct.feature_terms(network, x, y), None
             if spatial:
                 maps = layer_maps(x, y, calibration)
                 return {layer: upsample(layer_map, size) for layer, layer_map in maps.items()}, None
@@ -421,7 +441,7 @@ class LPIPS(HoldsFrozenNetwork):
         for chunk in images.split(batch_size):
             features = self.encode(chunk, data_range)
             first = features.layers[self.layers[0]]
-            with _without_autocast(first.device):
+            with without_autocast(first.device):
                 vectors = feature_vectors(features.layers, self._network(first.device, first.dtype).calibration)
             channels = features.arrangement.channels
             yield vectors.view(len(chunk), -1) / channels**0.5 if channels > 1 else vectors
@@ -442,9 +462,3 @@ class LPIPS(HoldsFrozenNetwork):
         twin = super().__deepcopy__(memo)
         twin.watch = copy.deepcopy(self.watch, memo)
         return twin
-
-
-def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)

@@ -136,7 +136,8 @@ def _floor(net: str, setting: str, device: torch.device) -> Contender:
     record = BACKBONES[net]
     name, node = list(record.taps.items())[-1]
     dtype = DTYPES.get(setting, torch.float32)
-    bare = FeatureExtractor(replace(record, taps={name: node}), trunk(net)).requires_grad_(False)
+    tensors = {key: value for key, value in trunk(net).items() if not key.startswith("calibration.")}
+    bare = FeatureExtractor(replace(record, taps={name: node}), tensors).requires_grad_(False)
     bare.to(device, dtype).to(memory_format=torch.channels_last)
     ones: dict[torch.Size, Tensor] = {}
 

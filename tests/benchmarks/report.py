@@ -104,6 +104,8 @@ def _draw(data: dict, by: str, path: Path) -> None:
                 axes.scatter(*zip(*points, strict=True), label=f"{name} {kind}", **style)
         axes.axhline(1, color="black", linewidth=0.8)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
         axes.set_xticks(range(len(shown)), [f"{net}\n{n}x{side}" for net, n, side, _ in shown], fontsize=7)
         axes.set_ylabel(f"{by} time / bare convolutions")
         axes.set_title({"forward": "forward", "step": "loss step: forward and gradient"}[work])

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from lpips_lightning.distance import EPS
 
-__all__ = ["launch"]
+__all__ = ["launch", "plan"]
 
-_TILE = 4096  # numbers of one tensor that a program holds in registers: 32 a thread
-_WARPS = 4
-_WIDEST = 2048  # channels of which a tile holds two positions; more of them are read block by block
+_WIDEST = 2048  # channels that registers hold; more of them are read block by block
+_NUMBERS = 16  # of each image that a thread holds: by ptxas, about 100 registers for sm_90, so that many warps fit
 
 
 @triton.jit
@@ -39,13 +38,13 @@ def _read(x, y, weight, at_x, at_y, channel, keep, CHANNELS: tl.constexpr, WEIGH
 
 @triton.jit
 def _inverse(square, EPSILON: tl.constexpr):
-    """Root of a sum of squares (1 for 0), and the factor to unit length: 0 where all channels are 0.
+    """Root of a sum of squares, and the factor to unit length: 0 where all channels are 0, as in the plain form.
 
-    The same explicit branch as in the plain form; root and quotient are rounded as IEEE says.
+    The root is to divide by: 1 where it is 0, or so small that Triton 3.2 flushes it to 0.
     """
-    dead = square == 0.0
-    root = tl.sqrt_rn(tl.where(dead, 1.0, square))
-    return root, tl.where(dead, 0.0, tl.div_rn(tl.full(root.shape, 1.0, tl.float32), root + EPSILON))
+    root = tl.sqrt_rn(square)
+    inverse = tl.div_rn(tl.full(root.shape, 1.0, tl.float32), root + EPSILON)
+    return tl.where(root == 0.0, 1.0, root), tl.where(square == 0.0, 0.0, inverse)
 
 
 @triton.jit
@@ -146,7 +145,32 @@ def _by_blocks(
             tl.store(gradient + at_x, slope.to(gradient.dtype.element_ty), mask=keep)
 
 
-def launch(x: Tensor, y: Tensor, weight: Tensor | None, gradient: Tensor | None) -> Tensor:
+def plan(channels: int) -> tuple[int, int, int]:
+    """How the work is cut, by the number of channels alone: a new size of image compiles nothing.
+
+    Up to 128 channels a warp holds whole positions. From 256 to 512 so does a program of one warp, and its sums over
+    channels need no barrier. (From the assembly, and from what a warp can address; not tuned on a GPU.)
+
+    Args:
+        channels: Of the features.
+
+    Returns:
+        Channels and positions of a program, powers of 2, and its warps.
+    """
+    block_c = triton.next_power_of_2(channels)
+    if block_c > _WIDEST:
+        return 512, 1, 1
+    warps = 4 if block_c <= 128 else 1 if block_c <= 512 else block_c // 256
+    return block_c, _NUMBERS * 32 * warps // block_c, warps
+
+
+def launch(
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor | None,
+    gradient: Tensor | None,
+    cut: tuple[int, int, int] | None = None,
+) -> Tensor:
     """Sums over positions of ``weight . (x^ - y^)^2``, and the gradient by `x` into `gradient`.
 
     Every program writes the sum of its own positions, and those are added in their order: equal calls give equal bits.
@@ -156,25 +180,24 @@ def launch(x: Tensor, y: Tensor, weight: Tensor | None, gradient: Tensor | None)
         y: Features of the same shape, contiguous or channels_last.
         weight: Contiguous float32 ``(C,)`` on the same device; None for all 1.
         gradient: Laid out as `x`; None to leave it out.
+        cut: Instead of `plan`, for measurements.
 
     Returns:
         Shape ``(N,)``, float32.
     """
     images, channels, height, width = x.shape
     positions = height * width
-    block_c = triton.next_power_of_2(channels)
-    kernel = _whole
-    if block_c > _WIDEST:
-        kernel, block_c = _by_blocks, _TILE // 4
-    block_p = max(1, _TILE // block_c)
+    block_c, block_p, warps = cut or plan(channels)
     tiles = -(-positions // block_p)
     partial = torch.empty(images, tiles, dtype=torch.float32, device=x.device)
     if partial.numel():
+        kernel = _whole if channels <= block_c else _by_blocks
         with torch.cuda.device_of(x):  # Triton launches on the current device
             kernel[(images * tiles,)](
                 x, y, x if weight is None else weight, partial, x if gradient is None else gradient, positions, tiles,
                 CHANNELS=channels, BLOCK_C=block_c, BLOCK_P=block_p, EPSILON=EPS,
                 X_LAST=not x.is_contiguous(), Y_LAST=not y.is_contiguous(),
-                WEIGHTED=weight is not None, GRADIENT=gradient is not None, num_warps=_WARPS,
+                WEIGHTED=weight is not None, GRADIENT=gradient is not None,
+                num_warps=warps, enable_fp_fusion=True,
             )  # fmt: skip
     return partial.sum(1)

@@ -62,7 +62,7 @@ def _factors(square_a, square_b, gap, EPSILON: tl.constexpr):
 
 @triton.jit
 def _difference(a, b, inverse_a, excess):
-    """``a inverse_a - b inverse_b``, in a form that is 0 for equal images even where a product is fused into the sum."""
+    """``a inverse_a - b inverse_b``, so written that equal images give 0 even where a product is fused into a sum."""
     return (a - b) * inverse_a[:, None] + b * excess[:, None]
 
 

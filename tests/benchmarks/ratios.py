@@ -84,7 +84,12 @@ def checks(data: dict, by: str) -> dict[str, list[Check]]:
     speed = _cpu_speed(rows) if cpu else _gpu_speed(rows)
     parts = {**speed, "memory": _memory(rows), "huge images": _huge(rows), "all pairs": _pairs(rows)}
     parts["head kernel"] = [
-        Check(f"{row['shape']} {row['dtype']} {row['work']}, of a copy's bandwidth", row["fraction"], 0.6, unit="")
+        Check(
+            f"{row['net']} {row['shape']} {row['dtype']} {row['kernel']}, of a copy's bandwidth",
+            row["fraction"],
+            0.6 if row["shape"] == "all layers" else None,
+            unit="",
+        )
         for row in data.get("head", [])
     ]
     return {heading: found for heading, found in parts.items() if found}

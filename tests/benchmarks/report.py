@@ -110,7 +110,8 @@ def _draw(data: dict, by: str, path: Path) -> None:
         axes.set_ylabel(f"{by} time / bare convolutions")
         axes.set_title({"forward": "forward", "step": "loss step: forward and gradient"}[work])
         axes.grid(axis="y", which="both", alpha=0.3)
-        axes.legend(fontsize=8, ncols=5)
+        if shown:
+            axes.legend(fontsize=8, ncols=5)
     machine = data["machine"]
     figure.suptitle(f"{machine.get('gpu') or machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}")
     figure.savefig(path, dpi=110, format="png")

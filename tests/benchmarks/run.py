@@ -19,11 +19,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/, where the peers are made
 
-from benchmarks import contenders, machine, memory, pairwise, report, timing
+from benchmarks import contenders, head, machine, memory, pairwise, report, timing
 from benchmarks.results import Results
 
 SIZES = ("16x64", "8x128", "4x256", "1x512", "1x1024")
-PARTS = ("timing", "memory", "pairwise", "huge")
+PARTS = ("timing", "memory", "pairwise", "huge", "head")
 HERE = Path(__file__).parent
 
 
@@ -35,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     described = machine.describe(args.device)
     out = args.out or HERE / "results" / f"{machine.slug(described)}.json"
     results = Results(out, described)
+    run = {"timing": _timing, "memory": _memory, "pairwise": _pairwise, "huge": _huge, "head": _head}
     for part in args.parts:
-        {"timing": _timing, "memory": _memory, "pairwise": _pairwise, "huge": _huge}[part](args, results)
+        run[part](args, results)
     report.write_report(results.data, out.with_suffix(".md"))
     print(f"{out}\npython {HERE / 'ratios.py'} {out}")
 
@@ -101,6 +102,18 @@ def _pairwise(args: argparse.Namespace, results: Results) -> None:
             print(f"{net} {count} images of {side}: {', '.join(_said(row) for row in rows)}", flush=True)
 
 
+def _head(args: argparse.Namespace, results: Results) -> None:
+    if args.device.type != "cuda":
+        print("head: left out, the Triton kernel needs a GPU")
+        return
+    for net in args.nets:
+        if args.tune:
+            print("\n".join(head.tune(net, 16, 256, args.device)), flush=True)
+        else:
+            rows = head.measure(net, 16, 256, args.device)
+            results.put("head", {"net": net, "batch": 16, "side": 256, "work": "head"}, rows)
+
+
 def _said(row: dict[str, object]) -> str:
     return f"{row['contender']} {row['wall_s']:.3g} s, {row['trunk_passes']} trunk passes"
 
@@ -120,6 +133,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--pairwise", type=_size, default=(64, 64), metavar="NxSIDE", help="images for all pairs (default 64x64)")
     add("--all-memory", action="store_true", help="memory at every size, not at 4x256 alone")
     add("--huge-peers", action="store_true", help="huge images also with lpips, the floor, other nets: takes 16 GiB")
+    add("--tune", action="store_true", help="part head: ways to cut the kernel's work, instead of its bandwidth")
     add("--threads", type=int, help="default: PyTorch's own choice")
     add("--device", type=torch.device, default=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     add("--out", type=Path, help="the JSON; default: results/MACHINE.json beside this file")

@@ -38,11 +38,15 @@ def time_case(
         side: Pixels.
         device: Where.
         rounds: At most so many ...
-        seconds: ... and no new one after so long, but at least three (or `rounds`, if fewer).
+        seconds: ... and no new one after so long, but at least three (or `rounds`, if fewer). Before, two rounds to
+            warm up, or one that takes a quarter of it.
     """
     pair = images(batch, side, device)
     inputs = {each.label: _prepared(each, work, pair) for each in contenders}
-    for _ in range(WARM_UP):
+    start = time.perf_counter()
+    for number in range(WARM_UP):
+        if number and time.perf_counter() - start > seconds / 4:
+            break
         for each in contenders:
             _timed(each, work, inputs[each.label])
     gc.collect()

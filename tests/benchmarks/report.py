@@ -1,8 +1,17 @@
-"""Results as Markdown and as a picture."""
+"""Results as Markdown and as a picture. `run.py` writes them; this does it again from the JSON.
+
+python tests/benchmarks/report.py tests/benchmarks/results/MACHINE.json
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the checkout
+sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/
 
 from benchmarks.ratios import PEERS, Rows, checks
 from lpips_lightning.whole_files import whole_file
@@ -115,3 +124,15 @@ def _draw(data: dict, by: str, path: Path) -> None:
     machine = data["machine"]
     figure.suptitle(f"{machine.get('gpu') or machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}")
     figure.savefig(path, dpi=110, format="png")
+
+
+def main() -> None:
+    """Write the Markdown and the picture beside a JSON."""
+    parser = argparse.ArgumentParser(description="Write the Markdown and the picture of a results file.")
+    parser.add_argument("results", type=Path)
+    args = parser.parse_args()
+    write_report(json.loads(args.results.read_text()), args.results.with_suffix(".md"))
+
+
+if __name__ == "__main__":
+    main()

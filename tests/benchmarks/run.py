@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the checkout
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/, where the peers are made
 
 from benchmarks import contenders, head, machine, memory, pairwise, report, timing
@@ -36,9 +37,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = args.out or HERE / "results" / f"{machine.slug(described)}.json"
     results = Results(out, described)
     run = {"timing": _timing, "memory": _memory, "pairwise": _pairwise, "huge": _huge, "head": _head}
-    for part in args.parts:
-        run[part](args, results)
-    report.write_report(results.data, out.with_suffix(".md"))
+    try:
+        for part in args.parts:
+            run[part](args, results)
+    finally:
+        report.write_report(results.data, out.with_suffix(".md"))
     print(f"{out}\npython {HERE / 'ratios.py'} {out}")
 
 
@@ -82,6 +85,9 @@ def _measure_memory(
     rows = []
     for setting in args.settings:
         for name in names:
+            if name != "ours" and not memory.room(side, work, args.device):
+                print(f"{name} {setting} {net} {batch}x{side} {work}: left out, too large for this machine")
+                continue
             try:
                 row = memory.measure(name, setting, net, batch, side, work, args.device)
             except RuntimeError as error:  # too large for this machine: the others still count

@@ -190,18 +190,19 @@ def _with_gradient(pairs: Pairs, part: slice) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         taps = pairs.network.extractor(image.requires_grad_())
     with torch.no_grad():
-        calibration = _mean_weights(pairs.network, taps)
-        ours = isinstance(pairs.y, Tensor) and _apart(fixed) and pairs.dtype != torch.float16
+        weights = _mean_weights(pairs.network, taps)
+        half = pairs.dtype == torch.float16
+        ours = isinstance(pairs.y, Tensor) and _apart(fixed) and not half
         sums, gradients = [], []
         for layer, tap in taps.items():
-            into = fixed[layer] if ours else None
-            found, gradient = layer_sum_gradient(tap.detach(), fixed[layer], calibration[layer], into)
+            given = (tap.detach(), fixed[layer])
+            first, second = (given[0].float(), given[1].float()) if half else given
+            found, gradient = layer_sum_gradient(first, second, weights[layer], fixed[layer] if ours else None)
             sums.append(found)
             gradients.append(gradient)
-        enlarged = _enlargement(gradients) if pairs.dtype == torch.float16 else None
+        enlarged = _enlargement(gradients) if half else None
         if enlarged is not None:
-            gradients = [gradient.mul_(enlarged) for gradient in gradients]
-        gradients = [gradient.to(pairs.dtype) for gradient in gradients]
+            gradients = [gradient.mul_(enlarged).half() for gradient in gradients]
     (whole,) = torch.autograd.grad(list(taps.values()), image, gradients)
     with torch.no_grad():
         slope = pairs.slope(part)

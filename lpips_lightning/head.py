@@ -1,7 +1,8 @@
 """The head without a graph: two taps and a calibration -> each pair's distance, and its gradient if asked.
 
 The same numbers as `lpips_lightning.distance`, which is the plain form and the one for autograd. Here a tap passes the
-arithmetic in blocks of positions that stay in the processor's cache, so that memory is read once and written once.
+arithmetic in blocks of positions that stay in the processor's cache, so that memory is read once and written once. On a
+GPU with Triton one kernel does the same.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from lpips_lightning import head_triton
 from lpips_lightning.distance import EPS
 
 __all__ = ["layer_sum", "layer_sum_gradient"]
@@ -30,6 +32,8 @@ def layer_sum(x: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
     Returns:
         Shape ``(N,)``, float32 (float64 for float64), without a graph.
     """
+    if head_triton.available(x.device, x.dtype):
+        return head_triton.layer_sum(x.detach(), y.detach(), weight)
     weight = _weight(x, weight)
     positions_x, positions_y = _positions(x), _positions(y)
     found = torch.empty(len(positions_x), device=x.device, dtype=weight.dtype)
@@ -52,18 +56,19 @@ def layer_sum_gradient(
         x: See `layer_sum`.
         y: See `layer_sum`.
         weight: See `layer_sum`.
-        into: Where to write the gradient, which is rounded to its dtype: shape of `x`, ``channels_last``. It may be `y`
-            itself: new memory costs more time than the arithmetic.
+        into: Where the gradient may be written, on a processor: shape and dtype of `x`, ``channels_last``. It may be
+            `y` itself: new memory costs more time than the arithmetic.
 
     Returns:
-        Sums ``(N,)``, float32 or float64, and the gradient, of the shape of `x`; it is `into` if that is given, else of
-        the sums' dtype.
+        Sums ``(N,)``, float32 or float64, and the gradient, shape and dtype of `x`.
     """
+    if head_triton.available(x.device, x.dtype):
+        return head_triton.layer_sum_gradient(x, y, weight)
     weight = _weight(x, weight)
     positions_x, positions_y = _positions(x), _positions(y)
     found = torch.empty(len(positions_x), device=x.device, dtype=weight.dtype)
     if into is None:
-        into = torch.empty_like(x, dtype=weight.dtype, memory_format=torch.channels_last)
+        into = torch.empty_like(x, memory_format=torch.channels_last)
     gradient = into.permute(0, 2, 3, 1).view(-1, x.shape[1])
     with torch.no_grad():
         for block in _blocks(positions_x):
@@ -76,7 +81,7 @@ def layer_sum_gradient(
             weighted.addcmul_(features, torch.where(dead, 0.0, along * inverse / norm), value=-1)
             square = inverse.square_()
             found[block].mul_(square[:, 0])
-            torch.mul(weighted, torch.where(dead, 0.0, 2 * square), out=gradient[block])
+            gradient[block] = weighted.mul_(torch.where(dead, 0.0, 2 * square))
     return found.view(len(x), x.shape[2] * x.shape[3]).sum(1), into
 
 

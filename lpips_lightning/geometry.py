@@ -114,7 +114,7 @@ class Course:
             found[step.name] = both
         return found
 
-    @property
+    @cached_property
     def strides(self) -> Size:
         """An image shifted by these, down or across, shifts every result by whole positions."""
         rows, columns = zip(*self.sights.values(), strict=True)

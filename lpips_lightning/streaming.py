@@ -197,7 +197,5 @@ def _padded(parts: list[Tensor], top: int, bottom: int, fill: float) -> Tensor:
     like = parts[0]
     layout = torch.channels_last
     shapes = [(like.shape[0], like.shape[1], rows, like.shape[3]) for rows in (top, bottom)]
-    above, below = (
-        [like.new_full(shape, fill).to(memory_format=layout)] if shape[2] else [] for shape in shapes
-    )
+    above, below = ([like.new_full(shape, fill).to(memory_format=layout)] if shape[2] else [] for shape in shapes)
     return _joined([*above, *parts, *below])

@@ -25,11 +25,13 @@ from lpips_lightning.windows import Window
 
 __all__ = ["estimate", "estimate_stream", "peak_bytes"]
 
-_SIDE = 256  # pixels; from here on, what is alive grows with the number of pixels
+_SIDE = 128  # pixels; what is alive at this and twice this, or at four and eight times, gives the line for all sizes
 _NARROW = 64  # pixels; a stripe of this width stands for wider ones
 
 _twins: weakref.WeakKeyDictionary[FrozenNetwork, FrozenNetwork] = weakref.WeakKeyDictionary()
-_densities: weakref.WeakKeyDictionary[FrozenNetwork, dict[bool, float]] = weakref.WeakKeyDictionary()
+_lines: weakref.WeakKeyDictionary[FrozenNetwork, dict[tuple[int, bool], tuple[float, float]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def estimate(network: FrozenNetwork, shape: tuple[int, int, int, int], gradient: bool) -> int:
@@ -43,11 +45,15 @@ def estimate(network: FrozenNetwork, shape: tuple[int, int, int, int], gradient:
     Returns:
         An estimate, the gradient included. What the convolutions' library takes for itself is a rule of thumb.
     """
-    known = _densities.setdefault(network, {})
-    if gradient not in known:
-        side = max(_SIDE, 2 * network.record.smallest_side)
-        known[gradient] = _alive(network, (1, 3, side, side), gradient) / side**2
-    return int(shape[0] * shape[2] * shape[3] * known[gradient]) + _scratch(network)
+    pixels = shape[2] * shape[3]
+    side = max(_SIDE if pixels <= 4 * _SIDE**2 else 4 * _SIDE, 2 * network.record.smallest_side)
+    known = _lines.setdefault(network, {})
+    if (side, gradient) not in known:
+        small, large = (_alive(network, (1, 3, length, length), gradient) for length in (side, 2 * side))
+        slope = (large - small) / (3 * side**2)
+        known[side, gradient] = max(small - slope * side**2, 0.0), slope
+    fixed, slope = known[side, gradient]
+    return int(fixed + slope * shape[0] * pixels) + _scratch(network)
 
 
 def estimate_stream(network: FrozenNetwork, shape: tuple[int, int, int, int], block: int) -> int:
@@ -75,10 +81,10 @@ def estimate_stream(network: FrozenNetwork, shape: tuple[int, int, int, int], bl
     for step in course.steps:
         if isinstance(step.act, Window):
             depth, _, columns = shapes[step.name]
-            rows = block / scale / (8 * depth * max(columns, 1))
+            rows = block / scale / (4 * depth * max(columns, 1))
             sight = course.sights[step.name][0]
             deepest = max(deepest, int(rows * sight.jump) + sight.before + sight.after)
-    x, y = (torch.empty(1, 3, min(shape[2], 2 * deepest), width, device="meta") for _ in range(2))
+    x, y = (torch.empty(1, 3, min(shape[2], deepest + deepest // 4), width, device="meta") for _ in range(2))
     prepare = partial(_prepare, twin)
     run = partial(stream, twin, x, y, prepare, prepare, block=max(1, int(block / scale)))
     return int(peak_bytes(run, [x, y, *twin.parameters(), *twin.buffers()]) * scale) + _scratch(network)

@@ -113,7 +113,7 @@ def tiled_gradient(
 def _span(
     sights: Mapping[str, Sight], counts: Mapping[str, int], stride: int, start: int, stop: int, length: int
 ) -> Span:
-    """The tile that owns the pixels ``[start, stop)``; start is a multiple of the stride, and so is what it begins at."""
+    """The tile that owns the pixels ``[start, stop)``; like `start`, its first pixel is at a multiple of `stride`."""
     before = max(sight.before for sight in sights.values())
     after = max(sight.after - sight.jump + 1 for sight in sights.values())
     low = max(0, (start - before) // stride * stride)
@@ -132,7 +132,19 @@ def tile_gradient(
     tile: tuple[Span, Span],
     positions: Mapping[str, int],
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Sums over the tile's own positions, and the gradient of their means by the pixels of the first image."""
+    """One tile of one pair.
+
+    Args:
+        network: See `tiled_gradient`.
+        images: The tile's pixels, ``(N, 3, h, w)`` each, the first without a graph.
+        prepares: For each of them.
+        tile: Its rows and columns.
+        positions: How many there are in the whole image, by layer.
+
+    Returns:
+        Sums over the tile's own positions, ``(N,)`` by layer name, and the gradient of the sum of the layers' means,
+        of the shape of the pixels.
+    """
     calibration = network.calibration
     with torch.no_grad():
         others = network.extractor(prepares[1](images[1]))
@@ -141,15 +153,17 @@ def tile_gradient(
         layers = network.extractor(prepares[0](leaf))
         rows, columns = tile
         owned = {layer: layers[layer][:, :, rows.own[layer], columns.own[layer]] for layer in network.layers}
+    # The means' divisors come last, but for their ratios: half-precision gradients would vanish under them.
+    fewest = min(positions.values())
     sums, gradients = {}, []
     for layer, own in owned.items():
         other = others.pop(layer)[:, :, rows.own[layer], columns.own[layer]]
         weight = None if calibration is None else calibration[layer]
         sums[layer], gradient = layer_sum_gradient(own.detach(), other, weight)
-        gradients.append(gradient.div_(positions[layer]))
+        gradients.append(gradient.mul_(fewest / positions[layer]))
         del other, gradient
     (by_pixel,) = torch.autograd.grad(list(owned.values()), leaf, gradients)
-    return sums, by_pixel
+    return sums, by_pixel.to(torch.promote_types(by_pixel.dtype, torch.float32)) / fewest
 
 
 def _positions(course: Course, images: Tensor) -> dict[str, int]:

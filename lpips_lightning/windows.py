@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 __all__ = ["AvgPool", "Axis", "Convolution", "MaxPool", "Window", "window_of"]
 
@@ -123,9 +124,11 @@ class Convolution(Window):
         super().__init__(axes[0], axes[1])
         self._module = module
 
+    @override
     def channels(self, channels: int) -> int:
         return self._module.out_channels
 
+    @override
     def run(self, block: Tensor, first: int, height: int) -> Tensor:
         columns, padding = self.columns, self.columns.before
         if columns.before != columns.after:
@@ -151,6 +154,7 @@ class MaxPool(Window):
             raise ValueError("expected a pool that returns no indices")
         super().__init__(*_pool_axes(module, _two(module.dilation)))
 
+    @override
     def run(self, block: Tensor, first: int, height: int) -> Tensor:
         padding = (0, self.columns.before)
         return F.max_pool2d(block, self._kernel, self._stride, padding, self._dilation, self.columns.ceil)
@@ -167,6 +171,7 @@ class AvgPool(Window):
         super().__init__(*_pool_axes(module, (1, 1)))
         self._padding_counts, self._divisor = module.count_include_pad, module.divisor_override
 
+    @override
     def run(self, block: Tensor, first: int, height: int) -> Tensor:
         padding = (0, self.columns.before)
         options = (self._kernel, self._stride, padding, self.columns.ceil, self._padding_counts, self._divisor)

@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from lpips_lightning.budget import affordable
 from lpips_lightning.distance import layer_distances
 from lpips_lightning.features import cat, parts
 from lpips_lightning.frozen import FrozenNetwork, without_autocast
 from lpips_lightning.head import layer_sum, layer_sum_gradient
 from lpips_lightning.images import to_trunk
+from lpips_lightning.planning import Plan
+from lpips_lightning.streaming import stream
+from lpips_lightning.tiling import tiled_gradient
 
 __all__ = ["Pairs", "distances", "feature_terms", "is_possible", "layer_terms"]
 
@@ -39,7 +43,8 @@ class Pairs:
         range_y: ``(low, high)`` of `y`.
         clamp_x: Bring `x` back onto its range.
         clamp_y: Bring `y` back onto its range.
-        chunk: How many pairs at once; None for all.
+        chunk: How many pairs at once at most; None for as many as the memory is meant for.
+        memory_budget: Bytes; None for `lpips_lightning.budget`'s own.
     """
 
     network: FrozenNetwork
@@ -51,20 +56,32 @@ class Pairs:
     clamp_x: bool
     clamp_y: bool
     chunk: int | None = None
+    memory_budget: int | None = None
+
+    def plan(self, gradient: bool) -> Plan:
+        """How to evaluate them, with their gradient or without."""
+        if isinstance(self.y, Tensor):
+            found = affordable(self.network, tuple(self.x.shape), self.memory_budget, gradient)
+        else:
+            found = Plan("whole", 0, len(self.x))
+        return replace(found, images=min(found.images, self.chunk or found.images))
 
     def prepared_x(self, part: slice) -> Tensor:
         """Some of `x`, as the trunk wants them."""
-        return self._prepared(self.x[part], self.range_x, self.clamp_x)
+        return self.prepare_x(self.x[part])
 
-    def prepared_y(self, part: slice) -> Tensor:
-        """Some of `y`, as the trunk wants them."""
-        assert isinstance(self.y, Tensor)
-        return self._prepared(self.y[part], self.range_y, self.clamp_y)
+    def prepare_x(self, images: Tensor) -> Tensor:
+        """Images in the place of `x`, as the trunk wants them."""
+        return self._prepared(images, self.range_x, self.clamp_x)
+
+    def prepare_y(self, images: Tensor) -> Tensor:
+        """Images in the place of `y`, as the trunk wants them."""
+        return self._prepared(images, self.range_y, self.clamp_y)
 
     def features_y(self, part: slice) -> Mapping[str, Tensor]:
         """Features of some of `y`."""
         if isinstance(self.y, Tensor):
-            return self.network.extractor(self.prepared_y(part))
+            return self.network.extractor(self.prepare_y(self.y[part]))
         return {layer: self.y[layer][part] for layer in self.network.layers}
 
     def slope(self, part: slice) -> Tensor:
@@ -80,7 +97,7 @@ class Pairs:
 
     def plain(self, x: Tensor) -> Tensor:
         """Distances with `x` in the place of this one's, by ordinary autograd."""
-        seen = self.network.extractor(self._prepared(x, self.range_x, self.clamp_x))
+        seen = self.network.extractor(self.prepare_x(x))
         with torch.no_grad():
             fixed = self.features_y(slice(None))
         terms = layer_distances(seen, fixed, self.network.calibration)
@@ -118,9 +135,12 @@ def layer_terms(pairs: Pairs) -> dict[str, Tensor]:
     Returns:
         Shape ``(M,)`` by layer name; float32, float64 for float64.
     """
+    plan = pairs.plan(gradient=False)
     results = []
     with without_autocast(pairs.x.device):
-        for part in parts(pairs.x, pairs.chunk):
+        if plan.way == "rows" and isinstance(pairs.y, Tensor):
+            return stream(pairs.network, pairs.x, pairs.y, pairs.prepare_x, pairs.prepare_y, plan.block)
+        for part in parts(pairs.x, plan.images):
             seen = pairs.network.extractor(pairs.prepared_x(part))
             results.append(feature_terms(pairs.network, seen, pairs.features_y(part)))
     return {layer: cat([result[layer] for result in results]) for layer in pairs.network.layers}
@@ -160,8 +180,13 @@ class _Distances(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         pairs = replace(pairs, x=x)  # torch.func hands in another tensor than pairs has
+        plan = pairs.plan(gradient=True)
         with without_autocast(x.device):
-            found, gradients = zip(*(_with_gradient(pairs, part) for part in parts(x, pairs.chunk)), strict=True)
+            if plan.way == "tiles" and isinstance(pairs.y, Tensor):
+                prepares = (pairs.prepare_x, pairs.prepare_y)
+                terms, gradient = tiled_gradient(pairs.network, x, pairs.y, *prepares, plan.tile)
+                return torch.stack(list(terms.values())).sum(0), gradient
+            found, gradients = zip(*(_with_gradient(pairs, part) for part in parts(x, plan.images)), strict=True)
         return cat(found), cat(gradients)
 
     @staticmethod

@@ -1,12 +1,13 @@
 """The head in blocks, and the gradient that is computed in the forward pass, against the plain form under autograd."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from lpips_lightning import LPIPS, PerceptualLoss, head
+from lpips_lightning import LPIPS, PerceptualLoss, direct, head
 from lpips_lightning.distance import layer_distances
 from lpips_lightning.head import layer_sum, layer_sum_gradient
 
@@ -177,3 +178,42 @@ def test_features_that_come_from_outside_are_left_as_they_are():
     loss(x, reference=reference).backward()
     loss(x.detach(), reference=reference)
     assert all(torch.equal(before[layer], values) for layer, values in reference.layers.items())
+
+
+@pytest.mark.parametrize(("budget", "way"), [(None, "whole"), (2**30, "whole"), (3 * 2**20, "images"), (2**20, "rows")])
+def test_a_memory_budget_changes_the_way_and_not_the_number(budget, way):
+    torch.manual_seed(0)
+    x, y = torch.rand(2, 3, 3, 128, 96)
+    whole = LPIPS("embedded")(x, y, (0, 1))
+    net = LPIPS("embedded", memory_budget=budget)
+    too_little = pytest.warns(UserWarning, match="memory_budget: an image in stripes takes .* bytes, more than 1048576")
+    with too_little if way == "rows" else nullcontext():
+        assert net.plan(x.shape).way == way
+        found = net(x, y, (0, 1))
+    torch.testing.assert_close(found, whole, rtol=2e-6, atol=0)
+
+
+def test_a_small_budget_makes_tiles_of_the_gradient(monkeypatch):
+    torch.manual_seed(0)
+    calls, tiled = [], direct.tiled_gradient
+    monkeypatch.setattr(direct, "tiled_gradient", lambda *given: calls.append(1) or tiled(*given))
+    x, y = torch.rand(2, 1, 3, 420, 410, dtype=torch.float64)
+    gradients = []
+    for budget in (None, 30 * 2**20):
+        loss = PerceptualLoss("embedded", data_range=(0, 1), memory_budget=budget)
+        twin = x.clone().requires_grad_()
+        loss(twin, y).backward()
+        gradients.append(twin.grad)
+    assert len(calls) == 1
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-13)
+
+
+def test_a_plan_says_what_a_call_takes():
+    net = LPIPS("embedded", memory_budget=32 * 2**20)
+    small, large = net.plan((1, 3, 64, 64)), net.plan((8, 3, 256, 256), gradient=True)
+    assert 0 < small.size < large.size <= 32 * 2**20 and large.images < 8
+    with pytest.raises(ValueError, match=r"shape: expected \(N, 3, H, W\), got \(3, 64, 64\)"):
+        net.plan((3, 64, 64))
+    for wrong in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match="memory_budget: expected a positive number of bytes or None, got"):
+            LPIPS("embedded", memory_budget=wrong)

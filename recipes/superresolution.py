@@ -218,6 +218,8 @@ class SuperResolution(LightningModule):
 class SuperResolutionCLI(ImageRecipeCLI):
     """Gives data and model the same scale."""
 
+    untrained = "bicubic"
+
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)

@@ -7,7 +7,7 @@ import time
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -48,21 +48,18 @@ class Tradeoff:
         self.rows: list[TradeoffRow] = []
 
     def check_settings(self) -> None:
-        """Write down the recipe's options beside the table, or hold them against those of the table that is there.
+        """Hold the recipe's options against those of the table that is there already.
 
         Raises:
             ValueError: If they differ.
         """
         path = self.out / "settings.json"
-        if path.exists():
-            before = json.loads(path.read_text())["options"]
-            if before != self.options:
-                raise ValueError(
-                    f"out: expected the options of the table in {self.out}, {before}, got {self.options}; another --out"
-                    " starts another table"
-                )
-        with whole_file(path) as beside:
-            beside.write_text(json.dumps({"options": self.options}))
+        before = json.loads(path.read_text())["options"] if path.exists() else self.options
+        if before != self.options:
+            raise ValueError(
+                f"out: expected the options of the table in {self.out}, {' '.join(before) or 'none'}, got"
+                f" {' '.join(self.options) or 'none'}; another --out starts another table"
+            )
 
     def run(self, losses: list[str], seeds: list[int], report: Report) -> None:
         """Make every row that is not there yet.
@@ -78,6 +75,8 @@ class Tradeoff:
             return
         # First, and outside the net below: what is wrong with the options shows here, within seconds.
         weights, untrained = self._weigh(losses, seeds[0])
+        with whole_file(self.out / "settings.json") as beside:
+            beside.write_text(json.dumps({"options": self.options}))
         for index, row in enumerate(self.rows):
             if not row.scores:
                 self.rows[index] = untrained if row.loss == UNTRAINED else self._row(row, weights, report)

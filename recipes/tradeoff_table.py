@@ -124,10 +124,13 @@ def rich_table(rows: Sequence[TradeoffRow], title: str, labels: dict[str, str]) 
         labels: What to call a loss, where it is not its name.
     """
     headings, lines = _lines(rows, labels)
-    table = Table(title=title, caption=_legend(rows, labels), caption_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=title, caption=_legend(rows, labels), caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     for index, heading in enumerate(headings):
-        kind, _, net = heading.replace(")", "").partition("(")  # on two lines: LPIPS, and below it the net
-        table.add_column(f"{kind}\n{net}" if net else kind, justify="right" if index else "left")
+        kind, _, net = heading.partition("(")  # on two lines: LPIPS, and below it the net
+        shown = f"{kind} \u2193\n{net.partition(')')[0]}" if net else heading
+        table.add_column(shown, justify="right" if index else "left")
     for line in lines:
         table.add_row(*line)
     return table
@@ -156,13 +159,18 @@ def save_pictures(folder: Path, rows: Sequence[TradeoffRow], labels: dict[str, s
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.
     """
+    # One judge for all of them, the loss of none if there is such a one.
+    judges = [name for name in score_names(rows) if name.startswith("lpips_")]
+    judge = next((name for name in judges if name[6:] not in {row.net for row in rows}), judges[0] if judges else None)
     columns: list[Column] = []
     if (folder / "input.png").exists():
         columns.append(Column("input", "", read_image(folder / "input.png") / 255))
     for loss in dict.fromkeys(row.loss for row in rows if not row.note):
         row = next(row for row in rows if row.loss == loss and not row.note)
         if (folder / f"{row.stem}.png").exists():
-            columns.append(Column(_label(loss, labels), _subtitle(row), read_image(folder / f"{row.stem}.png") / 255))
+            columns.append(
+                Column(_label(loss, labels), _subtitle(row, judge), read_image(folder / f"{row.stem}.png") / 255)
+            )
     if not columns or not (folder / "target.png").exists():
         return None
     columns.append(Column("truth", "", read_image(folder / "target.png") / 255))
@@ -215,7 +223,6 @@ def _legend(rows: Sequence[TradeoffRow], labels: dict[str, str]) -> str:
     return f"{OWN} judged by the network of the loss itself, which flatters.{baseline}{spread}{''.join(notes)}"
 
 
-def _subtitle(row: TradeoffRow) -> str:
-    judges = [name for name in row.scores if name.startswith("lpips_") and name != f"lpips_{row.net}"][:1]
-    lpips = [f"LPIPS({name[6:]}) {row.scores[name]:.3f}" for name in judges]
-    return "  ".join([f"PSNR {row.scores['psnr']:.1f}", *lpips])
+def _subtitle(row: TradeoffRow, judge: str | None) -> str:
+    lpips = f"   LPIPS({judge[6:]}) {row.scores[judge]:.3f}" if judge in row.scores else ""
+    return f"PSNR {row.scores['psnr']:.1f} dB{lpips}"

@@ -9,10 +9,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from small_data import write_noise
 
 from lpips_lightning import recipes
 
@@ -58,11 +58,7 @@ every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=[recipe.name for r
 def _pictures(tmp_path, monkeypatch):
     """A folder to be in, with five pictures of noise, one of them in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    generator = np.random.default_rng(0)
-    for name in ("a", "b", "c", "d", "more/e"):
-        path = Path("pictures", f"{name}.png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (49, 70, 3), dtype=np.uint8)).save(path)
+    write_noise("pictures")
 
 
 def metrics():

@@ -10,6 +10,7 @@ import torch
 from packaging.version import Version
 from PIL import Image
 from pytorch_lightning import Trainer
+from small_data import write_noise
 
 from lpips_lightning.callbacks import PerceptualScores
 from lpips_lightning.recipes.luma_scores import luma_scores
@@ -27,12 +28,7 @@ pytestmark = [
 @pytest.fixture
 def folder(tmp_path):
     """Five pictures of noise, one in a folder of its own."""
-    generator = np.random.default_rng(0)
-    for name in ("a", "b", "c", "d", "more/e"):
-        path = tmp_path / "pictures" / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (49, 70, 3), dtype=np.uint8)).save(path)
-    return tmp_path / "pictures"
+    return write_noise(tmp_path / "pictures")
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from rich.console import Console
 from typing_extensions import override
 
 from lpips_lightning.callbacks import LossSchedule, PerceptualScores, SampleGallery
@@ -99,6 +100,14 @@ class ImageRecipeCLI(RecipeCLI):
             kwargs["logger"] = [*_loggers(trainer["logger"]), _wandb_logger(self.parser.prog.split()[-1], mode)]
         return super().instantiate_trainer(**kwargs)
 
+    def after_fit(self) -> None:
+        """Say where the best checkpoint is."""
+        checkpoint = self.trainer.checkpoint_callback
+        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_path and self.trainer.is_global_zero:
+            score = "" if checkpoint.best_model_score is None else f", {checkpoint.best_model_score:.4g}"
+            best = f"Best {checkpoint.monitor}{score}: {checkpoint.best_model_path}"
+            Console().print(best, soft_wrap=True, highlight=False, markup=False)
+
     def _left_out(self) -> set[str]:
         names = set(self._get(self.config, "without") or [])
         if self.subcommand == "predict":
@@ -136,12 +145,16 @@ def run_recipe(
         # Its parser alone: each of the four takes a tenth of a second to make.
         asked = {args[0]: every[args[0]]}
         cli = type(cli.__name__, (cli,), {"subcommands": staticmethod(lambda: asked)})
+    command = f"lpips-lightning {Path(file).stem}"
+    description = f"`{command} fit --help` lists the options of training."
+    if issubclass(cli, ImageRecipeCLI):
+        description += f" `{command} tradeoff` trains under several losses and makes a table."
     defaults = {"default_config_files": [str(Path(file).with_suffix(".yaml"))]}
     return cli(
         model,
         data,
         args=args,
-        parser_kwargs={"prog": f"lpips-lightning {Path(file).stem}"} | dict.fromkeys(cli.subcommands(), defaults),
+        parser_kwargs={"prog": command, "description": description} | dict.fromkeys(cli.subcommands(), defaults),
         save_config_kwargs={"overwrite": True},
         **options,
     )
@@ -161,6 +174,6 @@ def _wandb_logger(project: str, mode: Wandb) -> Any:
 
     # wandb 0.19 asks its server before it logs a table, offline too, and for ever (github.com/wandb/wandb/issues/8957).
     old = mode == "offline" and Version(wandb.__version__) < Version("0.20")
-    options = {"settings": wandb.Settings(allow_offline_artifacts=False)} if old else {}
+    options: dict[str, Any] = {"settings": wandb.Settings(allow_offline_artifacts=False)} if old else {}
     Path("outputs").mkdir(exist_ok=True)
     return WandbLogger(project=project, save_dir="outputs", offline=mode == "offline", **options)

@@ -70,7 +70,7 @@ class ImageRecipeCLI(RecipeCLI):
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for name, callback in _CALLBACKS.items():
-            parser.add_lightning_class_args(callback, name)
+            parser.add_class_arguments(callback, name, fail_untyped=False, instantiate=False)
         for option in _JUDGE:
             parser.link_arguments(f"scores.{option}", f"gallery.{option}")
         parser.add_argument(
@@ -85,19 +85,19 @@ class ImageRecipeCLI(RecipeCLI):
         )
 
     @override
-    def before_instantiate_classes(self) -> None:
-        for name in self._left_out():
-            # Not made at all: a judge would look for its trunk.
-            self.parser.add_instantiator(lambda *_, **__: None, _CALLBACKS[name])
-
-    @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        keys = self._parser(self.subcommand).callback_keys
-        keys[:] = [name for name in keys if name not in self._left_out()]
+        # Made here and not by the parser: what is left out must not look for its trunk.
+        made = [
+            callback(**self._get(self.config_init, name).as_dict())
+            for name, callback in _CALLBACKS.items()
+            if name not in self._left_out()
+        ]
+        trainer = self._get(self.config_init, "trainer")
+        kwargs["callbacks"] = [*_as_list(trainer["callbacks"]), *made]
         mode = self._get(self.config, "wandb")
         if mode is not None:
-            trainer = self._get(self.config_init, "trainer")
-            kwargs["logger"] = [*_loggers(trainer["logger"]), _wandb_logger(self.parser.prog.split()[-1], mode)]
+            logger = _wandb_logger(self.parser.prog.split()[-1], mode)
+            kwargs["logger"] = [*_as_list(trainer["logger"]), logger]
         return super().instantiate_trainer(**kwargs)
 
     def after_fit(self) -> None:
@@ -160,8 +160,8 @@ def run_recipe(
     )
 
 
-def _loggers(configured: Any) -> list[Any]:
-    """What the YAML says under ``trainer.logger``, without wandb."""
+def _as_list(configured: Any) -> list[Any]:
+    """Callbacks or loggers of the YAML; True, False and null are none."""
     if isinstance(configured, bool) or configured is None:
         return []
     return configured if isinstance(configured, list) else [configured]

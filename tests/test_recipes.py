@@ -143,8 +143,11 @@ def test_callbacks_of_the_yaml_are_on(recipe, fitted):
 
 @every_recipe
 def test_callbacks_can_be_left_out(recipe):
-    recipe.run("fit", "--without", "gallery", "scores", "schedule", "checkpoint", "--scores.weights=nowhere")
-    assert "train/loss" in numbers()
+    own = {"class_path": "lpips_lightning.callbacks.PerceptualScores", "init_args": {"metrics": ["psnr"]}}
+    own["init_args"] |= {"data_range": [0, 1], "prefix": "own_"}
+    blocks = ["gallery", "scores", "schedule", "checkpoint"]
+    recipe.run("fit", f"--trainer.callbacks={[own]}", "--scores.weights=nowhere", "--without", *blocks)
+    assert {"train/loss", "val/own_psnr"} <= set(numbers())
     assert not set(numbers()) & {*SCORES, "loss/perceptual/weight"}
     assert not list(Path("outputs").rglob("*.png"))
     assert not list(Path().rglob("best.ckpt"))

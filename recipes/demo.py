@@ -14,7 +14,6 @@ import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 from pytorch_lightning import Trainer, seed_everything
@@ -28,7 +27,6 @@ from lpips_lightning.backbones import BACKBONES
 from lpips_lightning.recipes.panel import Column, require_matplotlib, save_panel
 from lpips_lightning.recipes.superresolution import SuperResolution, upscale
 from lpips_lightning.recipes.superresolution_data import Scale, SuperResolutionData
-from lpips_lightning.weights.lookup import trunk_places
 
 __all__ = ["DemoResult", "Scores", "main", "run_demo"]
 
@@ -141,8 +139,7 @@ def run_demo(
     judge_name = _choose_judge(metric_net, console)
     judge = LPIPS(judge_name, weights=metric_weights)
     data = SuperResolutionData(held_out=[held_out], scale=SCALE)
-    networks = {"loss_net": loss_net, "loss_weights": loss_weights}
-    model = _untrained({**networks, "metric_net": judge_name, "metric_weights": metric_weights})
+    model = SuperResolution(SCALE, loss_net=loss_net, loss_weights=loss_weights)
     data.setup("test")
     low, truth = (picture[None] for picture in data.test_data[0][:2])
     pictures = {"bicubic": upscale(low, SCALE).clamp(0, 1), "before": _enlarge(model, low)}
@@ -169,17 +166,11 @@ def _say(console: Console, line: str) -> None:
     console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def _untrained(networks: dict[str, Any]) -> SuperResolution:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "metric_net: expected another network")  # the table says it
-        return SuperResolution(SCALE, **networks)
-
-
 def _choose_judge(metric_net: str, console: Console) -> str:
     """The judge's network; "auto" says what it chose and why."""
     if metric_net != "auto":
         return metric_net
-    if any(place.is_file() for place in trunk_places(BACKBONES[JUDGE].builder)):
+    if BACKBONES[JUDGE].is_here:
         return JUDGE
     absent = f"The weights of {JUDGE!r} are not on this machine"
     _say(console, f"{absent}, so {SPARE_JUDGE!r} judges; --metric-net {JUDGE} downloads them.")

@@ -29,6 +29,7 @@ class Command:
 
 _RECIPES = "lpips_lightning.recipes"
 COMMANDS = {
+    "compare": Command("LPIPS of two pictures, two folders, or all pairs", "lpips_lightning.compare_cli:main"),
     "demo": Command("superresolution in minutes: a table and a picture", f"{_RECIPES}.demo:main"),
     "superresolution": Command("enlarge pictures: fit, validate, test, predict", f"{_RECIPES}.superresolution:main"),
     "distillation": Command("teach a small trunk the distances of a large one", f"{_RECIPES}.distillation:main"),

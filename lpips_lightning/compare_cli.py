@@ -33,9 +33,10 @@ _COLOURS = ("white", "black")
 _USAGE = "lpips-lightning compare [options] A B\n       lpips-lightning compare [options] --pairs FOLDER"
 _DESCRIPTION = """LPIPS of two pictures; of two folders, whose pictures or frames are matched by name; or of all
 pairs in a folder. 0: equal; higher: less similar."""
-_EPILOG = """Standard output: the distance, or lines of mean, std, min, max and n; then what to cite. All files
-are looked at before the work begins. One that turns out damaged later does not stop the others: they
-are printed and written, it is named, and the exit code is 2, as after all bad input."""
+_EPILOG = """Standard output: the distance, or lines of mean, std, min, max, n; then what to cite. The headers
+of all files are checked before the work begins. A picture that turns out damaged later does not
+stop the others, which are printed and written; it is named, and the exit code is 2, as for all bad
+input."""
 
 
 def parser() -> argparse.ArgumentParser:

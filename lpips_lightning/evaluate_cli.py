@@ -11,6 +11,7 @@ from rich.console import Console
 
 from lpips_lightning.paper import PAPER_SETS
 from lpips_lightning.progress import progress_report
+from lpips_lightning.whole_files import check_target
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -66,9 +67,10 @@ def run(args: argparse.Namespace) -> None:
         ValueError: If an argument is off, or there is nothing to score.
         FileNotFoundError: If a file is missing.
     """
-    import torch
+    check_target(args.out, "out", folder=True)
 
     from lpips_lightning import evaluation, evaluation_report
+    from lpips_lightning.devices import choose_device
     from lpips_lightning.methods import parse_method
 
     given = dict(_named(text) for text in args.distances)
@@ -81,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
     if clash := sorted(set(names) & set(given)):
         raise ValueError(f"distances: expected names that are no method's, got {clash[0]!r} for both")
     methods = [parse_method(name) for name in names]
-    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(args.device)
     with progress_report("items") as report:
         measured = evaluation.measure(methods, sets, args.batch_size, args.workers, device, report)
     measured |= {name: evaluation.read_distances(path) for name, path in given.items()}

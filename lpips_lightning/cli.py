@@ -37,7 +37,7 @@ COMMANDS = {
     "bapps": Command("evaluate against people; make a judged data set", "lpips_lightning.bapps_cli:main"),
     "correlate": Command("LPIPS against opinion scores: SRCC, PLCC, KRCC", "lpips_lightning.correlate_cli:main"),
     "kmeans": Command("a trunk without labels, by stacked k-means", "lpips_lightning.kmeans:main"),
-    "weights": Command("list those that are here; doctor checks them", "lpips_lightning.cli:weights"),
+    "weights": Command("list, fetch or check the files of weights", "lpips_lightning.weights_cli:main"),
 }
 """Subcommands by name, in the order of the help screen."""
 
@@ -65,80 +65,6 @@ def main(args: list[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}?" if near else "lpips-lightning --help lists them"
         return _fail(f"expected a subcommand, got {name!r}; {hint}")
     return _run(COMMANDS[name], rest)
-
-
-def weights(args: list[str]) -> None:
-    """Show the weights that ship and those that are looked for.
-
-    Args:
-        args: ``["list"]`` or ``["doctor"]``.
-
-    Raises:
-        SystemExit: With code 1 if ``doctor`` finds damage, with 2 on bad input.
-    """
-    import argparse
-
-    parser = argparse.ArgumentParser("lpips-lightning weights", description="Weights of LPIPS on this machine.")
-    parser.add_argument("action", choices=("list", "doctor"), help="list them, or read and check every file")
-    if parser.parse_args(args).action == "list":
-        _list_weights(Console())
-    elif not _check_weights(Console()):
-        raise SystemExit(1)
-
-
-def _list_weights(console: Console) -> None:
-    from lpips_lightning.backbones import BACKBONES
-    from lpips_lightning.weights import CALIBRATIONS, TRUNK_FILES
-    from lpips_lightning.weights.lookup import FOLDER_VARIABLE, trunk_places
-
-    shipped = Table(title="Calibrations, which ship", title_justify="left")
-    for heading in ("net", "version", "file", "licence", "sha256"):
-        shipped.add_column(heading, no_wrap=heading != "licence")
-    for (net_type, version), record in CALIBRATIONS.items():
-        shipped.add_row(net_type, version, record.file, record.licence, record.sha256[:12])
-    console.print(shipped)
-    console.print("Trunks that are looked for", style="italic")
-    for backbone in BACKBONES.values():
-        trunk = TRUNK_FILES.get(backbone.builder)
-        if trunk is not None:
-            found = next((str(place) for place in trunk_places(backbone.builder) if place.is_file()), None)
-            where = found or f"not on this machine; would be downloaded from {trunk.url}"
-            line = f"{backbone.name}: torchvision {trunk.name}, {trunk.licence}: {where}"
-            console.print(line, soft_wrap=True, highlight=False)
-    folder = os.environ.get(FOLDER_VARIABLE) or "not set"
-    console.print(f"{FOLDER_VARIABLE}, a folder to look in first: {folder}", highlight=False)
-
-
-def _check_weights(console: Console) -> bool:
-    """Read every file that is here, download nothing; whether all are whole."""
-    import torch
-
-    from lpips_lightning import LPIPS, __version__
-    from lpips_lightning.backbones import BACKBONES
-    from lpips_lightning.weights import CALIBRATIONS, EXAMPLES, WeightsError, load
-    from lpips_lightning.weights.lookup import trunk_places
-
-    console.print(f"lpips_lightning {__version__}, torch {torch.__version__}", highlight=False)
-    whole = True
-    for record in (*CALIBRATIONS.values(), EXAMPLES):
-        try:
-            load(record)
-            verdict = "[green]whole[/green]"
-        except WeightsError as error:
-            whole, verdict = False, f"[red]{error}[/red]"
-        console.print(f"{record.file}: {verdict}", soft_wrap=True, highlight=False)
-    for backbone in BACKBONES.values():
-        if backbone.own is None and not any(place.is_file() for place in trunk_places(backbone.builder)):
-            verdict = "[yellow]its trunk is not on this machine[/yellow]"
-        else:
-            try:
-                net = LPIPS(backbone.name)
-                net.selfcheck()
-                verdict = f"[green]{net.fingerprint}; golden distances reproduced[/green]"
-            except WeightsError as error:
-                whole, verdict = False, f"[red]{error}[/red]"
-        console.print(f"{backbone.name}: {verdict}", soft_wrap=True, highlight=False)
-    return whole
 
 
 def _run(command: Command, args: list[str]) -> int:

@@ -21,23 +21,34 @@ class Command:
     Attributes:
         summary: Its line on the help screen.
         target: ``"module:function"``, imported when it is called with the arguments after its name.
+        parser: ``"module:function"`` that makes its argparse parser without importing torch, for shell completion.
+        actions: What may follow its name, for shell completion; of a recipe, beside LightningCLI's own.
     """
 
     summary: str
     target: str
+    parser: str = ""
+    actions: tuple[str, ...] = ()
+
+
+def _with_parser(summary: str, module: str) -> Command:
+    return Command(summary, f"lpips_lightning.{module}:main", f"lpips_lightning.{module}:parser")
 
 
 _RECIPES = "lpips_lightning.recipes"
 COMMANDS = {
-    "compare": Command("LPIPS of two pictures, two folders, or all pairs", "lpips_lightning.compare_cli:main"),
+    "compare": _with_parser("LPIPS of two pictures, two folders, or all pairs", "compare_cli"),
     "demo": Command("superresolution in minutes: a table and a picture", f"{_RECIPES}.demo:main"),
     "superresolution": Command("enlarge pictures: fit, validate, test, predict", f"{_RECIPES}.superresolution:main"),
     "distillation": Command("teach a small trunk the distances of a large one", f"{_RECIPES}.distillation:main"),
-    "calibration": Command("teach LPIPS from judgements: fit, validate, test, fast", f"{_RECIPES}.calibration:main"),
-    "bapps": Command("evaluate against people; make a judged data set", "lpips_lightning.bapps_cli:main"),
-    "correlate": Command("LPIPS against opinion scores: SRCC, PLCC, KRCC", "lpips_lightning.correlate_cli:main"),
+    "calibration": Command(
+        "teach LPIPS from judgements: fit, validate, test, fast", f"{_RECIPES}.calibration:main", actions=("fast",)
+    ),
+    "bapps": _with_parser("evaluate against people; make a judged data set", "bapps_cli"),
+    "correlate": _with_parser("LPIPS against opinion scores: SRCC, PLCC, KRCC", "correlate_cli"),
     "kmeans": Command("a trunk without labels, by stacked k-means", "lpips_lightning.kmeans:main"),
-    "weights": Command("list, fetch or check the files of weights", "lpips_lightning.weights_cli:main"),
+    "weights": _with_parser("list, fetch or check the files of weights", "weights_cli"),
+    "completion": _with_parser("complete commands and options: bash, zsh, fish", "completion"),
 }
 """Subcommands by name, in the order of the help screen."""
 
@@ -89,7 +100,9 @@ def _is_users(error: Exception) -> bool:
 
 
 def _fail(sentence: str) -> int:
-    Console(stderr=True).print(f"lpips-lightning: {sentence}", soft_wrap=True, highlight=False, markup=False)
+    Console(stderr=True).print(
+        f"lpips-lightning: {sentence}", soft_wrap=True, highlight=False, markup=False, emoji=False
+    )
     return 2
 
 

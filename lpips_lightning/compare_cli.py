@@ -50,8 +50,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("paths", nargs="+", metavar="A B", help="two pictures, or two folders (searched through)")
-    add("--net", default="alex", metavar="NET", help="alex (default), vgg, squeeze or embedded")
-    add("--version", default="0.1", metavar="V", help="0.1 (default) or 0.0")
+    nets = ("alex", "vgg", "squeeze", "embedded")
+    add("--net", choices=nets, default="alex", metavar="NET", help="alex (default), vgg, squeeze or embedded")
+    add("--version", choices=("0.1", "0.0"), default="0.1", metavar="V", help="0.1 (default) or 0.0")
     add("--baseline", action="store_true", help="without calibration")
     add("--weights", metavar="PATH", help="trunk weights: a file or a folder")
     add("--calibration", metavar="FILE", help="a calibration of your own")

@@ -100,6 +100,9 @@ def _is_users(error: Exception) -> bool:
 
 
 def _fail(sentence: str) -> int:
+    from lpips_lightning.decoding import printable
+
+    sentence = "\n".join(map(printable, sentence.split("\n")))  # names of files may hold anything
     Console(stderr=True).print(
         f"lpips-lightning: {sentence}", soft_wrap=True, highlight=False, markup=False, emoji=False
     )

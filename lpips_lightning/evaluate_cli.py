@@ -68,6 +68,9 @@ def run(args: argparse.Namespace) -> None:
         FileNotFoundError: If a file is missing.
     """
     check_target(args.out, "out", folder=True)
+    for argument, least in (("batch_size", 1), ("workers", 0), ("resamples", 1)):
+        if getattr(args, argument) < least:
+            raise ValueError(f"{argument.replace('_', '-')}: expected at least {least}, got {getattr(args, argument)}")
 
     from lpips_lightning import evaluation, evaluation_report
     from lpips_lightning.devices import choose_device
@@ -101,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
     if args.disagree:
         pair = (args.disagree[0], args.disagree[1])
         evaluation_report.save_disagreements(measured, pair, sets, out / "disagreements.png")
-    console.print(f"Written to {out}", highlight=False)
+    console.print(f"Written to {out}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _sets(args: argparse.Namespace) -> dict[str, Dataset[dict[str, Any]]]:

@@ -94,7 +94,7 @@ def main(args: list[str] | None = None) -> None:
     kind = _kind(paths, options)
     _check_outputs(paths, kind, options)
     _check_numbers(options)
-    images = {
+    images: dict[str, Any] = {
         "gray": "repeat" if options.gray else None,
         "background": None if options.background is None else _colour(options.background),
         "resize": None if options.resize is None else _size(options.resize),

@@ -110,7 +110,8 @@ def read_pixels(path: str | Path) -> Pixels:
             upright.load()
         if halves is not None:
             lower = np.asarray(ImageOps.exif_transpose(halves)).astype(np.uint16)
-            return (np.asarray(upright).astype(np.uint16) << 8) | lower
+            upper = np.asarray(upright).astype(np.uint16)
+            return upper * np.uint16(256) + lower
         if deep:
             return np.asarray(upright).astype(np.uint16)[:, :, None].repeat(3, 2)
         return np.asarray(upright.convert("RGBA" if _has_alpha(upright) else "RGB"))
@@ -150,7 +151,8 @@ def _check_kind(image: Image.Image) -> bool:
     # The second picture of a camera's MPO is a preview.
     if image.format != "MPO" and getattr(image, "is_animated", False):
         raise _RefusedError(f"one picture, got {getattr(image, 'n_frames', 'several')} frames; write each to a file")
-    args = image.tile[0][3] if image.tile else ""
+    tiles: Any = getattr(image, "tile", None)
+    args = tiles[0][3] if tiles else ""
     raw, *rest = (args,) if isinstance(args, str) else args
     tags: Any = getattr(image, "tag_v2", {})
     deep_gray = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
@@ -177,7 +179,7 @@ def _has_alpha(image: Image.Image) -> bool:
 
 def _with_lower_halves(image: Image.Image, data: bytes) -> Image.Image:
     """The same file read in the other byte order: where Pillow keeps the upper 8 bits of 16, it now keeps the lower."""
-    twin = Image.open(io.BytesIO(data), formats=FORMATS)
+    twin: Any = Image.open(io.BytesIO(data), formats=FORMATS)
     other = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
     tiles = []
     for tile in twin.tile:

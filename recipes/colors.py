@@ -144,8 +144,9 @@ def colorfulness(images: Tensor) -> Tensor:
     """
     red, green, blue = (255 * images).flatten(2).unbind(1)
     opponents = torch.stack([red - green, (red + green) / 2 - blue], 1)
-    spread = opponents.var(2, correction=0).sum(1).sqrt()
-    return spread + 0.3 * opponents.mean(2).square().sum(1).sqrt()
+    mean = opponents.mean(2, keepdim=True)
+    spread = (opponents - mean).square().mean(2).sum(1).sqrt()
+    return spread + 0.3 * mean.square().sum((1, 2)).sqrt()
 
 
 class _MeanOverPictures(Metric):

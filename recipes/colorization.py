@@ -90,7 +90,8 @@ class UNet(nn.Module):
         for level in reversed(range(len(self.up))):
             x = F.interpolate(x, size=levels[level].shape[-2:], mode="bilinear", align_corners=False)
             x = self.up[level](torch.cat([levels[level], x], 1))
-        return F.interpolate(_AB_SCALE * self.head(x), size=lightness.shape[-2:], mode="bilinear", align_corners=False)
+        ab = _AB_SCALE * self.head(x).float()  # from here on in float32, also under autocast
+        return F.interpolate(ab, size=lightness.shape[-2:], mode="bilinear", align_corners=False)
 
     @torch.no_grad()
     def _look(self, lightness: Tensor, size: torch.Size) -> Tensor:
@@ -117,7 +118,11 @@ class Colorization(LightningModule):
         working_size: Pictures with a longer shorter side are looked at in this one; their colours are then enlarged,
             their lightness stays as it is.
         pixel_weight: Weight of the L1 distance of a and b, in units of 50.
-        loss_weight: Weight of LPIPS in the loss; 0 trains on a and b alone.
+        chroma_weight: Weight of the difference between a picture's mean chroma and that of its prediction, in units of
+            50. Where a colour is uncertain, both L1 and LPIPS are lowest at pale ones; this says how colourful to be.
+        lightness_jitter: The U-Net sees L to the power of e to anything from minus this to this: colours are then
+            learnt from what is in the picture, and not from how bright it is.
+        loss_weight: Weight of LPIPS in the loss; 0 trains without it.
         loss_net: Network of the loss.
         loss_calibrated: False takes the uncalibrated distance ("baseline" in the paper).
         loss_weights: Trunk weights of the loss, as `features_weights`.
@@ -137,6 +142,8 @@ class Colorization(LightningModule):
         features_weights: str | None = None,
         working_size: int = 256,
         pixel_weight: float = 1.0,
+        chroma_weight: float = 0.25,
+        lightness_jitter: float = 0.3,
         loss_weight: float = 0.25,
         loss_net: str = "embedded",
         loss_calibrated: bool = True,
@@ -178,16 +185,20 @@ class Colorization(LightningModule):
     def forward(self, pictures: Tensor) -> Tensor:
         """Shape ``(N, 3, H, W)`` in [0, 1], of which the lightness alone counts -> coloured, of the same lightness."""
         lightness, _ = split_lab(pictures)
-        ab = self.network(shrink(lightness, self.hparams["working_size"])).float()
+        ab = self.network(shrink(lightness, self.hparams["working_size"]))
         ab = F.interpolate(ab, size=lightness.shape[-2:], mode="bilinear", align_corners=False)
         return compose(lightness, into_gamut(lightness, ab)).clamp(0, 1)
 
     def losses(self, pictures: Tensor) -> dict[str, Tensor]:
-        """A batch's ``train/loss``, the sum to lower, ``train/l1`` and ``train/perceptual``, LPIPS times its weight."""
+        """A batch's ``train/loss``, the sum to lower, and its terms, ``train/perceptual`` as LPIPS times its weight."""
+        options = self.hparams
         lightness, ab = split_lab(pictures)
-        prediction = self.network(lightness).float()
-        parts = {"train/l1": F.l1_loss(prediction, ab) / _AB_SCALE}
-        loss = self.hparams["pixel_weight"] * parts["train/l1"]
+        gamma = torch.empty(len(lightness), 1, 1, 1, device=lightness.device)
+        gamma.uniform_(-options["lightness_jitter"], options["lightness_jitter"]).exp_()
+        prediction = self.network(100 * (lightness / 100).clamp(0, 1) ** gamma)
+        chroma = (_mean_chroma(prediction) - _mean_chroma(ab)).abs().mean() / _AB_SCALE
+        parts = {"train/l1": F.l1_loss(prediction, ab) / _AB_SCALE, "train/chroma": chroma}
+        loss = options["pixel_weight"] * parts["train/l1"] + options["chroma_weight"] * chroma
         if self.perceptual is not None and self.perceptual.weight:
             # Clamped for the trunk, which knows no colours outside [0, 1]; L1 pulls back what leaves the gamut.
             parts["train/perceptual"] = self.perceptual(compose(lightness, prediction).clamp(0, 1), pictures)
@@ -239,6 +250,8 @@ class Colorization(LightningModule):
 class ColorizationCLI(ImageRecipeCLI):
     """Gives data and model the same working size."""
 
+    untrained = "gray"
+
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
@@ -252,6 +265,11 @@ def main(args: list[str] | None = None) -> None:
         args: Command line without the program's name; None takes ``sys.argv``.
     """
     run_recipe(ColorizationCLI, Colorization, ColorizationData, __file__, args)
+
+
+def _mean_chroma(ab: Tensor) -> Tensor:
+    """Shape ``(N, 2, H, W)`` -> ``(N,)``; with a finite gradient at gray."""
+    return (ab.square().sum(1) + 1e-2).sqrt().mean((1, 2))
 
 
 def _block(inputs: int, outputs: int) -> nn.Sequential:

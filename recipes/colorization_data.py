@@ -103,7 +103,7 @@ class ColorizationData(LightningDataModule):
             file at each access.
 
     Raises:
-        ValueError: If a size or a name does not fit (names: in ``setup``).
+        ValueError: If a size or a name does not fit (together, and with the files: in ``setup``).
         FileNotFoundError: If a folder does not exist or holds no picture (in ``setup``).
     """
 
@@ -124,8 +124,6 @@ class ColorizationData(LightningDataModule):
         for argument, size in (("patch_size", patch_size), ("epoch_size", epoch_size), ("batch_size", batch_size)):
             if size < 1:
                 raise ValueError(f"{argument}: expected at least 1, got {size}")
-        if working_size < patch_size:
-            raise ValueError(f"working_size: expected at least the patch_size {patch_size}, got {working_size}")
         self.folder, self.held_out, self.val_folder, self.predict_folder = folder, held_out, val_folder, predict_folder
         self.working_size, self.patch_size, self.epoch_size = working_size, patch_size, epoch_size
         self.batch_size, self.num_workers, self.cache = batch_size, num_workers, cache
@@ -156,6 +154,10 @@ class ColorizationData(LightningDataModule):
         train, held_out = self.split()
         self.whole = WholePictures(held_out)
         if stage == "fit":
+            if self.working_size < self.patch_size:
+                raise ValueError(
+                    f"patch_size: expected at most the working_size {self.working_size}, got {self.patch_size}"
+                )
             self.crops = RandomCrops(train, self.working_size, self.patch_size, self.epoch_size, self.cache)
 
     @override

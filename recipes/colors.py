@@ -184,8 +184,9 @@ class ColorDifference(_MeanOverPictures):
             target: The same.
         """
         pair = (torch.cat(split_lab(images), 1) for images in (preds, target))
-        self.difference += ciede2000(*pair).mean((1, 2)).sum(dtype=torch.float64)
-        self.pictures += len(preds)
+        # Not in place: after a Trainer's validate, which resets under inference mode, a fit could not.
+        self.difference = self.difference + ciede2000(*pair).mean((1, 2)).sum(dtype=torch.float64)
+        self.pictures = self.pictures + len(preds)
 
     @override
     def compute(self) -> Tensor:
@@ -233,9 +234,9 @@ class Colorfulness(_MeanOverPictures):
             preds: sRGB, shape ``(N, 3, H, W)``, floating, range [0, 1].
             target: The same.
         """
-        self.preds_sum += colorfulness(preds.float()).sum(dtype=torch.float64)
-        self.target_sum += colorfulness(target.float()).sum(dtype=torch.float64)
-        self.pictures += len(preds)
+        self.preds_sum = self.preds_sum + colorfulness(preds.float()).sum(dtype=torch.float64)
+        self.target_sum = self.target_sum + colorfulness(target.float()).sum(dtype=torch.float64)
+        self.pictures = self.pictures + len(preds)
 
     @override
     def compute(self) -> Tensor:

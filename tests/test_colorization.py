@@ -288,7 +288,7 @@ def test_bfloat16_paints_as_float32_does(tmp_path, data):
     (found,) = half.validate(model, data, verbose=False)
     assert found["val/colorfulness_truth"] == whole["val/colorfulness_truth"]
     assert found == pytest.approx(whole, rel=0.01)
-    half.fit(model, data)
+    half.fit(model.train(), data)
     assert torch.isfinite(half.callback_metrics["train/loss"])
 
 

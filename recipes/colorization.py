@@ -86,7 +86,7 @@ class UNet(nn.Module):
             x = block(F.avg_pool2d(x, 2, ceil_mode=True) if level else x)
             levels.append(x)
         if self.seen is not None:
-            x = x + self.seen(self._look(lightness, x.shape[-2:]))
+            x = x + self.seen(self._look(lightness, (x.shape[-2], x.shape[-1])))
         for level in reversed(range(len(self.up))):
             x = F.interpolate(x, size=levels[level].shape[-2:], mode="bilinear", align_corners=False)
             x = self.up[level](torch.cat([levels[level], x], 1))
@@ -94,13 +94,13 @@ class UNet(nn.Module):
         return F.interpolate(ab, size=lightness.shape[-2:], mode="bilinear", align_corners=False)
 
     @torch.no_grad()
-    def _look(self, lightness: Tensor, size: torch.Size) -> Tensor:
+    def _look(self, lightness: Tensor, size: tuple[int, int]) -> Tensor:
         """Every layer's features, of unit length as LPIPS compares them, at one size and next to each other."""
         gray = (lightness / 100).clamp(0, 1).expand(-1, 3, -1, -1)
         layers = cast(LPIPS, self.features).encode(gray, data_range=(0, 1)).layers.values()
         # Times the root of the channels: of unit variance, whatever the layer.
         units = (unit_normalize(layer) * layer.shape[1] ** 0.5 for layer in layers)
-        return torch.cat([F.adaptive_avg_pool2d(unit, list(size)) for unit in units], 1)
+        return torch.cat([F.adaptive_avg_pool2d(unit, size) for unit in units], 1)
 
 
 class Colorization(LightningModule):

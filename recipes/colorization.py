@@ -120,8 +120,8 @@ class Colorization(LightningModule):
         pixel_weight: Weight of the L1 distance of a and b, in units of 50.
         chroma_weight: Weight of the difference between a picture's mean chroma and that of its prediction, in units of
             50. Where a colour is uncertain, both L1 and LPIPS are lowest at pale ones; this says how colourful to be.
-        lightness_jitter: The U-Net sees L to the power of e to anything from minus this to this: colours are then
-            learnt from what is in the picture, and not from how bright it is.
+        lightness_jitter: In training the U-Net sees lightness to a random power, on [0, 1] to between exp(-this) and
+            exp(this): colours are then learnt from what is in the picture more than from how bright it is.
         loss_weight: Weight of LPIPS in the loss; 0 trains without it.
         loss_net: Network of the loss.
         loss_calibrated: False takes the uncalibrated distance ("baseline" in the paper).

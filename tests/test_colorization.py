@@ -61,10 +61,11 @@ def coloured(model):
 
 
 def command_line(folder, *more):
-    model = "--model.lr=0.1 --model.warmup_steps=0 --model.n_feats=4 --model.n_levels=2 --model.working_size=40 --model.loss_weights=random"
-    pictures = f"--data.folder={folder} --data.held_out=[d] --data.patch_size=32 --scores.weights=random"
-    small = "--data.epoch_size=4 --data.batch_size=2 --trainer.accelerator=cpu --trainer.enable_progress_bar=false"
-    return [*f"{model} {pictures} {small} --trainer.log_every_n_steps=1".split(), *more]
+    model = "--model.lr=0.1 --model.warmup_steps=0 --model.n_feats=4 --model.n_levels=2 --model.working_size=40"
+    trunks = "--model.loss_weights=random --scores.weights=random"
+    pictures = f"--data.folder={folder} --data.held_out=[d] --data.patch_size=32 --data.epoch_size=4"
+    small = "--data.batch_size=2 --trainer.accelerator=cpu --trainer.enable_progress_bar=false"
+    return [*f"{model} {trunks} {pictures} {small} --trainer.log_every_n_steps=1".split(), *more]
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 47), (31, 64)])

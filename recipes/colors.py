@@ -107,14 +107,11 @@ def ciede2000(first: Tensor, second: Tensor) -> Tensor:
     a1, a2 = a1 * stretch, a2 * stretch
     c1, c2 = torch.hypot(a1, b1), torch.hypot(a2, b2)
     h1, h2 = (torch.atan2(b, a).remainder(2 * math.pi) for a, b in ((a1, b1), (a2, b2)))
-    # Gray has no hue: no difference of hue, and the other's hue in place of the mean.
-    gray = c1 * c2 == 0
-    turned = h2 - h1
+    turned, total = h2 - h1, h1 + h2
     around = turned.abs() > math.pi
-    turned = torch.where(around, turned - 2 * math.pi * turned.sign(), turned).masked_fill(gray, 0)
-    total = h1 + h2
+    turned = torch.where(around, turned - 2 * math.pi * turned.sign(), turned)
     opposite = torch.where(total < 2 * math.pi, total + 2 * math.pi, total - 2 * math.pi)
-    hue = torch.where(gray, total, torch.where(around, opposite, total) / 2)
+    hue = torch.where(around, opposite, total) / 2  # of no account where one is gray: dh below is 0 there
     lightness, chroma = (l1 + l2) / 2, (c1 + c2) / 2
     t = 1 - 0.17 * torch.cos(hue - math.radians(30)) + 0.24 * torch.cos(2 * hue)
     t = t + 0.32 * torch.cos(3 * hue + math.radians(6)) - 0.2 * torch.cos(4 * hue - math.radians(63))

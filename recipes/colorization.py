@@ -10,7 +10,7 @@ Examples::
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,10 +38,11 @@ _AB_SCALE = 50.0
 
 
 class UNet(nn.Module):
-    """L -> a and b: a U-Net (Ronneberger et al. 2015) whose deepest level also gets what a trained network sees.
+    """L -> a and b: a U-Net (Ronneberger et al. 2015) whose deeper levels also get what a trained network sees.
 
     Its first level has half the resolution: colours vary slowly. What a thing is, and so which colour it may have,
     cannot be learnt from a few photographs; the features in which a frozen network sees the gray picture know more.
+    They enter every level but the first.
 
     Args:
         n_feats: Channels of the first level; they double from level to level, up to four times as many.
@@ -50,7 +51,7 @@ class UNet(nn.Module):
         features_weights: Its trunk weights: a path, ``"random"``, or None to look them up.
 
     Raises:
-        ValueError: If `n_feats` or `n_levels` is below 1.
+        ValueError: If `n_feats` is below 1, or `n_levels` below 2.
         WeightsError: If the trunk weights are missing.
     """
 
@@ -62,16 +63,17 @@ class UNet(nn.Module):
         features_weights: str | None = None,
     ) -> None:
         super().__init__()
-        for argument, count in (("n_feats", n_feats), ("n_levels", n_levels)):
-            if count < 1:
-                raise ValueError(f"{argument}: expected at least 1, got {count}")
+        for argument, count, fewest in (("n_feats", n_feats, 1), ("n_levels", n_levels, 2)):
+            if count < fewest:
+                raise ValueError(f"{argument}: expected at least {fewest}, got {count}")
         widths = [n_feats * min(2**level, 4) for level in range(n_levels)]
         self.stem = nn.Conv2d(1, widths[0], kernel_size=6, stride=2, padding=2)
+        self.down = nn.ModuleList(_block(a, b) for a, b in pairwise([widths[0], *widths]))
         self.features, self.seen = None, None
         if features_net is not None:
             self.features = LPIPS(features_net, weights=features_weights, validate_args=False)
-            self.seen = nn.Conv2d(sum(backbone(features_net).channels), widths[-1], kernel_size=1)
-        self.down = nn.ModuleList(_block(a, b) for a, b in pairwise([widths[0], *widths]))
+            channels = sum(backbone(features_net).channels)
+            self.seen = nn.ModuleList(nn.Conv2d(channels, width, kernel_size=1) for width in widths[:-1])
         self.up = nn.ModuleList(_block(a + b, a) for a, b in pairwise(widths))
         self.head = nn.Conv2d(widths[0], 2, kernel_size=1)
         for parameter in self.head.parameters():  # untrained, it leaves pictures gray
@@ -81,12 +83,14 @@ class UNet(nn.Module):
     def forward(self, lightness: Tensor) -> Tensor:
         """Shape ``(N, 1, H, W)`` on [0, 100] -> ``(N, 2, H, W)``, a and b, in units of Lab."""
         x = self.stem(lightness / 50 - 1)
-        levels = []
+        seen = self._look(lightness)
+        levels: list[Tensor] = []
         for level, block in enumerate(self.down):
-            x = block(F.avg_pool2d(x, 2, ceil_mode=True) if level else x)
+            if level:
+                x = F.avg_pool2d(x, 2, ceil_mode=True)
+                x = x if self.seen is None else x + self.seen[level - 1](_resized(seen, (x.shape[-2], x.shape[-1])))
+            x = block(x)
             levels.append(x)
-        if self.seen is not None:
-            x = x + self.seen(self._look(lightness, (x.shape[-2], x.shape[-1])))
         for level in reversed(range(len(self.up))):
             x = F.interpolate(x, size=levels[level].shape[-2:], mode="bilinear", align_corners=False)
             x = self.up[level](torch.cat([levels[level], x], 1))
@@ -94,13 +98,14 @@ class UNet(nn.Module):
         return F.interpolate(ab, size=lightness.shape[-2:], mode="bilinear", align_corners=False)
 
     @torch.no_grad()
-    def _look(self, lightness: Tensor, size: tuple[int, int]) -> Tensor:
-        """Every layer's features, of unit length as LPIPS compares them, at one size and next to each other."""
+    def _look(self, lightness: Tensor) -> list[Tensor]:
+        """Every layer's features, of unit length as LPIPS compares them; none without `features_net`."""
+        if self.features is None:
+            return []
         gray = (lightness / 100).clamp(0, 1).expand(-1, 3, -1, -1)
-        layers = cast(LPIPS, self.features).encode(gray, data_range=(0, 1)).layers.values()
+        layers = self.features.encode(gray, data_range=(0, 1)).layers.values()
         # Times the root of the channels: of unit variance, whatever the layer.
-        units = (unit_normalize(layer) * layer.shape[1] ** 0.5 for layer in layers)
-        return torch.cat([F.adaptive_avg_pool2d(unit, size) for unit in units], 1)
+        return [unit_normalize(layer) * layer.shape[1] ** 0.5 for layer in layers]
 
 
 class Colorization(LightningModule):
@@ -131,7 +136,7 @@ class Colorization(LightningModule):
         warmup_steps: Steps until `lr` is reached; from there it falls to 0 along a cosine.
 
     Raises:
-        ValueError: If `n_feats`, `n_levels` or `working_size` is below 1.
+        ValueError: If `n_feats` or `working_size` is below 1, or `n_levels` below 2.
     """
 
     def __init__(
@@ -265,6 +270,11 @@ def main(args: list[str] | None = None) -> None:
         args: Command line without the program's name; None takes ``sys.argv``.
     """
     run_recipe(ColorizationCLI, Colorization, ColorizationData, __file__, args)
+
+
+def _resized(layers: list[Tensor], size: tuple[int, int]) -> Tensor:
+    """Features of several resolutions, ``(N, c, h, w)``, next to each other in one, ``(N, C, H, W)``."""
+    return torch.cat([F.adaptive_avg_pool2d(layer, size) for layer in layers], 1)
 
 
 def _mean_chroma(ab: Tensor) -> Tensor:

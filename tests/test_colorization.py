@@ -68,7 +68,7 @@ def command_line(folder, *more):
     return [*f"{model} {trunks} {pictures} {small} --trainer.log_every_n_steps=1".split(), *more]
 
 
-@pytest.mark.parametrize("levels", [1, 2, 4])
+@pytest.mark.parametrize("levels", [2, 4])
 @pytest.mark.parametrize(
     ("size", "features"), [((32, 32), "embedded"), ((33, 47), "embedded"), ((31, 64), None), ((5, 17), None)]
 )
@@ -113,7 +113,7 @@ def test_only_the_lightness_of_a_picture_counts():
     tinted = model(gray)
     assert colorfulness(tinted).item() > 5
     with torch.inference_mode():
-        assert (model(tinted) - tinted).abs().max() < 0.05
+        assert (model(tinted) - tinted).abs().mean() < 1e-3
 
 
 def test_an_untrained_model_leaves_pictures_gray():
@@ -218,7 +218,7 @@ def test_bad_data_arguments_are_refused(folder, arguments, message):
     ("arguments", "message"),
     [
         ({"n_feats": 0}, "n_feats: expected at least 1, got 0"),
-        ({"n_levels": 0}, "n_levels: expected at least 1, got 0"),
+        ({"n_levels": 1}, "n_levels: expected at least 2, got 1"),
         ({"working_size": 0}, "working_size: expected at least 1, got 0"),
         ({"features_net": "nothing"}, "net_type: expected one of"),
     ],

@@ -81,12 +81,15 @@ def test_ciede2000_gives_the_published_differences_of_the_published_pairs():
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-3)])
 def test_ciede2000_agrees_with_scikit_image(dtype, tolerance):
-    skimage = pytest.importorskip("skimage.color")
+    try:
+        from skimage.color import deltaE_ciede2000
+    except (ImportError, ValueError) as error:  # built for another NumPy, as beside the lowest one
+        pytest.skip(f"scikit-image cannot be imported: {error}")
     generator = torch.Generator().manual_seed(0)
     scale, shift = (torch.tensor(values, dtype=dtype).view(3, 1, 1) for values in ([100, 200, 200], [0, -100, -100]))
     colors = torch.rand(2, 3, 60, 60, generator=generator, dtype=dtype) * scale + shift
     colors[0, 1:, 0], colors[1, 1:, :, 0] = 0, 0  # some are gray
-    expected = skimage.deltaE_ciede2000(*(one.permute(1, 2, 0).double().numpy() for one in colors))
+    expected = deltaE_ciede2000(*(one.permute(1, 2, 0).double().numpy() for one in colors))
     assert (ciede2000(colors[:1], colors[1:])[0].double() - torch.from_numpy(expected)).abs().max() < tolerance
 
 

@@ -1,12 +1,43 @@
-"""How a recipe becomes a subcommand: LightningCLI, with the YAML beside the recipe's file as defaults."""
+"""How a recipe becomes a subcommand: LightningCLI, with the YAML beside the recipe's file as defaults.
+
+What the recipes that make pictures have in common, so that who knows one of them knows all:
+
+- A file holds one flat LightningModule and is read from top to bottom; it imports no other recipe. Its data are in
+  ``<recipe>_data.py``, its defaults in ``<recipe>.yaml``.
+- The model's arguments are plain values, so a checkpoint loads with ``weights_only=True`` and brings its settings
+  along. ``pixel_weight, loss_weight, loss_net, loss_calibrated, loss_weights, lr`` mean the same everywhere. At
+  ``loss_weight=0`` there is no perceptual loss, and no trunk is looked for.
+- ``self.perceptual``, a `PerceptualLoss` or None, is made in ``setup("fit")``: a checkpoint then loads where there are
+  no trunk weights.
+- ``validation_step`` and ``test_step`` return ``{"input": ..., "preds": ..., "target": ...}``, images on [0, 1].
+  `PerceptualScores` makes ``val/lpips``, ``val/psnr`` and ``val/ssim`` of them; the model logs what is its task's own.
+- ``predict_step`` returns pictures, and the last part of its batch are their names; `PictureWriter` writes them.
+- ``main`` calls `run_recipe` with a subclass of `ImageRecipeCLI`.
+"""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
-__all__ = ["RecipeCLI", "run_recipe"]
+from lpips_lightning.callbacks import LossSchedule, PerceptualScores, SampleGallery
+from lpips_lightning.recipes.picture_writer import PictureWriter
+
+__all__ = ["ImageRecipeCLI", "RecipeCLI", "run_recipe"]
+
+Wandb = Literal["offline", "online"]
+
+_CALLBACKS: dict[str, type[Callback]] = {
+    "checkpoint": ModelCheckpoint,
+    "scores": PerceptualScores,
+    "gallery": SampleGallery,
+    "schedule": LossSchedule,
+    "pictures": PictureWriter,
+}
+_JUDGE = ("net_type", "data_range", "version", "calibrated", "weights", "calibration")
 
 
 class RecipeCLI(LightningCLI):
@@ -16,6 +47,60 @@ class RecipeCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # The base class warns when arguments are handed over while the program has some, as a subcommand's always are.
         self.config = parser.parse_args(args)
+
+
+class ImageRecipeCLI(RecipeCLI):
+    """Adds the callbacks of recipes that make pictures, and wandb by one flag.
+
+    ``--checkpoint.*`` (ModelCheckpoint), ``--scores.*`` (`PerceptualScores`), ``--gallery.*`` (`SampleGallery`, by the
+    same network as the scores), ``--schedule.*`` (`LossSchedule`), ``--pictures.*`` (`PictureWriter`), all of them on
+    unless ``--without`` names them. Left out by themselves are the judges in ``predict``, which has no targets, and the
+    schedule of a model whose ``loss_weight`` is 0.
+
+    ``--wandb`` logs to wandb beside the other loggers: into a folder, or with ``--wandb online`` to the user's account.
+    """
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        for name, callback in _CALLBACKS.items():
+            parser.add_lightning_class_args(callback, name)
+        for option in _JUDGE:
+            parser.link_arguments(f"scores.{option}", f"gallery.{option}")
+        parser.add_argument(
+            "--without", nargs="*", choices=list(_CALLBACKS), default=[], help="callbacks to leave out", metavar="NAME"
+        )
+        parser.add_argument(
+            "--wandb",
+            nargs="?",
+            const="offline",
+            choices=get_args(Wandb),
+            help="log to wandb too, into outputs/wandb (offline, sent by nobody but you) or to your account (online)",
+        )
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        for name in self._left_out():
+            # Not made at all: a judge would look for its trunk.
+            self.parser.add_instantiator(lambda *_, **__: None, _CALLBACKS[name])
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        keys = self._parser(self.subcommand).callback_keys
+        keys[:] = [name for name in keys if name not in self._left_out()]
+        mode = self._get(self.config, "wandb")
+        if mode is not None:
+            trainer = self._get(self.config_init, "trainer")
+            kwargs["logger"] = [*_loggers(trainer["logger"]), _wandb_logger(self.parser.prog.split()[-1], mode)]
+        return super().instantiate_trainer(**kwargs)
+
+    def _left_out(self) -> set[str]:
+        names = set(self._get(self.config, "without") or [])
+        if self.subcommand == "predict":
+            names |= {"scores", "gallery"}
+        model, schedule = self._get(self.config, "model"), self._get(self.config, "schedule")
+        if self.subcommand == "fit" and model.get("loss_weight") == 0 and schedule["final"] is None:
+            names.add("schedule")
+        return names
 
 
 def run_recipe(
@@ -41,3 +126,22 @@ def run_recipe(
         save_config_kwargs={"overwrite": True},
         **options,
     )
+
+
+def _loggers(configured: Any) -> list[Any]:
+    """What the YAML says under ``trainer.logger``, without wandb."""
+    if isinstance(configured, bool) or configured is None:
+        return []
+    return configured if isinstance(configured, list) else [configured]
+
+
+def _wandb_logger(project: str, mode: Wandb) -> Any:
+    import wandb
+    from packaging.version import Version
+    from pytorch_lightning.loggers import WandbLogger
+
+    # wandb 0.19 asks its server before it logs a table, offline too, and for ever (github.com/wandb/wandb/issues/8957).
+    old = mode == "offline" and Version(wandb.__version__) < Version("0.20")
+    options = {"settings": wandb.Settings(allow_offline_artifacts=False)} if old else {}
+    Path("outputs").mkdir(exist_ok=True)
+    return WandbLogger(project=project, save_dir="outputs", offline=mode == "offline", **options)

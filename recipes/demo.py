@@ -14,7 +14,6 @@ import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 from pytorch_lightning import Trainer, seed_everything
@@ -141,8 +140,7 @@ def run_demo(
     judge_name = _choose_judge(metric_net, console)
     judge = LPIPS(judge_name, weights=metric_weights)
     data = SuperResolutionData(held_out=[held_out], scale=SCALE)
-    networks = {"loss_net": loss_net, "loss_weights": loss_weights}
-    model = _untrained({**networks, "metric_net": judge_name, "metric_weights": metric_weights})
+    model = SuperResolution(SCALE, loss_net=loss_net, loss_weights=loss_weights)
     data.setup("test")
     low, truth = (picture[None] for picture in data.test_data[0][:2])
     pictures = {"bicubic": upscale(low, SCALE).clamp(0, 1), "before": _enlarge(model, low)}
@@ -167,12 +165,6 @@ def run_demo(
 
 def _say(console: Console, line: str) -> None:
     console.print(line, soft_wrap=True, highlight=False, markup=False)
-
-
-def _untrained(networks: dict[str, Any]) -> SuperResolution:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "metric_net: expected another network")  # the table says it
-        return SuperResolution(SCALE, **networks)
 
 
 def _choose_judge(metric_net: str, console: Console) -> str:

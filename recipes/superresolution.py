@@ -8,28 +8,22 @@ Examples::
 """
 
 import math
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import BasePredictionWriter, ModelCheckpoint
+from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LightningArgumentParser
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MetricCollection
-from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 from typing_extensions import override
 
-from lpips_lightning import LearnedPerceptualImagePatchSimilarity, PerceptualLoss
-from lpips_lightning.pictures import write_image
-from lpips_lightning.recipes.command import RecipeCLI, run_recipe
+from lpips_lightning import PerceptualLoss
+from lpips_lightning.recipes.command import ImageRecipeCLI, run_recipe
 from lpips_lightning.recipes.superresolution_data import Scale, SuperResolutionData, check_scale
 
-__all__ = ["EDSR", "PictureWriter", "SuperResolution", "main", "upscale"]
+__all__ = ["EDSR", "SuperResolution", "main", "upscale"]
 
 Batch = tuple[Tensor, Tensor, Sequence[str]]  # low, high, names
 
@@ -96,7 +90,7 @@ class EDSR(nn.Module):
 
 
 class SuperResolution(LightningModule):
-    """EDSR trained with ``pixel_weight * L1 + loss_weight * LPIPS``; logs ``val/psnr``, ``val/ssim`` and ``val/lpips``.
+    """EDSR trained with ``pixel_weight * L1 + loss_weight * LPIPS``; its steps return pictures for `PerceptualScores`.
 
     All arguments are plain values, so a checkpoint loads with ``weights_only=True`` and brings its loss settings along;
     it holds the network's parameters alone.
@@ -111,8 +105,6 @@ class SuperResolution(LightningModule):
         loss_net: Network of the loss.
         loss_calibrated: False takes the uncalibrated distance ("baseline" in the paper).
         loss_weights: Trunk weights of the loss: a path, ``"random"``, or None to look them up.
-        metric_net: Network of ``val/lpips``; a warning says so when it is the loss's own.
-        metric_weights: Trunk weights of the metric, as `loss_weights`.
         lr: Highest learning rate of Adam.
         warmup_steps: Steps until `lr` is reached; from there it falls to 0 along a cosine.
 
@@ -131,27 +123,20 @@ class SuperResolution(LightningModule):
         loss_net: str = "embedded",
         loss_calibrated: bool = True,
         loss_weights: str | None = None,
-        metric_net: str = "alex",
-        metric_weights: str | None = None,
         lr: float = 1e-3,
         warmup_steps: int = 50,
     ) -> None:
         super().__init__()
         check_scale(scale)
-        if loss_weight and loss_net == metric_net:
-            warnings.warn(
-                f"metric_net: expected another network than the loss's, got {metric_net!r} for both;"
-                " val/lpips will flatter a model that was trained to lower it",
-                stacklevel=2,
-            )
         self.save_hyperparameters()
         self.network = EDSR(scale, n_resblocks, n_feats, res_scale).to(memory_format=torch.channels_last)
+        self.perceptual: PerceptualLoss | None = None
 
     @override
     def setup(self, stage: str) -> None:
         # Here and not in __init__: a checkpoint then loads, and enlarges pictures, where there are no trunk weights.
         options = self.hparams
-        if stage == "fit" and not hasattr(self, "perceptual"):
+        if stage == "fit" and options["loss_weight"] and self.perceptual is None:
             self.perceptual = PerceptualLoss(
                 options["loss_net"],
                 data_range=(0, 1),
@@ -159,14 +144,6 @@ class SuperResolution(LightningModule):
                 calibrated=options["loss_calibrated"],
                 weights=options["loss_weights"],
             )
-        if stage != "predict" and not hasattr(self, "val_scores"):
-            lpips = LearnedPerceptualImagePatchSimilarity(
-                options["metric_net"], data_range=(0, 1), weights=options["metric_weights"]
-            )
-            psnr = PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3))  # with dim: the mean of the pictures' PSNRs
-            ssim = StructuralSimilarityIndexMeasure(data_range=1.0)
-            scores = MetricCollection({"psnr": psnr, "ssim": ssim, "lpips": lpips})
-            self.val_scores, self.test_scores = scores.clone(prefix="val/"), scores.clone(prefix="test/")
 
     @override
     def forward(self, low: Tensor) -> Tensor:
@@ -178,7 +155,7 @@ class SuperResolution(LightningModule):
         prediction = self.network(low)
         parts = {"train/l1": F.l1_loss(prediction, high)}
         loss = self.hparams["pixel_weight"] * parts["train/l1"]
-        if self.perceptual.weight:
+        if self.perceptual is not None and self.perceptual.weight:
             # Clamped for the trunk, which knows no colours outside [0, 1]; L1 pulls back what leaves the range.
             parts["train/perceptual"] = self.perceptual(prediction.clamp(0, 1), high)
             loss = loss + parts["train/perceptual"]
@@ -192,22 +169,16 @@ class SuperResolution(LightningModule):
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        return self._score(batch, self.val_scores)
+        low, high, _ = batch
+        return {"input": low, "preds": self(low), "target": high}
 
     @override
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        return self._score(batch, self.test_scores)
+        return self.validation_step(batch, batch_idx)
 
     @override
     def predict_step(self, batch: tuple[Any, ...], batch_idx: int) -> Tensor:
         return self(batch[0])
-
-    def _score(self, batch: Batch, scores: MetricCollection) -> dict[str, Tensor]:
-        low, high, _ = batch
-        prediction = self(low)
-        scores.update(prediction, high)
-        self.log_dict(scores, on_step=False, on_epoch=True, prog_bar=True)
-        return {"input": low, "preds": prediction, "target": high}  # for callbacks that show pictures
 
     @override
     def configure_optimizers(self) -> Any:
@@ -222,39 +193,12 @@ class SuperResolution(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
 
-class PictureWriter(BasePredictionWriter):
-    """Writes each enlarged picture as ``<folder>/<name>.png`` while ``predict`` runs.
-
-    Args:
-        folder: Made when needed; files of the same name are overwritten.
-    """
-
-    def __init__(self, folder: str = "outputs/superresolved") -> None:
-        super().__init__(write_interval="batch")
-        self.folder = folder
-
-    @override
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: Tensor,
-        batch_indices: Any,
-        batch: tuple[Any, ...],
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
-        for name, picture in zip(batch[-1], prediction, strict=True):
-            write_image(picture, Path(self.folder) / f"{name}.png")
-
-
-class SuperResolutionCLI(RecipeCLI):
-    """Adds ``--checkpoint.*`` and ``--pictures.*``, and gives data and model the same scale."""
+class SuperResolutionCLI(ImageRecipeCLI):
+    """Gives data and model the same scale."""
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(PictureWriter, "pictures")
+        super().add_arguments_to_parser(parser)
         parser.link_arguments("model.scale", "data.scale")
 
 

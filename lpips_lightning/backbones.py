@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from lpips_lightning.embedded import embedded_trunk
 from lpips_lightning.trunk_tensors import fitting_tensors
 from lpips_lightning.weights import EMBEDDED, load
+from lpips_lightning.weights.lookup import trunk_places
 
 __all__ = ["BACKBONES", "Backbone", "FeatureExtractor", "backbone", "random_trunk"]
 
@@ -61,6 +62,11 @@ class Backbone:
     shift: tuple[float, float, float] = (-0.030, -0.088, -0.188)
     scale: tuple[float, float, float] = (0.458, 0.448, 0.450)
     own: Callable[[], Mapping[str, Tensor]] | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its weights ship or lie on this machine: whether nothing would be downloaded."""
+        return self.own is not None or any(place.is_file() for place in trunk_places(self.builder))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # A row of the table stays the same row, in copies and in other processes.

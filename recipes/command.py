@@ -15,6 +15,7 @@ What the recipes that make pictures have in common, so that who knows one of the
 - ``main`` calls `run_recipe` with a subclass of `ImageRecipeCLI`.
 """
 
+import sys
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -58,7 +59,12 @@ class ImageRecipeCLI(RecipeCLI):
     schedule of a model whose ``loss_weight`` is 0.
 
     ``--wandb`` logs to wandb beside the other loggers: into a folder, or with ``--wandb online`` to the user's account.
+
+    Attributes:
+        untrained: What the model is before it is trained, for the trade-off table.
     """
+
+    untrained = "untrained"
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -105,7 +111,7 @@ class ImageRecipeCLI(RecipeCLI):
 
 def run_recipe(
     cli: type[RecipeCLI], model: type, data: type, file: str, args: list[str] | None, **options: Any
-) -> None:
+) -> RecipeCLI | None:
     """Run a recipe's command line.
 
     Args:
@@ -115,9 +121,18 @@ def run_recipe(
         file: Of the recipe; the YAML of the same name holds the defaults, and the name is that of the subcommand.
         args: Command line without the program's name; None takes ``sys.argv``.
         options: Of `LightningCLI`.
+
+    Returns:
+        What ran; None after ``tradeoff``, which recipes of pictures have (see `recipes.tradeoff`).
     """
+    args = sys.argv[1:] if args is None else args
+    if args[:1] == ["tradeoff"] and issubclass(cli, ImageRecipeCLI):
+        from lpips_lightning.recipes.tradeoff import run_tradeoff
+
+        run_tradeoff(cli, model, data, file, args[1:])
+        return None
     defaults = {"default_config_files": [str(Path(file).with_suffix(".yaml"))]}
-    cli(
+    return cli(
         model,
         data,
         args=args,

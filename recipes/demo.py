@@ -27,7 +27,6 @@ from lpips_lightning.backbones import BACKBONES
 from lpips_lightning.recipes.panel import Column, require_matplotlib, save_panel
 from lpips_lightning.recipes.superresolution import SuperResolution, upscale
 from lpips_lightning.recipes.superresolution_data import Scale, SuperResolutionData
-from lpips_lightning.weights.lookup import trunk_places
 
 __all__ = ["DemoResult", "Scores", "main", "run_demo"]
 
@@ -171,7 +170,7 @@ def _choose_judge(metric_net: str, console: Console) -> str:
     """The judge's network; "auto" says what it chose and why."""
     if metric_net != "auto":
         return metric_net
-    if any(place.is_file() for place in trunk_places(BACKBONES[JUDGE].builder)):
+    if BACKBONES[JUDGE].is_here:
         return JUDGE
     absent = f"The weights of {JUDGE!r} are not on this machine"
     _say(console, f"{absent}, so {SPARE_JUDGE!r} judges; --metric-net {JUDGE} downloads them.")

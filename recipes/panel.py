@@ -8,6 +8,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from lpips_lightning.whole_files import whole_file
+
 __all__ = ["Column", "most_detailed", "require_matplotlib", "save_panel"]
 
 _ACCENT = "#00c8ff"  # stands out from skin, wood and the maps' colours
@@ -85,8 +87,8 @@ def save_panel(columns: list[Column], path: str | Path, heading: str, zoom: int 
         bar.set_label("LPIPS, local", fontsize=9)
         bar.ax.tick_params(labelsize=8)
         bar.outline.set_visible(False)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with whole_file(path) as beside:
+        figure.savefig(beside, format="png")
 
 
 def most_detailed(picture: Tensor, side: int) -> tuple[int, int]:

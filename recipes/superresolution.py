@@ -17,10 +17,13 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LightningArgumentParser
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
 from typing_extensions import override
 
 from lpips_lightning import PerceptualLoss
+from lpips_lightning.callbacks.outputs import picture_numbers
 from lpips_lightning.recipes.command import ImageRecipeCLI, run_recipe
+from lpips_lightning.recipes.luma_scores import luma_scores
 from lpips_lightning.recipes.superresolution_data import Scale, SuperResolutionData, check_scale
 
 __all__ = ["EDSR", "SuperResolution", "main", "upscale"]
@@ -92,6 +95,10 @@ class EDSR(nn.Module):
 class SuperResolution(LightningModule):
     """EDSR trained with ``pixel_weight * L1 + loss_weight * LPIPS``; its steps return pictures for `PerceptualScores`.
 
+    In ``test`` it logs ``test/psnr_y`` and ``test/ssim_y``, the field's numbers (see `luma_scores`), and beside them
+    bicubic enlargement's, ``test/bicubic_psnr_y`` and ``test/bicubic_ssim_y``. Untrained it is bicubic enlargement, so
+    ``test`` without a checkpoint gives its LPIPS too.
+
     All arguments are plain values, so a checkpoint loads with ``weights_only=True`` and brings its loss settings along;
     it holds the network's parameters alone.
 
@@ -131,6 +138,8 @@ class SuperResolution(LightningModule):
         self.save_hyperparameters()
         self.network = EDSR(scale, n_resblocks, n_feats, res_scale).to(memory_format=torch.channels_last)
         self.perceptual: PerceptualLoss | None = None
+        names = ("psnr_y", "ssim_y", "bicubic_psnr_y", "bicubic_ssim_y")
+        self.test_scores: Any = nn.ModuleDict({name: MeanMetric() for name in names})
 
     @override
     def setup(self, stage: str) -> None:
@@ -173,8 +182,21 @@ class SuperResolution(LightningModule):
         return {"input": low, "preds": self(low), "target": high}
 
     @override
+    def on_test_epoch_start(self) -> None:
+        self.tested = 0
+
+    @override
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        return self.validation_step(batch, batch_idx)
+        pictures = self.validation_step(batch, batch_idx)
+        scale, (low, high, _) = self.hparams["scale"], batch
+        # Less the pictures that a distributed sampler repeats: they come last.
+        count = len(picture_numbers(self.trainer, 0, self.tested, len(high)))
+        self.tested += len(high)
+        for kind, enlarged in (("", pictures["preds"]), ("bicubic_", upscale(low, scale))):
+            for name, scores in zip(("psnr_y", "ssim_y"), luma_scores(enlarged, high, border=scale), strict=True):
+                self.test_scores[kind + name].update(scores[:count])
+                self.log(f"test/{kind}{name}", self.test_scores[kind + name])
+        return pictures
 
     @override
     def predict_step(self, batch: tuple[Any, ...], batch_idx: int) -> Tensor:
@@ -195,6 +217,8 @@ class SuperResolution(LightningModule):
 
 class SuperResolutionCLI(ImageRecipeCLI):
     """Gives data and model the same scale."""
+
+    untrained = "bicubic"
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

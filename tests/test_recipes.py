@@ -135,8 +135,8 @@ def test_pixels_alone_look_for_no_trunk_and_have_no_schedule(recipe):
 
 @every_recipe
 def test_judging_by_the_network_of_the_loss_is_warned_about(recipe):
+    options = ["--model.loss_net=embedded", "--scores.net_type=embedded", "--trainer.max_epochs=1"]
     with pytest.warns(UserWarning, match="net_type: expected another network than that of the loss 'perceptual'"):
-        options = ["--model.loss_net=embedded", "--scores.net_type=embedded", "--trainer.max_epochs=1"]
         recipe.run("fit", *options, "--without", "gallery", trunks=())
 
 

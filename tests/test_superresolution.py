@@ -12,6 +12,7 @@ from PIL import Image
 from pytorch_lightning import Trainer
 
 from lpips_lightning.callbacks import PerceptualScores
+from lpips_lightning.recipes.luma_scores import luma_scores
 from lpips_lightning.recipes.superresolution import EDSR, SuperResolution, main, upscale
 from lpips_lightning.recipes.superresolution_data import SuperResolutionData, downscale
 
@@ -186,6 +187,22 @@ def test_validation_score_is_the_mean_over_pictures(tmp_path, data):
     (split,) = trainer(tmp_path).validate(model, data, verbose=False)
     assert set(whole) == SCORES
     assert whole == pytest.approx(split, rel=1e-5)
+
+
+def test_test_gives_the_fields_numbers_beside_bicubics(tmp_path, data):
+    model = SuperResolution(**TINY)
+    torch.nn.init.normal_(model.network.tail.weight, std=0.1)
+    tester = trainer(tmp_path)
+    (found,) = tester.test(model, data, verbose=False)
+    expected = torch.zeros(2, 2)
+    for low, high, _ in data.test_dataloader():
+        for row, enlarged in enumerate((model(low), upscale(low, 4))):
+            expected[row] += torch.cat(luma_scores(enlarged.detach(), high, border=4)) / 2
+    names = ("test/psnr_y", "test/ssim_y", "test/bicubic_psnr_y", "test/bicubic_ssim_y")
+    assert [found[name] for name in names] == pytest.approx(expected.flatten().tolist(), rel=1e-5)
+    assert found["test/psnr_y"] != found["test/bicubic_psnr_y"]
+    assert set(found) == {*names, "test/lpips", "test/psnr", "test/ssim"}
+    assert tester.test(model, data, verbose=False) == [found]
 
 
 def test_learning_rate_rises_and_falls_to_zero(tmp_path, data):

@@ -1,0 +1,223 @@
+"""Trains and validates the rows of a trade-off table."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from lpips_lightning.backbones import backbone
+from lpips_lightning.callbacks import PerceptualScores
+from lpips_lightning.callbacks.loggers import write_png
+from lpips_lightning.callbacks.sample_picture import to_pixels
+from lpips_lightning.download import Report
+from lpips_lightning.recipes.command import ImageRecipeCLI, run_recipe
+from lpips_lightning.recipes.tradeoff_table import BASELINE, PIXEL, UNTRAINED, TradeoffRow, read_rows, write_rows
+from lpips_lightning.whole_files import whole_file
+
+__all__ = ["Tradeoff"]
+
+_SCALE = "scale_"  # prefix of the scores that only set a baseline's weight
+
+
+@dataclass
+class Tradeoff:
+    """Trains and validates one row after the other; every finished one is kept in ``<out>/tradeoff.csv``.
+
+    Attributes:
+        recipe: Command line, model, data module and file, as `run_recipe` takes them.
+        options: Of the recipe.
+        judges: Networks that validate.
+        out: Folder of the table, the trained models and the pictures.
+    """
+
+    recipe: tuple[type[ImageRecipeCLI], type, type, str]
+    options: list[str]
+    judges: list[str]
+    out: Path
+
+    def __post_init__(self) -> None:
+        self.kept = {(row.loss, row.seed): row for row in read_rows(self.out / "tradeoff.csv")}
+        self.rows: list[TradeoffRow] = []
+
+    def check_settings(self) -> None:
+        """Hold the recipe's options against those of the table that is there already.
+
+        Raises:
+            ValueError: If they differ.
+        """
+        path = self.out / "settings.json"
+        before = json.loads(path.read_text())["options"] if path.exists() else self.options
+        if before != self.options:
+            raise ValueError(
+                f"out: expected the options of the table in {self.out}, {' '.join(before) or 'none'}, got"
+                f" {' '.join(self.options) or 'none'}; another --out starts another table"
+            )
+
+    def run(self, losses: list[str], seeds: list[int], report: Report) -> None:
+        """Make every row that is not there yet.
+
+        Args:
+            losses: `LOSSES`, or a net's name, or ``"<net>:baseline"``.
+            seeds: Of the trainings.
+            report: Of the steps.
+        """
+        wanted = [TradeoffRow(loss, seed) for loss in losses for seed in (seeds[:1] if loss == UNTRAINED else seeds)]
+        self.rows = [self._kept(row) or row for row in wanted]
+        if all(row.scores for row in self.rows):
+            return
+        # First, and outside the net below: what is wrong with the options shows here, within seconds.
+        weights, untrained = self._weigh(losses, seeds[0])
+        with whole_file(self.out / "settings.json") as beside:
+            beside.write_text(json.dumps({"options": self.options}))
+        for index, row in enumerate(self.rows):
+            if not row.scores:
+                self.rows[index] = untrained if row.loss == UNTRAINED else self._row(row, weights, report)
+                self._write()
+
+    def _write(self) -> None:
+        """All rows, also those of losses that were not asked for this time."""
+        done = {(row.loss, row.seed): row for row in self.rows if row.scores or row.note}
+        others = [row for key, row in self.kept.items() if key not in done]
+        write_rows(self.out / "tradeoff.csv", [*done.values(), *others])
+
+    def _kept(self, row: TradeoffRow) -> TradeoffRow | None:
+        """The row of an earlier run, if it lacks nothing."""
+        kept = self.kept.get((row.loss, row.seed))
+        lacking = kept is None or kept.note or {f"lpips_{judge}" for judge in self.judges} - set(kept.scores)
+        return None if lacking else kept
+
+    def _weigh(self, losses: list[str], seed: int) -> tuple[dict[str, float], TradeoffRow]:
+        """The weight of each loss, and the row of the untrained model.
+
+        Networks with their calibration have much the same scale, so all have the recipe's weight. Without it distances
+        are several times larger: there the weight is such that the untrained model's loss is the same with and without.
+        """
+        nets = [loss.partition(":")[0] for loss in losses if loss.endswith(f":{BASELINE}")]
+        nets = [net for net in nets if self._is_here(net)]
+        scales = [
+            PerceptualScores(
+                net, data_range=(0, 1), metrics=["lpips"], calibrated=calibrated, prefix=f"{_SCALE}{net}_{calibrated}_"
+            )
+            for net in nets
+            for calibrated in (True, False)
+        ]
+        row, recipe = self._validate(TradeoffRow(UNTRAINED, seed), scales)
+        weight = float(recipe.model.hparams["loss_weight"])
+        weights = {loss: 0.0 if loss in (PIXEL, UNTRAINED) else weight for loss in losses}
+        for net in nets:
+            scored = recipe.trainer.callback_metrics
+            one, two = (float(scored[f"val/{_SCALE}{net}_{calibrated}_lpips"]) for calibrated in (True, False))
+            weights[f"{net}:{BASELINE}"] = weight * one / two
+        return weights, row
+
+    def _row(self, row: TradeoffRow, weights: dict[str, float], report: Report) -> TradeoffRow:
+        """Train and validate; a row that says why, if that fails."""
+        kept = self.kept.get((row.loss, row.seed), row)
+        row = replace(row, weight=weights[row.loss], seconds=kept.seconds)
+        if row.loss != PIXEL and not self._is_here(row.net):
+            return replace(row, note=f"left out: the trunk of {row.net} is not on this machine")
+        try:
+            if not self._checkpoint(row).exists():
+                row = self._train(row, report)
+            return self._validate(row, [])[0]
+        except Exception as error:
+            warnings.warn(f"{row.stem}: {type(error).__name__}: {error}", stacklevel=2)
+            return replace(row, note=f"failed: {type(error).__name__}")
+
+    def _is_here(self, net: str) -> bool:
+        return backbone(net).is_here or any(option.startswith("--model.loss_weights") for option in self.options)
+
+    def _checkpoint(self, row: TradeoffRow) -> Path:
+        return self.out / f"{row.stem}.ckpt"
+
+    def _train(self, row: TradeoffRow, report: Report) -> TradeoffRow:
+        loss = [f"--model.loss_weight={row.weight}", f"--seed_everything={row.seed}", "--schedule.final=null"]
+        if row.loss != PIXEL:
+            calibrated = "false" if row.loss.endswith(BASELINE) else "true"
+            loss += [f"--model.loss_net={row.net}", f"--model.loss_calibrated={calibrated}"]
+        without = ["checkpoint", "scores", "gallery", "pictures", *["schedule"] * (row.loss == PIXEL)]
+        no_validation = ["--trainer.limit_val_batches=0", "--trainer.num_sanity_val_steps=0"]
+        start = time.monotonic()
+        trained = self._call("fit", [*loss, *no_validation], without, [_SameBatches(row, report)])
+        row = replace(row, seconds=time.monotonic() - start)
+        with whole_file(self._checkpoint(row)) as beside:
+            trained.trainer.save_checkpoint(beside, weights_only=True)
+        return row
+
+    def _validate(self, row: TradeoffRow, extra: list[PerceptualScores]) -> tuple[TradeoffRow, ImageRecipeCLI]:
+        judges = [PerceptualScores(net, data_range=(0, 1), metrics=["lpips"], prefix=f"{net}_") for net in self.judges]
+        plain = PerceptualScores(data_range=(0, 1), metrics=["psnr", "ssim"])
+        checkpoint = [] if row.loss == UNTRAINED else [f"--ckpt_path={self._checkpoint(row)}"]
+        pictures = _KeepPictures(self.out, row.stem)
+        without = ["checkpoint", "scores", "gallery", "schedule", "pictures"]
+        more = [*checkpoint, f"--seed_everything={row.seed}", "--verbose=false"]
+        recipe = self._call("validate", more, without, [plain, *judges, *extra, pictures])
+        scores = {_score_name(name): float(value) for name, value in recipe.trainer.callback_metrics.items()}
+        return replace(row, scores={name: value for name, value in scores.items() if _SCALE not in name}), recipe
+
+    def _call(self, subcommand: str, more: list[str], without: list[str], callbacks: list[Any]) -> ImageRecipeCLI:
+        off = ["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"]
+        args = [subcommand, *self.options, *more, *(f"--trainer.{name}=false" for name in off), "--without", *without]
+        ran = run_recipe(*self.recipe, args, trainer_defaults={"callbacks": callbacks}, save_config_callback=None)
+        return cast(ImageRecipeCLI, ran)
+
+
+class _SameBatches(Callback):
+    """The same random numbers in every training, whatever its loss drew; tells how far it is."""
+
+    def __init__(self, row: TradeoffRow, report: Report) -> None:
+        self.row, self.report, self.total = row, report, 0
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.total = int(trainer.estimated_stepping_batches)
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        torch.manual_seed(self.row.seed + trainer.current_epoch)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.report(f"{self.row.loss}, seed {self.row.seed}", trainer.global_step, self.total)
+
+
+class _KeepPictures(Callback):
+    """Writes the first batch's most detailed picture: input, target and, by the row's name, prediction."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx or dataloader_idx or trainer.sanity_checking:
+            return
+        target = outputs["target"]
+        detail = (target[..., 1:] - target[..., :-1]).abs().mean((1, 2, 3))
+        chosen = int(detail.argmax())
+        for name, key in ((self.name, "preds"), ("target", "target"), ("input", "input")):
+            if key in outputs:
+                write_png(self.folder / f"{name}.png", to_pixels(outputs[key][chosen], (0.0, 1.0)))
+
+
+def _score_name(metric: str) -> str:
+    """``"val/alex_lpips"`` -> ``"lpips_alex"``."""
+    name = metric.removeprefix("val/")
+    return f"lpips_{name.removesuffix('_lpips')}" if name.endswith("_lpips") else name

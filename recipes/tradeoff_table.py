@@ -1,0 +1,228 @@
+"""The rows of a trade-off table: kept as CSV, shown on the terminal, as Markdown and as a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+
+from lpips_lightning.pictures import read_image
+from lpips_lightning.recipes.panel import Column, save_panel
+from lpips_lightning.tables import read_table
+from lpips_lightning.whole_files import whole_file
+
+__all__ = [
+    "BASELINE",
+    "OWN",
+    "PIXEL",
+    "UNTRAINED",
+    "TradeoffRow",
+    "markdown",
+    "read_rows",
+    "rich_table",
+    "save_pictures",
+    "write_rows",
+]
+
+UNTRAINED, PIXEL, BASELINE = "untrained", "pixel", "baseline"
+"""Losses that are no net's: no training, pixels alone, and what stands behind a net's name for no calibration."""
+
+OWN = "\u2020"
+"""Marks a score by the network that the model was trained to please."""
+
+_PLAIN = ("loss", "seed", "weight", "seconds", "note")
+_HEADINGS = {"psnr": "PSNR \u2191", "ssim": "SSIM \u2191"}
+_DIGITS = {"psnr": 2}
+
+
+@dataclass(frozen=True)
+class TradeoffRow:
+    """One training, or why there is none.
+
+    Attributes:
+        loss: Such as ``"pixel"``, ``"alex"`` or ``"alex:baseline"``.
+        seed: Of the training.
+        weight: Of LPIPS in the loss.
+        seconds: That the training took.
+        note: Why there are no scores; empty where there are.
+        scores: By name: ``"psnr"``, ``"ssim"``, ``"lpips_<net>"``, and the recipe's own.
+    """
+
+    loss: str
+    seed: int
+    weight: float = 0.0
+    seconds: float = 0.0
+    note: str = ""
+    scores: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def net(self) -> str:
+        """The network of its loss."""
+        return self.loss.partition(":")[0]
+
+    @property
+    def stem(self) -> str:
+        """How its files are called."""
+        return f"{self.loss.replace(':', '_')}_seed{self.seed}"
+
+
+def read_rows(path: Path) -> list[TradeoffRow]:
+    """What `write_rows` wrote; nothing where there is no file.
+
+    Raises:
+        ValueError: If the file is no such table.
+    """
+    if not path.exists():
+        return []
+    table = read_table(path)
+    table.require(_PLAIN)
+    names = [name for name in table.columns if name not in _PLAIN]
+    return [
+        TradeoffRow(
+            row["loss"],
+            int(row.number("seed")),
+            row.number("weight"),
+            row.number("seconds"),
+            row["note"],
+            {name: row.number(name) for name in names if row[name]},
+        )
+        for row in table.rows
+    ]
+
+
+def write_rows(path: Path, rows: Sequence[TradeoffRow]) -> None:
+    """Write rows as CSV, whole or not at all."""
+    names = score_names(rows)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*_PLAIN, *names])
+    for row in rows:
+        scores = [f"{row.scores[name]:.6g}" if name in row.scores else "" for name in names]
+        writer.writerow([row.loss, row.seed, f"{row.weight:.6g}", f"{row.seconds:.1f}", row.note, *scores])
+    with whole_file(path) as beside:
+        beside.write_text(text.getvalue())
+
+
+def score_names(rows: Iterable[TradeoffRow]) -> list[str]:
+    """The scores of all rows: PSNR, SSIM, LPIPS by net, then the recipe's own, each as they came."""
+    found = dict.fromkeys(name for row in rows for name in row.scores)
+    return sorted(found, key=lambda name: (name not in _HEADINGS, not name.startswith("lpips_")))
+
+
+def rich_table(rows: Sequence[TradeoffRow], title: str, labels: dict[str, str]) -> Table:
+    """The table for the terminal.
+
+    Args:
+        rows: In the order to show; seeds of one loss become one line.
+        title: Above it.
+        labels: What to call a loss, where it is not its name.
+    """
+    headings, lines = _lines(rows, labels)
+    table = Table(
+        title=title, caption=_legend(rows, labels), caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    for index, heading in enumerate(headings):
+        kind, _, net = heading.partition("(")  # on two lines: LPIPS, and below it the net
+        shown = f"{kind} \u2193\n{net.partition(')')[0]}" if net else heading
+        table.add_column(shown, justify="right" if index else "left")
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+def markdown(rows: Sequence[TradeoffRow], labels: dict[str, str]) -> str:
+    """The table as Markdown, with its legend; see `rich_table`."""
+    headings, lines = _lines(rows, labels)
+    rule = ["---", *["---:"] * (len(headings) - 1)]
+    shown = "\n".join(f"| {' | '.join(line)} |" for line in (headings, rule, *lines))
+    return f"{shown}\n\n{_legend(rows, labels)}\n"
+
+
+def save_pictures(folder: Path, rows: Sequence[TradeoffRow], labels: dict[str, str], heading: str) -> Path | None:
+    """The same detail under each loss, as ``<folder>/tradeoff.png``, from the pictures that lie in the folder.
+
+    Args:
+        folder: With ``input.png``, ``target.png`` and one picture a row, named by its stem.
+        rows: Those with scores are shown; of several seeds the first.
+        labels: See `rich_table`.
+        heading: Above everything.
+
+    Returns:
+        The file; None where there are no pictures.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is not installed.
+    """
+    # One judge for all of them, the loss of none if there is such a one.
+    judges = [name for name in score_names(rows) if name.startswith("lpips_")]
+    judge = next((name for name in judges if name[6:] not in {row.net for row in rows}), judges[0] if judges else None)
+    columns: list[Column] = []
+    if (folder / "input.png").exists():
+        columns.append(Column("input", "", read_image(folder / "input.png") / 255))
+    for loss in dict.fromkeys(row.loss for row in rows if not row.note):
+        row = next(row for row in rows if row.loss == loss and not row.note)
+        if (folder / f"{row.stem}.png").exists():
+            columns.append(
+                Column(_label(loss, labels), _subtitle(row, judge), read_image(folder / f"{row.stem}.png") / 255)
+            )
+    if not columns or not (folder / "target.png").exists():
+        return None
+    columns.append(Column("truth", "", read_image(folder / "target.png") / 255))
+    save_panel(columns, folder / "tradeoff.png", heading)
+    return folder / "tradeoff.png"
+
+
+def _label(loss: str, labels: dict[str, str]) -> str:
+    return labels.get(loss, loss if loss == PIXEL else f"+ {loss}")
+
+
+def _lines(rows: Sequence[TradeoffRow], labels: dict[str, str]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells; a loss without scores has dashes."""
+    names = score_names(rows)
+    lines = []
+    for loss in dict.fromkeys(row.loss for row in rows):
+        scored = [row for row in rows if row.loss == loss and not row.note]
+        trained = [row for row in scored if row.seconds]
+        weight = f"{scored[0].weight:.2g}" if scored else "\u2013"
+        seconds = f"{statistics.mean(row.seconds for row in trained):.0f} s" if trained else "\u2013"
+        lines.append([_label(loss, labels), weight, seconds, *(_cell(scored, name) for name in names)])
+    headings = [
+        _HEADINGS.get(name, f"LPIPS({name[6:]}) \u2193" if name.startswith("lpips_") else name) for name in names
+    ]
+    return ["loss", "weight", "time", *headings], lines
+
+
+def _cell(rows: Sequence[TradeoffRow], name: str) -> str:
+    """Mean over the seeds, and their standard deviation."""
+    values = [row.scores[name] for row in rows if name in row.scores]
+    if not values:
+        return "\u2013"
+    digits = _DIGITS.get(name, 3)
+    spread = f" \u00b1 {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    own = OWN if name == f"lpips_{rows[0].net}" else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}{own}"
+
+
+def _legend(rows: Sequence[TradeoffRow], labels: dict[str, str]) -> str:
+    """What the marks mean, and why something is not there."""
+    seeds = sorted({row.seed for row in rows if row.loss != UNTRAINED})
+    spread = f" Mean \u00b1 standard deviation over the seeds {', '.join(map(str, seeds))}." if len(seeds) > 1 else ""
+    scaled = " A baseline's weight makes the untrained model's loss what it is with calibration."
+    notes = [
+        f" {_label(row.loss, labels)}{f', seed {row.seed}' if len(seeds) > 1 else ''}: {row.note}."
+        for row in rows
+        if row.note
+    ]
+    baseline = scaled if any(row.loss.endswith(BASELINE) for row in rows) else ""
+    return f"{OWN} judged by the network of the loss itself, which flatters.{baseline}{spread}{''.join(notes)}"
+
+
+def _subtitle(row: TradeoffRow, judge: str | None) -> str:
+    lpips = f"   LPIPS({judge[6:]}) {row.scores[judge]:.3f}" if judge in row.scores else ""
+    return f"PSNR {row.scores['psnr']:.1f} dB{lpips}"

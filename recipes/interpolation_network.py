@@ -103,9 +103,9 @@ class InterpolationNetwork(nn.Module):
         self.searches = nn.ModuleList()
         for level, width in enumerate(reversed(channels[1:])):
             known = hidden + 5 if level else 0
-            inputs = searched + 2 * width + known
+            inputs = searched + 2 + 2 * width + known
             self.searches.append(nn.Sequential(*_conv(inputs, hidden), *_conv(hidden, hidden), *_conv(hidden, hidden)))
-        self.heads = nn.ModuleList(nn.Conv2d(hidden, 5, 3, padding=1) for _ in self.searches)
+        self.heads = nn.ModuleList(nn.Conv2d(hidden, 6, 3, padding=1) for _ in self.searches)
         self.fine = nn.Sequential(
             *_conv(2 * channels[0] + hidden + 5 + 24, fine), *_conv(fine, fine), nn.Conv2d(fine, 32, 3, padding=1)
         )
@@ -122,6 +122,13 @@ class InterpolationNetwork(nn.Module):
         frame, flow, share, coarse = self._interpolate(frames)
         return Interpolation(*(part[..., :height, :width] for part in (frame, flow, share)), coarse)
 
+    def _likeliest(self, scores: Tensor) -> Tensor:
+        """The displacement to expect, ``(N, 2, H, W)``, if better matches of the neighbourhood are likelier."""
+        likely = F.avg_pool2d(scores, 5, 1, 2, count_include_pad=False).mul(40).softmax(1)
+        steps = torch.arange(-self.radius, self.radius + 1.0, device=scores.device)
+        moves = torch.stack([steps.repeat(len(steps)), steps.repeat_interleave(len(steps))])
+        return torch.einsum("md,ndhw->nmhw", moves, likely)
+
     def _interpolate(self, frames: Tensor) -> Interpolation:
         pyramid, features = [], frames - 0.5
         for encoder in self.encoders:
@@ -136,12 +143,15 @@ class InterpolationNetwork(nn.Module):
                 flow, hidden = _twice(flow, motion=True), _twice(hidden)
                 one, two = warp(one, flow[:, :2]), warp(two, flow[:, 2:4])
                 known = [hidden, flow]
-            scores = matching_scores(F.normalize(one, dim=1), F.normalize(two, dim=1), self.radius)
-            hidden = search(torch.cat([scores * one.shape[1], one, two, *known], 1))
+            scores = matching_scores(_unit(one), _unit(two), self.radius) * one.shape[1]
+            best = self._likeliest(scores)
+            hidden = search(torch.cat([scores, best, one, two, *known], 1))
             change = head(hidden).float()
+            moved = change[:, 5:] * best
+            change = torch.cat([change[:, :2] - moved, change[:, 2:4] + moved, change[:, 4:5]], 1)
             flow = change if flow is None else flow + change
             small = F.avg_pool2d(frames, 2 ** (level + 1))
-            coarse.append(_blend(*small.chunk(2), flow)[0])
+            coarse.append((_blend(*small.chunk(2), flow)[0], flow[:, :4]))
         flow, hidden = _twice(flow, motion=True), _twice(hidden)
         one, two = (warp(part, flow[:, place : place + 2]) for part, place in zip(pyramid[0].chunk(2), (0, 2), strict=True))
         flow_whole = _twice(flow, motion=True)
@@ -151,6 +161,10 @@ class InterpolationNetwork(nn.Module):
         flow = flow_whole + made[:, :5]
         frame, share = _blend(*frames.chunk(2), flow)
         return Interpolation(frame + made[:, 5:], flow[:, :4], share, coarse[::-1])
+
+
+def _unit(features: Tensor) -> Tensor:
+    return F.normalize(F.instance_norm(features), dim=1)
 
 
 def _blend(first: Tensor, second: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:

@@ -107,7 +107,7 @@ class InterpolationNetwork(nn.Module):
             self.searches.append(nn.Sequential(*_conv(inputs, hidden), *_conv(hidden, hidden), *_conv(hidden, hidden)))
         self.heads = nn.ModuleList(nn.Conv2d(hidden, 6, 3, padding=1) for _ in self.searches)
         self.fine = nn.Sequential(
-            *_conv(2 * channels[0] + hidden + 5 + 24, fine), *_conv(fine, fine), nn.Conv2d(fine, 32, 3, padding=1)
+            *_conv(2 * channels[0] + hidden + 24, fine), *_conv(fine, fine), nn.Conv2d(fine, 32, 3, padding=1)
         )
         for head in (*self.heads, self.fine[-1]):
             nn.init.zeros_(head.weight)
@@ -151,13 +151,13 @@ class InterpolationNetwork(nn.Module):
             change = torch.cat([change[:, :2] - moved, change[:, 2:4] + moved, change[:, 4:5]], 1)
             flow = change if flow is None else flow + change
             small = F.avg_pool2d(frames, 2 ** (level + 1))
-            coarse.append((_blend(*small.chunk(2), flow)[0], flow[:, :4]))
+            coarse.append(_blend(*small.chunk(2), flow)[0])
         flow, hidden = _twice(flow, motion=True), _twice(hidden)
         one, two = (warp(part, flow[:, place : place + 2]) for part, place in zip(pyramid[0].chunk(2), (0, 2), strict=True))
         flow_whole = _twice(flow, motion=True)
         images = [warp(part, flow_whole[:, place : place + 2]) for part, place in zip(frames.chunk(2), (0, 2), strict=True)]
         images = F.pixel_unshuffle(torch.cat(images, 1) - 0.5, 2)
-        made = F.pixel_shuffle(self.fine(torch.cat([one, two, hidden, flow, images], 1)).float(), 2)
+        made = F.pixel_shuffle(self.fine(torch.cat([one, two, hidden, images], 1)).float(), 2)
         flow = flow_whole + made[:, :5]
         frame, share = _blend(*frames.chunk(2), flow)
         return Interpolation(frame + made[:, 5:], flow[:, :4], share, coarse[::-1])

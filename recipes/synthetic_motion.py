@@ -94,14 +94,7 @@ def render(layers: Sequence[Layer], size: tuple[int, int]) -> Tensor:
         else:
             cover = layer.mask(*origins.unbind(1)).unflatten(-1, size)[:, None]
             frames = torch.lerp(frames, seen, cover)
-        ends = []
-        for time in (-0.5, 0.5):
-            back = layer.motion.origin(time)
-            inv = torch.linalg.inv(back[:, :2])
-            ends.append(_apply(torch.cat([inv, -inv @ back[:, 2:]], 1), positions) - positions)
-        f = torch.cat(ends).unflatten(-1, size)
-        flow = f if layer.mask is None else torch.where(cover[1] > 0.5, f, flow)
-    return frames.mul(255).round().clamp(0, 255).div(255), flow
+    return frames.mul(255).round().clamp(0, 255).div(255)
 
 
 class SyntheticMotion(Dataset[Triplet]):
@@ -138,8 +131,8 @@ class SyntheticMotion(Dataset[Triplet]):
     @override
     def __getitem__(self, index: int) -> Triplet:
         numbers = np.random.default_rng([self.seed, *divmod(index, self.length)])
-        (first, middle, last), flow = render(self.layers(numbers), self.size)
-        return first, last, middle, flow
+        first, middle, last = render(self.layers(numbers), self.size)
+        return first, last, middle, f"{index:06d}"
 
     def layers(self, numbers: np.random.Generator) -> list[Layer]:
         """A background and one or two patches before it."""

@@ -31,6 +31,9 @@ _RECIPES = "lpips_lightning.recipes"
 COMMANDS = {
     "demo": Command("superresolution in minutes: a table and a picture", f"{_RECIPES}.demo:main"),
     "superresolution": Command("enlarge pictures: fit, validate, test, predict", f"{_RECIPES}.superresolution:main"),
+    "frame-interpolation": Command(
+        "the frame between two: fit, validate, test, predict", f"{_RECIPES}.frame_interpolation:main"
+    ),
     "distillation": Command("teach a small trunk the distances of a large one", f"{_RECIPES}.distillation:main"),
     "calibration": Command("teach LPIPS from judgements: fit, validate, test, fast", f"{_RECIPES}.calibration:main"),
     "bapps": Command("evaluate against people; make a judged data set", "lpips_lightning.bapps_cli:main"),

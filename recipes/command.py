@@ -27,7 +27,7 @@ from typing_extensions import override
 from lpips_lightning.callbacks import LossSchedule, PerceptualScores, SampleGallery
 from lpips_lightning.recipes.picture_writer import PictureWriter
 
-__all__ = ["ImageRecipeCLI", "RecipeCLI", "run_recipe"]
+__all__ = ["ImageRecipeCLI", "RecipeCLI", "command_name", "run_recipe"]
 
 Wandb = Literal["offline", "online"]
 
@@ -136,11 +136,16 @@ def run_recipe(
         model,
         data,
         args=args,
-        parser_kwargs={"prog": f"lpips-lightning {Path(file).stem}"}
+        parser_kwargs={"prog": f"lpips-lightning {command_name(file)}"}
         | dict.fromkeys(LightningCLI.subcommands(), defaults),
         save_config_kwargs={"overwrite": True},
         **options,
     )
+
+
+def command_name(file: str) -> str:
+    """The subcommand of a recipe's file: ``frame-interpolation`` of ``frame_interpolation.py``."""
+    return Path(file).stem.replace("_", "-")
 
 
 def _loggers(configured: Any) -> list[Any]:

@@ -1,6 +1,6 @@
 """Three frames in a row as files: Vimeo-90K, folders of consecutive frames, Middlebury; and pairs to draw between."""
 
-import os
+import itertools
 import re
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
@@ -17,9 +17,9 @@ __all__ = [
     "FramePairs",
     "FrameTriplet",
     "FrameTriplets",
-    "clips",
     "clip_pairs",
     "clip_triplets",
+    "clips",
     "middlebury_triplets",
     "name_between",
     "natural_key",
@@ -47,10 +47,15 @@ class FrameTriplet(NamedTuple):
     second: Path
 
 
-def natural_key(name: str) -> list[tuple[int, str]]:
-    """For sorting as people count: ``frame9`` before ``frame10``; leading zeros first, as in ``1_05`` before ``1_5``."""
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """For sorting as people count: ``frame9`` before ``frame10``; and ``1_05`` before ``1_5``, as leading zeros say.
+
+    Example:
+        >>> sorted(["f10", "f9_5", "f9", "f9_05"], key=natural_key)
+        ['f9', 'f9_05', 'f9_5', 'f10']
+    """
     parts = re.split(r"(\d+)", name)
-    return [(int(part), part) if part.isdecimal() else (-1, part) for part in parts if part]
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part]
 
 
 def name_between(first: str, second: str) -> str:
@@ -96,9 +101,7 @@ def clips(folder: str | Path, least: int) -> dict[str, dict[str, Path]]:
 def clip_triplets(frames: dict[str, Path]) -> list[FrameTriplet]:
     """All (t - 1, t, t + 1) of a clip."""
     names, files = list(frames), list(frames.values())
-    return [
-        FrameTriplet(name, *three) for name, *three in zip(names[1:], files, files[1:], files[2:], strict=False)
-    ]
+    return [FrameTriplet(name, *three) for name, *three in zip(names[1:], files, files[1:], files[2:], strict=False)]
 
 
 def clip_pairs(frames: dict[str, Path]) -> list[FramePair]:
@@ -106,7 +109,7 @@ def clip_pairs(frames: dict[str, Path]) -> list[FramePair]:
     items = list(frames.items())
     return [
         FramePair(name_between(name, next_name), first, second)
-        for (name, first), (next_name, second) in zip(items, items[1:], strict=False)
+        for (name, first), (next_name, second) in itertools.pairwise(items)
     ]
 
 
@@ -120,7 +123,9 @@ def vimeo_triplets(root: str | Path, split: Literal["train", "test"]) -> list[Fr
     listed, sequences = Path(root) / f"tri_{split}list.txt", Path(root) / "sequences"
     for path, kind in ((listed, "file"), (sequences, "folder")):
         if not path.exists():
-            raise FileNotFoundError(f"folder: expected Vimeo-90K's triplets with the {kind} '{path}', got no such {kind}")
+            raise FileNotFoundError(
+                f"folder: expected Vimeo-90K's triplets with the {kind} '{path}', got no such {kind}"
+            )
     names = [line.strip() for line in listed.read_text().splitlines() if line.strip()]
     if not names:
         raise ValueError(f"{listed}: expected the names of triplets, got an empty list")
@@ -132,7 +137,7 @@ def vimeo_triplets(root: str | Path, split: Literal["train", "test"]) -> list[Fr
             raise ValueError(f"{listed}: expected lines such as 00001/0001, got '{name}'")
         if parts[0] not in there:
             group = sequences / parts[0]
-            there[parts[0]] = set(os.listdir(group)) if group.is_dir() else set()
+            there[parts[0]] = {path.name for path in group.iterdir()} if group.is_dir() else set()
         if parts[1] not in there[parts[0]]:
             missing.append(name)
     if missing:
@@ -155,7 +160,9 @@ def middlebury_triplets(root: str | Path) -> list[FrameTriplet]:
     truth, frames = Path(root) / "interp_gt", Path(root) / "frames"
     for folder in (truth, frames):
         if not folder.is_dir():
-            raise FileNotFoundError(f"folder: expected Middlebury's layout with the folder '{folder}', got no such folder")
+            raise FileNotFoundError(
+                f"folder: expected Middlebury's layout with the folder '{folder}', got no such folder"
+            )
     scenes = sorted(path.name for path in truth.iterdir() if path.is_dir())
     if not scenes:
         raise ValueError(f"folder: expected scenes with a true middle frame in '{truth}', got none")

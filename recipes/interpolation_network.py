@@ -1,5 +1,6 @@
 """A small network that draws the frame between two: motion to both, coarse to fine, then a blend of the two frames."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-__all__ = ["InterpolationNetwork", "Interpolation", "matching_scores", "warp"]
+__all__ = ["Interpolation", "InterpolationNetwork", "likeliest", "matching_scores", "warp"]
 
 
 def warp(image: Tensor, flow: Tensor) -> Tensor:
@@ -35,7 +36,7 @@ def warp(image: Tensor, flow: Tensor) -> Tensor:
 def matching_scores(first: Tensor, second: Tensor, radius: int) -> Tensor:
     """How alike two frames' features are if what is between them here moved by twice a displacement.
 
-    Each channel is a displacement ``(dx, dy)`` up to `radius`, row by row: the mean over features of
+    Each channel is a displacement ``(dx, dy)`` up to `radius`, row by row: the sum over features of
     ``first(x - dx, y - dy) * second(x + dx, y + dy)``, and 0 where one of the two lies outside. The search is
     symmetric about the frame in the middle, so one volume serves the motion to both.
 
@@ -54,8 +55,25 @@ def matching_scores(first: Tensor, second: Tensor, radius: int) -> Tensor:
         for dx in range(-radius, radius + 1):
             one = first[..., radius - dy : radius - dy + height, radius - dx : radius - dx + width]
             two = second[..., radius + dy : radius + dy + height, radius + dx : radius + dx + width]
-            scores.append((one * two).mean(1))
+            scores.append((one * two).sum(1))
     return torch.stack(scores, 1)
+
+
+def likeliest(scores: Tensor, sharpness: float = 40.0) -> Tensor:
+    """The displacement to expect where matches that are better around a place are likelier.
+
+    Args:
+        scores: From `matching_scores`, of features of unit length.
+        sharpness: Factor on the scores, averaged over 5 x 5 places, before they become shares by softmax.
+
+    Returns:
+        Shape ``(N, 2, H, W)``, x and y in pixels.
+    """
+    side = math.isqrt(scores.shape[1])
+    # The mean of the places that are there: beyond the border there is nothing to match.
+    shares = F.avg_pool2d(scores.float(), 5, 1, 2, count_include_pad=False).mul(sharpness).softmax(1)
+    steps = torch.arange(side, device=scores.device, dtype=shares.dtype) - side // 2
+    return torch.einsum("md,ndhw->nmhw", torch.stack([steps.repeat(side), steps.repeat_interleave(side)]), shares)
 
 
 class Interpolation(NamedTuple):
@@ -63,9 +81,9 @@ class Interpolation(NamedTuple):
 
     Attributes:
         frame: Shape ``(N, 3, H, W)``; not clamped.
-        flow: From the middle to the first and the second frame, ``(N, 4, H, W)``: x, y, x, y in pixels.
+        flow: From the middle to the first and to the second frame, ``(N, 4, H, W)``: x, y, x, y in pixels.
         share: Of the first frame in the blend, ``(N, 1, H, W)``, in (0, 1).
-        coarse: The same frame from the coarser levels' motion alone, each of half the size of the one before.
+        coarse: The frame from the motion at each coarser level alone, the coarsest first; padded to the stride.
     """
 
     frame: Tensor
@@ -74,112 +92,153 @@ class Interpolation(NamedTuple):
     coarse: list[Tensor]
 
 
+class SearchLevel(nn.Module):
+    """Adds to the motion what is left of it, in features that the motion known so far has brought together.
+
+    Block matching about the middle gives a displacement; the convolutions say how far to trust it, and what else to
+    add. They start with no trust at all.
+
+    Args:
+        width: Channels of the features.
+        hidden: Channels of what is handed on to the next level.
+        known: Channels of what the level before has handed on; 0 at the first.
+        radius: Of the search.
+    """
+
+    def __init__(self, width: int, hidden: int, known: int, radius: int) -> None:
+        super().__init__()
+        self.radius = radius
+        inputs = (2 * radius + 1) ** 2 + 2 + 2 * width + known
+        self.body = nn.Sequential(*_conv(inputs, hidden), *_conv(hidden, hidden), *_conv(hidden, hidden))
+        self.head = _zeros(nn.Conv2d(hidden, 6, 3, padding=1))
+
+    @override
+    def forward(self, one: Tensor, two: Tensor, known: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Features of both frames, brought together -> what to hand on, and what to add to motion and share."""
+        scores = matching_scores(_comparable(one), _comparable(two), self.radius)
+        best = likeliest(scores)
+        hidden = self.body(torch.cat([scores, best, one, two, *known], 1))
+        free, share, trust = self.head(hidden).float().split([4, 1, 1], 1)
+        return hidden, torch.cat([free + trust * torch.cat([-best, best], 1), share], 1)
+
+
 class InterpolationNetwork(nn.Module):
     """The frame between two, by motion from the middle to both of them.
 
-    After PWC-Net (Sun et al. 2018), BMBC (Park et al. 2020) and IFRNet (Kong et al. 2022): features of both frames on
-    a pyramid; from its coarsest level on, the features are warped by the motion known so far and searched for what is
-    left of it, symmetrically about the middle; the finest level works at half size and gives motion, blending mask and a
-    residual at full size. Untrained it is the mean of the two frames.
+    After PWC-Net (Sun et al. 2018, arXiv:1709.02371), BMBC (Park et al. 2020, arXiv:2007.12622) and IFRNet (Kong et al.
+    2022, arXiv:2205.14620): features of both frames on a pyramid; from its coarsest level on, they are warped by the
+    motion known so far and searched for what is left of it, symmetrically about the middle; the finest level works at
+    half size and gives motion, share and a residual at full size. Untrained it is the mean of the two frames.
 
     Args:
-        channels: Of the features at 1/2, 1/4, 1/8, ... of the size; the number of them is that of the levels.
+        channels: Of the features at 1/2, 1/4, 1/8, ... of the size; their number is that of the levels, at least 2.
         hidden: Channels of the searching levels.
         fine: Channels of the finest level, where most of the work is.
         radius: Of the search at each level. The longest motion from frame to frame that is found is about
             ``radius * 2 ** (levels + 1)`` pixels.
+
+    Raises:
+        ValueError: If there are fewer than two levels, or a number is below 1.
     """
 
     def __init__(
-        self, channels: Sequence[int] = (16, 24, 32), hidden: int = 32, fine: int = 24, radius: int = 3
+        self, channels: Sequence[int] = (16, 24, 32), hidden: int = 32, fine: int = 24, radius: int = 2
     ) -> None:
         super().__init__()
-        self.radius, self.stride = radius, 2 ** len(channels)
-        widths = [3, *channels]
+        if len(channels) < 2 or min(channels) < 1:
+            raise ValueError(f"channels: expected at least two positive numbers, got {list(channels)}")
+        for name, number in (("hidden", hidden), ("fine", fine), ("radius", radius)):
+            if number < 1:
+                raise ValueError(f"{name}: expected at least 1, got {number}")
+        self.stride = 2 ** len(channels)
         self.encoders = nn.ModuleList(
-            nn.Sequential(*_conv(one, two, stride=2), *_conv(two, two)) for one, two in zip(widths, channels, strict=False)
+            nn.Sequential(*_conv(inputs, outputs, stride=2), *_conv(outputs, outputs))
+            for inputs, outputs in zip((3, *channels), channels, strict=False)
         )
-        searched = (2 * radius + 1) ** 2
-        self.searches = nn.ModuleList()
-        for level, width in enumerate(reversed(channels[1:])):
-            known = hidden + 5 if level else 0
-            inputs = searched + 2 + 2 * width + known
-            self.searches.append(nn.Sequential(*_conv(inputs, hidden), *_conv(hidden, hidden), *_conv(hidden, hidden)))
-        self.heads = nn.ModuleList(nn.Conv2d(hidden, 6, 3, padding=1) for _ in self.searches)
-        self.fine = nn.Sequential(
-            *_conv(2 * channels[0] + hidden + 24, fine), *_conv(fine, fine), nn.Conv2d(fine, 32, 3, padding=1)
+        # From the coarsest to the one before the finest.
+        self.searches = nn.ModuleList(
+            SearchLevel(width, hidden, hidden + 5 if number else 0, radius)
+            for number, width in enumerate(reversed(channels[1:]))
         )
-        for head in (*self.heads, self.fine[-1]):
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
+        inputs = 2 * channels[0] + hidden + 24
+        self.fine = nn.Sequential(*_conv(inputs, fine), *_conv(fine, fine), _zeros(nn.Conv2d(fine, 32, 3, padding=1)))
 
     @override
     def forward(self, first: Tensor, second: Tensor) -> Interpolation:
         """Two frames ``(N, 3, H, W)`` in [0, 1], of any size, and what is between them."""
         height, width = first.shape[-2:]
         pads = [0, -width % self.stride, 0, -height % self.stride]
-        frames = F.pad(torch.cat([first, second]), pads, mode="replicate") if any(pads) else torch.cat([first, second])
-        frame, flow, share, coarse = self._interpolate(frames)
-        return Interpolation(*(part[..., :height, :width] for part in (frame, flow, share)), coarse)
-
-    def _likeliest(self, scores: Tensor) -> Tensor:
-        """The displacement to expect, ``(N, 2, H, W)``, if better matches of the neighbourhood are likelier."""
-        likely = F.avg_pool2d(scores, 5, 1, 2, count_include_pad=False).mul(40).softmax(1)
-        steps = torch.arange(-self.radius, self.radius + 1.0, device=scores.device)
-        moves = torch.stack([steps.repeat(len(steps)), steps.repeat_interleave(len(steps))])
-        return torch.einsum("md,ndhw->nmhw", moves, likely)
-
-    def _interpolate(self, frames: Tensor) -> Interpolation:
-        pyramid, features = [], frames - 0.5
+        one, two = (F.pad(frame, pads, mode="replicate") if any(pads) else frame for frame in (first, second))
+        pyramid, features = [], torch.cat([one, two]) - 0.5
         for encoder in self.encoders:
             features = encoder(features)
-            pyramid.append(features)
-        flow, hidden, coarse = None, None, []
-        for level in range(len(pyramid) - 1, 0, -1):
-            search, head = self.searches[len(pyramid) - 1 - level], self.heads[len(pyramid) - 1 - level]
-            one, two = pyramid[level].chunk(2)
-            known = []
-            if flow is not None:
-                flow, hidden = _twice(flow, motion=True), _twice(hidden)
-                one, two = warp(one, flow[:, :2]), warp(two, flow[:, 2:4])
-                known = [hidden, flow]
-            scores = matching_scores(_unit(one), _unit(two), self.radius) * one.shape[1]
-            best = self._likeliest(scores)
-            hidden = search(torch.cat([scores, best, one, two, *known], 1))
-            change = head(hidden).float()
-            moved = change[:, 5:] * best
-            change = torch.cat([change[:, :2] - moved, change[:, 2:4] + moved, change[:, 4:5]], 1)
-            flow = change if flow is None else flow + change
-            small = F.avg_pool2d(frames, 2 ** (level + 1))
-            coarse.append(_blend(*small.chunk(2), flow)[0])
-        flow, hidden = _twice(flow, motion=True), _twice(hidden)
-        one, two = (warp(part, flow[:, place : place + 2]) for part, place in zip(pyramid[0].chunk(2), (0, 2), strict=True))
-        flow_whole = _twice(flow, motion=True)
-        images = [warp(part, flow_whole[:, place : place + 2]) for part, place in zip(frames.chunk(2), (0, 2), strict=True)]
-        images = F.pixel_unshuffle(torch.cat(images, 1) - 0.5, 2)
-        made = F.pixel_shuffle(self.fine(torch.cat([one, two, hidden, images], 1)).float(), 2)
-        flow = flow_whole + made[:, :5]
-        frame, share = _blend(*frames.chunk(2), flow)
-        return Interpolation(frame + made[:, 5:], flow[:, :4], share, coarse[::-1])
+            pyramid.append(features.chunk(2))
+        motion, hidden, coarse = self._search(one, two, pyramid[:0:-1])
+        frame, motion = self._refine(one, two, pyramid[0], motion, hidden)
+        whole = (frame, motion[:, :4], motion[:, 4:].sigmoid())
+        return Interpolation(*(part[..., :height, :width] for part in whole), coarse)
+
+    def _search(
+        self, one: Tensor, two: Tensor, pyramid: Sequence[tuple[Tensor, ...]]
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Motion and share, ``(N, 5, h, w)``, and hidden features at twice the finest searched level's size."""
+        motion, coarse, known = one.new_zeros(()), [], []
+        for search, features in zip(self.searches, pyramid, strict=True):
+            if known:
+                features = _warp_both(*features, motion)
+            hidden, change = search(*features, known)
+            motion = motion + change
+            small = (F.adaptive_avg_pool2d(frame, motion.shape[-2:]) for frame in (one, two))
+            coarse.append(_blend(*small, motion))
+            hidden, motion = _twice(hidden), _twice_motion(motion)
+            known = [hidden, motion]
+        return motion, hidden, coarse
+
+    def _refine(
+        self, one: Tensor, two: Tensor, features: tuple[Tensor, ...], motion: Tensor, hidden: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The frame, and motion and share, all at full size."""
+        features = _warp_both(*features, motion)
+        motion = _twice_motion(motion)
+        frames = F.pixel_unshuffle(torch.cat(_warp_both(one, two, motion), 1) - 0.5, 2)
+        made = F.pixel_shuffle(self.fine(torch.cat([*features, hidden, frames], 1)).float(), 2)
+        motion = motion + made[:, :5]
+        return _blend(one, two, motion) + made[:, 5:], motion
 
 
-def _unit(features: Tensor) -> Tensor:
-    return F.normalize(F.instance_norm(features), dim=1)
+def _warp_both(one: Tensor, two: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
+    return warp(one, motion[:, :2]), warp(two, motion[:, 2:4])
 
 
-def _blend(first: Tensor, second: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-    share = flow[:, 4:].sigmoid()
-    first, second = warp(first, flow[:, :2]), warp(second, flow[:, 2:4])
-    return share * first + (1 - share) * second, share
+def _blend(one: Tensor, two: Tensor, motion: Tensor) -> Tensor:
+    one, two = _warp_both(one, two, motion)
+    return torch.lerp(two, one, motion[:, 4:].sigmoid())
 
 
-def _twice(values: Tensor, motion: bool = False) -> Tensor:
-    """Twice as large; as a motion and a mask, twice as long in the new pixels."""
-    large = F.interpolate(values, scale_factor=2, mode="bilinear", align_corners=False)
-    if not motion:
-        return large
-    return large * torch.tensor([2.0, 2, 2, 2, 1], device=values.device).view(1, 5, 1, 1)
+def _twice(values: Tensor) -> Tensor:
+    return F.interpolate(values, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def _twice_motion(motion: Tensor) -> Tensor:
+    """Twice as large, and in the new pixels twice as long; the share stays."""
+    motion = _twice(motion)
+    return torch.cat([2 * motion[:, :4], motion[:, 4:]], 1)
+
+
+def _comparable(features: Tensor) -> Tensor:
+    """Features whose products say how alike places are: of mean 0 and variance 1 over the frame, then of length 1."""
+    features = features.float()
+    centred = features - features.mean((2, 3), keepdim=True)
+    spread = (centred.square().mean((2, 3), keepdim=True) + 1e-5).sqrt()
+    return F.normalize(centred / spread, dim=1)
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
     return [nn.Conv2d(inputs, outputs, 3, stride, 1), nn.LeakyReLU(0.1, inplace=True)]
+
+
+def _zeros(convolution: nn.Conv2d) -> nn.Conv2d:
+    # Untrained, the network is the mean of the frames: noise from random filters would cost the first steps.
+    for parameter in convolution.parameters():
+        nn.init.zeros_(parameter)
+    return convolution

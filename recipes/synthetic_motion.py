@@ -216,6 +216,6 @@ def _apply(affine: Tensor, positions: Tensor) -> Tensor:
 
 
 def _positions(height: int, width: int) -> Tensor:
-    """x and y of every pixel, from the middle of the frame; shape ``(2, height, width)``."""
+    """Every pixel's x and y, from the middle of the frame; shape ``(2, height, width)``."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return torch.stack([x - width // 2, y - height // 2]).float()

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from lpips_lightning.backbones import BACKBONES
 from lpips_lightning.progress import progress_report
-from lpips_lightning.recipes.command import ImageRecipeCLI
+from lpips_lightning.recipes.command import ImageRecipeCLI, command_name
 from lpips_lightning.recipes.tradeoff_rows import Tradeoff
 from lpips_lightning.recipes.tradeoff_table import BASELINE, PIXEL, UNTRAINED, markdown, rich_table, save_pictures
 from lpips_lightning.whole_files import whole_file
@@ -45,7 +45,7 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
     Raises:
         ValueError: If an argument is off, or `out` holds the table of other options.
     """
-    name = Path(file).stem
+    name = command_name(file)
     parser = _parser(name)
     options, recipe_options = parser.parse_known_args(args)
     if recipe_options and not recipe_options[0].startswith("-"):

@@ -62,7 +62,7 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
     judges = options.judges or [net for net in BACKBONES if BACKBONES[net].is_here]
     if unknown := [judge for judge in judges if judge not in BACKBONES]:
         raise ValueError(f"judges: expected some of {', '.join(BACKBONES)}, got {unknown[0]!r}")
-    console, out, start = Console(), Path(options.out or f"outputs/{name}/tradeoff"), time.monotonic()
+    console, out, start = Console(), Path(options.out or f"outputs/{Path(file).stem}/tradeoff"), time.monotonic()
     table = Tradeoff((cli, model, data, file), recipe_options, judges, out)
     table.check_settings()
     labels = {UNTRAINED: cli.untrained}
@@ -102,7 +102,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", type=_numbers, default="0", help="of the trainings (default: %(default)s)")
     parser.add_argument("--judges", type=_words, help="nets that validate (default: all on this machine)")
-    parser.add_argument("--out", help=f"folder (default: outputs/{name}/tradeoff)")
+    parser.add_argument("--out", help=f"folder (default: outputs/{name.replace('-', '_')}/tradeoff)")
     return parser
 
 

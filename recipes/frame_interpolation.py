@@ -199,12 +199,16 @@ class FrameInterpolation(LightningModule):
     @override
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.network.parameters(), lr=self.hparams["lr"])
-        total, warmup = self.trainer.estimated_stepping_batches, self.hparams["warmup_steps"]
+        warmup = self.hparams["warmup_steps"]
 
         # Not OneCycleLR: that one raises when a resumed run asks for more steps than the first run planned.
         def factor(step: int) -> float:
-            progress = min(max(step - warmup, 0) / max(total - warmup, 1), 1.0)
-            return min((step + 1) / (warmup + 1), 0.5 * (1 + math.cos(math.pi * progress)))
+            if step <= warmup:
+                return (step + 1) / (warmup + 1)
+            # Asked for before a checkpoint's loops are restored, it makes the loader, and Lightning no longer tells
+            # that one how far the epoch was (2026-11-21, pytorch_lightning/loops/fit_loop.py, setup_data).
+            total = self.trainer.estimated_stepping_batches
+            return 0.5 * (1 + math.cos(math.pi * min((step - warmup) / max(total - warmup, 1), 1.0)))
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 

@@ -151,7 +151,7 @@ class FrameInterpolation(LightningModule):
         made: Interpolation = self.network(first, second)
         parts = {"train/charbonnier": charbonnier(made.frame, middle)}
         loss = self.hparams["pixel_weight"] * parts["train/charbonnier"]
-        small = [F.adaptive_avg_pool2d(middle, frame.shape[-2:]) for frame in made.coarse]
+        small = [F.adaptive_avg_pool2d(middle, (frame.shape[2], frame.shape[3])) for frame in made.coarse]
         parts["train/coarse"] = sum(map(charbonnier, made.coarse, small), torch.zeros_like(loss))
         loss = loss + self.hparams["coarse_weight"] * parts["train/coarse"]
         if self.perceptual is not None and self.perceptual.weight:

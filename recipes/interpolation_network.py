@@ -113,8 +113,9 @@ class SearchLevel(nn.Module):
         self.head = _zeros(nn.Conv2d(hidden, 6, 3, padding=1))
 
     @override
-    def forward(self, one: Tensor, two: Tensor, known: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Features of both frames, brought together -> what to hand on, and what to add to motion and share."""
+    def forward(self, pair: Tensor, known: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Features of both frames, brought together, -> what to hand on, and what to add to motion and share."""
+        one, two = pair.chunk(2)
         scores = matching_scores(_comparable(one), _comparable(two), self.radius)
         best = likeliest(scores)
         hidden = self.body(torch.cat([scores, best, one, two, *known], 1))
@@ -165,53 +166,49 @@ class InterpolationNetwork(nn.Module):
 
     @override
     def forward(self, first: Tensor, second: Tensor) -> Interpolation:
-        """Two frames ``(N, 3, H, W)`` in [0, 1], of any size, and what is between them."""
+        """Two frames ``(N, 3, H, W)`` in [0, 1], of any size, -> what is between them."""
         height, width = first.shape[-2:]
-        pads = [0, -width % self.stride, 0, -height % self.stride]
-        one, two = (F.pad(frame, pads, mode="replicate") if any(pads) else frame for frame in (first, second))
-        pyramid, features = [], torch.cat([one, two]) - 0.5
+        # Both in one batch, the first frames first: so is every pair below.
+        pair, pads = torch.cat([first, second]), [0, -width % self.stride, 0, -height % self.stride]
+        pair = F.pad(pair, pads, mode="replicate") if any(pads) else pair
+        pyramid, features = [], pair - 0.5
         for encoder in self.encoders:
             features = encoder(features)
-            pyramid.append(features.chunk(2))
-        motion, hidden, coarse = self._search(one, two, pyramid[:0:-1])
-        frame, motion = self._refine(one, two, pyramid[0], motion, hidden)
-        whole = (frame, motion[:, :4], motion[:, 4:].sigmoid())
-        return Interpolation(*(part[..., :height, :width] for part in whole), coarse)
+            pyramid.append(features)
+        motion, hidden, coarse = self._search(pair, pyramid[:0:-1])
+        frame, motion = self._refine(pair, pyramid[0], motion, hidden)
+        frame, motion = frame[..., :height, :width], motion[..., :height, :width]
+        return Interpolation(frame, motion[:, :4], motion[:, 4:].sigmoid(), coarse)
 
-    def _search(
-        self, one: Tensor, two: Tensor, pyramid: Sequence[tuple[Tensor, ...]]
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Motion and share, ``(N, 5, h, w)``, and hidden features at twice the finest searched level's size."""
-        motion, coarse, known = one.new_zeros(()), [], []
+    def _search(self, pair: Tensor, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Motion and share, ``(N, 5, h, w)``, and hidden features, at twice the finest searched level's size."""
+        motion, hidden, known, coarse = pair.new_zeros(()), pair, list[Tensor](), []
         for search, features in zip(self.searches, pyramid, strict=True):
-            if known:
-                features = _warp_both(*features, motion)
-            hidden, change = search(*features, known)
+            hidden, change = search(_aligned(features, motion) if known else features, known)
             motion = motion + change
-            small = (F.adaptive_avg_pool2d(frame, motion.shape[-2:]) for frame in (one, two))
-            coarse.append(_blend(*small, motion))
+            height, width = motion.shape[-2:]
+            coarse.append(_blend(F.adaptive_avg_pool2d(pair, (height, width)), motion))
             hidden, motion = _twice(hidden), _twice_motion(motion)
             known = [hidden, motion]
         return motion, hidden, coarse
 
-    def _refine(
-        self, one: Tensor, two: Tensor, features: tuple[Tensor, ...], motion: Tensor, hidden: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The frame, and motion and share, all at full size."""
-        features = _warp_both(*features, motion)
+    def _refine(self, pair: Tensor, features: Tensor, motion: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The frame, and motion and share, at full size."""
+        aligned = _aligned(features, motion).chunk(2)
         motion = _twice_motion(motion)
-        frames = F.pixel_unshuffle(torch.cat(_warp_both(one, two, motion), 1) - 0.5, 2)
-        made = F.pixel_shuffle(self.fine(torch.cat([*features, hidden, frames], 1)).float(), 2)
+        frames = F.pixel_unshuffle(torch.cat(_aligned(pair, motion).chunk(2), 1) - 0.5, 2)
+        made = F.pixel_shuffle(self.fine(torch.cat([*aligned, hidden, frames], 1)).float(), 2)
         motion = motion + made[:, :5]
-        return _blend(one, two, motion) + made[:, 5:], motion
+        return _blend(pair, motion) + made[:, 5:], motion
 
 
-def _warp_both(one: Tensor, two: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
-    return warp(one, motion[:, :2]), warp(two, motion[:, 2:4])
+def _aligned(pair: Tensor, motion: Tensor) -> Tensor:
+    """Both of a pair, ``(2 N, C, H, W)``, as they look in the middle by the motion ``(N, 5, H, W)``."""
+    return warp(pair, torch.cat([motion[:, :2], motion[:, 2:4]]))
 
 
-def _blend(one: Tensor, two: Tensor, motion: Tensor) -> Tensor:
-    one, two = _warp_both(one, two, motion)
+def _blend(pair: Tensor, motion: Tensor) -> Tensor:
+    one, two = _aligned(pair, motion).chunk(2)
     return torch.lerp(two, one, motion[:, 4:].sigmoid())
 
 

@@ -28,6 +28,7 @@ Mask: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 Triplet = tuple[Tensor, Tensor, Tensor, str]  # frame 0, frame 1, middle, name
 _OVERSAMPLED = 2.0  # samples of a layer a pixel of the frame: between them bilinear sampling blurs little
+_SMALLEST = 16  # side of a photograph
 _BORDER = 3  # pixels of the photograph beyond what is seen, for the filters
 
 
@@ -111,7 +112,7 @@ class SyntheticMotion(Dataset[Triplet]):
         seed: Not negative.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of its range or a photograph is tiny.
         FileNotFoundError: If a file does not exist.
     """
 
@@ -124,6 +125,9 @@ class SyntheticMotion(Dataset[Triplet]):
             raise ValueError(f"seed: expected at least 0, got {seed}")
         self.size, self.length, self.max_motion, self.seed = size, length, max_motion, seed
         self.pictures = [read_image(file) for file in photographs.values()]
+        for file, picture in zip(photographs.values(), self.pictures, strict=True):
+            if min(picture.shape[1:]) < _SMALLEST:
+                raise ValueError(f"{file}: expected at least {_SMALLEST} pixels a side, got {tuple(picture.shape[1:])}")
 
     def __len__(self) -> int:
         return self.length
@@ -178,31 +182,36 @@ class SyntheticMotion(Dataset[Triplet]):
 
 
 def _mask(numbers: np.random.Generator, side: int) -> Mask:
-    """A blob with a wavy outline, or what lies above the level of a sum of waves: many patches, and holes."""
-    soft = numbers.uniform(0.4, 1.2)  # of the edge, in pixels
-    phases = torch.from_numpy(numbers.uniform(0, 2 * math.pi, (6, 1, 1)))
-    if numbers.random() < 0.6:
-        heights = torch.from_numpy(numbers.normal(0, 0.35, (6, 1, 1)))
-        radius, (left, top) = numbers.uniform(0.12, 0.35) * side, numbers.uniform(-0.4, 0.4, 2) * side
+    """A blob, or many patches with holes; their edges are a pixel or so wide."""
+    soft = numbers.uniform(0.4, 1.2)
+    return _blob(numbers, side, soft) if numbers.random() < 0.6 else _patches(numbers, side, soft)
 
-        def blob(x: Tensor, y: Tensor) -> Tensor:
-            angle = torch.atan2(y - top, x - left)
-            outline = sum(height / n * torch.cos(n * angle + phase) for n, (height, phase) in waves)
-            return torch.sigmoid((radius * (1 + outline).clamp(min=0.1) - torch.hypot(x - left, y - top)) / soft)
 
-        waves = list(enumerate(zip(heights.flatten().tolist(), phases.flatten().tolist(), strict=True), 1))
-        return blob
-    angles = torch.from_numpy(numbers.uniform(0, 2 * math.pi, 5)).float()
-    lengths = torch.from_numpy(numbers.uniform(0.15, 0.8, 5)).float() * side
-    across = torch.stack([angles.cos(), angles.sin(), phases.flatten()[:5].float()], 1)
-    across[:, :2] *= 2 * math.pi / lengths[:, None]
-    slope, level = float(across[:, :2].norm(dim=1).mean()), numbers.uniform(0.3, 1.2)
+def _blob(numbers: np.random.Generator, side: int, soft: float) -> Mask:
+    """What lies within a wavy outline."""
+    waves = [(n, numbers.normal(0, 0.35) / n, numbers.uniform(0, 2 * math.pi)) for n in range(1, 7)]
+    radius, (left, top) = numbers.uniform(0.12, 0.35) * side, numbers.uniform(-0.4, 0.4, 2) * side
 
-    def above(x: Tensor, y: Tensor) -> Tensor:
-        height = sum(torch.cos(a * x + b * y + c) for a, b, c in across.tolist())
+    def mask(x: Tensor, y: Tensor) -> Tensor:
+        angle = torch.atan2(y - top, x - left)
+        outline = 1 + torch.stack([height * torch.cos(n * angle + phase) for n, height, phase in waves]).sum(0)
+        return torch.sigmoid((radius * outline.clamp(min=0.1) - torch.hypot(x - left, y - top)) / soft)
+
+    return mask
+
+
+def _patches(numbers: np.random.Generator, side: int, soft: float) -> Mask:
+    """What lies above the level of a sum of waves."""
+    angles, phases = numbers.uniform(0, 2 * math.pi, (2, 5))
+    steepness = 2 * math.pi / (numbers.uniform(0.15, 0.8, 5) * side)
+    waves = list(zip((steepness * np.cos(angles)).tolist(), (steepness * np.sin(angles)).tolist(), phases, strict=True))
+    slope, level = float(steepness.mean()), numbers.uniform(0.3, 1.2)
+
+    def mask(x: Tensor, y: Tensor) -> Tensor:
+        height = torch.stack([torch.cos(a * x + b * y + phase) for a, b, phase in waves]).sum(0)
         return torch.sigmoid((height - level) / (soft * slope))
 
-    return above
+    return mask
 
 
 def _similarity(factor: float, angle: float) -> Tensor:

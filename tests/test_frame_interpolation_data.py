@@ -142,6 +142,12 @@ def test_motion_that_cannot_be_made_is_refused(folder, options, message):
         SyntheticMotion({"a": folder / "a.png"}, (32, 40), 5, **options)
 
 
+def test_photographs_that_are_next_to_nothing_are_refused(tmp_path):
+    write_noise(tmp_path, ("a",), 15, 40)
+    with pytest.raises(ValueError, match=r"a.png: expected at least 16 pixels a side, got \(15, 40\)"):
+        SyntheticMotion({"a": tmp_path / "a.png"}, (32, 40), 5, 8)
+
+
 @pytest.mark.parametrize(
     ("first", "second", "between"),
     [

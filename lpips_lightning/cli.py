@@ -41,6 +41,9 @@ COMMANDS = {
     "demo": Command("superresolution in minutes: a table and a picture", f"{_RECIPES}.demo:main"),
     "superresolution": Command("enlarge pictures: fit, validate, test, predict", f"{_RECIPES}.superresolution:main"),
     "colorization": Command("colour gray pictures: fit, validate, test, predict", f"{_RECIPES}.colorization:main"),
+    "frame-interpolation": Command(
+        "the frame between two: fit, validate, test, predict", f"{_RECIPES}.frame_interpolation:main"
+    ),
     "distillation": Command("teach a small trunk the distances of a large one", f"{_RECIPES}.distillation:main"),
     "calibration": Command(
         "teach LPIPS from judgements: fit, validate, test, fast", f"{_RECIPES}.calibration:main", actions=("fast",)

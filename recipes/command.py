@@ -28,7 +28,7 @@ from typing_extensions import override
 from lpips_lightning.callbacks import LossSchedule, PerceptualScores, SampleGallery
 from lpips_lightning.recipes.picture_writer import PictureWriter
 
-__all__ = ["ImageRecipeCLI", "RecipeCLI", "run_recipe"]
+__all__ = ["ImageRecipeCLI", "RecipeCLI", "command_name", "run_recipe"]
 
 Wandb = Literal["offline", "online"]
 
@@ -145,7 +145,7 @@ def run_recipe(
         # Its parser alone: each of the four takes a tenth of a second to make.
         asked = {args[0]: every[args[0]]}
         cli = type(cli.__name__, (cli,), {"subcommands": staticmethod(lambda: asked)})
-    command = f"lpips-lightning {Path(file).stem}"
+    command = f"lpips-lightning {command_name(file)}"
     description = f"`{command} fit --help` lists the options of training."
     if issubclass(cli, ImageRecipeCLI):
         description += f" `{command} tradeoff` trains under several losses and makes a table."
@@ -158,6 +158,11 @@ def run_recipe(
         save_config_kwargs={"overwrite": True},
         **options,
     )
+
+
+def command_name(file: str) -> str:
+    """The subcommand of a recipe's file: ``frame-interpolation`` of ``frame_interpolation.py``."""
+    return Path(file).stem.replace("_", "-")
 
 
 def _as_list(configured: Any) -> list[Any]:

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from lpips_lightning.backbones import BACKBONES
 from lpips_lightning.progress import progress_report
-from lpips_lightning.recipes.command import ImageRecipeCLI
+from lpips_lightning.recipes.command import ImageRecipeCLI, command_name
 from lpips_lightning.recipes.tradeoff_rows import Tradeoff
 from lpips_lightning.recipes.tradeoff_table import (
     BASELINE,
@@ -53,7 +53,7 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
     Raises:
         ValueError: If an argument is off, or `out` holds the table of other options.
     """
-    name = Path(file).stem
+    name = command_name(file)
     parser = _parser(name)
     options, recipe_options = parser.parse_known_args(args)
     if recipe_options and not recipe_options[0].startswith("-"):
@@ -62,7 +62,7 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
     judges = options.judges or [net for net in BACKBONES if BACKBONES[net].is_here]
     if unknown := [judge for judge in judges if judge not in BACKBONES]:
         raise ValueError(f"judges: expected some of {', '.join(BACKBONES)}, got {unknown[0]!r}")
-    console, out, start = Console(), Path(options.out or f"outputs/{name}/tradeoff"), time.monotonic()
+    console, out, start = Console(), Path(options.out or f"outputs/{Path(file).stem}/tradeoff"), time.monotonic()
     table = Tradeoff((cli, model, data, file), recipe_options, judges, out)
     table.check_settings()
     labels = {UNTRAINED: cli.untrained}
@@ -102,7 +102,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", type=_numbers, default="0", help="of the trainings (default: %(default)s)")
     parser.add_argument("--judges", type=_words, help="nets that validate (default: all on this machine)")
-    parser.add_argument("--out", help=f"folder (default: outputs/{name}/tradeoff)")
+    parser.add_argument("--out", help=f"folder (default: outputs/{name.replace('-', '_')}/tradeoff)")
     return parser
 
 

@@ -1,0 +1,228 @@
+"""Frame interpolation with LPIPS as its loss: the frame between two, to double a clip's frame rate.
+
+Examples::
+
+    lpips-lightning frame-interpolation fit
+    lpips-lightning frame-interpolation fit --data.layout vimeo --data.folder vimeo_triplet --data.num_workers 8
+    lpips-lightning frame-interpolation test --ckpt_path best.ckpt --data.val_layout middlebury --data.val_folder other
+    lpips-lightning frame-interpolation predict --ckpt_path best.ckpt --data.predict_folder clip
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import LightningModule
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import Metric
+from typing_extensions import override
+
+from lpips_lightning import PerceptualLoss
+from lpips_lightning.callbacks.outputs import picture_numbers
+from lpips_lightning.metric import EXACT
+from lpips_lightning.recipes.command import ImageRecipeCLI, run_recipe
+from lpips_lightning.recipes.frame_interpolation_data import FrameInterpolationData
+from lpips_lightning.recipes.interpolation_network import Interpolation, InterpolationNetwork
+
+__all__ = ["FrameInterpolation", "InterpolationError", "charbonnier", "main"]
+
+Batch = tuple[Tensor, Tensor, Tensor, Sequence[str]]  # frame 0, frame 1, middle, names
+
+
+def charbonnier(pred: Tensor, target: Tensor, eps: float = 1e-3) -> Tensor:
+    """Mean of ``sqrt(difference ** 2 + eps ** 2)``: L1, but smooth at 0 (Charbonnier et al. 1994)."""
+    return (pred - target).square().add(eps**2).sqrt().mean()
+
+
+class InterpolationError(Metric):
+    """The Middlebury benchmark's interpolation error (Baker et al. 2011), mean over the pictures.
+
+    Of a picture it is the root of the mean over its pixels of the squared length of the difference of the colours,
+    ``sqrt(mean((r - r')^2 + (g - g')^2 + (b - b')^2))``, with colours on [0, 255]. Some papers average over the three
+    colours too; theirs is smaller by a factor of ``sqrt(3)``.
+
+    Takes pictures ``(N, 3, H, W)`` on [0, 1], not rounded.
+
+    Example:
+        >>> error = InterpolationError()
+        >>> error.update(torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 10 / 255))
+        >>> round(float(error.compute()), 4)  # sqrt(3 * 10 ** 2)
+        17.3205
+    """
+
+    is_differentiable = True
+    higher_is_better = False
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", torch.zeros((), dtype=EXACT), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    @override
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        difference = (preds.float() - target.float()) * 255
+        self.total = self.total + difference.square().sum(1).mean((1, 2)).sqrt().sum(dtype=EXACT)
+        self.count = self.count + len(preds)
+
+    @override
+    def compute(self) -> Tensor:
+        return (self.total / self.count).float()
+
+
+class FrameInterpolation(LightningModule):
+    """`InterpolationNetwork` trained with ``pixel_weight * Charbonnier + loss_weight * LPIPS``.
+
+    Its steps return pictures for `PerceptualScores`, the input being the mean of the two frames; it logs
+    ``val/interpolation_error`` (``test/...``) itself. Untrained it is the mean of the two frames, so ``validate``
+    without a checkpoint gives the baseline.
+
+    All arguments are plain values, so a checkpoint loads with ``weights_only=True`` and brings its loss settings along;
+    it holds the network's parameters alone.
+
+    Args:
+        channels: Features at 1/2, 1/4, 1/8, ... of the size.
+        hidden: Channels of the levels that search for motion.
+        fine: Channels of the finest level.
+        radius: Of the search at each level.
+        pixel_weight: Weight of the Charbonnier distance, images on [0, 1].
+        coarse_weight: Weight of the same distance for the frames that the coarser levels' motion gives, each level.
+        loss_weight: Weight of LPIPS in the loss; 0 trains on pixels alone.
+        loss_net: Network of the loss.
+        loss_calibrated: False takes the uncalibrated distance ("baseline" in the paper).
+        loss_weights: Trunk weights of the loss: a path, ``"random"``, or None to look them up.
+        lr: Highest learning rate of Adam.
+        warmup_steps: Steps until `lr` is reached; from there it falls to 0 along a cosine.
+
+    Raises:
+        ValueError: If there are fewer than two levels, or `radius` is below 1.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (16, 24, 32),
+        hidden: int = 32,
+        fine: int = 24,
+        radius: int = 2,
+        pixel_weight: float = 1.0,
+        coarse_weight: float = 0.25,
+        loss_weight: float = 0.1,
+        loss_net: str = "embedded",
+        loss_calibrated: bool = True,
+        loss_weights: str | None = None,
+        lr: float = 1e-3,
+        warmup_steps: int = 100,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.network = InterpolationNetwork(channels, hidden, fine, radius)
+        self.perceptual: PerceptualLoss | None = None
+        self.errors: Any = torch.nn.ModuleDict({stage: InterpolationError() for stage in ("val", "test")})
+
+    @override
+    def setup(self, stage: str) -> None:
+        # Here and not in __init__: a checkpoint then loads, and draws frames, where there are no trunk weights.
+        options = self.hparams
+        if stage == "fit" and options["loss_weight"] and self.perceptual is None:
+            self.perceptual = PerceptualLoss(
+                options["loss_net"],
+                data_range=(0, 1),
+                weight=options["loss_weight"],
+                calibrated=options["loss_calibrated"],
+                weights=options["loss_weights"],
+            )
+
+    @override
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Two frames ``(N, 3, H, W)`` in [0, 1], of any size -> the one between them, in [0, 1]."""
+        made: Interpolation = self.network(first, second)
+        return made.frame.clamp(0, 1)
+
+    def losses(self, first: Tensor, second: Tensor, middle: Tensor) -> dict[str, Tensor]:
+        """A batch's ``train/loss``, the sum to lower, ``train/charbonnier``, ``train/coarse`` and ``train/perceptual``.
+
+        The last one is LPIPS times its weight.
+        """
+        made: Interpolation = self.network(first, second)
+        parts = {"train/charbonnier": charbonnier(made.frame, middle)}
+        loss = self.hparams["pixel_weight"] * parts["train/charbonnier"]
+        small = [F.adaptive_avg_pool2d(middle, (frame.shape[2], frame.shape[3])) for frame in made.coarse]
+        parts["train/coarse"] = sum(map(charbonnier, made.coarse, small), torch.zeros_like(loss))
+        loss = loss + self.hparams["coarse_weight"] * parts["train/coarse"]
+        if self.perceptual is not None and self.perceptual.weight:
+            # Clamped for the trunk, which knows no colours outside [0, 1].
+            parts["train/perceptual"] = self.perceptual(made.frame.clamp(0, 1), middle)
+            loss = loss + parts["train/perceptual"]
+        return {"train/loss": loss, **parts}
+
+    @override
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        losses = self.losses(*batch[:3])
+        self.log_dict({name: value.detach() for name, value in losses.items()}, prog_bar=True)
+        return losses["train/loss"]
+
+    @override
+    def on_validation_epoch_start(self) -> None:
+        self.seen = 0
+
+    @override
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        return self._score(batch, "val")
+
+    @override
+    def on_test_epoch_start(self) -> None:
+        self.seen = 0
+
+    @override
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        return self._score(batch, "test")
+
+    @override
+    def predict_step(self, batch: tuple[Any, ...], batch_idx: int) -> Tensor:
+        return self(batch[0], batch[1])
+
+    def _score(self, batch: Batch, stage: str) -> dict[str, Tensor]:
+        first, second, middle, _ = batch
+        made = self(first, second)
+        # Less the pictures that a distributed sampler repeats: they come last.
+        count = len(picture_numbers(self.trainer, 0, self.seen, len(middle)))
+        self.seen += len(middle)
+        self.errors[stage].update(made[:count], middle[:count])
+        self.log(f"{stage}/interpolation_error", self.errors[stage], on_step=False, on_epoch=True, prog_bar=True)
+        return {"input": (first + second) / 2, "preds": made, "target": middle}
+
+    @override
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.hparams["lr"])
+        warmup = self.hparams["warmup_steps"]
+
+        # Not OneCycleLR: that one raises when a resumed run asks for more steps than the first run planned.
+        def factor(step: int) -> float:
+            if step <= warmup:
+                return (step + 1) / (warmup + 1)
+            # Asked for before a checkpoint's loops are restored, it makes the loader, and Lightning no longer tells
+            # that one how far the epoch was (2026-11-21, pytorch_lightning/loops/fit_loop.py, setup_data).
+            total = self.trainer.estimated_stepping_batches
+            return 0.5 * (1 + math.cos(math.pi * min((step - warmup) / max(total - warmup, 1), 1.0)))
+
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+
+class FrameInterpolationCLI(ImageRecipeCLI):
+    """The options of recipes that make pictures."""
+
+    untrained = "mean of both frames"
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the recipe: ``fit``, ``validate``, ``test``, ``predict`` or ``tradeoff``, with the YAML beside this file.
+
+    Args:
+        args: Command line without the program's name; None takes ``sys.argv``.
+    """
+    run_recipe(FrameInterpolationCLI, FrameInterpolation, FrameInterpolationData, __file__, args)

@@ -1,0 +1,206 @@
+"""Frames in threes: made motion from photographs, Vimeo-90K, clips of your own, Middlebury; and clips to fill."""
+
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
+
+from lpips_lightning.epochs import EpochSampler, ResumableLoader
+from lpips_lightning.pictures import find_images
+from lpips_lightning.recipes.frame_triplets import (
+    FramePairs,
+    FrameTriplet,
+    FrameTriplets,
+    clip_pairs,
+    clip_triplets,
+    clips,
+    middlebury_triplets,
+    vimeo_triplets,
+)
+from lpips_lightning.recipes.photographs import bundled_photographs, select_images
+from lpips_lightning.recipes.synthetic_motion import SyntheticMotion
+
+__all__ = ["FrameInterpolationData", "Layout", "NewNumbers", "ValLayout"]
+
+Layout: TypeAlias = Literal["photographs", "vimeo", "clips"]
+ValLayout: TypeAlias = Literal["photographs", "vimeo", "clips", "middlebury"]
+
+Source: TypeAlias = dict[str, Path] | list[FrameTriplet]  # photographs to make motion from, or triplets of files
+
+
+class NewNumbers(EpochSampler):
+    """Numbers that no epoch before had: those of the epoch's order plus epoch times length.
+
+    A data set that draws by number then draws anew in every epoch, whatever the number of ranks and of processes that
+    read, and a run that goes on from a checkpoint draws what it would have drawn.
+    """
+
+    @override
+    def order(self) -> Tensor:
+        return super().order() + self.epoch * self.count
+
+
+class FrameInterpolationData(LightningDataModule):
+    """Crops of three frames to train on, whole frames to validate and test on, pairs of frames to draw between.
+
+    Batches are (frame 0, frame 1, middle, names), shapes ``(N, 3, H, W)``, range [0, 1]; those of ``predict`` from a
+    folder are (frame 0, frame 1, names). Frames of files are validated on one at a time, since sizes may differ.
+
+    Args:
+        layout: What `folder` holds. ``"photographs"``: single pictures, from which motion is made (`SyntheticMotion`).
+            ``"vimeo"``: Vimeo-90K's triplets, ``tri_trainlist.txt``, ``tri_testlist.txt`` and ``sequences``.
+            ``"clips"``: folders of consecutive frames, numbered; each three in a row are a triplet.
+        folder: Searched through; None takes the photographs that come with scikit-image.
+        held_out: Names of photographs (files without suffix) or clips (folders) kept for validation and test; None:
+            "astronaut" of scikit-image's.
+        val_layout: What `val_folder` holds, as `layout`, or ``"middlebury"``: ``frames`` and ``interp_gt``.
+        val_folder: For validation and test instead of `held_out`; of Vimeo-90K, None takes its test list.
+        predict_folder: Clips to fill, as folders of consecutive frames; None takes the validation frames.
+        crop_size: Side of a training crop, in pixels.
+        val_size: Side of made frames to validate on.
+        max_motion: Longest pan of a layer of made motion from frame 0 to frame 1, in pixels.
+        epoch_size: Made triplets an epoch; of files an epoch is all of them.
+        val_count: Made triplets to validate on, always the same.
+        batch_size: Crops a batch.
+        num_workers: Processes that read and make.
+        seed: Of the motion made, the crops and the order of the epochs.
+
+    Raises:
+        ValueError: If an argument is out of its range, or what a folder holds does not fit (the latter in ``setup``).
+        FileNotFoundError: If a folder or a file does not exist (in ``setup``).
+    """
+
+    def __init__(
+        self,
+        layout: Layout = "photographs",
+        folder: str | None = None,
+        held_out: list[str] | None = None,
+        val_layout: ValLayout | None = None,
+        val_folder: str | None = None,
+        predict_folder: str | None = None,
+        crop_size: int = 128,
+        val_size: int = 256,
+        max_motion: float = 24.0,
+        epoch_size: int = 800,
+        val_count: int = 16,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check_choices(layout, val_layout, folder, val_folder, held_out)
+        sizes = {"crop_size": crop_size, "val_size": val_size, "epoch_size": epoch_size, "val_count": val_count}
+        for argument, size in {**sizes, "batch_size": batch_size}.items():
+            if size < 1:
+                raise ValueError(f"{argument}: expected at least 1, got {size}")
+        for argument, number in (("num_workers", num_workers), ("seed", seed)):
+            if number < 0:
+                raise ValueError(f"{argument}: expected at least 0, got {number}")
+        self.layout, self.folder, self.held_out = layout, folder, held_out
+        self.val_layout, self.val_folder, self.predict_folder = val_layout or layout, val_folder, predict_folder
+        self.crop_size, self.val_size, self.max_motion = crop_size, val_size, max_motion
+        self.epoch_size, self.val_count, self.batch_size = epoch_size, val_count, batch_size
+        self.num_workers, self.seed = num_workers, seed
+
+    @override
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.train_data = self._made_or_read(self._train_source(), self.crop_size, self.epoch_size)
+        if stage == "predict" and self.predict_folder is not None:
+            pairs = [pair for frames in clips(self.predict_folder, 2).values() for pair in clip_pairs(frames)]
+            self.predict_data: Dataset[Any] = FramePairs(pairs)
+        else:
+            self.val_data = self._made_or_read(self._val_source(), self.val_size, self.val_count, whole=True)
+            self.predict_data = self.val_data
+
+    @override
+    def train_dataloader(self) -> DataLoader[Any]:
+        ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        sampler = NewNumbers(self.train_data, self.seed, ranks, rank)
+        return ResumableLoader(self.train_data, sampler=sampler, **self._options(self.batch_size))
+
+    @override
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.val_data, **self._options(1))
+
+    @override
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self.val_dataloader()
+
+    @override
+    def predict_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.predict_data, **self._options(1))
+
+    def _train_source(self) -> Source:
+        if self.layout == "vimeo":
+            return vimeo_triplets(self.folder or "", "train")
+        return _joined(self._parts()[0])
+
+    def _val_source(self) -> Source:
+        folder = self.val_folder
+        if folder is None:
+            return vimeo_triplets(self.folder or "", "test") if self.layout == "vimeo" else _joined(self._parts()[1])
+        if self.val_layout == "photographs":
+            return find_images(folder)
+        if self.val_layout == "clips":
+            return _joined(clips(folder, 3))
+        return middlebury_triplets(folder) if self.val_layout == "middlebury" else vimeo_triplets(folder, "test")
+
+    def _parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Photographs or clips by name: to train on, and held out."""
+        if self.layout == "clips":
+            found: dict[str, Any] = dict(clips(self.folder or "", 3))
+        else:
+            found = bundled_photographs() if self.folder is None else find_images(self.folder)
+        if self.val_folder is not None:
+            return found, {}
+        names = ["astronaut"] if self.held_out is None and self.folder is None else self.held_out
+        if not names:
+            raise ValueError(
+                f"held_out: expected names of what to validate on in '{self.folder}', or a val_folder, got neither"
+            )
+        held_out = select_images(found, names, "held_out")
+        train = {name: part for name, part in found.items() if name not in held_out}
+        if not train:
+            raise ValueError(f"held_out: expected to leave something to train on, got all {len(found)} names")
+        return train, held_out
+
+    def _made_or_read(self, source: Source, size: int, length: int, whole: bool = False) -> Dataset[Any]:
+        if isinstance(source, dict):
+            return SyntheticMotion(source, (size, size), length, self.max_motion, self.seed + whole)
+        return FrameTriplets(source, None if whole else size, self.seed)
+
+    def _options(self, batch_size: int) -> dict[str, Any]:
+        # With a generator of their own, loaders leave the global one to the training.
+        return {
+            "batch_size": batch_size,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "generator": torch.Generator().manual_seed(self.seed),
+        }
+
+
+def _joined(parts: dict[str, Any]) -> Source:
+    """Photographs as they are; the triplets of all clips."""
+    if all(isinstance(part, Path) for part in parts.values()):
+        return parts
+    return [triplet for frames in parts.values() for triplet in clip_triplets(frames)]
+
+
+def _check_choices(
+    layout: str, val_layout: str | None, folder: str | None, val_folder: str | None, held_out: list[str] | None
+) -> None:
+    if layout not in get_args(Layout):
+        raise ValueError(f"layout: expected one of {get_args(Layout)}, got {layout!r}")
+    if val_layout is not None and val_layout not in get_args(ValLayout):
+        raise ValueError(f"val_layout: expected one of {get_args(ValLayout)}, got {val_layout!r}")
+    if layout != "photographs" and folder is None:
+        raise ValueError(f"folder: expected the folder of the {layout}, got None; only photographs come with us")
+    if val_folder is None and val_layout not in (None, layout):
+        raise ValueError(f"val_folder: expected the folder of val_layout {val_layout!r}, got None")
+    if held_out is not None and (val_folder is not None or layout == "vimeo"):
+        raise ValueError("held_out: expected None where a val_folder or Vimeo-90K's test list is what to validate on")

@@ -1,0 +1,249 @@
+"""Three frames in a row as files: Vimeo-90K, folders of consecutive frames, Middlebury; and pairs to draw between."""
+
+import itertools
+import re
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+from typing_extensions import override
+
+from lpips_lightning.pictures import find_images, read_image
+
+__all__ = [
+    "FramePair",
+    "FramePairs",
+    "FrameTriplet",
+    "FrameTriplets",
+    "clip_pairs",
+    "clip_triplets",
+    "clips",
+    "middlebury_triplets",
+    "name_between",
+    "natural_key",
+    "vimeo_triplets",
+]
+
+Item: TypeAlias = tuple[Tensor, Tensor, Tensor, str]
+"""Frame 0, frame 1, the middle, ``(3, H, W)`` in [0, 1]; and the name."""
+
+
+class FramePair(NamedTuple):
+    """Two frames, and the name for what is between them."""
+
+    name: str
+    first: Path
+    second: Path
+
+
+class FrameTriplet(NamedTuple):
+    """Three frames in a row; the name is that of the middle one."""
+
+    name: str
+    first: Path
+    middle: Path
+    second: Path
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """For sorting as people count: ``frame9`` before ``frame10``; and ``1_05`` before ``1_5``, as leading zeros say.
+
+    Example:
+        >>> sorted(["f10", "f9_5", "f9", "f9_05"], key=natural_key)
+        ['f9', 'f9_05', 'f9_5', 'f10']
+    """
+    parts = re.split(r"(\d+)", name)
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part]
+
+
+def name_between(first: str, second: str) -> str:
+    """A name that sorts after `first` and before `second`, by numbers in it and, if they do, by characters.
+
+    Raises:
+        ValueError: If there is none.
+
+    Example:
+        >>> name_between("frame9", "frame10"), name_between("frame9", "frame9_5")
+        ('frame9_5', 'frame9_05')
+    """
+    for zeros in range(8):
+        name = f"{first}_{'0' * zeros}5"
+        by_numbers = natural_key(first) < natural_key(name) < natural_key(second)
+        if by_numbers and (first > second or first < name < second):
+            return name
+    raise ValueError(f"predict_folder: expected frames whose names leave room between them, got '{first}', '{second}'")
+
+
+def clips(folder: str | Path, least: int) -> dict[str, dict[str, Path]]:
+    """Frames by clip: every folder below `folder` that holds at least `least` pictures, in their natural order.
+
+    Returns:
+        Frame names (with the clip's folder) and files by name of the clip, the folder inside `folder`.
+
+    Raises:
+        FileNotFoundError: If `folder` is no folder or holds no picture.
+        ValueError: If no folder holds enough pictures.
+    """
+    found: dict[str, dict[str, Path]] = {}
+    for name, path in sorted(find_images(folder).items(), key=lambda item: natural_key(item[0])):
+        found.setdefault(Path(name).parent.as_posix(), {})[name] = path
+    long = {clip: frames for clip, frames in found.items() if len(frames) >= least}
+    if not long:
+        raise ValueError(
+            f"folder: expected folders of at least {least} consecutive frames in '{folder}',"
+            f" got at most {max(map(len, found.values()))} pictures in one"
+        )
+    return long
+
+
+def clip_triplets(frames: dict[str, Path]) -> list[FrameTriplet]:
+    """All (t - 1, t, t + 1) of a clip."""
+    names, files = list(frames), list(frames.values())
+    return [FrameTriplet(name, *three) for name, *three in zip(names[1:], files, files[1:], files[2:], strict=False)]
+
+
+def clip_pairs(frames: dict[str, Path]) -> list[FramePair]:
+    """All (t, t + 1) of a clip, with names that sort between theirs."""
+    items = list(frames.items())
+    return [
+        FramePair(name_between(name, next_name), first, second)
+        for (name, first), (next_name, second) in itertools.pairwise(items)
+    ]
+
+
+def vimeo_triplets(root: str | Path, split: Literal["train", "test"]) -> list[FrameTriplet]:
+    """Triplets of Vimeo-90K (Xue et al. 2019): those that ``tri_<split>list.txt`` names, under ``sequences``.
+
+    Raises:
+        FileNotFoundError: If the list, or the folder of a triplet that it names, is missing.
+        ValueError: If the list names none, or a line of it is no folder ``00001/0001``.
+    """
+    listed, sequences = Path(root) / f"tri_{split}list.txt", Path(root) / "sequences"
+    for path, kind in ((listed, "file"), (sequences, "folder")):
+        if not path.exists():
+            raise FileNotFoundError(
+                f"folder: expected Vimeo-90K's triplets with the {kind} '{path}', got no such {kind}"
+            )
+    names = [line.strip() for line in listed.read_text().splitlines() if line.strip()]
+    if not names:
+        raise ValueError(f"{listed}: expected the names of triplets, got an empty list")
+    there: dict[str, set[str]] = {}
+    missing = []
+    for name in names:
+        parts = name.split("/")
+        if len(parts) != 2 or ".." in parts or not all(parts):
+            raise ValueError(f"{listed}: expected lines such as 00001/0001, got '{name}'")
+        if parts[0] not in there:
+            group = sequences / parts[0]
+            there[parts[0]] = {path.name for path in group.iterdir()} if group.is_dir() else set()
+        if parts[1] not in there[parts[0]]:
+            missing.append(name)
+    if missing:
+        raise FileNotFoundError(
+            f"{listed}: expected the folders of {len(names)} triplets in '{sequences}', {len(missing)} of them are"
+            f" missing, the first being '{missing[0]}'"
+        )
+    return [FrameTriplet(name, *(sequences / name / f"im{number}.png" for number in (1, 2, 3))) for name in names]
+
+
+def middlebury_triplets(root: str | Path) -> list[FrameTriplet]:
+    """Scenes of the Middlebury benchmark (Baker et al. 2011) that have a true middle frame.
+
+    That is ``interp_gt/<scene>/frame10i11.png``, between ``frame10.png`` and ``frame11.png`` of ``frames/<scene>``.
+
+    Raises:
+        FileNotFoundError: If a folder or a frame is missing.
+        ValueError: If there is no scene.
+    """
+    truth, frames = Path(root) / "interp_gt", Path(root) / "frames"
+    for folder in (truth, frames):
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"folder: expected Middlebury's layout with the folder '{folder}', got no such folder"
+            )
+    scenes = sorted(path.name for path in truth.iterdir() if path.is_dir())
+    if not scenes:
+        raise ValueError(f"folder: expected scenes with a true middle frame in '{truth}', got none")
+    found = []
+    for scene in scenes:
+        files = (frames / scene / "frame10.png", truth / scene / "frame10i11.png", frames / scene / "frame11.png")
+        found.append(FrameTriplet(scene, *files))
+    if missing := [str(file) for triplet in found for file in triplet[1:] if not file.is_file()]:
+        raise FileNotFoundError(f"folder: expected both frames and the middle of every scene, got no '{missing[0]}'")
+    return found
+
+
+class FrameTriplets(Dataset[Item]):
+    """(frame 0, frame 1, middle, name) of files.
+
+    Args:
+        triplets: The files.
+        crop: Side of a crop at a random place, mirrored, turned upside down and played backwards at random; what is
+            drawn depends on the seed and the number alone, and numbers beyond the length belong to later epochs. None
+            takes whole frames as they are.
+        seed: Not negative.
+
+    Raises:
+        ValueError: If a triplet's frames are of unequal size or smaller than the crop (when it is read).
+    """
+
+    def __init__(self, triplets: list[FrameTriplet], crop: int | None = None, seed: int = 0) -> None:
+        self.triplets, self.crop, self.seed = triplets, crop, seed
+
+    def __len__(self) -> int:
+        return len(self.triplets)
+
+    @override
+    def __getitem__(self, index: int) -> Item:
+        epoch, place = divmod(index, len(self))
+        name, *files = self.triplets[place]
+        frames = [read_image(file) for file in files]
+        _check_sizes(files, frames)
+        if self.crop is not None:
+            frames = _random_crop(frames, self.crop, np.random.default_rng([self.seed, epoch, place]), files[0])
+        first, middle, second = (frame.float().div(255) for frame in frames)
+        return first, second, middle, name
+
+
+class FramePairs(Dataset[tuple[Tensor, Tensor, str]]):
+    """(frame 0, frame 1, name) of files.
+
+    Args:
+        pairs: The files.
+
+    Raises:
+        ValueError: If a pair's frames are of unequal size (when it is read).
+    """
+
+    def __init__(self, pairs: list[FramePair]) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @override
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, str]:
+        name, *files = self.pairs[index]
+        frames = [read_image(file) for file in files]
+        _check_sizes(files, frames)
+        return frames[0].float().div(255), frames[1].float().div(255), name
+
+
+def _random_crop(frames: list[Tensor], size: int, numbers: np.random.Generator, file: Path) -> list[Tensor]:
+    height, width = frames[0].shape[1:]
+    if min(height, width) < size:
+        raise ValueError(f"crop_size: expected at most the shorter side of every frame, got {size} for {file}")
+    top, left = (int(numbers.integers(side - size + 1)) for side in (height, width))
+    mirror, upset, backwards = numbers.random(3) < 0.5
+    axes = [axis for axis, turned in ((-1, mirror), (-2, upset)) if turned]
+    cropped = [frame[:, top : top + size, left : left + size].flip(axes) for frame in frames]
+    return cropped[::-1] if backwards else cropped
+
+
+def _check_sizes(files: list[Path], frames: list[Tensor]) -> None:
+    for file, frame in zip(files, frames, strict=True):
+        if frame.shape != frames[0].shape:
+            sizes = ["x".join(map(str, one.shape[1:])) for one in (frames[0], frame)]
+            raise ValueError(f"{file}: expected the size {sizes[0]} of {files[0]}, got {sizes[1]}")

@@ -39,10 +39,16 @@ _RECIPES = "lpips_lightning.recipes"
 COMMANDS = {
     "compare": _with_parser("LPIPS of two pictures, two folders, or all pairs", "compare_cli"),
     "demo": Command("superresolution in minutes: a table and a picture", f"{_RECIPES}.demo:main"),
-    "superresolution": Command("enlarge pictures: fit, validate, test, predict", f"{_RECIPES}.superresolution:main"),
-    "colorization": Command("colour gray pictures: fit, validate, test, predict", f"{_RECIPES}.colorization:main"),
+    "superresolution": Command(
+        "enlarge pictures: fit, validate, test, predict", f"{_RECIPES}.superresolution:main", actions=("tradeoff",)
+    ),
+    "colorization": Command(
+        "colour gray pictures: fit, validate, test, predict", f"{_RECIPES}.colorization:main", actions=("tradeoff",)
+    ),
     "frame-interpolation": Command(
-        "the frame between two: fit, validate, test, predict", f"{_RECIPES}.frame_interpolation:main"
+        "the frame between two: fit, validate, test, predict",
+        f"{_RECIPES}.frame_interpolation:main",
+        actions=("tradeoff",),
     ),
     "distillation": Command("teach a small trunk the distances of a large one", f"{_RECIPES}.distillation:main"),
     "calibration": Command(

@@ -19,7 +19,7 @@ from lpips_lightning.opinions import COLUMNS
 
 ACTIONS = ["fit", "validate", "test", "predict"]
 WANTED = {  # words before the last, the last, as it stands: what is offered
-    ("", "co"): ["compare", "correlate", "completion"],
+    ("", "co"): ["compare", "colorization", "correlate", "completion"],
     ("", "--v"): ["--version"],
     ("weights", ""): ["list", "doctor", "fetch"],
     ("weights", "f"): ["fetch"],
@@ -31,7 +31,7 @@ WANTED = {  # words before the last, the last, as it stands: what is offered
     ("compare --csv", "--"): [],
     ("compare --precision", ""): ["fp32", "bf16", "fp16"],
     ("compare a b --net", "s"): ["squeeze"],
-    ("superresolution", ""): ACTIONS,
+    ("superresolution", ""): [*ACTIONS, "tradeoff"],
     ("superresolution fit", "--c"): ["--config", "--ckpt_path"],
     ("superresolution fit --config", ""): [],
     ("distillation", "p"): ["predict"],

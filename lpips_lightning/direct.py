@@ -170,7 +170,7 @@ def distances(pairs: Pairs) -> Tensor:
     Returns:
         Shape ``(M,)``; float32, float64 for float64.
     """
-    found, _ = _Distances.apply(pairs.x, pairs)  # type: ignore[no-untyped-call]
+    found, _ = _Distances.apply(pairs.x, pairs)
     return found
 
 

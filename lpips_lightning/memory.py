@@ -9,7 +9,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,20 +21,23 @@ from lpips_lightning.head import layer_sum
 from lpips_lightning.images import to_trunk
 from lpips_lightning.streaming import stream
 from lpips_lightning.tiling import Span, tile_gradient
-from lpips_lightning.windows import Window
 
 __all__ = ["estimate", "estimate_stream", "peak_bytes"]
 
+Shape: TypeAlias = tuple[int, int, int, int]
+Prepare: TypeAlias = Callable[[Tensor], Tensor]
+
 _SIDE = 128  # pixels; what is alive at this and twice this, or at four and eight times, gives the line for all sizes
-_NARROW = 64  # pixels; a stripe of this width stands for wider ones
+_STEP = 64  # pixels, to which the sides of streamed images are rounded up: few estimates serve many sizes
 
 _twins: weakref.WeakKeyDictionary[FrozenNetwork, FrozenNetwork] = weakref.WeakKeyDictionary()
 _lines: weakref.WeakKeyDictionary[FrozenNetwork, dict[tuple[int, bool], tuple[float, float]]] = (
     weakref.WeakKeyDictionary()
 )
+_streams: weakref.WeakKeyDictionary[FrozenNetwork, dict[tuple[int, int, int], int]] = weakref.WeakKeyDictionary()
 
 
-def estimate(network: FrozenNetwork, shape: tuple[int, int, int, int], gradient: bool) -> int:
+def estimate(network: FrozenNetwork, shape: Shape, gradient: bool) -> int:
     """Bytes that the evaluation of a batch of pairs takes, all at once, above weights and images.
 
     Args:
@@ -49,14 +52,15 @@ def estimate(network: FrozenNetwork, shape: tuple[int, int, int, int], gradient:
     side = max(_SIDE if pixels <= 4 * _SIDE**2 else 4 * _SIDE, 2 * network.record.smallest_side)
     known = _lines.setdefault(network, {})
     if (side, gradient) not in known:
-        small, large = (_alive(network, (1, 3, length, length), gradient) for length in (side, 2 * side))
+        evaluate = _gradient if gradient else _forward
+        small, large = (_alive(network, (1, 3, length, length), evaluate) for length in (side, 2 * side))
         slope = (large - small) / (3 * side**2)
         known[side, gradient] = max(small - slope * side**2, 0.0), slope
     fixed, slope = known[side, gradient]
     return int(fixed + slope * shape[0] * pixels) + _scratch(network)
 
 
-def estimate_stream(network: FrozenNetwork, shape: tuple[int, int, int, int], block: int) -> int:
+def estimate_stream(network: FrozenNetwork, shape: Shape, block: int) -> int:
     """The same of `lpips_lightning.streaming.stream`, whose images go one after the other.
 
     Args:
@@ -70,24 +74,19 @@ def estimate_stream(network: FrozenNetwork, shape: tuple[int, int, int, int], bl
     Raises:
         ValueError: If the trunk cannot be followed: see `lpips_lightning.geometry.obstacle`.
     """
-    twin = _without_data(network)
-    course = follow(twin.extractor.graph)
-    # Widths and blocks in one proportion pass in the same number of rows; and after the first rows of the deepest
-    # layer, nothing new happens until the last.
-    width = min(shape[3], max(_NARROW, 2 * network.record.smallest_side))
-    scale = shape[3] / width
-    shapes = course.shapes((width, width))
-    deepest = 1
-    for step in course.steps:
-        if isinstance(step.act, Window):
-            depth, _, columns = shapes[step.name]
-            rows = block / scale / (4 * depth * max(columns, 1))
-            sight = course.sights[step.name][0]
-            deepest = max(deepest, int(rows * sight.jump) + sight.before + sight.after)
-    x, y = (torch.empty(1, 3, min(shape[2], deepest + deepest // 4), width, device="meta") for _ in range(2))
-    prepare = partial(_prepare, twin)
-    run = partial(stream, twin, x, y, prepare, prepare, block=max(1, int(block / scale)))
-    return int(peak_bytes(run, [x, y, *twin.parameters(), *twin.buffers()]) * scale) + _scratch(network)
+    course = follow(network.extractor.graph)
+    tall, wide = (-(-side // _STEP) * _STEP for side in shape[2:])
+    element_size = next(network.extractor.parameters()).element_size()
+    sights = {name: rows for name, (rows, _) in course.sights.items()}
+    deepest = max(
+        block // (element_size * depth * columns) * sights[name].jump + sights[name].before + sights[name].after
+        for name, (depth, _, columns) in course.shapes((wide, wide)).items()
+    )
+    tall = min(tall, deepest + deepest // 4)  # after the first rows of the deepest layer, nothing new happens
+    known = _streams.setdefault(network, {})
+    if (tall, wide, block) not in known:
+        known[tall, wide, block] = _alive(network, (1, 3, tall, wide), partial(stream, block=block))
+    return known[tall, wide, block] + _scratch(network)
 
 
 def peak_bytes(run: Callable[[], object], given: Iterable[Tensor]) -> int:
@@ -105,27 +104,48 @@ def peak_bytes(run: Callable[[], object], given: Iterable[Tensor]) -> int:
         >>> peak_bytes(lambda: (x + 1).exp().sum(), [x])
         8000
     """
-    with torch.inference_mode(False), _Living(given) as living:
+    graphs = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.set_grad_enabled(graphs), _Living(given) as living:
         run()
     return living.peak
 
 
 class _Living(TorchDispatchMode):
-    """Counts the storages that operations make, until each is gone."""
+    """Counts the storages that operations make, until each is gone.
+
+    What an operation makes depends on shapes alone. So it runs once for each; that is much faster.
+    """
 
     def __init__(self, given: Iterable[Tensor]) -> None:
         super().__init__()
         self._given = [tensor.untyped_storage() for tensor in given]
         self._seen = {storage._cdata for storage in self._given}
+        self._made: dict[object, list[tuple[Any, Any, torch.dtype] | None]] = {}
         self._now = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        results = func(*args, **(kwargs or {}))
+        results = self._run(func, args, kwargs or {})
         for result in results if isinstance(results, list | tuple) else [results]:
             if isinstance(result, Tensor):
                 self._see(result.untyped_storage())
         self.peak = max(self.peak, self._now)
         return results
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        aliases = [returned.alias_info for returned in func._schema.returns]
+        if any(aliases) or any(str(returned.type) != "Tensor" for returned in func._schema.returns):
+            return func(*args, **kwargs)
+        key = (func, _described(args), _described(kwargs))
+        if key not in self._made:
+            results = func(*args, **kwargs)
+            several = results if isinstance(results, tuple) else [results]
+            self._made[key] = [None if made is None else (made.shape, made.stride(), made.dtype) for made in several]
+            return results
+        made = [
+            None if form is None else torch.empty_strided(form[0], form[1], dtype=form[2], device="meta")
+            for form in self._made[key]
+        ]
+        return made[0] if len(made) == 1 else tuple(made)
 
     def _see(self, storage: torch.UntypedStorage) -> None:
         if storage._cdata not in self._seen:
@@ -138,27 +158,38 @@ class _Living(TorchDispatchMode):
         self._now -= size
 
 
-def _alive(network: FrozenNetwork, shape: tuple[int, int, int, int], gradient: bool) -> int:
+def _described(value: Any) -> object:
+    """Arguments of an operation, hashable; tensors by what decides the form of the result."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, list | tuple):
+        return tuple(map(_described, value))
+    return tuple((key, _described(part)) for key, part in value.items()) if isinstance(value, dict) else value
+
+
+def _alive(network: FrozenNetwork, shape: Shape, evaluate: Callable[..., object]) -> int:
+    """Bytes alive while ``evaluate(network, x, y, prepare_x, prepare_y)`` runs."""
     twin = _without_data(network)
+    dtype = next(twin.extractor.parameters()).dtype
     x, y = (torch.empty(shape, device="meta") for _ in range(2))
-    prepare = partial(_prepare, twin)
-    run: Callable[[], object] = partial(_forward, twin, x, y)
-    if gradient:
-        whole = Span(slice(None), dict.fromkeys(twin.layers, slice(None)))
-        positions = dict.fromkeys(twin.layers, 1)
-        run = partial(tile_gradient, twin, (x, y), (prepare, prepare), (whole, whole), positions)
+
+    def prepare(images: Tensor) -> Tensor:
+        return to_trunk(images, (0.0, 1.0), twin.shift, twin.scale, dtype, clamp=True)
+
+    run = partial(evaluate, twin, x, y, prepare, prepare)
     return peak_bytes(run, [x, y, *twin.parameters(), *twin.buffers()])
 
 
 @torch.no_grad()
-def _forward(network: FrozenNetwork, x: Tensor, y: Tensor) -> list[Tensor]:
-    layers_x, layers_y = (network.extractor(_prepare(network, images)) for images in (x, y))
+def _forward(network: FrozenNetwork, x: Tensor, y: Tensor, prepare_x: Prepare, prepare_y: Prepare) -> list[Tensor]:
+    layers_x, layers_y = network.extractor(prepare_x(x)), network.extractor(prepare_y(y))
     return [layer_sum(layers_x.pop(layer), layers_y.pop(layer), None) for layer in network.layers]
 
 
-def _prepare(network: FrozenNetwork, images: Tensor) -> Tensor:
-    dtype = next(network.extractor.parameters()).dtype
-    return to_trunk(images, (0.0, 1.0), network.shift, network.scale, dtype, clamp=True)
+def _gradient(network: FrozenNetwork, x: Tensor, y: Tensor, prepare_x: Prepare, prepare_y: Prepare) -> Tensor:
+    whole = Span(slice(None), dict.fromkeys(network.layers, slice(None)))
+    positions = dict.fromkeys(network.layers, 1)
+    return tile_gradient(network, (x, y), (prepare_x, prepare_y), (whole, whole), positions)[1]
 
 
 def _scratch(network: FrozenNetwork) -> int:

@@ -6,21 +6,21 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from lpips_lightning.frozen import FrozenNetwork
 from lpips_lightning.geometry import Course, follow, obstacle
-from lpips_lightning.memory import estimate, estimate_stream
+from lpips_lightning.memory import Shape, estimate, estimate_stream
 from lpips_lightning.streaming import BLOCK
 from lpips_lightning.tiling import spans
 
 __all__ = ["Plan", "Way", "plan"]
 
 Way = Literal["whole", "images", "rows", "tiles"]
-Shape: TypeAlias = tuple[int, int, int, int]
 
 _MOST_TILES = 64  # along one axis
 _SMALLEST_BLOCK = 2**20
+_MOST_PLANS = 256
 
 _plans: weakref.WeakKeyDictionary[FrozenNetwork, dict[tuple[Shape, int, bool], Plan]] = weakref.WeakKeyDictionary()
 
@@ -67,6 +67,8 @@ def plan(network: FrozenNetwork, shape: Shape, budget: int, gradient: bool) -> P
     known = _plans.setdefault(network, {})
     key = (shape, budget, gradient)
     if key not in known:
+        if len(known) >= _MOST_PLANS:
+            known.clear()
         known[key] = _plan(network, shape, budget, gradient)
     return known[key]
 

@@ -1,0 +1,214 @@
+"""How much memory a call takes, and which way is chosen within a budget."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from pieces import made, whole
+from torch import nn
+
+from lpips_lightning import LPIPS
+from lpips_lightning.memory import estimate, estimate_stream, peak_bytes
+from lpips_lightning.planning import plan
+from lpips_lightning.streaming import BLOCK, stream
+from lpips_lightning.tiling import tiled_gradient
+from lpips_lightning.trunks import from_module
+
+MIB = 2**20
+
+
+def empty(*shape, **options):
+    return torch.empty(*shape, device="meta", **options)
+
+
+def test_peak_bytes_counts_what_is_alive():
+    x = empty(1000)
+    assert peak_bytes(lambda: x + 1, [x]) == 4000
+    assert peak_bytes(lambda: (x + 1).exp_().view(10, 100).relu_(), [x]) == 4000
+    assert peak_bytes(lambda: x.view(10, 100).relu_(), [x]) == 0
+    assert peak_bytes(lambda: [(x + 1).sum() for _ in range(9)], [x]) == 4000 + 9 * 4
+    assert peak_bytes(lambda: [x + 1 for _ in range(9)], [x]) == 9 * 4000
+    assert peak_bytes(lambda: x.double(), [x]) == 8000
+
+
+def test_peak_bytes_counts_what_autograd_keeps():
+    x = empty(1000, requires_grad=True)
+
+    def chain():
+        result = x
+        for _ in range(5):
+            result = result.exp()  # each is kept for the backward pass
+        return torch.autograd.grad(result.sum(), x)
+
+    assert 5 * 4000 <= peak_bytes(chain, [x]) <= 8 * 4000
+    with torch.no_grad():
+        assert peak_bytes(lambda: x.exp().exp().exp().exp().exp().sum(), [x]) <= 2 * 4000 + 4
+
+
+@pytest.fixture
+def networks(trunks):
+    return {name: LPIPS(name, weights=trunks[name])._base() for name in trunks}
+
+
+def test_an_estimate_copies_no_weights_and_changes_none(networks):
+    network = networks["alex"]
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    estimate(network, (1, 3, 600, 600), True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert all(tensor.device.type == "cpu" for tensor in network.state_dict().values())
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("name", ["alex", "vgg", "squeeze"])
+def test_estimates_grow_with_the_images(networks, name, gradient):
+    network = networks[name]
+    sizes = [estimate(network, (1, 3, side, side), gradient) for side in (128, 256, 512, 1024, 2048)]
+    assert sizes == sorted(sizes)
+    assert 3 < sizes[4] / sizes[3] < 4.05
+    assert estimate(network, (4, 3, 1024, 1024), gradient) > 3 * sizes[3]
+    # What must be there: for the values the first layer of both images, for the gradient of one more.
+    first = {"alex": 64 / 16, "vgg": 64, "squeeze": 64 / 4}[name] * 4 * 2048**2
+    assert (3 if gradient else 2) * 0.9 * first < sizes[4] < 12 * first
+
+
+def test_a_trunk_in_half_precision_takes_half(networks, trunks):
+    net = LPIPS("vgg", weights=trunks["vgg"])
+    half = estimate(net._network(torch.device("cpu"), torch.bfloat16), (1, 3, 2048, 2048), True)
+    assert 0.4 < half / estimate(networks["vgg"], (1, 3, 2048, 2048), True) < 0.7
+
+
+def test_stripes_take_little_and_grow_with_their_block(networks):
+    network = networks["vgg"]
+    sizes = [estimate_stream(network, (1, 3, 2048, 2048), block * MIB) for block in (2, 8, 32)]
+    assert sizes == sorted(sizes)
+    assert sizes[1] < 200 * MIB < estimate(network, (1, 3, 2048, 2048), False) / 10
+    assert estimate_stream(network, (1, 3, 8192, 2048), 8 * MIB) == sizes[1]
+
+
+def test_what_fits_is_done_at_once(networks):
+    network = networks["alex"]
+    for gradient in (False, True):
+        found = plan(network, (16, 3, 64, 64), 1024 * MIB, gradient)
+        assert (found.way, found.images, found.reason) == ("whole", 16, "")
+        assert found.size <= 1024 * MIB
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_what_does_not_fit_is_done_in_parts_of_the_batch(networks, gradient):
+    network = networks["vgg"]
+    shape = (10, 3, 256, 256)
+    found = plan(network, shape, 400 * MIB, gradient)
+    assert found.way == "images" and 1 <= found.images < 10 and found.reason == ""
+    assert estimate(network, (found.images, *shape[1:]), gradient) == found.size <= 400 * MIB
+
+
+def test_huge_images_go_in_stripes_or_tiles(networks):
+    for network in networks.values():
+        rows = plan(network, (1, 3, 4096, 4096), 200 * MIB, False)
+        assert (rows.way, rows.reason) == ("rows", "") and rows.size <= 200 * MIB
+        tiles = plan(network, (1, 3, 4096, 4096), 2048 * MIB, True)
+        assert (tiles.way, tiles.reason) == ("tiles", "") and 1000 * MIB < tiles.size <= 2048 * MIB
+        assert min(tiles.tile) >= 256
+
+
+def test_a_smaller_budget_gives_smaller_pieces(networks):
+    network = networks["vgg"]
+    tiles = [plan(network, (1, 3, 2048, 2048), budget * MIB, True) for budget in (500, 1000, 2000, 4000)]
+    areas = [found.tile[0] * found.tile[1] for found in tiles]
+    assert areas == sorted(areas) and areas[0] < areas[-1]
+    blocks = [plan(network, (1, 3, 2048, 2048), budget * MIB, False).block for budget in (60, 100, 400)]
+    assert blocks == sorted(blocks) and blocks[0] < blocks[-1] == BLOCK
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_what_fits_nowhere_is_done_in_the_smallest_pieces_and_says_so(networks, gradient):
+    found = plan(networks["vgg"], (1, 3, 2048, 2048), 1 * MIB, gradient)
+    assert found.way == ("tiles" if gradient else "rows")
+    assert found.size > MIB and str(found.size) in found.reason and f"more than {MIB}" in found.reason
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_trunk_that_cannot_be_followed_is_evaluated_image_by_image(gradient):
+    module = nn.Sequential(nn.Conv2d(3, 32, 3), nn.InstanceNorm2d(32), nn.ReLU())
+    network = LPIPS(from_module(module, ["2"]), calibrated=False)._base()
+    found = plan(network, (3, 3, 1024, 1024), 100 * MIB, gradient)
+    assert (found.way, found.images) == ("images", 1)
+    assert "images cannot be evaluated in pieces" in found.reason and "InstanceNorm2d" in found.reason
+    assert plan(network, (3, 3, 64, 64), 100 * MIB, gradient).way == "whole"
+
+
+def test_a_trunk_that_hooks_pick_up_is_estimated_too():
+    class Untraced(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.end = nn.Conv2d(3, 64, 3)
+
+        def forward(self, images):
+            return self.end(images) if len(images) < 10**6 else images
+
+    network = LPIPS(from_module(Untraced(), ["end"]), calibrated=False)._base()
+    assert estimate(network, (1, 3, 1024, 1024), False) > 2 * 64 * 4 * 1000**2
+
+
+@pytest.mark.parametrize("budget", [0, -1])
+def test_a_budget_is_positive(networks, budget):
+    with pytest.raises(ValueError, match=f"memory_budget: expected a positive number of bytes, got {budget}"):
+        plan(networks["alex"], (1, 3, 64, 64), budget, False)
+
+
+def test_plans_give_the_numbers_of_the_whole(trunks, pair):
+    _, network = made("embedded", trunks)
+    x, y = pair(1, 300, 420, torch.float64)
+    expected, gradient = whole(network, x, y)
+    rows = plan(network, x.shape, 8 * MIB, False)
+    found = stream(network, x, y, torch.Tensor.double, torch.Tensor.double, rows.block)
+    tiles = plan(network, x.shape, 20 * MIB, True)
+    found_tiles, found_gradient = tiled_gradient(network, x, y, torch.Tensor.double, torch.Tensor.double, tiles.tile)
+    assert (rows.way, tiles.way) == ("rows", "tiles") and tiles.tile < (300, 420)
+    for layer, distance in expected.items():
+        assert torch.allclose(found[layer], distance, rtol=1e-12) and torch.allclose(found_tiles[layer], distance)
+    assert float((found_gradient - gradient).norm() / gradient.norm()) < 1e-10
+
+
+MEASURED = """
+import sys, torch
+from lpips_lightning import LPIPS
+from lpips_lightning.memory import _forward, estimate, estimate_stream
+from lpips_lightning.streaming import BLOCK, stream
+from lpips_lightning.tiling import tiled_gradient
+
+def kib(key):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1])
+
+net, height, width, way = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+network = LPIPS(net, weights="random")._network(torch.device("cpu"), torch.float32)
+x, y = torch.rand(2, 1, 3, height, width)
+prepare = lambda images: (images * 2 - 1).contiguous(memory_format=torch.channels_last)
+runs = {
+    "forward": lambda x, y: _forward(network, x, y, prepare, prepare),
+    "rows": lambda x, y: stream(network, x, y, prepare, prepare),
+    "gradient": lambda x, y: tiled_gradient(network, x, y, prepare, prepare, (height, width)),
+}
+runs[way](x[..., :64, :64], y[..., :64, :64])
+if way == "rows":
+    expected = estimate_stream(network, x.shape, BLOCK)
+else:
+    expected = estimate(network, x.shape, way == "gradient")
+before = kib("VmRSS")
+runs[way](x, y)
+print((kib("VmHWM") - before) * 1024 / expected)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("way", ["forward", "rows", "gradient"])
+@pytest.mark.parametrize("net", ["alex", "squeeze", "vgg"])
+def test_an_estimate_is_what_is_measured(net, way):
+    height, width = {"alex": (1024, 1024), "squeeze": (768, 768), "vgg": (384, 512)}[net]
+    command = [sys.executable, "-c", MEASURED, net, str(height), str(width), way]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 0.7 < float(done.stdout) < 1.3

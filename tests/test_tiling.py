@@ -1,0 +1,153 @@
+"""Tiles against whole images: values and gradients, which positions a tile owns, and memory."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from pieces import PIECES, made, whole
+from torch import nn
+from torch.nn import functional as F
+
+from lpips_lightning import LPIPS
+from lpips_lightning.distance import layer_distances
+from lpips_lightning.geometry import follow
+from lpips_lightning.images import to_trunk
+from lpips_lightning.tiling import spans, tiled_gradient
+from lpips_lightning.trunks import from_module
+
+TILES = ((32, 48), (96, 16), (160, 176), (1000, 1000))
+
+
+def as_they_are(images):
+    return images
+
+
+def relative(found, expected):
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        *itertools.product(PIECES, [(97, 131), (64, 200)]),
+        ("vgg", (40, 51)),
+        ("embedded", (353, 331)),
+        ("thin", (353, 227)),
+    ],
+)
+def test_tiles_give_values_and_gradients_of_the_whole(trunks, pair, name, size):
+    _, network = made(name, trunks)
+    x, y = pair(2 if size[0] < 100 else 1, *size, torch.float64)
+    expected, gradient = whole(network, x, y)
+    for tile in TILES[2 * (len(x) == 1) :]:
+        found, found_gradient = tiled_gradient(network, x, y, as_they_are, as_they_are, tile)
+        assert list(found) == list(expected)
+        assert all(torch.allclose(found[layer], expected[layer], rtol=1e-12, atol=0) for layer in expected)
+        assert found_gradient.shape == x.shape and found_gradient.dtype == x.dtype
+        assert relative(found_gradient, gradient) < 1e-10
+        assert not found_gradient.requires_grad and not any(distance.requires_grad for distance in found.values())
+
+
+@pytest.mark.parametrize("name", [*PIECES, "vgg"])
+def test_the_smallest_images(trunks, name):
+    net, network = made(name, trunks)
+    side = net._record.smallest_side
+    x, y = torch.rand(2, 1, 3, side + 1, side, dtype=torch.float64)
+    _, gradient = whole(network, x, y)
+    assert relative(tiled_gradient(network, x, y, as_they_are, as_they_are, (1, 1))[1], gradient) < 1e-10
+
+
+def valid_net():
+    """No padding at all: the last pixels belong to no position."""
+    layers = nn.Sequential(nn.Conv2d(3, 4, 7), nn.ReLU(), nn.MaxPool2d(4), nn.Conv2d(4, 4, 5, stride=2), nn.ReLU())
+    return LPIPS(from_module(layers, ["1", "4"]), calibrated=False)._network(torch.device("cpu"), torch.float64)
+
+
+@pytest.mark.parametrize("height", [39, 46, 47, 48, 55, 63, 64, 79, 80, 81, 95])
+def test_without_padding_no_tile_is_too_small(pair, height):
+    network = valid_net()
+    x, y = pair(1, height, 64, torch.float64)
+    expected, gradient = whole(network, x, y)
+    found, found_gradient = tiled_gradient(network, x, y, as_they_are, as_they_are, (8, 24))
+    assert all(torch.allclose(found[layer], expected[layer], rtol=1e-12, atol=0) for layer in expected)
+    assert relative(found_gradient, gradient) < 1e-10
+
+
+@pytest.mark.parametrize("length", [97, 331, 512, 530, 1000])
+@pytest.mark.parametrize("name", PIECES)
+def test_every_position_belongs_to_one_tile_that_holds_what_it_sees(trunks, name, length):
+    course = follow(made(name, trunks)[1].extractor.graph)
+    shapes = course.shapes((length, length))
+    several = 0
+    for tile, axis in itertools.product((16, 50, 128, 4000), range(2)):
+        cut = spans(course, axis, length, tile)
+        several += len(cut) > 1
+        for layer, tap in course.taps.items():
+            sight = course.sights[tap][axis]
+            owned = []
+            for span in cut:
+                start, stop = span.pixels.start, span.pixels.stop
+                assert start % course.strides[axis] == 0
+                positions = [start // sight.jump + o for o in range(span.own[layer].start, span.own[layer].stop)]
+                assert positions
+                assert max(positions[0] * sight.jump - sight.before, 0) >= start
+                assert min(positions[-1] * sight.jump + sight.after, length - 1) < stop
+                owned += positions
+            assert owned == list(range(shapes[tap][1 + axis]))
+    assert several >= 4
+
+
+def test_the_gradient_is_that_of_the_images_as_they_came(trunks, pair):
+    _, network = made("embedded", trunks)
+    x, y = ((image + 1) / 2 for image in pair(1, 200, 120, torch.float64))
+    y8 = (y * 255).to(torch.uint8)
+
+    def prepare(images):
+        return to_trunk(images, (0.0, 1.0), network.shift, network.scale, torch.float64, clamp=False)
+
+    x = x.requires_grad_()
+    expected = sum(layer_distances(*(network.extractor(prepare(i)) for i in (x, y8)), network.calibration).values())
+    (gradient,) = torch.autograd.grad(expected.sum(), x)
+    found, found_gradient = tiled_gradient(network, x, y8, prepare, prepare, (64, 64))
+    assert torch.allclose(sum(found.values()), expected.detach(), rtol=1e-12)
+    assert relative(found_gradient, gradient) < 1e-10
+    assert x.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_precisions(trunks, pair, dtype):
+    net, exact = made("embedded", trunks)
+    x, y = pair(1, 230, 210, torch.float64)
+    network = net._network(x.device, dtype)
+    found, gradient = tiled_gradient(network, x.to(dtype), y.to(dtype), as_they_are, as_they_are, (64, 80))
+    expected, expected_gradient = whole(exact, x, y)
+    assert gradient.dtype == dtype and all(distance.dtype == torch.float32 for distance in found.values())
+    rtol, cosine = {torch.float32: (1e-4, 0.9999), torch.bfloat16: (5e-2, 0.95)}[dtype]
+    assert all(torch.allclose(found[layer].double(), expected[layer], rtol=rtol) for layer in expected)
+    assert float(F.cosine_similarity(gradient.double().flatten(), expected_gradient.flatten(), 0)) > cosine
+
+
+def test_half_precision_gradients_of_huge_images_do_not_vanish(trunks, pair):
+    """A mean over many positions has small gradients at each, which float16 cannot hold."""
+    net, _ = made("embedded", trunks)
+    x, y = pair(1, 256, 320)
+    network = net._network(x.device, torch.float16)
+    expected = whole(net._network(x.device, torch.float32), x, y)[1]
+    gradient = tiled_gradient(network, x, y, torch.Tensor.half, torch.Tensor.half, (128, 128))[1]
+    assert gradient.dtype == torch.float32
+    assert float(F.cosine_similarity(gradient.flatten(), expected.flatten(), 0)) > 0.98
+
+
+def test_equal_images_have_no_gradient(trunks, pair):
+    _, network = made("squeeze", trunks)
+    x = pair(1, 100, 90, torch.float64)[0]
+    found, gradient = tiled_gradient(network, x, x.clone(), as_they_are, as_they_are, (32, 32))
+    assert float(gradient.abs().max()) == 0 and all(float(distance) == 0 for distance in found.values())
+
+
+def test_a_tile_has_pixels(trunks, pair):
+    _, network = made("alex", trunks)
+    with pytest.raises(ValueError, match="tile: expected a positive number of pixels, got 0"):
+        tiled_gradient(network, *pair(1, 64, 64, torch.float64), as_they_are, as_they_are, (0, 64))

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from picture_files import RGB, RGBA, deep_png, noise
+from picture_files import RGB, RGBA, deep_png, noise, saved
 from PIL import Image
 
 from lpips_lightning import LPIPS, cli, compare
@@ -204,6 +204,30 @@ def test_sixteen_bits_count_in_full_and_beside_eight(run, net, tmp_path):
         (tmp_path / f"all/{name}.png").write_bytes((tmp_path / f"{name}.png").read_bytes())
     pairs = run("--pairs", tmp_path / "all")[1]
     assert float(pairs[2].split("\t")[1]) == pytest.approx(float(lines[0]), rel=1e-3)
+
+
+def test_folders_may_mix_depths_and_alpha(run, tmp_path):
+    deep, clear = noise(high=65536), noise(channels=4)
+    kinds = {
+        "1": saved(noise(), "PNG"),
+        "2": deep_png(deep, RGB),
+        "3": saved(clear, "PNG"),
+        "4": deep_png(clear.astype(np.uint16) * 257, RGBA),
+        "5": saved(noise()[::-1].copy(), "PNG"),
+    }
+    for name, data in kinds.items():
+        write(tmp_path / f"a/{name}.png", 255 - noise())
+        (tmp_path / "b").mkdir(exist_ok=True)
+        (tmp_path / f"b/{name}.png").write_bytes(data)
+    options = ["--background", "black"]
+    assert run(tmp_path / "a", tmp_path / "b", "--csv", tmp_path / "x.csv", *options)[0] == 0
+    for a, b, distance in rows_of(tmp_path / "x.csv")[1:]:
+        assert float(distance) == pytest.approx(float(run(a, b, *options)[1][0]), rel=1e-6)
+    for name in kinds:
+        (tmp_path / f"a/{name}x.png").write_bytes(kinds[name])
+    code, lines, _ = run("--pairs", tmp_path / "a", *options)
+    pair = [tmp_path / f"a/{name}.png" for name in lines[3].split("\t")[2:]]
+    assert code == 0 and float(lines[3].split("\t")[1]) == pytest.approx(float(run(*pair, *options)[1][0]), rel=1e-5)
 
 
 def test_what_lies_under_transparent_pixels_must_be_said(run, tmp_path):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from picture_files import RGB, RGBA, deep_png, noise, saved
 from PIL import Image
 
 from lpips_lightning import LPIPS, cli, compare
+from lpips_lightning.backbones import BACKBONES
 from lpips_lightning.heat import heat_colours, heat_indices
 from lpips_lightning.pictures import read_image, write_image
 from lpips_lightning.selfcheck import GOLDEN
@@ -76,6 +79,24 @@ def test_the_golden_patches_print_the_golden_numbers(run, tmp_path, net_type, re
         assert code == 0
         assert float(lines[0]) == pytest.approx(distance, rel=1e-6)
         assert lines[1:] == [LPIPS(net_type).fingerprint]
+
+
+@pytest.mark.real
+def test_the_golden_files_print_the_reference_implementations_numbers(run, real_weights, monkeypatch):
+    golden = Path(os.environ.get("LPIPS_LIGHTNING_DATA", "")) / "golden"
+    if not (golden / "lpips_0.1.4.csv").is_file():
+        pytest.skip("LPIPS_LIGHTNING_DATA does not name the folder of golden/lpips_0.1.4.csv")
+    monkeypatch.setenv("LPIPS_LIGHTNING_WEIGHTS", str(real_weights))
+    header, *rows = rows_of(golden / "lpips_0.1.4.csv")
+    here = [row for row in rows if (real_weights / f"{BACKBONES[row[2]].builder}.safetensors").is_file()]
+    for ref, distorted, net_type, version, distance, _, baseline, *layers in here:
+        options = [golden / ref, golden / distorted, "--version", version]
+        lines = run(*options, "--per-layer", net=net_type)[1]
+        terms = [float(line.split("\t")[1]) for line in lines[1:-1]]
+        assert float(lines[0]) == pytest.approx(float(distance), rel=1e-5)
+        assert terms == pytest.approx([float(layer) for layer in layers if layer], rel=1e-5)
+        assert float(run(*options, "--baseline", net=net_type)[1][0]) == pytest.approx(float(baseline), rel=1e-5)
+    assert len(here) >= 8 and header[4] == "lpips"
 
 
 def test_layers_sum_to_the_distance_and_files_hold_what_is_printed(run, net, tmp_path):

@@ -135,14 +135,14 @@ def _compare(pairs: Sequence[Pair], kind: Kind, net: LPIPS, options: argparse.Na
     errors = [one.error for one in found if one.error]
     if len(errors) == len(found):
         raise ValueError(_first_of(errors))
-    if options.csv is not None:
-        compare_report.write_csv(options.csv, found, options.per_layer)
-    if options.json is not None:
-        compare_report.write_json(options.json, found, net.fingerprint, options.per_layer)
     if kind == "pictures":
         _say([*compare_report.pair_lines(found[0], options.per_layer), net.fingerprint])
     else:
         _say([*compare_report.summary_lines(found, options.per_layer), net.fingerprint])
+    if options.csv is not None:
+        compare_report.write_csv(options.csv, found, options.per_layer)
+    if options.json is not None:
+        compare_report.write_json(options.json, found, net.fingerprint, options.per_layer)
     if errors:
         raise ValueError(f"{len(errors)} of {len(found)} pairs are left out: {_first_of(errors)}")
 
@@ -162,11 +162,11 @@ def _compare_all(folder: Path, net: LPIPS, options: argparse.Namespace) -> None:
         headers = check_pictures([files], net, report=report)
         how: dict[str, Any] = {"device": options.device, "batch_size": options.batch_size}
         distances = measure_all_pairs(files, net, headers, report=report, **how)
+    _say([*compare_report.all_pairs_lines(names, distances), net.fingerprint])
     if options.csv is not None:
         compare_report.write_all_pairs_csv(options.csv, names, distances, options.long)
     if options.json is not None:
         compare_report.write_all_pairs_json(options.json, names, distances, net.fingerprint)
-    _say([*compare_report.all_pairs_lines(names, distances), net.fingerprint])
 
 
 def _kind(paths: Sequence[Path], options: argparse.Namespace) -> Kind:

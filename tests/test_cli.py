@@ -155,9 +155,11 @@ def test_bad_input_of_recipes_is_code_two(capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().err == "lpips-lightning: minutes: expected more than 0, got -1.0\n"
 
 
-def test_help_imports_no_recipe():
-    code = "import sys; from lpips_lightning.cli import main; main(['--help']); print(list(sys.modules))"
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["compare", "gone.png", "gone.png"], ["compere"]])
+def test_help_and_mistakes_import_neither_torch_nor_recipes(args):
+    code = f"import sys; from lpips_lightning.cli import main; main({args}); print(list(sys.modules))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "'lpips_lightning.cli'" in said
+    assert "'torch'" not in said
     assert "pytorch_lightning" not in said
     assert "lpips_lightning.recipes" not in said

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from picture_files import RGB, RGBA, deep_png, noise
+from picture_files import RGB, RGBA, deep_png, noise, saved
 from PIL import Image
 
 from lpips_lightning import LPIPS, cli, compare
+from lpips_lightning.backbones import BACKBONES
 from lpips_lightning.heat import heat_colours, heat_indices
 from lpips_lightning.pictures import read_image, write_image
 from lpips_lightning.selfcheck import GOLDEN
@@ -76,6 +79,24 @@ def test_the_golden_patches_print_the_golden_numbers(run, tmp_path, net_type, re
         assert code == 0
         assert float(lines[0]) == pytest.approx(distance, rel=1e-6)
         assert lines[1:] == [LPIPS(net_type).fingerprint]
+
+
+@pytest.mark.real
+def test_the_golden_files_print_the_reference_implementations_numbers(run, real_weights, monkeypatch):
+    golden = Path(os.environ.get("LPIPS_LIGHTNING_DATA", "")) / "golden"
+    if not (golden / "lpips_0.1.4.csv").is_file():
+        pytest.skip("LPIPS_LIGHTNING_DATA does not name the folder of golden/lpips_0.1.4.csv")
+    monkeypatch.setenv("LPIPS_LIGHTNING_WEIGHTS", str(real_weights))
+    header, *rows = rows_of(golden / "lpips_0.1.4.csv")
+    here = [row for row in rows if (real_weights / f"{BACKBONES[row[2]].builder}.safetensors").is_file()]
+    for ref, distorted, net_type, version, distance, _, baseline, *layers in here:
+        options = [golden / ref, golden / distorted, "--version", version]
+        lines = run(*options, "--per-layer", net=net_type)[1]
+        terms = [float(line.split("\t")[1]) for line in lines[1:-1]]
+        assert float(lines[0]) == pytest.approx(float(distance), rel=1e-5)
+        assert terms == pytest.approx([float(layer) for layer in layers if layer], rel=1e-5)
+        assert float(run(*options, "--baseline", net=net_type)[1][0]) == pytest.approx(float(baseline), rel=1e-5)
+    assert len(here) >= 8 and header[4] == "lpips"
 
 
 def test_layers_sum_to_the_distance_and_files_hold_what_is_printed(run, net, tmp_path):
@@ -204,6 +225,30 @@ def test_sixteen_bits_count_in_full_and_beside_eight(run, net, tmp_path):
         (tmp_path / f"all/{name}.png").write_bytes((tmp_path / f"{name}.png").read_bytes())
     pairs = run("--pairs", tmp_path / "all")[1]
     assert float(pairs[2].split("\t")[1]) == pytest.approx(float(lines[0]), rel=1e-3)
+
+
+def test_folders_may_mix_depths_and_alpha(run, tmp_path):
+    deep, clear = noise(high=65536), noise(channels=4)
+    kinds = {
+        "1": saved(noise(), "PNG"),
+        "2": deep_png(deep, RGB),
+        "3": saved(clear, "PNG"),
+        "4": deep_png(clear.astype(np.uint16) * 257, RGBA),
+        "5": saved(noise()[::-1].copy(), "PNG"),
+    }
+    for name, data in kinds.items():
+        write(tmp_path / f"a/{name}.png", 255 - noise())
+        (tmp_path / "b").mkdir(exist_ok=True)
+        (tmp_path / f"b/{name}.png").write_bytes(data)
+    options = ["--background", "black"]
+    assert run(tmp_path / "a", tmp_path / "b", "--csv", tmp_path / "x.csv", *options)[0] == 0
+    for a, b, distance in rows_of(tmp_path / "x.csv")[1:]:
+        assert float(distance) == pytest.approx(float(run(a, b, *options)[1][0]), rel=1e-6)
+    for name in kinds:
+        (tmp_path / f"a/{name}x.png").write_bytes(kinds[name])
+    code, lines, _ = run("--pairs", tmp_path / "a", *options)
+    pair = [tmp_path / f"a/{name}.png" for name in lines[3].split("\t")[2:]]
+    assert code == 0 and float(lines[3].split("\t")[1]) == pytest.approx(float(run(*pair, *options)[1][0]), rel=1e-5)
 
 
 def test_what_lies_under_transparent_pixels_must_be_said(run, tmp_path):

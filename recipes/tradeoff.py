@@ -23,7 +23,15 @@ from lpips_lightning.backbones import BACKBONES
 from lpips_lightning.progress import progress_report
 from lpips_lightning.recipes.command import ImageRecipeCLI
 from lpips_lightning.recipes.tradeoff_rows import Tradeoff
-from lpips_lightning.recipes.tradeoff_table import BASELINE, PIXEL, UNTRAINED, markdown, rich_table, save_pictures
+from lpips_lightning.recipes.tradeoff_table import (
+    BASELINE,
+    PIXEL,
+    UNTRAINED,
+    legend,
+    markdown,
+    rich_table,
+    save_pictures,
+)
 from lpips_lightning.whole_files import whole_file
 
 __all__ = ["run_tradeoff"]
@@ -65,6 +73,7 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
         rows = [row for row in table.rows if row.scores or row.note]
         if rows:
             console.print(rich_table(rows, f"{name}: what each loss gives", labels))
+            _say(console, legend(rows, labels))
             text = f"{markdown(rows, labels)}\n`lpips-lightning {name} tradeoff {' '.join(args)}`\n"
             with whole_file(out / "tradeoff.md") as beside:
                 beside.write_text(text)

@@ -23,6 +23,7 @@ __all__ = [
     "PIXEL",
     "UNTRAINED",
     "TradeoffRow",
+    "legend",
     "markdown",
     "read_rows",
     "rich_table",
@@ -124,9 +125,7 @@ def rich_table(rows: Sequence[TradeoffRow], title: str, labels: dict[str, str]) 
         labels: What to call a loss, where it is not its name.
     """
     headings, lines = _lines(rows, labels)
-    table = Table(
-        title=title, caption=_legend(rows, labels), caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for index, heading in enumerate(headings):
         kind, _, net = heading.partition("(")  # on two lines: LPIPS, and below it the net
         shown = f"{kind} \u2193\n{net.partition(')')[0]}" if net else heading
@@ -141,7 +140,7 @@ def markdown(rows: Sequence[TradeoffRow], labels: dict[str, str]) -> str:
     headings, lines = _lines(rows, labels)
     rule = ["---", *["---:"] * (len(headings) - 1)]
     shown = "\n".join(f"| {' | '.join(line)} |" for line in (headings, rule, *lines))
-    return f"{shown}\n\n{_legend(rows, labels)}\n"
+    return f"{shown}\n\n{legend(rows, labels)}\n"
 
 
 def save_pictures(folder: Path, rows: Sequence[TradeoffRow], labels: dict[str, str], heading: str) -> Path | None:
@@ -209,18 +208,19 @@ def _cell(rows: Sequence[TradeoffRow], name: str) -> str:
     return f"{statistics.mean(values):.{digits}f}{spread}{own}"
 
 
-def _legend(rows: Sequence[TradeoffRow], labels: dict[str, str]) -> str:
+def legend(rows: Sequence[TradeoffRow], labels: dict[str, str]) -> str:
     """What the marks mean, and why something is not there."""
     seeds = sorted({row.seed for row in rows if row.loss != UNTRAINED})
     spread = f" Mean \u00b1 standard deviation over the seeds {', '.join(map(str, seeds))}." if len(seeds) > 1 else ""
     scaled = " A baseline's weight makes the untrained model's loss what it is with calibration."
+    baseline = scaled if any(row.loss.endswith(BASELINE) for row in rows) else ""
+    marks = f"{OWN} judged by the network of the loss itself, which flatters.{baseline}{spread}"
     notes = [
-        f" {_label(row.loss, labels)}{f', seed {row.seed}' if len(seeds) > 1 else ''}: {row.note}."
+        f"{_label(row.loss, labels)}{f', seed {row.seed}' if len(seeds) > 1 else ''}: {row.note}."
         for row in rows
         if row.note
     ]
-    baseline = scaled if any(row.loss.endswith(BASELINE) for row in rows) else ""
-    return f"{OWN} judged by the network of the loss itself, which flatters.{baseline}{spread}{''.join(notes)}"
+    return "\n".join([marks, *notes])
 
 
 def _subtitle(row: TradeoffRow, judge: str | None) -> str:

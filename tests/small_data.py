@@ -25,3 +25,13 @@ def write_bapps(root, counts, size=16, seed=0):
                     noise = numbers.integers(0, 256, (size, size, 3), dtype=np.uint8)
                     Image.fromarray(noise).save(path.with_suffix(".png"))
     return Path(root)
+
+
+def write_noise(folder, names=("a", "b", "c", "d", "more/e"), height=49, width=70, seed=0):
+    """Pictures of noise, one of them in a folder of its own."""
+    numbers = np.random.default_rng(seed)
+    for name in names:
+        path = Path(folder) / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(numbers.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+    return Path(folder)

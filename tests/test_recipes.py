@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import ast
 import csv
+import math
+import os
+import shutil
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
+from small_data import write_noise
 
 from lpips_lightning import recipes
 
 FOLDER = Path(recipes.__file__).parent
 SCORES = {"val/psnr", "val/ssim", "val/lpips"}
+
+
+SLOW = pytest.mark.slow
+RANDOM = ("--model.loss_weights=random", "--scores.weights=random")
 
 
 class Recipe(NamedTuple):
@@ -26,11 +35,15 @@ class Recipe(NamedTuple):
     name: str
     options: str
 
-    def run(self, subcommand, *more, trunks=("--model.loss_weights=random", "--scores.weights=random")):
-        """Call its command line with more options, on the CPU, quietly, with random trunks."""
+    def line(self, subcommand, *more, trunks=RANDOM):
+        """A command line with more options: on the CPU, quiet, with random trunks."""
         quiet = "--trainer.accelerator=cpu --trainer.enable_progress_bar=false --trainer.enable_model_summary=false"
         small = f"{self.options} --trainer.log_every_n_steps=1 --trainer.max_epochs=2".split()
-        self.main([subcommand, *small, *quiet.split(), *trunks, *more])
+        return [subcommand, *small, *quiet.split(), *trunks, *more]
+
+    def run(self, subcommand, *more, trunks=RANDOM):
+        """Call its command line, see `line`."""
+        return self.main(self.line(subcommand, *more, trunks=trunks))
 
     @property
     def main(self):
@@ -40,7 +53,7 @@ class Recipe(NamedTuple):
 RECIPES = [
     Recipe(
         "superresolution",
-        "--model.n_resblocks=1 --model.n_feats=4 --data.folder=pictures --data.held_out=[d,more/e]"
+        "--model.n_resblocks=1 --model.n_feats=4 --data.folder=pictures --data.held_out=[c,d,more/e]"
         " --data.patch_size=32 --data.val_patch_size=32 --data.epoch_size=4 --data.batch_size=2",
     ),
     Recipe(
@@ -63,23 +76,36 @@ every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=[recipe.name for r
 def _pictures(tmp_path, monkeypatch):
     """A folder to be in, with five pictures of noise, one of them in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    generator = np.random.default_rng(0)
-    for name in ("a", "b", "c", "d", "more/e"):
-        path = Path("pictures", f"{name}.png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (49, 70, 3), dtype=np.uint8)).save(path)
+    write_noise("pictures")
 
 
-def metrics():
-    """Columns of all metrics.csv below the folder."""
-    files = list(Path("outputs").rglob("metrics.csv"))
-    return {
-        name for file in files for row in csv.DictReader(file.read_text().splitlines()) for name in row if row[name]
-    }
+@pytest.fixture(scope="module")
+def fits(tmp_path_factory):
+    """Folders of recipes that have been fitted, by name."""
+    return {}
+
+
+@pytest.fixture
+def fitted(recipe, fits, tmp_path):
+    """The log folder of a fit of two epochs, in the folder to be in."""
+    if recipe.name not in fits:
+        recipe.run("fit")
+        fits[recipe.name] = shutil.copytree("outputs", tmp_path.with_name(f"{recipe.name}_fitted"))
+    shutil.copytree(fits[recipe.name], "outputs", dirs_exist_ok=True)
+    return Path("outputs", recipe.name, "version_0")
+
+
+def numbers(folder="outputs"):
+    """The last value of every column of all metrics.csv below the folder."""
+    found = {}
+    for file in sorted(Path(folder).rglob("metrics.csv")):
+        for row in csv.DictReader(file.read_text().splitlines()):
+            found |= {name: float(value) for name, value in row.items() if value}
+    return found
 
 
 def test_every_recipe_of_pictures_is_among_those_tested():
-    found = {file.stem for file in FOLDER.glob("*.py") if "ImageRecipeCLI)" in file.read_text()}
+    found = {file.stem for file in FOLDER.glob("*.py") if "(ImageRecipeCLI)" in file.read_text()}
     assert found == {recipe.name for recipe in RECIPES}
 
 
@@ -114,19 +140,20 @@ def test_printed_config_is_a_config(recipe, capsys):
 
 
 @every_recipe
-def test_callbacks_of_the_yaml_are_on(recipe):
-    recipe.run("fit")
-    assert SCORES | {"loss/perceptual/weight", "train/loss"} <= metrics()
-    (version,) = Path("outputs", recipe.name).iterdir()
-    assert {path.name for path in (version / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
-    assert list(version.rglob("val/gallery/worst_1_step_*.png"))
+def test_callbacks_of_the_yaml_are_on(recipe, fitted):
+    assert SCORES | {"loss/perceptual/weight", "train/loss"} <= set(numbers())
+    assert {path.name for path in (fitted / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert list(fitted.rglob("val/gallery/worst_1_step_*.png"))
 
 
 @every_recipe
 def test_callbacks_can_be_left_out(recipe):
-    recipe.run("fit", "--without", "gallery", "scores", "schedule", "checkpoint", "--scores.weights=nowhere")
-    assert "train/loss" in metrics()
-    assert not metrics() & {*SCORES, "loss/perceptual/weight"}
+    own = {"class_path": "lpips_lightning.callbacks.PerceptualScores", "init_args": {"metrics": ["psnr"]}}
+    own["init_args"] |= {"data_range": [0, 1], "prefix": "own_"}
+    blocks = ["gallery", "scores", "schedule", "checkpoint"]
+    recipe.run("fit", f"--trainer.callbacks={[own]}", "--scores.weights=nowhere", "--without", *blocks)
+    assert {"train/loss", "val/own_psnr"} <= set(numbers())
+    assert not set(numbers()) & {*SCORES, "loss/perceptual/weight"}
     assert not list(Path("outputs").rglob("*.png"))
     assert not list(Path().rglob("best.ckpt"))
 
@@ -134,8 +161,8 @@ def test_callbacks_can_be_left_out(recipe):
 @every_recipe
 def test_pixels_alone_look_for_no_trunk_and_have_no_schedule(recipe):
     recipe.run("fit", "--model.loss_weight=0", "--model.loss_net=vgg", "--model.loss_weights=null")
-    assert metrics() >= SCORES
-    assert "loss/perceptual/weight" not in metrics()
+    assert set(numbers()) >= SCORES
+    assert "loss/perceptual/weight" not in numbers()
 
 
 @every_recipe
@@ -146,11 +173,33 @@ def test_judging_by_the_network_of_the_loss_is_warned_about(recipe):
 
 
 @every_recipe
-def test_prediction_needs_no_trunk_and_writes_pictures(recipe):
-    recipe.run("fit")
-    (checkpoint,) = Path("outputs").rglob("best.ckpt")
+def test_a_checkpoint_is_plain_data_with_the_models_arguments(recipe, fitted):
+    saved = torch.load(fitted / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["hyper_parameters"]["loss_net"] == "embedded"
+    assert not [key for key in saved["state_dict"] if "perceptual" in key]
+
+
+@every_recipe
+def test_a_fit_goes_on(recipe, fitted):
+    before = numbers()
+    last = fitted / "checkpoints" / "last.ckpt"
+    shutil.move("outputs", "first")
+    recipe.run("fit", f"--ckpt_path=first/{last.relative_to('outputs')}", "--trainer.max_epochs=3")
+    assert numbers()["epoch"] == 2
+    assert numbers()["step"] == before["step"] * 3 / 2 + 0.5  # counted from 0
+
+
+@every_recipe
+def test_mixed_precision_takes_steps(recipe):
+    recipe.run("fit", "--trainer.precision=bf16-mixed", "--trainer.max_epochs=1", "--without", "gallery")
+    assert math.isfinite(numbers()["train/loss"])
+    assert set(numbers()) >= SCORES
+
+
+@every_recipe
+def test_prediction_needs_no_trunk_and_writes_pictures(recipe, fitted):
     options = ["--pictures.folder=made", "--trainer.logger=false", "--model.loss_net=vgg", "--scores.net_type=vgg"]
-    recipe.run("predict", f"--ckpt_path={checkpoint}", *options, trunks=())
+    recipe.run("predict", f"--ckpt_path={fitted}/checkpoints/best.ckpt", *options, trunks=())
     written = list(Path("made").rglob("*.png"))
     assert written
     with Image.open(written[0]) as picture:
@@ -158,18 +207,49 @@ def test_prediction_needs_no_trunk_and_writes_pictures(recipe):
 
 
 @every_recipe
-@pytest.mark.parametrize("subcommand", ["validate", "test"])
-def test_scores_without_a_fit(recipe, subcommand, capsys):
-    recipe.run(subcommand)
-    said = capsys.readouterr().out
-    assert {name.replace("val", subcommand.removesuffix("idate")) for name in SCORES} <= set(said.split())
+def test_a_test_gives_scores(recipe):
+    recipe.run("test")
+    assert {name.replace("val", "test") for name in SCORES} <= set(numbers())
 
 
 @every_recipe
 def test_wandb_writes_a_folder_and_only_when_asked(recipe, monkeypatch):
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     recipe.run("validate")
+    assert set(numbers()) >= SCORES
     assert "wandb" not in sys.modules
     assert not Path("outputs", "wandb").exists()
     recipe.run("validate", "--wandb")
     assert list(Path("outputs", "wandb").glob("offline-run-*"))
+
+
+@pytest.mark.parametrize("recipe", [RECIPES[0], *(pytest.param(recipe, marks=SLOW) for recipe in RECIPES[1:])])
+def test_two_processes_give_the_scores_of_one(recipe):
+    judge = ["--scores.net_type=embedded", "--model.loss_net=embedded", "--without", "gallery", "schedule"]
+    once = ["--trainer.max_epochs=1", "--trainer.logger.init_args.save_dir=two", *judge]
+    two = ["--trainer.strategy=ddp", "--trainer.devices=2", *once]
+    test = recipe.line("test", *two, "--ckpt_path=two/last.ckpt", trunks=())
+    fit = recipe.line("fit", *two, "--checkpoint.dirpath=two", trunks=())
+    # Without wandb's: an old one leaves the address of its server there, at which a new process waits when it ends.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment = {**inherited, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(__file__).parent / "recipe_worker.py"), recipe.name, *fit, "--then", *test]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+    for subcommand in ("validate", "test"):
+        recipe.run(subcommand, "--ckpt_path=two/last.ckpt", *judge, trunks=())
+    together = {name: value for name, value in numbers("two").items() if name.startswith(("val/", "test/"))}
+    alone = {name: value for name, value in numbers().items() if name.startswith(("val/", "test/"))}
+    assert set(alone) >= SCORES
+    assert together == {name: pytest.approx(value, rel=1e-5) for name, value in alone.items()}
+
+
+@every_recipe
+def test_the_tradeoff_table_is_made(recipe):
+    options = recipe.line("tradeoff", "--losses=untrained,embedded", "--judges=embedded", "--out=table", trunks=())
+    recipe.main(options)
+    with Path("table/tradeoff.csv").open() as file:
+        untrained, embedded = csv.DictReader(file)
+    assert untrained["lpips_embedded"] != embedded["lpips_embedded"]
+    assert Path("table/tradeoff.png").exists()

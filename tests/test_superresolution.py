@@ -2,16 +2,20 @@
 
 import csv
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 import pytorch_lightning
 import torch
+import yaml
 from packaging.version import Version
 from PIL import Image
 from pytorch_lightning import Trainer
+from small_data import write_noise
 
 from lpips_lightning.callbacks import PerceptualScores
+from lpips_lightning.recipes import superresolution
 from lpips_lightning.recipes.luma_scores import luma_scores
 from lpips_lightning.recipes.superresolution import EDSR, SuperResolution, main, upscale
 from lpips_lightning.recipes.superresolution_data import SuperResolutionData, downscale
@@ -27,12 +31,7 @@ pytestmark = [
 @pytest.fixture
 def folder(tmp_path):
     """Five pictures of noise, one in a folder of its own."""
-    generator = np.random.default_rng(0)
-    for name in ("a", "b", "c", "d", "more/e"):
-        path = tmp_path / "pictures" / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (49, 70, 3), dtype=np.uint8)).save(path)
-    return tmp_path / "pictures"
+    return write_noise(tmp_path / "pictures")
 
 
 @pytest.fixture
@@ -105,6 +104,16 @@ def test_bundled_photographs_are_the_default():
     train, held_out = SuperResolutionData().split()
     assert set(held_out) == {"astronaut"}
     assert set(train) == {"chelsea", "coffee", "motorcycle", "rocket"}
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_sizes_of_the_yaml_suit_every_scale(scale):
+    defaults = yaml.safe_load(Path(superresolution.__file__).with_suffix(".yaml").read_text())["data"]
+    data = SuperResolutionData(**defaults, scale=scale)
+    data.setup("validate")
+    low, high, names = next(iter(data.val_dataloader()))
+    assert [side * scale for side in low.shape[2:]] == list(high.shape[2:]) == [defaults["val_patch_size"]] * 2
+    assert set(names) == {"astronaut"}
 
 
 @pytest.mark.parametrize(

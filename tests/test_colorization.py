@@ -310,16 +310,6 @@ def test_validation_scores_are_means_over_pictures(tmp_path, data):
     assert found["val/ciede2000"] == pytest.approx(difference, rel=1e-4)
 
 
-def test_two_processes_give_the_scores_of_one(tmp_path, folder):
-    data = ColorizationData(str(folder), ["a", "c", "more/e"], working_size=40, patch_size=32)
-    model = coloured(Colorization(**TINY))
-    (alone,) = trainer(tmp_path).validate(model, data, verbose=False)
-    pair = trainer(tmp_path, strategy="ddp_spawn", devices=2)
-    (found,) = pair.validate(model, data, verbose=False)  # the sampler repeats a picture: three on two ranks
-    assert set(found) == SCORES
-    assert found == pytest.approx(alone, rel=1e-6)
-
-
 def test_learning_rate_rises_and_falls_to_zero():
     model = Colorization(**TINY, warmup_steps=3)
     model.trainer = type("Planned", (), {"estimated_stepping_batches": 10})()

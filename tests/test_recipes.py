@@ -59,7 +59,7 @@ RECIPES = [
     Recipe(
         "colorization",
         "--model.n_feats=4 --model.n_levels=2 --model.working_size=40 --data.folder=pictures"
-        " --data.held_out=[d,more/e] --data.patch_size=32 --data.epoch_size=4 --data.batch_size=2",
+        " --data.held_out=[c,d,more/e] --data.patch_size=32 --data.epoch_size=4 --data.batch_size=2",
     ),
     Recipe(
         "frame_interpolation",

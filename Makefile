@@ -1,10 +1,11 @@
 # make demo   set up, train a small superresolution model with LPIPS as loss and metric, show a table and a picture
 # make test   set up, run the tests
+# make bench  set up, measure speed and memory against the peers: an hour; make bench BENCH=--quick: some minutes
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all bench lint clean
 
 demo: $(VENV)/recipes.stamp
 	$(BIN)/lpips-lightning demo
@@ -14,6 +15,10 @@ test: $(VENV)/test.stamp
 
 test-all: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "" --durations=20
+
+# For example: make bench BENCH="--quick", or BENCH="--nets vgg --sizes 4x256 --parts timing memory"
+bench: $(VENV)/test.stamp
+	$(BIN)/python tests/benchmarks/run.py $(BENCH)
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -16,8 +16,9 @@ from lpips_lightning.callbacks.image_pairs import ImagePairs
 from lpips_lightning.callbacks.loggers import log_picture, log_table
 from lpips_lightning.callbacks.outputs import Adapter, OutputReader, StepPictures, picture_numbers
 from lpips_lightning.callbacks.ranks import gather
-from lpips_lightning.callbacks.sample_picture import Sample, Scored, heat_indices, sample_picture, to_pixels
+from lpips_lightning.callbacks.sample_picture import Sample, Scored, sample_picture, to_pixels
 from lpips_lightning.frozen import WeightsSource
+from lpips_lightning.heat import heat_indices
 from lpips_lightning.images import DataRange
 from lpips_lightning.network import Features, Precision
 

@@ -12,20 +12,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from lpips_lightning.callbacks.loggers import Pixels
+from lpips_lightning.heat import heat_colours
 
-__all__ = ["Sample", "Scored", "heat_indices", "sample_picture", "to_pixels"]
+__all__ = ["Sample", "Scored", "sample_picture", "to_pixels"]
 
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _SMALLEST_CELL = 256  # pixels of the longer side; smaller pictures are enlarged by a whole factor
 _INK, _GRAY = (20, 20, 20), (110, 110, 110)
-
-# Every sixteenth colour of "inferno" (S. van der Walt and N. Smith, matplotlib, CC0), dark to bright: its lightness
-# rises evenly, so it reads the same in gray and for the colour-blind. Straight lines between stay within 7 of 255.
-_INFERNO = (
-    "000004 0b0724 210c4a 3d0965 57106e 71196e 8a226a a32c61 bc3754"
-    " d24644 e45a31 f1731d f98e09 fcac11 f9cb35 f2ea69 fcffa4"
-)
 
 
 class Scored(NamedTuple):
@@ -77,11 +71,6 @@ def to_pixels(image: Tensor, data_range: tuple[float, float]) -> Pixels:
     return image.expand(3, -1, -1).permute(1, 2, 0).contiguous().cpu().numpy()
 
 
-def heat_indices(distances: Tensor, heat_max: float) -> npt.NDArray[np.uint8]:
-    """Local distances ``(H, W)`` as the numbers of their colours; 255 from `heat_max` on."""
-    return (distances.float() * (255 / heat_max)).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
-
-
 def sample_picture(sample: Sample, scored: Scored, place: str, net: str, heat_max: float) -> Pixels:
     """Draw a sample.
 
@@ -105,7 +94,7 @@ def sample_picture(sample: Sample, scored: Scored, place: str, net: str, heat_ma
     cells = [
         ("Prediction", place, sample.pred),
         ("Target", source, sample.target),
-        (f"LPIPS {scored.score:.3f}", net, _colours()[sample.heat]),
+        (f"LPIPS {scored.score:.3f}", net, heat_colours()[sample.heat]),
     ]
     if sample.input is not None:
         given = sample.input.shape
@@ -130,18 +119,11 @@ def sample_picture(sample: Sample, scored: Scored, place: str, net: str, heat_ma
 def _scale(picture: Image.Image, box: tuple[int, int, int, int], heat_max: float, font: Font) -> None:
     left, top, width, height = box
     rows = np.linspace(255, 0, height).round().astype(np.uint8)
-    bar = np.repeat(_colours()[rows][:, None], width, 1)
+    bar = np.repeat(heat_colours()[rows][:, None], width, 1)
     picture.paste(Image.fromarray(bar), (left, top))
     draw = ImageDraw.Draw(picture)
     for at, label, anchor in ((0, f"{heat_max:g}+", "la"), (0.5, f"{heat_max / 2:g}", "lm"), (1, "0", "ls")):
         draw.text((left + width * 1.4, top + at * height), label, _GRAY, font, anchor)
-
-
-def _colours() -> Pixels:
-    """Shape ``(256, 3)``, dark to bright."""
-    anchors = np.array([[int(colour[i : i + 2], 16) for i in (0, 2, 4)] for colour in _INFERNO.split()])
-    places, numbers = np.linspace(0, 255, len(anchors)), np.arange(256)
-    return np.stack([np.interp(numbers, places, channel) for channel in anchors.T], 1).round().astype(np.uint8)
 
 
 def _font(size: int) -> Font:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, get_args
+from typing import Any
 
 from lpips_lightning import evaluate_cli
-from lpips_lightning.bapps_make import Judge, make_bapps
-from lpips_lightning.distortion_sheet import write_sheet
 from lpips_lightning.progress import progress_report
+from lpips_lightning.whole_files import check_target
 
-__all__ = ["main"]
+__all__ = ["main", "parser"]
+
+_JUDGES = ("alex", "vgg", "squeeze", "embedded", "l2", "none")  # those of bapps_make.Judge, without torch's seconds
 
 
 def main(args: list[str] | None = None) -> None:
@@ -19,12 +20,17 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: Command line without the program's name; None takes ``sys.argv``.
     """
-    parser = argparse.ArgumentParser("lpips-lightning bapps", description="The data set of LPIPS, and ones like it.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    options = parser().parse_args(args)
+    options.run(options)
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    made = argparse.ArgumentParser("lpips-lightning bapps", description="The data set of LPIPS, and ones like it.")
+    commands = made.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_evaluate, _add_make, _add_sheet):
         add(commands)
-    options = parser.parse_args(args)
-    options.run(options)
+    return made
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -43,7 +49,7 @@ def _add_make(commands: Any) -> None:
         parser.add_argument(f"--{part}", type=int, default=count, help=f"{what} (default: %(default)s)")
     parser.add_argument("--jnd", type=int, help="pairs (default: 200, without a judge 0)")
     parser.add_argument(
-        "--judge", choices=get_args(Judge), default="embedded", help="who judges; none: people (default: %(default)s)"
+        "--judge", choices=_JUDGES, default="embedded", help="who judges; none: people (default: %(default)s)"
     )
     parser.add_argument("--weights", help="trunk weights of the judge: a file or a folder")
     parser.add_argument("--set", dest="set_name", default="traditional", help="its name (default: %(default)s)")
@@ -52,6 +58,8 @@ def _add_make(commands: Any) -> None:
 
 
 def _make(options: argparse.Namespace) -> None:
+    from lpips_lightning.bapps_make import make_bapps
+
     arguments = {name: value for name, value in vars(options).items() if name != "run"}
     with progress_report("items") as report:
         make_bapps(**arguments, report=report)
@@ -60,7 +68,15 @@ def _make(options: argparse.Namespace) -> None:
 def _add_sheet(commands: Any) -> None:
     text = "draw every distortion at 5 strengths, on one sheet"
     parser = commands.add_parser("sheet", help=text, description=f"{text[0].upper()}{text[1:]}.")
-    parser.set_defaults(run=lambda options: write_sheet(options.images, options.out, options.seed))
+    parser.set_defaults(run=_sheet)
     parser.add_argument("--images", required=True, help="a photograph, or a folder of which it takes the first ones")
     parser.add_argument("--out", required=True, help="PNG to write")
     parser.add_argument("--seed", type=int, default=0, help="of directions, signs and noise (default: %(default)s)")
+
+
+def _sheet(options: argparse.Namespace) -> None:
+    check_target(options.out, "out")
+
+    from lpips_lightning.distortion_sheet import write_sheet
+
+    write_sheet(options.images, options.out, options.seed)

@@ -21,25 +21,44 @@ class Command:
     Attributes:
         summary: Its line on the help screen.
         target: ``"module:function"``, imported when it is called with the arguments after its name.
+        parser: ``"module:function"`` that makes its argparse parser without importing torch, for shell completion.
+        actions: What may follow its name, for shell completion; of a recipe, beside LightningCLI's own.
     """
 
     summary: str
     target: str
+    parser: str = ""
+    actions: tuple[str, ...] = ()
+
+
+def _with_parser(summary: str, module: str) -> Command:
+    return Command(summary, f"lpips_lightning.{module}:main", f"lpips_lightning.{module}:parser")
 
 
 _RECIPES = "lpips_lightning.recipes"
 COMMANDS = {
+    "compare": _with_parser("LPIPS of two pictures, two folders, or all pairs", "compare_cli"),
     "demo": Command("superresolution in minutes: a table and a picture", f"{_RECIPES}.demo:main"),
-    "superresolution": Command("enlarge pictures: fit, validate, test, predict", f"{_RECIPES}.superresolution:main"),
+    "superresolution": Command(
+        "enlarge pictures: fit, validate, test, predict", f"{_RECIPES}.superresolution:main", actions=("tradeoff",)
+    ),
+    "colorization": Command(
+        "colour gray pictures: fit, validate, test, predict", f"{_RECIPES}.colorization:main", actions=("tradeoff",)
+    ),
     "frame-interpolation": Command(
-        "the frame between two: fit, validate, test, predict", f"{_RECIPES}.frame_interpolation:main"
+        "the frame between two: fit, validate, test, predict",
+        f"{_RECIPES}.frame_interpolation:main",
+        actions=("tradeoff",),
     ),
     "distillation": Command("teach a small trunk the distances of a large one", f"{_RECIPES}.distillation:main"),
-    "calibration": Command("teach LPIPS from judgements: fit, validate, test, fast", f"{_RECIPES}.calibration:main"),
-    "bapps": Command("evaluate against people; make a judged data set", "lpips_lightning.bapps_cli:main"),
-    "correlate": Command("LPIPS against opinion scores: SRCC, PLCC, KRCC", "lpips_lightning.correlate_cli:main"),
+    "calibration": Command(
+        "teach LPIPS from judgements: fit, validate, test, fast", f"{_RECIPES}.calibration:main", actions=("fast",)
+    ),
+    "bapps": _with_parser("evaluate against people; make a judged data set", "bapps_cli"),
+    "correlate": _with_parser("LPIPS against opinion scores: SRCC, PLCC, KRCC", "correlate_cli"),
     "kmeans": Command("a trunk without labels, by stacked k-means", "lpips_lightning.kmeans:main"),
-    "weights": Command("list those that are here; doctor checks them", "lpips_lightning.cli:weights"),
+    "weights": _with_parser("list, fetch or check the files of weights", "weights_cli"),
+    "completion": _with_parser("complete commands and options: bash, zsh, fish", "completion"),
 }
 """Subcommands by name, in the order of the help screen."""
 
@@ -69,80 +88,6 @@ def main(args: list[str] | None = None) -> int:
     return _run(COMMANDS[name], rest)
 
 
-def weights(args: list[str]) -> None:
-    """Show the weights that ship and those that are looked for.
-
-    Args:
-        args: ``["list"]`` or ``["doctor"]``.
-
-    Raises:
-        SystemExit: With code 1 if ``doctor`` finds damage, with 2 on bad input.
-    """
-    import argparse
-
-    parser = argparse.ArgumentParser("lpips-lightning weights", description="Weights of LPIPS on this machine.")
-    parser.add_argument("action", choices=("list", "doctor"), help="list them, or read and check every file")
-    if parser.parse_args(args).action == "list":
-        _list_weights(Console())
-    elif not _check_weights(Console()):
-        raise SystemExit(1)
-
-
-def _list_weights(console: Console) -> None:
-    from lpips_lightning.backbones import BACKBONES
-    from lpips_lightning.weights import CALIBRATIONS, TRUNK_FILES
-    from lpips_lightning.weights.lookup import FOLDER_VARIABLE, trunk_places
-
-    shipped = Table(title="Calibrations, which ship", title_justify="left")
-    for heading in ("net", "version", "file", "licence", "sha256"):
-        shipped.add_column(heading, no_wrap=heading != "licence")
-    for (net_type, version), record in CALIBRATIONS.items():
-        shipped.add_row(net_type, version, record.file, record.licence, record.sha256[:12])
-    console.print(shipped)
-    console.print("Trunks that are looked for", style="italic")
-    for backbone in BACKBONES.values():
-        trunk = TRUNK_FILES.get(backbone.builder)
-        if trunk is not None:
-            found = next((str(place) for place in trunk_places(backbone.builder) if place.is_file()), None)
-            where = found or f"not on this machine; would be downloaded from {trunk.url}"
-            line = f"{backbone.name}: torchvision {trunk.name}, {trunk.licence}: {where}"
-            console.print(line, soft_wrap=True, highlight=False)
-    folder = os.environ.get(FOLDER_VARIABLE) or "not set"
-    console.print(f"{FOLDER_VARIABLE}, a folder to look in first: {folder}", highlight=False)
-
-
-def _check_weights(console: Console) -> bool:
-    """Read every file that is here, download nothing; whether all are whole."""
-    import torch
-
-    from lpips_lightning import LPIPS, __version__
-    from lpips_lightning.backbones import BACKBONES
-    from lpips_lightning.weights import CALIBRATIONS, EXAMPLES, WeightsError, load
-    from lpips_lightning.weights.lookup import trunk_places
-
-    console.print(f"lpips_lightning {__version__}, torch {torch.__version__}", highlight=False)
-    whole = True
-    for record in (*CALIBRATIONS.values(), EXAMPLES):
-        try:
-            load(record)
-            verdict = "[green]whole[/green]"
-        except WeightsError as error:
-            whole, verdict = False, f"[red]{error}[/red]"
-        console.print(f"{record.file}: {verdict}", soft_wrap=True, highlight=False)
-    for backbone in BACKBONES.values():
-        if backbone.own is None and not any(place.is_file() for place in trunk_places(backbone.builder)):
-            verdict = "[yellow]its trunk is not on this machine[/yellow]"
-        else:
-            try:
-                net = LPIPS(backbone.name)
-                net.selfcheck()
-                verdict = f"[green]{net.fingerprint}; golden distances reproduced[/green]"
-            except WeightsError as error:
-                whole, verdict = False, f"[red]{error}[/red]"
-        console.print(f"{backbone.name}: {verdict}", soft_wrap=True, highlight=False)
-    return whole
-
-
 def _run(command: Command, args: list[str]) -> int:
     module, _, function = command.target.partition(":")
     try:
@@ -165,7 +110,12 @@ def _is_users(error: Exception) -> bool:
 
 
 def _fail(sentence: str) -> int:
-    Console(stderr=True).print(f"lpips-lightning: {sentence}", soft_wrap=True, highlight=False, markup=False)
+    from lpips_lightning.decoding import printable
+
+    sentence = "\n".join(map(printable, sentence.split("\n")))  # names of files may hold anything
+    Console(stderr=True).print(
+        f"lpips-lightning: {sentence}", soft_wrap=True, highlight=False, markup=False, emoji=False
+    )
     return 2
 
 

@@ -6,19 +6,20 @@ import argparse
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from lpips_lightning.correlation import Correlations, Score, by_group, check_scores, correlate, mean_over_groups
-from lpips_lightning.network import LPIPS
-from lpips_lightning.opinions import COLUMNS, FrameDistance, measure, read_opinions
 from lpips_lightning.progress import progress_report
-from lpips_lightning.whole_files import whole_file
+from lpips_lightning.whole_files import check_target, whole_file
 
-__all__ = ["main"]
+if TYPE_CHECKING:  # torch takes seconds: help and mistakes in the command line do not wait for it
+    from lpips_lightning.correlation import Correlations
+    from lpips_lightning.opinions import FrameDistance
+
+__all__ = ["main", "parser"]
 
 
 def main(args: list[str] | None = None) -> None:
@@ -27,7 +28,18 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: Command line without the program's name; None takes ``sys.argv``.
     """
-    options = _parser().parse_args(args)
+    options = parser().parse_args(args)
+    if options.csv:
+        check_target(options.csv, "csv")
+
+    import torch
+
+    from lpips_lightning.correlation import by_group, check_scores, correlate
+    from lpips_lightning.devices import choose_device
+    from lpips_lightning.network import LPIPS
+    from lpips_lightning.opinions import measure, read_opinions
+
+    device = choose_device(options.device)
     net = LPIPS(
         options.net,
         version=options.version,
@@ -40,7 +52,7 @@ def main(args: list[str] | None = None) -> None:
     names = [opinion.group for opinion in opinions] if options.group else None
     check_scores(scores, names)  # now, not after the measuring
     with progress_report("items") as report:
-        distances, frames = measure(opinions, net, options.device, report)
+        distances, frames = measure(opinions, net, device, report)
     if options.csv:
         _write_frames(Path(options.csv), frames)
     whole = correlate(distances, scores, options.score)
@@ -55,32 +67,32 @@ def main(args: list[str] | None = None) -> None:
         console.print(f"Negative: are these scores {other}? Then say --score {other}.", style="yellow", highlight=False)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    made = argparse.ArgumentParser(
         "lpips-lightning correlate",
         description="Correlate LPIPS with opinion scores: SRCC, PLCC after the 4-parameter logistic, KRCC.",
     )
-    parser.add_argument("file", help="CSV with the columns reference, distorted, score; pictures or folders of frames")
-    parser.add_argument("--root", help="folder that the paths begin in (default: that of the CSV)")
-    parser.add_argument(
-        "--columns", default=",".join(COLUMNS), metavar="A,B,C", help="what the CSV calls them (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--score", choices=get_args(Score), default="mos", help="mos: higher is better; dmos: worse (default: mos)"
-    )
-    parser.add_argument("--group", metavar="COLUMN", help="also within each group, and the mean over groups")
-    parser.add_argument("--csv", metavar="FILE", help="write the distance of every picture or frame")
-    parser.add_argument("--net", default="alex", help="alex, vgg, squeeze or embedded (default: alex)")
-    parser.add_argument("--version", default="0.1", help="0.1 or 0.0 (default: 0.1)")
-    parser.add_argument("--baseline", action="store_true", help="without calibration")
-    parser.add_argument("--calibration", metavar="FILE", help="a calibration of your own")
-    parser.add_argument("--weights", metavar="PATH", help="trunk weights: a file or a folder")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help="(default: cuda if there is one, else cpu)")
-    return parser
+    add = made.add_argument
+    add("file", help="CSV with the columns reference, distorted, score; pictures or folders of frames")
+    add("--root", help="folder that the paths begin in (default: that of the CSV)")
+    columns = "reference,distorted,score"
+    add("--columns", default=columns, metavar="A,B,C", help="what the CSV calls them (default: %(default)s)")
+    add("--score", choices=("mos", "dmos"), default="mos", help="mos: higher is better; dmos: worse (default: mos)")
+    add("--group", metavar="COLUMN", help="also within each group, and the mean over groups")
+    add("--csv", metavar="FILE", help="write the distance of every picture or frame")
+    add("--net", default="alex", help="alex, vgg, squeeze or embedded (default: alex)")
+    add("--version", default="0.1", help="0.1 or 0.0 (default: 0.1)")
+    add("--baseline", action="store_true", help="without calibration")
+    add("--calibration", metavar="FILE", help="a calibration of your own")
+    add("--weights", metavar="PATH", help="trunk weights: a file or a folder")
+    add("--device", default="auto", help="auto (default: cuda if there is one, else cpu), cpu, cuda:1, ...")
+    return made
 
 
 def _table(whole: Correlations, groups: dict[str, Correlations]) -> Table:
+    from lpips_lightning.correlation import mean_over_groups
+
     table = Table()
     table.add_column("")
     for heading in ("n", "SRCC", "PLCC", "KRCC"):
@@ -91,7 +103,7 @@ def _table(whole: Correlations, groups: dict[str, Correlations]) -> Table:
         rows.insert(-1, ("mean by Fisher's z and size", mean_over_groups(groups, fisher=True)))
     for name, row in rows:
         style = "" if name in groups else "bold"
-        table.add_row(name, str(row.count), *(f"{x:.4f}" for x in (row.srcc, row.plcc, row.krcc)), style=style)
+        table.add_row(Text(name), str(row.count), *(f"{x:.4f}" for x in (row.srcc, row.plcc, row.krcc)), style=style)
     return table
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from lpips_lightning.paper import PAPER_SETS
 from lpips_lightning.progress import progress_report
+from lpips_lightning.whole_files import check_target
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -66,9 +67,13 @@ def run(args: argparse.Namespace) -> None:
         ValueError: If an argument is off, or there is nothing to score.
         FileNotFoundError: If a file is missing.
     """
-    import torch
+    check_target(args.out, "out", folder=True)
+    for argument, least in (("batch_size", 1), ("workers", 0), ("resamples", 1)):
+        if getattr(args, argument) < least:
+            raise ValueError(f"{argument.replace('_', '-')}: expected at least {least}, got {getattr(args, argument)}")
 
     from lpips_lightning import evaluation, evaluation_report
+    from lpips_lightning.devices import choose_device
     from lpips_lightning.methods import parse_method
 
     given = dict(_named(text) for text in args.distances)
@@ -81,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
     if clash := sorted(set(names) & set(given)):
         raise ValueError(f"distances: expected names that are no method's, got {clash[0]!r} for both")
     methods = [parse_method(name) for name in names]
-    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(args.device)
     with progress_report("items") as report:
         measured = evaluation.measure(methods, sets, args.batch_size, args.workers, device, report)
     measured |= {name: evaluation.read_distances(path) for name, path in given.items()}
@@ -99,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
     if args.disagree:
         pair = (args.disagree[0], args.disagree[1])
         evaluation_report.save_disagreements(measured, pair, sets, out / "disagreements.png")
-    console.print(f"Written to {out}", highlight=False)
+    console.print(f"Written to {out}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _sets(args: argparse.Namespace) -> dict[str, Dataset[dict[str, Any]]]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.box import SIMPLE
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -46,11 +47,11 @@ def as_table(scores: Sequence[Score], kind: Kind) -> Table:
     table.add_column("method", overflow="fold")
     sets = list(dict.fromkeys(cell.set for cell in chosen))
     for heading in (*sets, "mean"):
-        table.add_column(heading, justify="right", overflow="fold", min_width=8 if heading in sets else 4)
+        table.add_column(Text(heading), justify="right", overflow="fold", min_width=8 if heading in sets else 4)
     for method in dict.fromkeys(cell.method for cell in chosen):
         found = {cell.set: cell for cell in chosen if cell.method == method}
         ours = [f"{_value(found[name])}" if name in found else "" for name in sets]
-        table.add_row(method, *ours, f"{means[method]:.1f}" if method in means else "")
+        table.add_row(Text(method), *ours, f"{means[method]:.1f}" if method in means else "")
         papers = [found[name].paper if name in found else None for name in sets]
         if any(paper is not None for paper in papers):
             known = [paper for paper in papers if paper is not None]

@@ -6,6 +6,7 @@ Nothing here is ever registered in a user's module. So `parameters()`, `state_di
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import logging
@@ -24,7 +25,15 @@ from lpips_lightning.backbones import BACKBONES, Backbone, FeatureExtractor, bac
 from lpips_lightning.weights import CALIBRATIONS, WeightsError, load, read_tensors, tensors_sha256
 from lpips_lightning.weights.lookup import find_trunk, is_torchvision_file, trunk_file
 
-__all__ = ["FrozenNetwork", "Specification", "WeightsSource", "acquire", "calibration_tensors", "specify"]
+__all__ = [
+    "FrozenNetwork",
+    "Specification",
+    "WeightsSource",
+    "acquire",
+    "calibration_tensors",
+    "specify",
+    "without_autocast",
+]
 
 WeightsSource: TypeAlias = str | os.PathLike[str] | Mapping[str, Tensor] | None
 """Where weights come from: looked up (None), a path, tensors by name, or the word ``"random"`` (trunks only)."""
@@ -178,6 +187,17 @@ def acquire(
     """
     with torch.inference_mode(False), torch.no_grad():
         return _shared((specification, device, dtype), lambda: base.moved(device, dtype))
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """A context in which tensors keep the precision that they were brought to.
+
+    Args:
+        device: Of the tensors.
+    """
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def _shared(key: _Key, make: Callable[[], FrozenNetwork]) -> FrozenNetwork:

@@ -233,13 +233,17 @@ def to_trunk(
     low, high = (0.0, 255.0) if images.dtype == torch.uint8 else data_range
     clamp = clamp and images.dtype != torch.uint8
     working = torch.float64 if dtype == torch.float64 else torch.float32
+    given = images
     images = images.to(working)
     if clamp:
         images = images.clamp(low, high)
+    # New memory costs more time than arithmetic: what is ours already is written over.
     if (low, high) != (-1.0, 1.0):
-        images = (images - low) * (2 / (high - low)) - 1
+        images = images - low if images is given else images.sub_(low)
+        images = images.mul_(2 / (high - low)).sub_(1)
     if shift is not None and scale is not None:
-        images = (images - shift.to(working).view(1, 3, 1, 1)) / scale.to(working).view(1, 3, 1, 1)
+        shift, scale = (values.to(working).view(1, 3, 1, 1) for values in (shift, scale))
+        images = (images - shift if images is given else images.sub_(shift)).div_(scale)
     return images.to(dtype).contiguous(memory_format=torch.channels_last)
 
 

@@ -147,6 +147,7 @@ def main(args: list[str]) -> None:
     from lpips_lightning.pictures import find_images, read_image
     from lpips_lightning.tensor_files import write_tensors
     from lpips_lightning.variations import crops
+    from lpips_lightning.whole_files import check_target
 
     parser = argparse.ArgumentParser("lpips-lightning kmeans", description="A trunk without labels: stacked k-means.")
     parser.add_argument("--images", required=True, metavar="DIR", help="photographs of any kind")
@@ -164,7 +165,11 @@ def main(args: list[str]) -> None:
     options = parser.parse_args(args)
     if not options.out.endswith(".safetensors"):
         raise ValueError(f"out: expected a file that ends in .safetensors, got {options.out!r}")
+    check_target(options.out, "out")
     record = backbone(options.net)
+    for argument, least in (("crops", 1), ("size", record.smallest_side), ("iterations", 1)):
+        if getattr(options, argument) < least:
+            raise ValueError(f"{argument}: expected at least {least}, got {getattr(options, argument)}")
     generator = Generator().manual_seed(options.seed)
     files = list(find_images(options.images).values())
     chosen = torch.randperm(len(files), generator=generator)[: options.crops].tolist()
@@ -180,7 +185,8 @@ def main(args: list[str]) -> None:
     path = write_tensors(
         options.out, tensors, about | settings | {"lpips_lightning": __version__}, net_type=record.name
     )
-    Console().print(f"Written to {path}; evaluate it as {record.name}:kmeans={path}", highlight=False, soft_wrap=True)
+    said = f"Written to {path}; evaluate it as {record.name}:kmeans={path}"
+    Console().print(said, highlight=False, soft_wrap=True, markup=False)
 
 
 def _chain(record: Backbone) -> nn.Sequential:

@@ -45,6 +45,7 @@ class PerceptualLoss(DropsLegacyKeys):
         gray: See `LPIPS`.
         background: See `LPIPS`.
         resize: See `LPIPS`.
+        memory_budget: See `LPIPS`.
         spatial: Return maps: every image's term is ``(1, H, W)``.
         per_layer: Return a dict of the layers' terms instead of their sum.
         validate_args: Check pixel values. Targets must always be on the range. Predictions may overshoot, in the first
@@ -81,6 +82,7 @@ class PerceptualLoss(DropsLegacyKeys):
         gray: Gray | None = None,
         background: Background | None = None,
         resize: int | Sequence[int] | None = None,
+        memory_budget: int | None = None,
         spatial: bool = False,
         per_layer: bool = False,
         validate_args: bool = True,
@@ -101,6 +103,7 @@ class PerceptualLoss(DropsLegacyKeys):
             gray=gray,
             background=background,
             resize=resize,
+            memory_budget=memory_budget,
             validate_args=validate_args,
         )
         self.net.watch = RangeWatch(periodic=True)

@@ -57,6 +57,7 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, WatchedMetric):
         background: See `LPIPS`.
         resize: See `LPIPS`.
         frame_chunk: See `LPIPS`.
+        memory_budget: See `LPIPS`.
         spatial: Maps ``(1, H, W)`` instead of numbers; all images must be of one size.
         per_layer: A dict of the layers' terms instead of their sum.
         validate_args: Check pixel values. On an accelerator no update waits for the check: `compute` raises what it
@@ -100,6 +101,7 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, WatchedMetric):
         background: Background | None = None,
         resize: int | Sequence[int] | None = None,
         frame_chunk: int | None = None,
+        memory_budget: int | None = None,
         spatial: bool = False,
         per_layer: bool = False,
         validate_args: bool = True,
@@ -118,6 +120,7 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, WatchedMetric):
             background=background,
             resize=resize,
             frame_chunk=frame_chunk,
+            memory_budget=memory_budget,
             validate_args=validate_args,
         )
         super().__init__(net, **kwargs)

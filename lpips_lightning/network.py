@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lpips_lightning import direct
 from lpips_lightning.backbones import Backbone, backbone
+from lpips_lightning.budget import affordable, check_budget
 from lpips_lightning.distance import layer_distances, layer_maps, upsample
 from lpips_lightning.features import Features, Measurement, cat, joined, parts
-from lpips_lightning.frozen import Specification, WeightsSource
+from lpips_lightning.frozen import Specification, WeightsSource, without_autocast
 from lpips_lightning.held import HoldsFrozenNetwork
 from lpips_lightning.images import Arrangement, Background, Gray, ImagePolicy, to_trunk
 from lpips_lightning.masks import check_mask, eroded_masks, layer_masks, measurable
+from lpips_lightning.memory import estimate
 from lpips_lightning.pairwise import feature_vectors, groups_within, pairwise_distances
+from lpips_lightning.planning import Plan
 from lpips_lightning.ranges import DataRange, RangeWatch, parse_range
 from lpips_lightning.selfcheck import selfcheck
 
@@ -58,7 +62,12 @@ class LPIPS(HoldsFrozenNetwork):
             Alpha is on the same range as the colours. None refuses alpha.
         resize: ``(H, W)``, or one number for both: every image is brought to it, bilinear with antialiasing. It is part
             of the fingerprint, for it changes the number.
-        frame_chunk: Images, or frames of videos, in one pass of the trunk; None for all at once.
+        frame_chunk: Images, or frames of videos, in one pass of the trunk at most; None for as many as memory allows.
+        memory_budget: Bytes that a call may take above the weights and the images; a warning says when it cannot be
+            kept. Images are then taken a few at a time, huge ones in stripes of rows, or in tiles for the gradient,
+            which changes no number beyond rounding. None takes half a gigabyte and no more time on a processor (four
+            gigabytes on other devices, or for the gradient of one image). It holds for pairs of images without
+            `spatial`, `mask`, or a gradient by layer; `plan` says what a call will take.
         validate_args: Check pixel values on every call. This waits for the device. Shapes are always checked; under
             ``torch.compile`` values are not.
 
@@ -92,8 +101,10 @@ class LPIPS(HoldsFrozenNetwork):
         background: Background | None = None,
         resize: int | Sequence[int] | None = None,
         frame_chunk: int | None = None,
+        memory_budget: int | None = None,
         validate_args: bool = True,
     ) -> None:
+        check_budget(memory_budget)
         if precision not in get_args(Precision):
             raise ValueError(f"precision: expected one of {get_args(Precision)}, got {precision!r}")
         if frame_chunk is not None and (not isinstance(frame_chunk, int) or frame_chunk < 1):
@@ -104,6 +115,7 @@ class LPIPS(HoldsFrozenNetwork):
         self.precision = precision
         self.images = images
         self.frame_chunk = frame_chunk
+        self.memory_budget = memory_budget
         self.validate_args = validate_args
         self.watch = RangeWatch(immediate=True)
 
@@ -203,6 +215,10 @@ class LPIPS(HoldsFrozenNetwork):
         if isinstance(y, Tensor):
             self._see(y, names[1], low_high, 0.0)
         arrangement = self.images.arrangement(x)
+        fixed = [y] if isinstance(y, Tensor) else list(y.layers.values())
+        if mask is None and not (spatial or erode) and direct.is_possible(x, fixed, per_layer):
+            terms = self._direct_terms(x, y, low_high, clamp_x=not slack)
+            return joined([(terms, None)], arrangement, per_layer)
         counts = self._flat_mask(mask, erode, spatial, arrangement, (x.shape[-2], x.shape[-1]), x.device)
         size = self.images.resize or (x.shape[-2], x.shape[-1])
         results = []
@@ -305,6 +321,31 @@ class LPIPS(HoldsFrozenNetwork):
         distances = torch.cat(blocks, 1)
         return distances if y is not None else distances.triu(1) + distances.triu(1).T
 
+    def plan(self, shape: tuple[int, int, int, int], *, gradient: bool = False, device: str = "cpu") -> Plan:
+        """How a call evaluates pairs of images, and how much memory it takes.
+
+        Args:
+            shape: ``(N, 3, H, W)`` of either.
+            gradient: With the gradient by the first images, as a loss.
+            device: Where.
+
+        Returns:
+            The plan: its ``size`` is an estimate in bytes, above the weights and the images.
+
+        Raises:
+            ValueError: If the shape has not four dimensions.
+        """
+        if len(shape) != 4:
+            raise ValueError(f"shape: expected (N, 3, H, W), got {shape}")
+        dtype = _DTYPES.get(self.precision, torch.float32)
+        network = self._network(torch.device(device), dtype)
+        found = affordable(network, shape, self.memory_budget, gradient)
+        images = min(found.images, self.frame_chunk or found.images)
+        size = (
+            found.size if found.size and images == found.images else estimate(network, (images, *shape[1:]), gradient)
+        )
+        return replace(found, images=images, size=size)
+
     def selfcheck(self, device: torch.device | str = "cpu") -> dict[str, float]:
         """Hold the trunk's weights against the recorded distances of the reference implementation's example patches.
 
@@ -367,11 +408,25 @@ class LPIPS(HoldsFrozenNetwork):
             fixed = {layer: y.layers[layer][part] for layer in self.layers} if isinstance(y, Features) else None
             yield part, self._run(flat_x[part], range_x, clamp_x), fixed or self._run(flat_y[part], range_y, clamp=True)
 
+    def _direct_terms(
+        self, x: Tensor, y: Tensor | Features, data_range: tuple[float, float], clamp_x: bool
+    ) -> dict[str, Tensor]:
+        flat_x, range_x = self.images.arrange(x, data_range)
+        flat_y, range_y = self.images.arrange(y, data_range) if isinstance(y, Tensor) else (y.layers, data_range)
+        dtype = self._trunk_dtype(x)
+        network = self._network(x.device, dtype)
+        clamps = (clamp_x and self.validate_args, self.validate_args)
+        limits = (self.frame_chunk, self.memory_budget)
+        pairs = direct.Pairs(network, dtype, flat_x, flat_y, range_x, range_y, *clamps, *limits)
+        if torch.is_grad_enabled() and flat_x.requires_grad:
+            return {"": direct.distances(pairs)}
+        return direct.layer_terms(pairs)
+
     def _run(self, images: Tensor, data_range: tuple[float, float], clamp: bool) -> dict[str, Tensor]:
         dtype = self._trunk_dtype(images)
         network = self._network(images.device, dtype)
         clamp = clamp and self.validate_args
-        with _without_autocast(images.device):
+        with without_autocast(images.device):
             return network.extractor(to_trunk(images, data_range, network.shift, network.scale, dtype, clamp))
 
     def _terms(
@@ -383,8 +438,11 @@ class LPIPS(HoldsFrozenNetwork):
         masks: dict[str, Tensor] | None,
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         first = x[self.layers[0]]
-        calibration = self._network(first.device, first.dtype).calibration
-        with _without_autocast(first.device):
+        network = self._network(first.device, first.dtype)
+        calibration = network.calibration
+        with without_autocast(first.device):
+            if masks is None and not spatial and direct.is_possible(first, [*x.values(), *y.values()], per_layer=True):
+                return direct.feature_terms(network, x, y), None
             if spatial:
                 maps = layer_maps(x, y, calibration)
                 return {layer: upsample(layer_map, size) for layer, layer_map in maps.items()}, None
@@ -421,7 +479,7 @@ class LPIPS(HoldsFrozenNetwork):
         for chunk in images.split(batch_size):
             features = self.encode(chunk, data_range)
             first = features.layers[self.layers[0]]
-            with _without_autocast(first.device):
+            with without_autocast(first.device):
                 vectors = feature_vectors(features.layers, self._network(first.device, first.dtype).calibration)
             channels = features.arrangement.channels
             yield vectors.view(len(chunk), -1) / channels**0.5 if channels > 1 else vectors
@@ -442,9 +500,3 @@ class LPIPS(HoldsFrozenNetwork):
         twin = super().__deepcopy__(memo)
         twin.watch = copy.deepcopy(self.watch, memo)
         return twin
-
-
-def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from lpips_lightning.download import Report, silent
 from lpips_lightning.network import LPIPS, Features
-from lpips_lightning.pictures import find_images, read_image
+from lpips_lightning.pictures import find_images, natural_order, read_image
 from lpips_lightning.tables import read_table
 
 __all__ = ["COLUMNS", "FrameDistance", "Opinion", "measure", "read_opinions"]
@@ -194,8 +193,4 @@ def _frames_of(path: Path) -> tuple[Path, ...]:
     if path.is_file():
         return (path,)
     frames = find_images(path)
-
-    def key(name: str) -> list[tuple[int, str]]:
-        return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-    return tuple(frames[name] for name in sorted(frames, key=key))
+    return tuple(frames[name] for name in sorted(frames, key=natural_order))

@@ -1,19 +1,26 @@
 """Picture files: found in a folder, read upright as 8-bit RGB, written."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-__all__ = ["IMAGE_SUFFIXES", "find_images", "image_size", "read_image", "resize_image", "write_image"]
+from lpips_lightning.decoding import read_header, read_pixels
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "find_images",
+    "image_size",
+    "natural_order",
+    "read_image",
+    "resize_image",
+    "write_image",
+]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-
-# Their colours are plain red, green and blue once decoded; CMYK and LAB need a colour profile to mean anything.
-_RGB_LIKE = ("1", "L", "P", "RGB", "RGBX", "YCbCr")
-_WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 
 
 def find_images(folder: str | Path) -> dict[str, Path]:
@@ -43,27 +50,35 @@ def find_images(folder: str | Path) -> dict[str, Path]:
     return found
 
 
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """A key that sorts names as people do: numbers in them by value.
+
+    Args:
+        name: Of a file.
+
+    Example:
+        >>> sorted(["f10", "f9", "f009"], key=natural_order)
+        ['f009', 'f9', 'f10']
+    """
+    parts = re.split(r"(\d+)", name)
+    return [*((int(part), "") if part.isdecimal() else (-1, part) for part in parts), (-1, name)]
+
+
 def image_size(path: str | Path) -> tuple[int, int]:
     """Height and width of the upright picture, read from the file's header alone.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is not an image.
+        ValueError: If the file is no image, or of a kind that is refused.
     """
-    try:
-        with Image.open(path) as image:
-            sideways = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-            return (image.width, image.height) if sideways else (image.height, image.width)
-    except (UnidentifiedImageError, OSError) as error:
-        raise _unreadable(path, error) from error
+    return read_header(path).size
 
 
 def read_image(path: str | Path) -> Tensor:
     """Read a picture as 8-bit RGB, turned upright.
 
-    Gray is repeated to three channels, palettes are looked up, 16-bit gray keeps its upper 8 bits (rounded), the EXIF
-    orientation is applied, and transparent pixels are laid over white. What has no plain RGB meaning is refused: CMYK,
-    LAB and HSV (they need a colour profile) and 32-bit integer or float images (their range is unknown).
+    Gray is repeated to three channels, palettes are looked up, 16 bits a channel are rounded to 8, and transparent
+    pixels are laid over white; see `lpips_lightning.decoding` for what is refused.
 
     Returns:
         Shape ``(3, H, W)``, dtype ``uint8``, range [0, 255].
@@ -72,20 +87,14 @@ def read_image(path: str | Path) -> Tensor:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is not an image, is damaged, or is of a kind that is refused.
     """
-    try:
-        with Image.open(path) as image:
-            stored_as_png = image.format == "PNG"
-            upright = ImageOps.exif_transpose(image)
-            upright.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    rgb = _to_rgb(upright, stored_as_png)
-    if rgb is None:
-        raise ValueError(
-            f"{path}: expected an RGB, gray, palette or 16-bit gray image, got mode {upright.mode};"
-            " convert it to RGB first"
-        )
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
+    pixels = read_pixels(path)
+    if pixels.dtype == np.uint16:
+        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if pixels.shape[2] == 4:
+        layer = Image.fromarray(pixels)
+        flat = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+        pixels = np.asarray(flat)
+    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
 
 def resize_image(image: Tensor, size: int | None) -> Tensor:
@@ -127,22 +136,3 @@ def write_image(image: Tensor, path: str | Path) -> None:
         image = image.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(path)
-
-
-def _to_rgb(image: Image.Image, stored_as_png: bool) -> Image.Image | None:
-    """The picture as RGB, or None where its mode has no plain RGB meaning."""
-    # Older Pillows give 16-bit gray PNGs the 32-bit mode "I".
-    if image.mode.startswith("I;16") or (image.mode == "I" and stored_as_png):
-        gray = (np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8)
-        return Image.fromarray(gray).convert("RGB")
-    if image.mode in _WITH_ALPHA or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB") if image.mode in _RGB_LIKE else None
-
-
-def _unreadable(path: str | Path, error: Exception) -> Exception:
-    """The error to raise instead of Pillow's, which does not always name the file."""
-    if isinstance(error, FileNotFoundError):
-        return FileNotFoundError(f"{path}: expected an image file, got no such file")
-    return ValueError(f"{path}: expected a readable image, got {type(error).__name__}: {error}")

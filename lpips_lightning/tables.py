@@ -77,7 +77,8 @@ def read_table(path: str | Path) -> Table:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a CSV file, got no such file")
+        got = "a folder" if path.is_dir() else "no such file"
+        raise FileNotFoundError(f"{path}: expected a CSV file, got {got}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

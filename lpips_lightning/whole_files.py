@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["whole_file"]
+__all__ = ["check_target", "whole_file"]
 
 
 @contextmanager
@@ -32,6 +32,29 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def check_target(path: str | os.PathLike[str], argument: str, folder: bool = False) -> None:
+    """Refuse what cannot be written, before long work; nothing is made.
+
+    Args:
+        path: A file to write, or to write anew.
+        argument: What to call it in the error.
+        folder: It is a folder to write into.
+
+    Raises:
+        ValueError: If it is a folder (a file), if what is above it is none, or if it may not be written.
+    """
+    target, what = Path(path), "a folder" if folder else "a file"
+    if not str(path) or (target.exists() and target.is_dir() != folder):
+        raise ValueError(
+            f"{argument}: expected {what} to write, got {str(path)!r}, which is {'a file' if folder else 'a folder'}"
+        )
+    above = next(parent for parent in (target.absolute(), *target.absolute().parents) if parent.exists())
+    if above != target.absolute() and not above.is_dir():
+        raise ValueError(f"{argument}: expected {what} to write, got {str(path)!r}, but '{above}' is no folder")
+    if not os.access(above if above.is_dir() else above.parent, os.W_OK):
+        raise ValueError(f"{argument}: expected {what} to write, got {str(path)!r}, but '{above}' may not be written")
 
 
 def _umask() -> int:

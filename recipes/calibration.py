@@ -27,6 +27,7 @@ from lpips_lightning.judgements import bootstrap_interval, human_ceiling, two_af
 from lpips_lightning.pooled import PooledTriplets, cached_pool
 from lpips_lightning.recipes.command import RecipeCLI, run_recipe
 from lpips_lightning.trainable import TrainableLPIPS
+from lpips_lightning.whole_files import check_target
 
 __all__ = ["fast", "main"]
 
@@ -71,6 +72,9 @@ def fast(args: list[str]) -> None:
     options = _fast_parser().parse_args(args)
     if (options.root is None) == (options.csv is None) or (options.csv is None) != (options.images is None):
         raise ValueError("csv: expected either --csv FILE with --images DIR, or --root DIR, got another combination")
+    if not options.out.endswith(".safetensors"):
+        raise ValueError(f"out: expected a file that ends in .safetensors, got {options.out!r}")
+    check_target(options.out, "out")
     data = _fast_data(options)
     data.prepare_data()
     data.setup("fit")
@@ -94,7 +98,8 @@ def fast(args: list[str]) -> None:
         low, high = bootstrap_interval(two_afc_score, *part.distances(found.calibration), part.judge, resamples=300)
         ours = f"{100 * scores[name]['2afc']:.2f} (95 %: {100 * low:.2f} to {100 * high:.2f})"
         before, ceiling = (f"{100 * scores[name][kind]:.2f}" for kind in ("official", "human"))
-        console.print(f"{name}: 2AFC {ours}; official calibration {before}, human {ceiling}", highlight=False)
+        said = f"{name}: 2AFC {ours}; official calibration {before}, human {ceiling}"
+        console.print(said, highlight=False, markup=False)
     factor = _level(train, official) / _level(train, found.calibration) if options.rescale else 1.0
     record = {
         **{name: value for name, value in vars(options).items() if name not in ("out", "cache", "workers")},
@@ -107,9 +112,8 @@ def fast(args: list[str]) -> None:
         "lpips_lightning": __version__,
     }
     path = write_calibration(options.out, network, factor, record)
-    console.print(
-        f"Written to {path}: LPIPS({options.net!r}, calibration={str(path)!r})", highlight=False, soft_wrap=True
-    )
+    said = f"Written to {path}: LPIPS({options.net!r}, calibration={str(path)!r})"
+    console.print(said, highlight=False, markup=False, soft_wrap=True)
 
 
 def _fast_parser() -> argparse.ArgumentParser:

@@ -27,6 +27,7 @@ from lpips_lightning.backbones import BACKBONES
 from lpips_lightning.recipes.panel import Column, require_matplotlib, save_panel
 from lpips_lightning.recipes.superresolution import SuperResolution, upscale
 from lpips_lightning.recipes.superresolution_data import Scale, SuperResolutionData
+from lpips_lightning.whole_files import check_target
 
 __all__ = ["DemoResult", "Scores", "main", "run_demo"]
 
@@ -85,6 +86,7 @@ def main(args: list[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     options = parser.parse_args(args)
+    check_target(options.out, "out", folder=True)
     run_demo(
         options.out,
         minutes=options.minutes,

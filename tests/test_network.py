@@ -286,7 +286,7 @@ def test_traces_in_one_graph_and_agrees(trunks, pair, name):
     x, y = pair(1)
     net = LPIPS(name, weights=trunks[name])
     traced = torch.compile(net, fullgraph=True, backend="eager")
-    assert torch.equal(traced(x, y), net(x, y))
+    assert torch.allclose(traced(x, y), net(x, y), rtol=2e-6)  # the plain form of the head, which the compiler fuses
 
 
 # 2025-01, torch/fx/graph.py of torch 2.6: the constants of a program that owns no module.

@@ -24,11 +24,25 @@ def test_the_core_imports_neither_lightning_nor_kornia_nor_the_rest():
     code = f"""
 import sys, torch, torchvision, torchmetrics
 before = set(sys.modules)
-import lpips_lightning, lpips_lightning.functional
+import lpips_lightning.functional
+from lpips_lightning import *
 new = {{name.partition(".")[0] for name in set(sys.modules) - before}}
 print(sorted(new & set("{heavy} matplotlib".split())), sorted(set(sys.modules) & set("{heavy}".split())))
 """
     assert python(code, ROOT).strip() == "[] []"
+
+
+def test_the_package_itself_imports_nothing_until_a_name_is_asked_for():
+    code = """
+import sys, lpips_lightning
+print("torch" in sys.modules, sorted(set(lpips_lightning.__all__) - set(dir(lpips_lightning))))
+print(lpips_lightning.LPIPS is __import__("lpips_lightning.network").network.LPIPS)
+try:
+    lpips_lightning.Lpips
+except AttributeError as error:
+    print(error)
+"""
+    assert python(code, ROOT) == "False []\nTrue\nmodule 'lpips_lightning' has no attribute 'Lpips'\n"
 
 
 def test_the_import_draws_no_random_numbers():
@@ -36,7 +50,7 @@ def test_the_import_draws_no_random_numbers():
 import torch
 torch.manual_seed(0)
 before = torch.get_rng_state()
-import lpips_lightning
+from lpips_lightning import *
 print(torch.equal(before, torch.get_rng_state()))
 """
     assert python(code, ROOT).strip() == "True"
@@ -47,7 +61,7 @@ def test_import_costs_at_most_200_ms_beyond_its_dependencies():
     code = """
 import time, torch, torchvision, torchmetrics
 start = time.perf_counter()
-import lpips_lightning
+from lpips_lightning import *
 print(time.perf_counter() - start)
 """
     assert sorted(float(python(code, ROOT)) for _ in range(3))[1] < 0.2

@@ -57,6 +57,11 @@ RECIPES = [
         " --data.patch_size=32 --data.val_patch_size=32 --data.epoch_size=4 --data.batch_size=2",
     ),
     Recipe(
+        "colorization",
+        "--model.n_feats=4 --model.n_levels=2 --model.working_size=40 --data.folder=pictures"
+        " --data.held_out=[d,more/e] --data.patch_size=32 --data.epoch_size=4 --data.batch_size=2",
+    ),
+    Recipe(
         "frame_interpolation",
         "--model.channels=[4,4] --model.hidden=4 --model.fine=4 --data.folder=pictures --data.held_out=[c,d,more/e]"
         " --data.crop_size=32 --data.val_size=32 --data.val_count=3 --data.epoch_size=4 --data.batch_size=2",

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lpips_lightning import LPIPS
 from lpips_lightning.callbacks import SampleGallery
 from lpips_lightning.callbacks.loggers import check_pixels, log_picture
-from lpips_lightning.callbacks.sample_picture import Sample, Scored, _colours, heat_indices, sample_picture, to_pixels
+from lpips_lightning.callbacks.sample_picture import Sample, Scored, sample_picture, to_pixels
+from lpips_lightning.heat import heat_colours, heat_indices
 
 # 2026-11-21, pytorch_lightning/trainer/connectors/data_connector.py: its advice on loaders.
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
@@ -184,11 +185,11 @@ def test_the_picture_shows_input_prediction_target_and_map(tmp_path, drawn):
         made = model(x)
         heat_map = LPIPS("embedded")(made, target, data_range=(0, 1), spatial=True)[0, 0]
     assert np.array_equal(pred, to_pixels(made[0], (0, 1)))
-    assert np.array_equal(heat, _colours()[(heat_map * 255).round().clamp(max=255).long().numpy()])
+    assert np.array_equal(heat, heat_colours()[(heat_map * 255).round().clamp(max=255).long().numpy()])
 
 
 def test_larger_distances_are_brighter():
-    brightness = _colours() @ [0.2126, 0.7152, 0.0722]
+    brightness = heat_colours() @ [0.2126, 0.7152, 0.0722]
     assert (np.diff(brightness) > -0.5).all()
     assert brightness[0] < 5
     assert brightness[-1] > 240

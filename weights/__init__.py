@@ -8,6 +8,7 @@ them on the user's machine.
 from __future__ import annotations
 
 import hashlib
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,12 +191,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors, zipfile and pickle each have their own
-        raise WeightsError(f"{path}: expected a whole file of tensors, got {type(error).__name__}: {error}") from error
+        raise WeightsError(f"{path}: expected a whole file of tensors, got {_reason(error)}") from error
     inner: Any = content.get("state_dict") if isinstance(content, dict) else None
     content = inner if isinstance(inner, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise WeightsError(f"{path}: expected a mapping of names to tensors, got {type(content).__name__}")
     return dict(content)
+
+
+def _reason(error: Exception) -> str:
+    """One line; torch's own words on pickles advise to execute them."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "a damaged pickle, or one of other things than tensors; nothing of it was executed"
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def tensors_sha256(tensors: dict[str, Tensor]) -> str:

@@ -1,0 +1,184 @@
+"""Colour photographs to take the colours from, from any folder or from those that come with scikit-image."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
+
+from lpips_lightning.pictures import find_images, read_image
+from lpips_lightning.recipes.photographs import bundled_photographs, select_images
+
+__all__ = ["ColorizationData", "RandomCrops", "WholePictures", "shrink"]
+
+Sample = tuple[Tensor, str]  # picture, name
+
+
+def shrink(pictures: Tensor, size: int) -> Tensor:
+    """The pictures with a shorter side of `size`, bilinear with antialiasing; as they are where it is shorter already.
+
+    Args:
+        pictures: Shape ``(N, C, H, W)``, floating.
+        size: In pixels.
+
+    Returns:
+        Shape ``(N, C, h, w)``.
+    """
+    shorter = min(pictures.shape[-2:])
+    if shorter <= size:
+        return pictures
+    sides = [max(size, round(side * size / shorter)) for side in pictures.shape[-2:]]
+    return F.interpolate(pictures, size=sides, mode="bilinear", antialias=True, align_corners=False)
+
+
+class WholePictures(Dataset[Sample]):
+    """(picture, name) of whole pictures ``(3, H, W)`` on [0, 1]; gray ones have three equal channels."""
+
+    def __init__(self, images: dict[str, Path]) -> None:
+        self.items = list(images.items())
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @override
+    def __getitem__(self, index: int) -> Sample:
+        name, file = self.items[index]
+        return read_image(file).float().div(255), name
+
+
+class RandomCrops(Dataset[Sample]):
+    """(crop, name) of `length` crops ``(3, size, size)`` on [0, 1], at random places in random sizes, mirrored or not.
+
+    A crop's side is anything from about `size` to the shorter side of the picture, which is brought to `working_size`
+    first: so objects have the sizes in which the network will meet them. Not turned: that the sky is above is telling.
+    """
+
+    def __init__(self, images: dict[str, Path], working_size: int, size: int, length: int, cache: bool) -> None:
+        self.names, self.files = list(images), list(images.values())
+        self.working_size, self.size, self.length = working_size, size, length
+        self.small = [self._read(index) for index in range(len(images))] if cache else None
+
+    def __len__(self) -> int:
+        return self.length
+
+    @override
+    def __getitem__(self, index: int) -> Sample:
+        image = index % len(self.files)
+        picture = (self.small[image] if self.small else self._read(image)).float().div(255)
+        # The enlargement is drawn, not the side: close views and wide ones come equally often.
+        zoom = 1 + float(torch.rand(())) * (self.working_size / self.size - 1)
+        side = min(round(self.working_size / zoom), *picture.shape[-2:])
+        top, left = (int(torch.randint(length - side + 1, ())) for length in picture.shape[-2:])
+        crop = picture[None, :, top : top + side, left : left + side]
+        sides = [self.size, self.size]
+        crop = F.interpolate(crop, size=sides, mode="bilinear", antialias=True, align_corners=False)[0].clamp(0, 1)
+        return crop.flip(-1) if torch.rand(()) < 0.5 else crop, self.names[image]
+
+    def _read(self, index: int) -> Tensor:
+        """Shape ``(3, H, W)``, dtype uint8, with a shorter side of `working_size` at most."""
+        picture = shrink(read_image(self.files[index])[None].float(), self.working_size)
+        return picture[0].round().clamp(0, 255).byte()
+
+
+class ColorizationData(LightningDataModule):
+    """Random crops of colour pictures to train on, whole ones to validate and test on, gray or colour ones to colour.
+
+    Batches are (pictures, names), shape ``(N, 3, H, W)``, range [0, 1]; whole pictures come one at a time. The model
+    sees their lightness alone.
+
+    Args:
+        folder: Folder of pictures, searched through; None takes the photographs that come with scikit-image.
+        held_out: Names (files without suffix) kept for validation and test; None: "chelsea" of those photographs.
+        val_folder: Folder for validation and test instead of `held_out`.
+        predict_folder: Pictures for ``predict``, gray or not; None takes the held-out pictures.
+        working_size: Shorter side that training pictures are brought to, the size at which the model looks.
+        patch_size: Side of a training crop.
+        epoch_size: Training crops an epoch.
+        batch_size: Crops a batch.
+        num_workers: Processes that read; 0 suits pictures in memory.
+        cache: Keep training pictures, brought to `working_size`, in memory (3 bytes a pixel) instead of reading the
+            file at each access.
+
+    Raises:
+        ValueError: If a size or a name does not fit (together, and with the files: in ``setup``).
+        FileNotFoundError: If a folder does not exist or holds no picture (in ``setup``).
+    """
+
+    def __init__(
+        self,
+        folder: str | None = None,
+        held_out: list[str] | None = None,
+        val_folder: str | None = None,
+        predict_folder: str | None = None,
+        working_size: int = 256,
+        patch_size: int = 128,
+        epoch_size: int = 400,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        cache: bool = True,
+    ) -> None:
+        super().__init__()
+        for argument, size in (("patch_size", patch_size), ("epoch_size", epoch_size), ("batch_size", batch_size)):
+            if size < 1:
+                raise ValueError(f"{argument}: expected at least 1, got {size}")
+        self.folder, self.held_out, self.val_folder, self.predict_folder = folder, held_out, val_folder, predict_folder
+        self.working_size, self.patch_size, self.epoch_size = working_size, patch_size, epoch_size
+        self.batch_size, self.num_workers, self.cache = batch_size, num_workers, cache
+
+    def split(self) -> tuple[dict[str, Path], dict[str, Path]]:
+        """Names and files of the training pictures and of the held-out ones."""
+        images = bundled_photographs() if self.folder is None else find_images(self.folder)
+        if self.val_folder is not None:
+            if self.held_out is not None:
+                raise ValueError("held_out: expected None beside val_folder, which holds out pictures already")
+            return images, find_images(self.val_folder)
+        names = ["chelsea"] if self.held_out is None and self.folder is None else self.held_out
+        if not names:
+            raise ValueError(
+                f"held_out: expected names of pictures in '{self.folder}' to validate on, or a val_folder, got neither"
+            )
+        held_out = select_images(images, names, "held_out")
+        train = {name: file for name, file in images.items() if name not in held_out}
+        if not train:
+            raise ValueError(f"held_out: expected to leave pictures to train on, got all {len(images)} names")
+        return train, held_out
+
+    @override
+    def setup(self, stage: str) -> None:
+        if stage == "predict" and self.predict_folder is not None:
+            self.whole = WholePictures(find_images(self.predict_folder))
+            return
+        train, held_out = self.split()
+        self.whole = WholePictures(held_out)
+        if stage == "fit":
+            if self.working_size < self.patch_size:
+                raise ValueError(
+                    f"patch_size: expected at most the working_size {self.working_size}, got {self.patch_size}"
+                )
+            self.crops = RandomCrops(train, self.working_size, self.patch_size, self.epoch_size, self.cache)
+
+    @override
+    def train_dataloader(self) -> DataLoader[Sample]:
+        return self._loader(self.crops, self.batch_size, shuffle=True)
+
+    @override
+    def val_dataloader(self) -> DataLoader[Sample]:
+        return self._loader(self.whole, 1)
+
+    @override
+    def test_dataloader(self) -> DataLoader[Sample]:
+        return self._loader(self.whole, 1)
+
+    @override
+    def predict_dataloader(self) -> DataLoader[Sample]:
+        return self._loader(self.whole, 1)
+
+    def _loader(self, data: Dataset[Sample], batch_size: int, shuffle: bool = False) -> DataLoader[Sample]:
+        # By keyword: Lightning makes loaders anew, with samplers of its own, from what it finds by name.
+        workers = self.num_workers
+        return DataLoader(
+            data, batch_size=batch_size, shuffle=shuffle, num_workers=workers, persistent_workers=workers > 0
+        )

@@ -1,0 +1,247 @@
+"""Lab with a lightness that nothing changes, and two scores of colours: CIEDE2000 and colourfulness."""
+
+import math
+from typing import Any, Literal, get_args
+
+import torch
+from kornia.color import lab_to_rgb, rgb_to_lab
+from torch import Tensor
+from torchmetrics import Metric
+from typing_extensions import override
+
+__all__ = ["ColorDifference", "Colorfulness", "ciede2000", "colorfulness", "compose", "into_gamut", "split_lab"]
+
+Of = Literal["preds", "target", "ratio"]
+
+# A quarter of an 8-bit step: what Lab and back may be off by without a colour being called out of gamut.
+_GAMUT_TOLERANCE = 1e-3
+_BISECTIONS = 8
+
+
+def split_lab(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Lightness and colour of sRGB images, in float32 under any autocast: in bfloat16 Lab would be off by 3 units.
+
+    Args:
+        images: Shape ``(N, 3, H, W)``, floating, range [0, 1].
+
+    Returns:
+        L, ``(N, 1, H, W)`` on [0, 100], and a and b, ``(N, 2, H, W)`` on about [-110, 110]; 0 is gray.
+
+    Raises:
+        TypeError: If `images` are not floating.
+
+    Example:
+        >>> lightness, ab = split_lab(torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1))
+        >>> lightness.flatten().round(), ab.flatten().round()
+        (tensor([53.]), tensor([80., 67.]))
+    """
+    if not images.is_floating_point():
+        raise TypeError(f"images: expected a floating dtype with range [0, 1], got {images.dtype}")
+    with torch.autocast(images.device.type, enabled=False):
+        lab = rgb_to_lab(images if images.dtype == torch.float64 else images.float())
+    return lab[:, :1], lab[:, 1:]
+
+
+def compose(lightness: Tensor, ab: Tensor) -> Tensor:
+    """Images ``(N, 3, H, W)``, sRGB, of L and ab; beyond [0, 1] where no screen shows the colour.
+
+    Args:
+        lightness: Shape ``(N, 1, H, W)``, range [0, 100].
+        ab: Shape ``(N, 2, H, W)``.
+
+    Returns:
+        The images, differentiable, with finite gradients everywhere; float32, float64 for float64.
+    """
+    with torch.autocast(lightness.device.type, enabled=False):
+        dtype = torch.promote_types(lightness.dtype, torch.float32)
+        return lab_to_rgb(torch.cat([lightness.to(dtype), ab.to(dtype)], 1), clip=False)
+
+
+@torch.no_grad()
+def into_gamut(lightness: Tensor, ab: Tensor) -> Tensor:
+    """The most saturated colours of the same hue that sRGB has at this lightness; those that it has stay as they are.
+
+    Clipping red, green and blue instead would change the lightness, which a colorization has to keep.
+
+    Args:
+        lightness: Shape ``(N, 1, H, W)``, range [0, 100].
+        ab: Shape ``(N, 2, H, W)``.
+
+    Returns:
+        Shape ``(N, 2, H, W)``; `ab` times a factor on [0, 1] for every pixel.
+    """
+
+    def inside(factor: Tensor) -> Tensor:
+        rgb = compose(lightness, ab * factor)
+        return ((rgb >= -_GAMUT_TOLERANCE) & (rgb <= 1 + _GAMUT_TOLERANCE)).all(1, keepdim=True)
+
+    whole = inside(torch.ones_like(lightness))
+    if bool(whole.all()):
+        return ab
+    lowest = torch.zeros_like(lightness)
+    for step in range(_BISECTIONS):
+        middle = lowest + 0.5 ** (step + 1)
+        lowest = torch.where(inside(middle), middle, lowest)
+    return torch.where(whole, ab, ab * lowest)
+
+
+def ciede2000(first: Tensor, second: Tensor) -> Tensor:
+    """The CIE's colour difference of 2000 at every pixel; about 1 is just visible, 10 plainly another colour.
+
+    Sharma, Wu and Dalal 2005 (doi:10.1002/col.20070), equations 2 to 22, with all weighting factors 1.
+
+    Args:
+        first: Lab, shape ``(N, 3, H, W)``.
+        second: The same.
+
+    Returns:
+        Shape ``(N, H, W)``.
+
+    Example:
+        >>> gray, reddish = torch.tensor([50.0, 2.5, 0]), torch.tensor([56.0, -27, -3])
+        >>> ciede2000(gray.view(1, 3, 1, 1), reddish.view(1, 3, 1, 1)).flatten()
+        tensor([31.9030])
+    """
+    (l1, a1, b1), (l2, a2, b2) = first.unbind(1), second.unbind(1)
+    stretch = 1.5 - 0.5 * _high_chroma((torch.hypot(a1, b1) + torch.hypot(a2, b2)) / 2)
+    a1, a2 = a1 * stretch, a2 * stretch
+    c1, c2 = torch.hypot(a1, b1), torch.hypot(a2, b2)
+    h1, h2 = (torch.atan2(b, a).remainder(2 * math.pi) for a, b in ((a1, b1), (a2, b2)))
+    turned, total = h2 - h1, h1 + h2
+    around = turned.abs() > math.pi
+    turned = torch.where(around, turned - 2 * math.pi * turned.sign(), turned)
+    opposite = torch.where(total < 2 * math.pi, total + 2 * math.pi, total - 2 * math.pi)
+    hue = torch.where(around, opposite, total) / 2  # of no account where one is gray: dh below is 0 there
+    lightness, chroma = (l1 + l2) / 2, (c1 + c2) / 2
+    t = 1 - 0.17 * torch.cos(hue - math.radians(30)) + 0.24 * torch.cos(2 * hue)
+    t = t + 0.32 * torch.cos(3 * hue + math.radians(6)) - 0.2 * torch.cos(4 * hue - math.radians(63))
+    off_middle = (lightness - 50) ** 2
+    dl = (l2 - l1) / (1 + 0.015 * off_middle / (20 + off_middle).sqrt())
+    dc = (c2 - c1) / (1 + 0.045 * chroma)
+    dh = 2 * (c1 * c2).sqrt() * torch.sin(turned / 2) / (1 + 0.015 * chroma * t)
+    blue = math.radians(30) * torch.exp(-(((hue - math.radians(275)) / math.radians(25)) ** 2))
+    rotation = -torch.sin(2 * blue) * 2 * _high_chroma(chroma)
+    return (dl**2 + dc**2 + dh**2 + rotation * dc * dh).clamp(min=0).sqrt()
+
+
+def colorfulness(images: Tensor) -> Tensor:
+    """How colourful images look: 0 is gray, 33 moderate, 59 quite, 109 extremely colourful.
+
+    M3 of Hasler and Suesstrunk 2003 (doi:10.1117/12.477378), with their words for these numbers.
+
+    Args:
+        images: sRGB, shape ``(N, 3, H, W)``, floating, range [0, 1].
+
+    Returns:
+        Shape ``(N,)``.
+
+    Example:
+        >>> colorfulness(torch.tensor([[0.5, 0.5, 0.5], [1.0, 0.0, 0.0]]).view(2, 3, 1, 1))
+        tensor([ 0.0000, 85.5296])
+    """
+    red, green, blue = (255 * images).flatten(2).unbind(1)
+    opponents = torch.stack([red - green, (red + green) / 2 - blue], 1)
+    mean = opponents.mean(2, keepdim=True)
+    spread = (opponents - mean).square().mean(2).sum(1).sqrt()
+    return spread + 0.3 * mean.square().sum((1, 2)).sqrt()
+
+
+class _MeanOverPictures(Metric):
+    """Sums of something about pairs of pictures, and their number: the same over any batches and ranks."""
+
+    is_differentiable = False
+    full_state_update = False
+
+
+class ColorDifference(_MeanOverPictures):
+    """Mean over pictures of their mean CIEDE2000.
+
+    Example:
+        >>> metric = ColorDifference()
+        >>> metric.update(torch.ones(1, 3, 8, 8), torch.ones(1, 3, 8, 8))
+        >>> metric.compute()
+        tensor(0.)
+    """
+
+    higher_is_better = False
+    difference: Tensor
+    pictures: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("difference", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("pictures", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    @override
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add pictures.
+
+        Args:
+            preds: sRGB, shape ``(N, 3, H, W)``, floating, range [0, 1].
+            target: The same.
+        """
+        pair = (torch.cat(split_lab(images), 1) for images in (preds, target))
+        # Not in place: after a Trainer's validate, which resets under inference mode, a fit could not.
+        self.difference = self.difference + ciede2000(*pair).mean((1, 2)).sum(dtype=torch.float64)
+        self.pictures = self.pictures + len(preds)
+
+    @override
+    def compute(self) -> Tensor:
+        return (self.difference / self.pictures).float()
+
+
+class Colorfulness(_MeanOverPictures):
+    """Mean over pictures of their `colorfulness`: the predictions', the targets', or the ratio of these two means.
+
+    A ratio near 0 says that the predictions are gray, whatever the other scores say.
+
+    Args:
+        of: ``"preds"``, ``"target"`` or ``"ratio"``.
+        kwargs: Of `Metric`.
+
+    Raises:
+        ValueError: If `of` is none of these.
+
+    Example:
+        >>> metric = Colorfulness(of="ratio")
+        >>> metric.update(torch.full((1, 3, 8, 8), 0.5), torch.rand(1, 3, 8, 8))
+        >>> metric.compute()
+        tensor(0.)
+    """
+
+    higher_is_better = None
+    preds_sum: Tensor
+    target_sum: Tensor
+    pictures: Tensor
+
+    def __init__(self, of: Of = "preds", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if of not in get_args(Of):
+            raise ValueError(f"of: expected one of {get_args(Of)}, got {of!r}")
+        self.of = of
+        for name in ("preds_sum", "target_sum"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("pictures", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    @override
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add pictures.
+
+        Args:
+            preds: sRGB, shape ``(N, 3, H, W)``, floating, range [0, 1].
+            target: The same.
+        """
+        self.preds_sum = self.preds_sum + colorfulness(preds.float()).sum(dtype=torch.float64)
+        self.target_sum = self.target_sum + colorfulness(target.float()).sum(dtype=torch.float64)
+        self.pictures = self.pictures + len(preds)
+
+    @override
+    def compute(self) -> Tensor:
+        if self.of == "ratio":
+            return (self.preds_sum / self.target_sum).float()
+        return ((self.preds_sum if self.of == "preds" else self.target_sum) / self.pictures).float()
+
+
+def _high_chroma(chroma: Tensor) -> Tensor:
+    """From 0 at gray to 1 far above a chroma of 25."""
+    return (chroma**7 / (chroma**7 + 25.0**7)).sqrt()

@@ -1,0 +1,146 @@
+"""Stripes of rows against whole images: values, work and memory."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+
+import pytest
+import torch
+from pieces import PIECES, made, whole
+from torch import nn
+
+from lpips_lightning import LPIPS
+from lpips_lightning.geometry import follow
+from lpips_lightning.images import to_trunk
+from lpips_lightning.streaming import BLOCK, stream
+from lpips_lightning.trunks import from_module
+from lpips_lightning.windows import Convolution
+
+BLOCKS = (1, 40_000, BLOCK)  # bytes: row by row, some rows, all rows
+
+
+def as_they_are(images):
+    return images
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [*itertools.product(PIECES, [(97, 131), (64, 200)]), ("vgg", (40, 51)), ("alex", (211, 64))]
+)
+def test_stripes_give_the_distances_of_the_whole(trunks, pair, name, size):
+    _, network = made(name, trunks)
+    x, y = pair(2, *size, torch.float64)
+    expected, _ = whole(network, x, y)
+    for block in BLOCKS:
+        found = stream(network, x, y, as_they_are, as_they_are, block)
+        assert list(found) == list(expected)
+        for layer, distances in expected.items():
+            assert found[layer].shape == (2,) and found[layer].dtype == torch.float64
+            assert torch.allclose(found[layer], distances, rtol=1e-12, atol=0), (layer, block)
+
+
+@pytest.mark.parametrize("name", [*PIECES, "vgg"])
+def test_stripes_of_the_smallest_images(trunks, name):
+    net, network = made(name, trunks)
+    side = net._record.smallest_side
+    x, y = torch.rand(2, 1, 3, side, side + 5, dtype=torch.float64)
+    expected, _ = whole(network, x, y)
+    found = stream(network, x, y, as_they_are, as_they_are, 1)
+    assert all(torch.allclose(found[layer], expected[layer], rtol=1e-12, atol=0) for layer in expected)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_no_row_is_computed_twice(trunks, pair, monkeypatch, block):
+    _, network = made("thin", trunks)
+    rows = []
+    run = Convolution.run
+    monkeypatch.setattr(
+        Convolution, "run", lambda self, *given: [made := run(self, *given), rows.append(made.shape[2])][0]
+    )
+    stream(network, *pair(1, 96, 40, torch.float64), as_they_are, as_they_are, block)
+    course = follow(network.extractor.graph)
+    heights = [course.shapes((96, 40))[step.name][1] for step in course.steps if isinstance(step.act, Convolution)]
+    assert len(heights) == 13
+    assert sum(rows) == 2 * sum(heights)
+    assert (len(rows) == 2 * 13) == (block == BLOCK)
+
+
+def test_each_batch_is_prepared_in_its_own_way_and_stays_as_it_is(trunks, pair):
+    _, network = made("alex", trunks)
+    x, y = pair(1, 80, 96, torch.float64)
+    y = (y * 100).clamp(0, 255).to(torch.uint8)
+    before = x.clone(), y.clone()
+
+    def prepare(images):
+        return to_trunk(images, (-1.0, 1.0), network.shift, network.scale, torch.float64, clamp=False)
+
+    found = stream(network, x, y, prepare, prepare, 40_000)
+    expected, _ = whole(network, prepare(x), prepare(y))
+    assert all(torch.allclose(found[layer], expected[layer], rtol=1e-12, atol=0) for layer in expected)
+    assert torch.equal(x, before[0]) and torch.equal(y, before[1])
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_equal_images_are_at_distance_0_exactly(trunks, pair, name):
+    net, _ = made(name, trunks)
+    x = pair(1, 64, 72)[0]
+    network = net._network(x.device, torch.float32)
+    for block in BLOCKS:
+        found = stream(network, x, x.clone(), as_they_are, as_they_are, block)
+        assert all(float(distance) == 0.0 for distance in found.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_precisions(trunks, pair, dtype):
+    net, reference = made("squeeze", trunks)
+    x, y = pair(1, 72, 64, torch.float64)
+    network = net._network(x.device, dtype)
+    found = stream(network, x.to(dtype), y.to(dtype), as_they_are, as_they_are, 40_000)
+    expected, _ = whole(network, x.to(dtype), y.to(dtype))
+    for layer, distance in expected.items():
+        assert found[layer].dtype == torch.float32
+        assert torch.allclose(found[layer], distance, rtol=1e-5 if dtype == torch.float32 else 2e-2)
+    exact, _ = whole(reference, x, y)
+    assert all(torch.allclose(found[layer].double(), exact[layer], rtol=5e-2) for layer in exact)
+
+
+def test_nothing_has_a_graph(trunks, pair):
+    _, network = made("alex", trunks)
+    x, y = pair(1, 64, 64, torch.float64)
+    found = stream(network, x.requires_grad_(), y, as_they_are, as_they_are)
+    assert not any(distance.requires_grad for distance in found.values())
+
+
+MEMORY = """
+import torch
+from lpips_lightning import LPIPS
+from lpips_lightning.streaming import stream
+
+def kib(key):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1])
+
+network = LPIPS("vgg", weights="random")._network(torch.device("cpu"), torch.float32)
+x, y = torch.rand(2, 1, 3, {height}, {width})
+prepare = lambda images: images * 2 - 1
+stream(network, x[..., :64, :64], y[..., :64, :64], prepare, prepare)
+before = kib("VmRSS")
+stream(network, x, y, prepare, prepare)
+print((kib("VmHWM") - before) / 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("height", "width", "most"), [(1024, 2048, 400), (256, 4096, 800)])
+def test_memory_of_huge_images(height, width, most):
+    code = MEMORY.format(height=height, width=width)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 10 < float(done.stdout) < most
+
+
+def test_a_trunk_that_cannot_be_followed_is_refused(pair):
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(4), nn.ReLU())
+    network = LPIPS(from_module(module, ["2"]), calibrated=False)._base()
+    with pytest.raises(ValueError, match=r"expected convolutions, pools and .*, got AdaptiveAvgPool2d"):
+        stream(network, *pair(1, 64, 64), as_they_are, as_they_are)

@@ -59,21 +59,24 @@ def matching_scores(first: Tensor, second: Tensor, radius: int) -> Tensor:
     return torch.stack(scores, 1)
 
 
-def likeliest(scores: Tensor, sharpness: float = 40.0) -> Tensor:
-    """The displacement to expect where matches that are better around a place are likelier.
+def likeliest(scores: Tensor, sharpness: float = 40.0, rest: float = 0.5) -> Tensor:
+    """The displacement to expect where matches that are better around a place are likelier, and short ones a little.
 
     Args:
         scores: From `matching_scores`, of features of unit length.
         sharpness: Factor on the scores, averaged over 5 x 5 places, before they become shares by softmax.
+        rest: Taken off before that, times the squared displacement: in a pattern that repeats, many are as good.
 
     Returns:
         Shape ``(N, 2, H, W)``, x and y in pixels.
     """
     side = math.isqrt(scores.shape[1])
     # The mean of the places that are there: beyond the border there is nothing to match.
-    shares = F.avg_pool2d(scores.float(), 5, 1, 2, count_include_pad=False).mul(sharpness).softmax(1)
-    steps = torch.arange(side, device=scores.device, dtype=shares.dtype) - side // 2
-    return torch.einsum("md,ndhw->nmhw", torch.stack([steps.repeat(side), steps.repeat_interleave(side)]), shares)
+    around = F.avg_pool2d(scores.float(), 5, 1, 2, count_include_pad=False)
+    steps = torch.arange(side, device=scores.device, dtype=around.dtype) - side // 2
+    moves = torch.stack([steps.repeat(side), steps.repeat_interleave(side)])
+    shares = (sharpness * around - rest * moves.square().sum(0).view(1, -1, 1, 1)).softmax(1)
+    return torch.einsum("md,ndhw->nmhw", moves, shares)
 
 
 class Interpolation(NamedTuple):

@@ -14,7 +14,7 @@ from lpips_lightning.memory import Shape, estimate, estimate_stream
 from lpips_lightning.streaming import BLOCK
 from lpips_lightning.tiling import spans
 
-__all__ = ["Plan", "Way", "plan"]
+__all__ = ["Plan", "Shape", "Way", "plan"]
 
 Way = Literal["whole", "images", "rows", "tiles"]
 

@@ -152,7 +152,7 @@ class _Pair:
         for layer, tap in self._course.taps.items():
             if tap == name:
                 weight = None if self._calibration is None else self._calibration[layer]
-                total = layer_sum(*results[name], weight)
+                total = layer_sum(results[name][0], results[name][1], weight)
                 self._sums[layer] = self._sums[layer] + total if layer in self._sums else total
         if name not in self._course.last_use:
             del results[name]

@@ -100,7 +100,7 @@ def _weight(features: Tensor, weight: Tensor | None) -> Tensor:
 def _blocks(positions: Tensor) -> Iterator[slice]:
     count, channels = positions.shape
     rows = count
-    if positions.device.type == "cpu":
+    if positions.device.type in ("cpu", "meta"):  # the latter stands for the former where memory is estimated
         rows = torch.get_num_threads() * _BLOCK_BYTES // (channels * max(positions.element_size(), 4))
     for start in range(0, count, max(rows, 1)):
         yield slice(start, start + max(rows, 1))

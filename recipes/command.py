@@ -181,4 +181,5 @@ def _wandb_logger(project: str, mode: Wandb) -> Any:
     old = mode == "offline" and Version(wandb.__version__) < Version("0.20")
     options: dict[str, Any] = {"settings": wandb.Settings(allow_offline_artifacts=False)} if old else {}
     Path("outputs").mkdir(exist_ok=True)
-    return WandbLogger(project=project, save_dir="outputs", offline=mode == "offline", **options)
+    # By mode too: `offline` speaks through the environment, which wandb reads once a process.
+    return WandbLogger(project=project, save_dir="outputs", offline=mode == "offline", mode=mode, **options)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lpips_lightning import LPIPS
+from lpips_lightning.backbones import FeatureExtractor
 from lpips_lightning.images import RangeError, parse_range
 
 GOOD = torch.zeros(2, 3, 64, 64)
@@ -164,7 +165,7 @@ def test_alpha_is_laid_over_a_colour(trunks, pair, background, colour, data_rang
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 4, 100])
-def test_videos_give_a_curve_and_chunks_the_same_number(trunks, pair, chunk):
+def test_videos_give_a_curve_and_chunks_the_same_number(trunks, pair, chunk, monkeypatch):
     x, y = pair(6, 40, 48)
     expected = _made(trunks)(x, y).view(2, 3)
     net = _made(trunks, frame_chunk=chunk)
@@ -175,7 +176,8 @@ def test_videos_give_a_curve_and_chunks_the_same_number(trunks, pair, chunk):
     assert torch.allclose(net.distance(net.encode(video_x), net.encode(video_y)), expected, rtol=1e-5)
     assert torch.allclose(net(video_x, net.encode(video_y)), expected, rtol=1e-5)
     sizes = []
-    run, net._run = net._run, lambda images, *rest, **more: sizes.append(len(images)) or run(images, *rest, **more)
+    run = FeatureExtractor.forward
+    monkeypatch.setattr(FeatureExtractor, "forward", lambda self, x: sizes.append(len(x)) or run(self, x))
     net(video_x, video_y)
     assert max(sizes) == min(chunk or 6, 6)
 

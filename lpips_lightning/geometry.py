@@ -231,7 +231,8 @@ class _Follower:
         """The module that a node calls; one is made for pools that are called as functions."""
         if node.op == "call_function" and node.target in _POOLS:
             kind, names = _POOLS[node.target]
-            return kind(**dict(zip(names, node.args[1:], strict=False)), **node.kwargs).eval()
+            options: dict[str, Any] = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
+            return kind(**options).eval()
         if node.op != "call_module":
             return None
         module = self._modules[str(node.target)]
@@ -286,7 +287,8 @@ def _call(node: fx.Node) -> Callable[..., Tensor]:
 
     def call(*tensors: Tensor) -> Tensor:
         given = dict(zip(inputs, tensors, strict=True))
-        args, kwargs = (fx.node.map_arg(part, given.__getitem__) for part in (node.args, node.kwargs))
+        args: Any = fx.node.map_arg(node.args, given.__getitem__)
+        kwargs: Any = fx.node.map_arg(node.kwargs, given.__getitem__)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]

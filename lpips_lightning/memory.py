@@ -117,7 +117,7 @@ class _Living(TorchDispatchMode):
     """
 
     def __init__(self, given: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._given = [tensor.untyped_storage() for tensor in given]
         self._seen = {storage._cdata for storage in self._given}
         self._made: dict[object, list[tuple[Any, Any, torch.dtype] | None]] = {}

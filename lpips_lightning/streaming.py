@@ -18,7 +18,7 @@ from lpips_lightning.windows import Window
 
 __all__ = ["BLOCK", "stream"]
 
-BLOCK = 8 * 2**20
+BLOCK = 16 * 2**20
 """Bytes of a block of an image's rows: below the size from which allocators go to the system for each."""
 
 
@@ -152,7 +152,8 @@ class _Pair:
         for layer, tap in self._course.taps.items():
             if tap == name:
                 weight = None if self._calibration is None else self._calibration[layer]
-                total = layer_sum(results[name][0], results[name][1], weight)
+                x, y = results[name]
+                total = layer_sum(x, y, weight)
                 self._sums[layer] = self._sums[layer] + total if layer in self._sums else total
         if name not in self._course.last_use:
             del results[name]

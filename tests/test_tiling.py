@@ -17,7 +17,7 @@ from lpips_lightning.images import to_trunk
 from lpips_lightning.tiling import spans, tiled_gradient
 from lpips_lightning.trunks import from_module
 
-TILES = ((32, 48), (96, 16), (160, 176), (1000, 1000))
+TILES = ((32, 48), (160, 176), (1000, 1000))
 
 
 def as_they_are(images):
@@ -31,8 +31,10 @@ def relative(found, expected):
 @pytest.mark.parametrize(
     ("name", "size"),
     [
-        *itertools.product(PIECES, [(97, 131), (64, 200)]),
-        ("vgg", (40, 51)),
+        *((name, (97, 131)) for name in PIECES),
+        ("thin", (64, 200)),
+        ("odd", (65, 200)),
+        ("vgg", (33, 40)),
         ("embedded", (353, 331)),
         ("thin", (353, 227)),
     ],
@@ -41,7 +43,7 @@ def test_tiles_give_values_and_gradients_of_the_whole(trunks, pair, name, size):
     _, network = made(name, trunks)
     x, y = pair(2 if size[0] < 100 else 1, *size, torch.float64)
     expected, gradient = whole(network, x, y)
-    for tile in TILES[2 * (len(x) == 1) :]:
+    for tile in TILES[len(x) == 1 :]:
         found, found_gradient = tiled_gradient(network, x, y, as_they_are, as_they_are, tile)
         assert list(found) == list(expected)
         assert all(torch.allclose(found[layer], expected[layer], rtol=1e-12, atol=0) for layer in expected)

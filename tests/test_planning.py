@@ -166,7 +166,7 @@ def test_plans_give_the_numbers_of_the_whole(trunks, pair):
     expected, gradient = whole(network, x, y)
     rows = plan(network, x.shape, 8 * MIB, False)
     found = stream(network, x, y, torch.Tensor.double, torch.Tensor.double, rows.block)
-    tiles = plan(network, x.shape, 20 * MIB, True)
+    tiles = plan(network, x.shape, 12 * MIB, True)
     found_tiles, found_gradient = tiled_gradient(network, x, y, torch.Tensor.double, torch.Tensor.double, tiles.tile)
     assert (rows.way, tiles.way) == ("rows", "tiles") and tiles.tile < (300, 420)
     for layer, distance in expected.items():

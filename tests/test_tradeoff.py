@@ -217,3 +217,14 @@ def test_a_damaged_table_is_refused(tmp_path):
     (tmp_path / "rows.csv").write_text("loss,seed\npixel,0\n")
     with pytest.raises(ValueError, match="expected the columns loss, seed, weight, seconds, note"):
         read_rows(tmp_path / "rows.csv")
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_lpips_as_loss_is_a_quarter_below_bicubic_and_below_pixels_alone(real_weights, monkeypatch):
+    monkeypatch.setenv("LPIPS_LIGHTNING_WEIGHTS", str(real_weights))
+    losses = "--losses=untrained,pixel,embedded"
+    main(["tradeoff", losses, "--judges=alex", "--trainer.max_epochs=3", "--trainer.accelerator=cpu"])
+    found = {loss: float(row["lpips_alex"]) for (loss, _), row in rows().items()}
+    assert found["embedded"] < 0.75 * found["untrained"]
+    assert found["embedded"] < found["pixel"]

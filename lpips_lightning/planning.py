@@ -75,15 +75,15 @@ def plan(network: FrozenNetwork, shape: Shape, budget: int, gradient: bool) -> P
 
 def _plan(network: FrozenNetwork, shape: Shape, budget: int, gradient: bool) -> Plan:
     count = shape[0]
-    images = count
-    while images > 1 and estimate(network, (images, *shape[1:]), gradient) > budget:
-        images = -(-images // 2)
-    size = estimate(network, (images, *shape[1:]), gradient)
-    if size <= budget:
-        return Plan("whole" if images == count else "images", size, images)
+    one, two = (estimate(network, (images, *shape[1:]), gradient) for images in (1, 2))
+    if one <= budget:
+        parts = -(-count // (1 + (budget - one) // (two - one)))
+        images = -(-count // parts)
+        size = estimate(network, (images, *shape[1:]), gradient)
+        return Plan("whole" if parts == 1 else "images", size, images)
     in_the_way = obstacle(network.extractor.graph)
     if in_the_way is not None:
-        return Plan("images", size, reason=f"images cannot be evaluated in pieces: {in_the_way}")
+        return Plan("images", one, reason=f"images cannot be evaluated in pieces: {in_the_way}")
     return _tiles(network, shape, budget) if gradient else _rows(network, shape, budget)
 
 

@@ -6,6 +6,7 @@ borders. So the numbers are those of the whole image, but for the order of the s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -18,8 +19,8 @@ from lpips_lightning.windows import Window
 
 __all__ = ["BLOCK", "stream"]
 
-BLOCK = 16 * 2**20
-"""Bytes of a block of an image's rows: below the size from which allocators go to the system for each."""
+BLOCK = 32 * 2**20
+"""Bytes of a block of an image's rows. Smaller ones cost more calls, which threads that wait for each other feel."""
 
 
 @torch.no_grad()
@@ -87,7 +88,7 @@ class _Lane:
         return taken or [self._none]
 
     def forget(self, low: int) -> None:
-        """Let go of what comes before row `low`."""
+        """Let go of what comes before row `low`; of the rest, copy what others may change."""
         kept, start = [], self._start
         for rows, own in self._parts:
             stop = start + rows.shape[2]
@@ -147,6 +148,9 @@ class _Pair:
                 results[step.name] = [self._make(index, step, first, stop, side) for side in range(2)]
                 self._made[step.name] = stop
                 self._tap(step.name, results)
+            else:
+                for lane in itertools.chain(*self._lanes[index]):
+                    lane.forget(0)
 
     def _tap(self, name: str, results: dict[str, list[Tensor]]) -> None:
         for layer, tap in self._course.taps.items():

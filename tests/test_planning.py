@@ -103,6 +103,8 @@ def test_what_does_not_fit_is_done_in_parts_of_the_batch(networks, gradient):
     found = plan(network, shape, 400 * MIB, gradient)
     assert found.way == "images" and 1 <= found.images < 10 and found.reason == ""
     assert estimate(network, (found.images, *shape[1:]), gradient) == found.size <= 400 * MIB
+    fewer_parts = -(-10 // (-(-10 // found.images) - 1))
+    assert estimate(network, (fewer_parts, *shape[1:]), gradient) > 400 * MIB
 
 
 def test_huge_images_go_in_stripes_or_tiles(networks):

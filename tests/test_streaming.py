@@ -9,8 +9,10 @@ import pytest
 import torch
 from pieces import PIECES, made, whole
 from torch import nn
+from torch.nn import functional as F
 
 from lpips_lightning import LPIPS
+from lpips_lightning.distance import layer_distances
 from lpips_lightning.geometry import follow
 from lpips_lightning.images import to_trunk
 from lpips_lightning.streaming import BLOCK, stream
@@ -72,19 +74,64 @@ def test_no_row_is_computed_twice(trunks, pair, monkeypatch, block):
     assert (len(rows) == 2 * 13) == (block == BLOCK)
 
 
-def test_each_batch_is_prepared_in_its_own_way_and_stays_as_it_is(trunks, pair):
-    _, network = made("alex", trunks)
+def test_thin_rows_wait_for_others(trunks, pair, monkeypatch):
+    """So that the deepest convolution, whose rows are few, is not called for each stripe of the image."""
+    _, network = made("thin", trunks)
+    deepest = list(network.extractor.graph.modules())[-2]
+    assert isinstance(deepest, nn.Conv2d)
+    calls = []
+    run = Convolution.run
+    monkeypatch.setattr(
+        Convolution, "run", lambda self, *given: [run(self, *given), calls.append(self._module is deepest)][0]
+    )
+    stream(network, *pair(1, 400, 32, torch.float64), as_they_are, as_they_are, 16 * 6 * 32 * 8)  # 16 rows
+    assert 2 <= sum(calls) <= 2 * 4
+    assert len(calls) > 100
+
+
+def test_each_batch_is_prepared_in_its_own_way_and_stays_as_it_is(pair):
+    module = nn.Sequential(nn.Hardtanh(-0.5, 0.5, inplace=True), nn.Conv2d(3, 4, 3), nn.ReLU())
+    network = LPIPS(from_module(module, ["0", "2"]), calibrated=False)._network(torch.device("cpu"), torch.float64)
     x, y = pair(1, 80, 96, torch.float64)
-    y = (y * 100).clamp(0, 255).to(torch.uint8)
-    before = x.clone(), y.clone()
+    y8 = ((y + 1) * 127.5).to(torch.uint8)
+    before = x.clone()
+    graphs = []
 
     def prepare(images):
-        return to_trunk(images, (-1.0, 1.0), network.shift, network.scale, torch.float64, clamp=False)
+        graphs.append(torch.is_grad_enabled())
+        return to_trunk(images, (0.0, 9.0), network.shift, network.scale, torch.float64, clamp=False)
 
-    found = stream(network, x, y, prepare, prepare, 40_000)
-    expected, _ = whole(network, prepare(x), prepare(y))
+    with torch.no_grad():
+        expected = layer_distances(network.extractor(x.clone()), network.extractor(prepare(y8)), None)
+    found = stream(network, x, y8, as_they_are, prepare, 40_000)
     assert all(torch.allclose(found[layer], expected[layer], rtol=1e-12, atol=0) for layer in expected)
-    assert torch.equal(x, before[0]) and torch.equal(y, before[1])
+    assert torch.equal(x, before)
+    assert graphs and not any(graphs)
+
+
+class ChangedLater(nn.Module):
+    """A convolution sees what is changed in place after it, and so does a sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.end = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 5, padding=2), nn.Identity()
+
+    def forward(self, images):
+        x = self.first(images)
+        second = self.second(x)
+        third = x + second
+        x = F.hardtanh(x, -0.1, 0.1, inplace=True)
+        return self.end(torch.cat([x, second, third], dim=1))
+
+
+def test_what_is_changed_in_place_was_not_changed_for_those_before(pair):
+    network = LPIPS(from_module(ChangedLater(), ["end"]), calibrated=False)._network(torch.device("cpu"), torch.float64)
+    x, y = pair(1, 64, 72, torch.float64)
+    with torch.no_grad():
+        expected = layer_distances(network.extractor(x), network.extractor(y), None)
+    for block in (1, 20_000, BLOCK):
+        found = stream(network, x, y, as_they_are, as_they_are, block)
+        assert torch.allclose(found["end"], expected["end"], rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("name", PIECES)
@@ -109,13 +156,6 @@ def test_other_precisions(trunks, pair, dtype):
         assert torch.allclose(found[layer], distance, rtol=1e-5 if dtype == torch.float32 else 2e-2)
     exact, _ = whole(reference, x, y)
     assert all(torch.allclose(found[layer].double(), exact[layer], rtol=5e-2) for layer in exact)
-
-
-def test_nothing_has_a_graph(trunks, pair):
-    _, network = made("alex", trunks)
-    x, y = pair(1, 64, 64, torch.float64)
-    found = stream(network, x.requires_grad_(), y, as_they_are, as_they_are)
-    assert not any(distance.requires_grad for distance in found.values())
 
 
 MEMORY = """

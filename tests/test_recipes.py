@@ -224,8 +224,11 @@ def test_wandb_writes_a_folder_and_only_when_asked(recipe, monkeypatch):
     assert set(numbers()) >= SCORES
     assert "wandb" not in sys.modules
     assert not Path("outputs", "wandb").exists()
-    recipe.run("validate", "--wandb")
-    assert list(Path("outputs", "wandb").glob("offline-run-*"))
+    try:
+        recipe.run("validate", "--wandb")
+        assert list(Path("outputs", "wandb").glob("offline-run-*"))
+    finally:
+        sys.modules["wandb"].finish()  # else the next logger of this process would go on with this run
 
 
 @pytest.mark.parametrize("recipe", [RECIPES[0], *(pytest.param(recipe, marks=SLOW) for recipe in RECIPES[1:])])

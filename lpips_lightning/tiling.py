@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lpips_lightning.frozen import FrozenNetwork
-from lpips_lightning.geometry import Course, Sight, follow
+from lpips_lightning.geometry import Course, follow
 from lpips_lightning.head import layer_sum_gradient
 
 __all__ = ["Span", "spans", "tile_gradient", "tiled_gradient"]
@@ -51,20 +51,29 @@ def spans(course: Course, axis: int, length: int, tile: int) -> list[Span]:
     if tile < 1:
         raise ValueError(f"tile: expected a positive number of pixels, got {tile}")
     stride = course.strides[axis]
-    shapes = course.shapes((length, length))
-    sights = {layer: course.sights[name][axis] for layer, name in course.taps.items()}
-    counts = {layer: shapes[name][1 + axis] for layer, name in course.taps.items()}
+    # Of all results, not of the layers alone: with much padding, a layer may see less than what it is made of.
+    sights = {name: both[axis] for name, both in course.sights.items()}
+    counts = {name: shape[1 + axis] for name, shape in course.shapes((length, length)).items()}
+    before = max(sight.before for sight in sights.values())
+    after = max(sight.after - sight.jump + 1 for sight in sights.values())
     fitting = max(tile // stride, 1) * stride
     step = -(-length // (-(-length // fitting)) // stride) * stride
     starts = [
         start
         for start in range(0, length, step)
-        if all(counts[layer] > start // sight.jump for layer, sight in sights.items())
+        if all(counts[name] > start // sight.jump for name, sight in sights.items())
     ]
-    return [
-        _span(sights, counts, stride, start, stop, length)
-        for start, stop in zip(starts, [*starts[1:], length], strict=True)
-    ]
+    cut = []
+    for start, stop in zip(starts, [*starts[1:], length], strict=True):
+        low = max(0, (start - before) // stride * stride)
+        high = length if stop == length else min(length, stop + after)
+        own = {}
+        for layer, name in course.taps.items():
+            jump = sights[name].jump
+            last = counts[name] if stop == length else stop // jump
+            own[layer] = slice((start - low) // jump, last - low // jump)
+        cut.append(Span(slice(low, high), own))
+    return cut
 
 
 def tiled_gradient(
@@ -108,21 +117,6 @@ def tiled_gradient(
         pairs.append({layer: torch.stack(totals).sum(0) / positions[layer] for layer, totals in sums.items()})
     distances = {layer: torch.cat([pair[layer] for pair in pairs]) for layer in network.layers}
     return distances, gradient.to(x.dtype)
-
-
-def _span(
-    sights: Mapping[str, Sight], counts: Mapping[str, int], stride: int, start: int, stop: int, length: int
-) -> Span:
-    """The tile that owns the pixels ``[start, stop)``; like `start`, its first pixel is at a multiple of `stride`."""
-    before = max(sight.before for sight in sights.values())
-    after = max(sight.after - sight.jump + 1 for sight in sights.values())
-    low = max(0, (start - before) // stride * stride)
-    high = length if stop == length else min(length, stop + after)
-    own = {}
-    for layer, sight in sights.items():
-        first, last = start // sight.jump, counts[layer] if stop == length else stop // sight.jump
-        own[layer] = slice(first - low // sight.jump, last - low // sight.jump)
-    return Span(slice(low, high), own)
 
 
 def tile_gradient(

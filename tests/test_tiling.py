@@ -77,6 +77,17 @@ def test_without_padding_no_tile_is_too_small(pair, height):
     assert relative(found_gradient, gradient) < 1e-10
 
 
+def test_padding_beyond_the_kernel(pair):
+    """The first position of the last layer sees one pixel, but the layers before it need more."""
+    layers = nn.Sequential(nn.Conv2d(3, 4, 4, 3), nn.Tanh(), nn.Conv2d(4, 4, 3, 3, padding=3), nn.Conv2d(4, 4, 1, 3))
+    network = LPIPS(from_module(layers, ["3"]), calibrated=False)._network(torch.device("cpu"), torch.float64)
+    x, y = pair(1, 104, 64, torch.float64)
+    expected, gradient = whole(network, x, y)
+    found, found_gradient = tiled_gradient(network, x, y, as_they_are, as_they_are, (1, 30))
+    assert torch.allclose(found["3"], expected["3"], rtol=1e-12, atol=0)
+    assert relative(found_gradient, gradient) < 1e-10
+
+
 @pytest.mark.parametrize("length", [97, 331, 512, 530, 1000])
 @pytest.mark.parametrize("name", PIECES)
 def test_every_position_belongs_to_one_tile_that_holds_what_it_sees(trunks, name, length):

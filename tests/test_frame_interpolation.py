@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from small_data import write_noise
 
 from lpips_lightning import LPIPS
@@ -160,6 +160,18 @@ def test_bad_sizes_of_the_network_are_refused(arguments, message):
         FrameInterpolation(**arguments)
 
 
+def test_a_search_that_is_trusted_finds_a_shift_from_coarse_to_fine():
+    network = InterpolationNetwork((8, 16, 16), hidden=8, fine=8)
+    for search in network.searches:
+        torch.nn.init.ones_(search.head.bias[5:])
+    wide = textured(64, 128)
+    first, second = wide[..., 8:104], wide[..., 24:120]
+    # Features of random filters and, at the coarsest level, of few pixels: nearly, and most of the way.
+    right, down, left, up = network(first, second).flow[..., 16:-16, 16:-16].flatten(2).median(-1).values[0].tolist()
+    assert (right, left) == pytest.approx((8, -8), abs=1.5)
+    assert (down, up) == pytest.approx((0, 0), abs=1)
+
+
 def test_a_known_shift_is_learned_in_a_few_steps():
     torch.manual_seed(0)
     network = InterpolationNetwork((8, 16), hidden=16, fine=8)
@@ -266,6 +278,21 @@ def test_learning_rate_rises_and_falls_to_zero():
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert all(one > two for one, two in itertools.pairwise(rates[3:11]))
     assert rates[10:] == pytest.approx([0, 0, 0], abs=1e-9)
+
+
+def test_a_step_returns_the_mean_of_the_frames_as_its_input(tmp_path, data):
+    class Keep(Callback):
+        def on_test_batch_end(self, trainer, model, outputs, batch, batch_idx, dataloader_idx=0):
+            first, second, middle, _ = batch
+            assert torch.equal(outputs["input"], (first + second) / 2)
+            assert torch.equal(outputs["preds"], model.network(first, second).frame.clamp(0, 1))
+            assert torch.equal(outputs["target"], middle)
+            self.seen = True
+
+    model, keep = FrameInterpolation(**TINY), Keep()
+    model.network = trained_a_little()
+    trainer(tmp_path, callbacks=[keep]).test(model, data, verbose=False)
+    assert keep.seen
 
 
 def test_untrained_validation_is_that_of_the_mean(tmp_path, data):

@@ -11,6 +11,7 @@ from small_data import write_noise
 from lpips_lightning.pictures import read_image
 from lpips_lightning.recipes.frame_interpolation_data import FrameInterpolationData
 from lpips_lightning.recipes.frame_triplets import (
+    FramePair,
     FramePairs,
     FrameTriplet,
     FrameTriplets,
@@ -118,8 +119,16 @@ def test_no_frame_looks_over_the_border_of_a_photograph(folder):
                 assert place.min() >= 0
                 assert (place.amax(1) <= torch.tensor([layer.picture.shape[2], layer.picture.shape[1]]) - 1).all()
                 seen += 1
-            assert math.hypot(*layer.motion.pan) <= 20 + 1e-4
     assert seen >= 30 * 3 * 2
+
+
+def test_no_layer_moves_further_than_it_may_and_few_move_far(folder):
+    data = SyntheticMotion({"a": folder / "a.png"}, (16, 16), 100, 10)
+    lengths = [
+        math.hypot(*layer.motion.pan) for index in range(300) for layer in data.layers(np.random.default_rng(index))
+    ]
+    assert max(lengths) == pytest.approx(10, abs=0.05)
+    assert 1.5 < np.median(lengths) < 4
 
 
 def test_every_mask_has_an_inside_and_most_have_an_outside(folder):
@@ -294,6 +303,8 @@ def test_frames_that_do_not_fit_together_are_refused(tmp_path):
     triplet = FrameTriplet("t", *(tmp_path / f"{name}.png" for name in "abc"))
     with pytest.raises(ValueError, match=r"c.png: expected the size 49x70 of .*a.png, got 40x70"):
         FrameTriplets([triplet])[0]
+    with pytest.raises(ValueError, match=r"c.png: expected the size 49x70 of .*a.png, got 40x70"):
+        FramePairs([FramePair("t", tmp_path / "a.png", tmp_path / "c.png")])[0]
     same = FrameTriplet("t", *[tmp_path / "a.png"] * 3)
     with pytest.raises(ValueError, match="crop_size: expected at most the shorter side of every frame, got 50 for"):
         FrameTriplets([same], crop=50)[0]
@@ -329,6 +340,7 @@ def test_bundled_photographs_are_the_default_and_one_is_held_out():
     assert [torch.equal(picture, astronaut) for picture in data.val_data.pictures] == [True]
     assert len(data.train_data.pictures) == len(photographs) - 1
     assert not any(torch.equal(picture, astronaut) for picture in data.train_data.pictures)
+    assert data.train_data.tinted and not data.val_data.tinted
 
 
 def test_every_layout_trains_and_validates_on_its_own(tmp_path, folder):

@@ -1,11 +1,12 @@
 # make demo   set up, train a small superresolution model with LPIPS as loss and metric, show a table and a picture
 # make test   set up, run the tests
+# make test-lowest   the same tests with the lowest versions of all dependencies, and the wheel in place of the checkout
 # make bench  set up, measure speed and memory against the peers: an hour; make bench BENCH=--quick: some minutes
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all bench lint clean
+.PHONY: demo test test-all test-lowest bench lint clean
 
 demo: $(VENV)/recipes.stamp
 	$(BIN)/lpips-lightning demo
@@ -15,6 +16,14 @@ test: $(VENV)/test.stamp
 
 test-all: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "" --durations=20
+
+test-lowest: .venv-lowest/lowest.stamp
+	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -q -n auto tests
+
+.venv-lowest/lowest.stamp: pyproject.toml tests/lowest.txt $(wildcard lpips_lightning/* callbacks/* recipes/* weights/*)
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --progress-bar off -q ".[test]" -c tests/lowest.txt
+	touch $@
 
 # For example: make bench BENCH="--quick", or BENCH="--nets vgg --sizes 4x256 --parts timing memory"
 bench: $(VENV)/test.stamp
@@ -33,4 +42,4 @@ $(VENV)/%.stamp: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-lowest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -21,7 +21,7 @@ from lpips_lightning.recipes.frame_triplets import (
     middlebury_triplets,
     vimeo_triplets,
 )
-from lpips_lightning.recipes.photographs import bundled_photographs, bundled_textures, select_images
+from lpips_lightning.recipes.photographs import bundled_photographs, select_images
 from lpips_lightning.recipes.synthetic_motion import SyntheticMotion
 
 __all__ = ["FrameInterpolationData", "Layout", "NewNumbers", "ValLayout"]
@@ -54,8 +54,7 @@ class FrameInterpolationData(LightningDataModule):
         layout: What `folder` holds. ``"photographs"``: single pictures, from which motion is made (`SyntheticMotion`).
             ``"vimeo"``: Vimeo-90K's triplets, ``tri_trainlist.txt``, ``tri_testlist.txt`` and ``sequences``.
             ``"clips"``: folders of consecutive frames, numbered; each three in a row are a triplet.
-        folder: Searched through; None takes the photographs and textures that come with
-            scikit-image.
+        folder: Searched through; None takes the photographs that come with scikit-image.
         held_out: Names of photographs (files without suffix) or clips (folders) kept for validation and test; None:
             "astronaut" of scikit-image's.
         val_layout: What `val_folder` holds, as `layout`, or ``"middlebury"``: ``frames`` and ``interp_gt``.
@@ -156,7 +155,7 @@ class FrameInterpolationData(LightningDataModule):
         if self.layout == "clips":
             found: dict[str, Any] = dict(clips(self.folder or "", 3))
         else:
-            found = _bundled() if self.folder is None else find_images(self.folder)
+            found = bundled_photographs() if self.folder is None else find_images(self.folder)
         if self.val_folder is not None:
             return found, {}
         names = ["astronaut"] if self.held_out is None and self.folder is None else self.held_out
@@ -172,7 +171,7 @@ class FrameInterpolationData(LightningDataModule):
 
     def _made_or_read(self, source: Source, size: int, length: int, whole: bool = False) -> Dataset[Any]:
         if isinstance(source, dict):
-            return SyntheticMotion(source, (size, size), length, self.max_motion, self.seed + whole, not whole)
+            return SyntheticMotion(source, (size, size), length, self.max_motion, self.seed + whole)
         return FrameTriplets(source, None if whole else size, self.seed)
 
     def _options(self, batch_size: int) -> dict[str, Any]:
@@ -183,11 +182,6 @@ class FrameInterpolationData(LightningDataModule):
             "persistent_workers": self.num_workers > 0,
             "generator": torch.Generator().manual_seed(self.seed),
         }
-
-
-def _bundled() -> dict[str, Path]:
-    # Patterns that repeat, as in textures, must not be taken for motion; the few photographs hardly teach that.
-    return {**bundled_photographs(), **bundled_textures()}
 
 
 def _joined(parts: dict[str, Any]) -> Source:

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["bundled_photographs", "bundled_textures", "scikit_image_folder", "select_images"]
+__all__ = ["bundled_photographs", "scikit_image_folder", "select_images"]
 
 # The colour photographs that lie inside the wheel of scikit-image 0.26; skimage.data would download all others.
 # The right view of the motorcycle is left out: it shows the scene of the left one and would give it away if held out.
@@ -14,7 +14,6 @@ _BUNDLED = {
     "motorcycle": "motorcycle_left.png",
     "rocket": "rocket.jpg",
 }
-_TEXTURES = {"brick": "brick.png", "grass": "grass.png", "gravel": "gravel.png"}
 
 
 def bundled_photographs() -> dict[str, Path]:
@@ -27,20 +26,15 @@ def bundled_photographs() -> dict[str, Path]:
         ModuleNotFoundError: If scikit-image is not installed.
         FileNotFoundError: If the installed scikit-image lacks one of the files.
     """
-    return _inside_scikit_image(_BUNDLED)
-
-
-def bundled_textures() -> dict[str, Path]:
-    """Name and file of each gray photograph of a texture that comes inside the installed scikit-image.
-
-    Returns:
-        ``{"brick": path, "grass": path, "gravel": path}``.
-
-    Raises:
-        ModuleNotFoundError: If scikit-image is not installed.
-        FileNotFoundError: If the installed scikit-image lacks one of the files.
-    """
-    return _inside_scikit_image(_TEXTURES)
+    folder = scikit_image_folder()
+    found = {name: folder / file for name, file in _BUNDLED.items()}
+    missing = [path.name for path in found.values() if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"the installed scikit-image lacks {', '.join(missing)} in {folder}: install its wheel afresh,"
+            " or name a folder of images of your own"
+        )
+    return found
 
 
 def scikit_image_folder() -> Path:
@@ -69,15 +63,3 @@ def select_images(images: dict[str, Path], names: list[str], argument: str) -> d
             known = ", ".join(list(images)[:8]) + (", ..." if len(images) > 8 else "")
             raise ValueError(f"{argument}: expected names among {known}, got '{name}'")
     return {name: images[name] for name in names}
-
-
-def _inside_scikit_image(files: dict[str, str]) -> dict[str, Path]:
-    folder = scikit_image_folder()
-    found = {name: folder / file for name, file in files.items()}
-    missing = [path.name for path in found.values() if not path.is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"the installed scikit-image lacks {', '.join(missing)} in {folder}: install its wheel afresh,"
-            " or name a folder of images of your own"
-        )
-    return found

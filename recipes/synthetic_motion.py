@@ -110,7 +110,6 @@ class SyntheticMotion(Dataset[Triplet]):
         length: Numbers of an epoch.
         max_motion: Longest pan of a layer from frame 0 to frame 1, in pixels; shorter ones are more frequent.
         seed: Not negative.
-        tinted: Give every layer other colours than the photograph's: a few of them then show more.
 
     Raises:
         ValueError: If an argument is out of its range or a photograph is tiny.
@@ -124,13 +123,12 @@ class SyntheticMotion(Dataset[Triplet]):
         length: int,
         max_motion: float,
         seed: int = 0,
-        tinted: bool = False,
     ) -> None:
         if not 0 <= max_motion <= min(size):
             raise ValueError(f"max_motion: expected 0 to {min(size)} pixels, the frame's side, got {max_motion}")
         if seed < 0:
             raise ValueError(f"seed: expected at least 0, got {seed}")
-        self.size, self.length, self.max_motion, self.seed, self.tinted = size, length, max_motion, seed, tinted
+        self.size, self.length, self.max_motion, self.seed = size, length, max_motion, seed
         self.pictures = [read_image(file) for file in photographs.values()]
         for file, picture in zip(photographs.values(), self.pictures, strict=True):
             if min(picture.shape[1:]) < _SMALLEST:
@@ -156,7 +154,7 @@ class SyntheticMotion(Dataset[Triplet]):
 
     def _motion(self, numbers: np.random.Generator, behind: Motion | None = None) -> Motion:
         """Any motion, or one not far from that of what is behind it."""
-        length = self.max_motion * numbers.random() ** 2
+        length = self.max_motion * numbers.random() ** 1.5
         angle = numbers.uniform(0, 2 * math.pi)
         pan = np.array([math.cos(angle), math.sin(angle)]) * length
         if behind is not None:
@@ -183,8 +181,6 @@ class SyntheticMotion(Dataset[Triplet]):
         size = [max(1, round(side * _OVERSAMPLED / shrink)) for side in part.shape[2:]]
         # In 8 bits: many times faster than in floating point.
         part = F.interpolate(part, size=size, mode="bicubic", antialias=True, align_corners=False)[0] / 255
-        if self.tinted:
-            part *= torch.from_numpy(numbers.uniform(0.6, 1, (3, 1, 1)).astype(np.float32))
         # The middle of what is seen lies in the middle of the part.
         middle = (torch.tensor([size[1], size[0]]) - 1) / 2 - _OVERSAMPLED * (low + high) / 2
         return Layer(part, torch.cat([_OVERSAMPLED * turned, middle[:, None]], 1), motion, mask)

@@ -43,6 +43,14 @@ def _alone(monkeypatch, tmp_path_factory):
 
 
 @pytest.fixture
+def deterministic_ends():
+    """What a test switches on by Trainer(deterministic=True) ends with it."""
+    yield
+    torch.use_deterministic_algorithms(False)
+    os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)  # Lightning's
+
+
+@pytest.fixture
 def real_weights():
     """Folder of the ImageNet trunks, or a visible skip."""
     if not REAL_WEIGHTS or not Path(REAL_WEIGHTS).is_dir():

@@ -23,7 +23,7 @@ from lpips_lightning.recipes.frame_triplets import (
     natural_key,
     vimeo_triplets,
 )
-from lpips_lightning.recipes.photographs import bundled_photographs, bundled_textures
+from lpips_lightning.recipes.photographs import bundled_photographs
 from lpips_lightning.recipes.synthetic_motion import TIMES, Layer, Motion, SyntheticMotion, render
 
 STILL = torch.tensor([[1.0, 0.0, 40.0], [0.0, 1.0, 30.0]])  # the frame's middle is pixel (40, 30) of the picture
@@ -97,13 +97,6 @@ def test_what_is_drawn_depends_on_seed_epoch_and_index_alone(folder):
     others = [data[0][8], data[0][4], data[2][3]]  # the next epoch's 3, another index, another seed
     assert not any(torch.equal(middle, other[2]) for other in others)
     assert len(data[0]) == 5
-
-
-def test_tinted_motion_is_the_same_in_other_colours(folder):
-    files = {path.stem: path for path in sorted(folder.glob("*.png"))}
-    plain, tinted = (SyntheticMotion(files, (32, 40), 5, 8, tinted=tinted)[3][2] for tinted in (False, True))
-    assert not torch.equal(plain, tinted)
-    assert tinted.mean() < plain.mean()
 
 
 def test_no_frame_looks_over_the_border_of_a_photograph(folder):
@@ -335,12 +328,11 @@ def test_bad_arguments_are_refused(folder, arguments, message):
 def test_bundled_photographs_are_the_default_and_one_is_held_out():
     data = FrameInterpolationData()
     data.setup("fit")
-    photographs = {**bundled_photographs(), **bundled_textures()}
+    photographs = bundled_photographs()
     astronaut = read_image(photographs["astronaut"])
     assert [torch.equal(picture, astronaut) for picture in data.val_data.pictures] == [True]
     assert len(data.train_data.pictures) == len(photographs) - 1
     assert not any(torch.equal(picture, astronaut) for picture in data.train_data.pictures)
-    assert data.train_data.tinted and not data.val_data.tinted
 
 
 def test_every_layout_trains_and_validates_on_its_own(tmp_path, folder):

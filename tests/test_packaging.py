@@ -10,6 +10,8 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,6 +59,31 @@ print(torch.equal(before, torch.get_rng_state()))
 
 
 @pytest.mark.slow
+def test_neither_the_import_nor_a_training_touches_the_network(tmp_path):
+    code = f"""
+import socket, sys, warnings
+asked = []
+class Shut(socket.socket):
+    def connect(self, address):
+        asked.append(address)
+        raise OSError("no network")
+    connect_ex = connect
+def refuse(*args, **kwargs):
+    asked.append(args)
+    raise OSError("no network")
+socket.socket, socket.create_connection, socket.getaddrinfo = Shut, refuse, refuse
+warnings.simplefilter("ignore")
+sys.path.insert(0, {str(ROOT / "tests")!r})
+from lpips_lightning import *
+import lpips_lightning.callbacks, lpips_lightning.cli, lpips_lightning.recipes.superresolution
+import boring
+from lpips_lightning.callbacks import PerceptualScores
+boring.fit({str(tmp_path)!r}, [PerceptualScores("embedded", data_range=(0, 1))], boring.Boring(loss="embedded"))
+print(asked, "wandb" in sys.modules and sys.modules["wandb"].run)
+"""
+    assert python(code, tmp_path).splitlines()[-1] in ("[] False", "[] None")
+
+
 def test_import_costs_at_most_200_ms_beyond_its_dependencies():
     code = """
 import time, torch, torchvision, torchmetrics
@@ -89,6 +116,21 @@ def test_every_package_folder_is_mapped_and_its_data_listed():
         tracked = [p for p in (ROOT / folder).iterdir() if p.is_file() and p.suffix not in not_data]
         for path in tracked:
             assert path.suffix in suffixes or path.name in suffixes, f"{path} would not be installed"
+
+
+def test_the_lowest_versions_are_those_that_are_tested():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = [
+        *project["dependencies"],
+        *(name for extra in ("recipes", "piq", "test") for name in project["optional-dependencies"][extra]),
+    ]
+    lowest = {}
+    for requirement in map(Requirement, listed):
+        if requirement.name != "lpips_lightning":
+            (bound,) = requirement.specifier
+            lowest[requirement.name] = Version(bound.version)
+    tested = [line for line in (ROOT / "tests" / "lowest.txt").read_text().splitlines() if not line.startswith("#")]
+    assert {name: Version(version) for name, version in (line.split("==") for line in tested)} == lowest
 
 
 @pytest.mark.slow

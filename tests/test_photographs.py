@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lpips_lightning.pictures import image_size, read_image
-from lpips_lightning.recipes.photographs import bundled_photographs, bundled_textures, select_images
+from lpips_lightning.recipes.photographs import bundled_photographs, select_images
 
 
 def test_bundled_photographs_are_five_large_colour_pictures():
@@ -18,15 +18,6 @@ def test_bundled_photographs_are_five_large_colour_pictures():
         assert tuple(picture.shape) == (3, *image_size(path))
         assert min(picture.shape[1:]) >= 300
         assert (picture[0].float() - picture[2].float()).abs().mean() > 5  # not gray
-
-
-def test_bundled_textures_are_large_and_gray():
-    textures = bundled_textures()
-    assert list(textures) == ["brick", "grass", "gravel"]
-    for path in textures.values():
-        picture = read_image(path)
-        assert tuple(picture.shape) == (3, 512, 512)
-        assert torch.equal(picture[0], picture[2])
 
 
 def test_without_scikit_image_the_error_says_what_to_install(monkeypatch):

@@ -202,6 +202,20 @@ def test_mixed_precision_takes_steps(recipe):
 
 
 @every_recipe
+def test_deterministic_training_gives_equal_bits_twice(recipe, deterministic_ends):
+    learned = []
+    for folder in ("one", "two"):
+        recipe.run("fit", "--trainer.deterministic=true", f"--trainer.logger.init_args.save_dir={folder}")
+        assert torch.are_deterministic_algorithms_enabled()
+        (saved,) = Path(folder).rglob("last.ckpt")
+        learned.append(torch.load(saved, weights_only=True))
+    states = [saved["state_dict"] for saved in learned]
+    assert states[0]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert numbers("one") == numbers("two")
+
+
+@every_recipe
 def test_prediction_needs_no_trunk_and_writes_pictures(recipe, fitted):
     options = ["--pictures.folder=made", "--trainer.logger=false", "--model.loss_net=vgg", "--scores.net_type=vgg"]
     recipe.run("predict", f"--ckpt_path={fitted}/checkpoints/best.ckpt", *options, trunks=())

@@ -57,8 +57,8 @@ class LPIPS(Encoder):
         frame_chunk: Images, or frames of videos, in one pass of the trunk at most; None for as many as memory allows.
         memory_budget: Bytes that a call may take above the weights and the images; a warning says when it cannot be
             kept. Images are then taken a few at a time, huge ones in stripes of rows, or in tiles for the gradient,
-            which changes no number beyond rounding. None takes half a gigabyte and no more time on a processor (four
-            gigabytes on other devices, or for the gradient of one image). It holds for pairs of images without
+            which changes no number beyond rounding. None takes 96 MiB, or 256 with a gradient, on a processor, where
+            more saves no time, and four gigabytes on other devices or for the gradient of one image. It holds for pairs of images without
             `spatial`, `mask`, or a gradient by layer; `plan` says what a call will take.
         validate_args: Check pixel values on every call. This waits for the device. Shapes are always checked; under
             ``torch.compile`` values are not.

@@ -55,6 +55,7 @@ def save_panel(columns: list[Column], path: str | Path, heading: str, zoom: int 
     """
     require_matplotlib()
     from matplotlib.figure import Figure  # no pyplot: no global state, no window
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.patches import Rectangle
 
     truth = next(column.picture for column in reversed(columns) if column.picture.ndim == 3)
@@ -65,8 +66,8 @@ def save_panel(columns: list[Column], path: str | Path, heading: str, zoom: int 
     brightest = max((float(heat.quantile(0.995)) for heat in maps), default=1.0)
 
     cell = 2.6  # inches
-    size = (cell * len(columns) + 0.7, cell * height / width + cell + 0.95)
-    figure = Figure(size, dpi=150, layout="constrained")
+    size = (cell * len(columns) + (0.7 if maps else 0.1), cell * height / width + cell + 0.95)
+    figure = Figure(size, dpi=150, layout=ConstrainedLayoutEngine(h_pad=0.1))
     figure.suptitle(heading, fontsize=12, fontweight="bold")
     axes = figure.subplots(2, len(columns), height_ratios=[height / width, 1], squeeze=False)
     heat = None

@@ -9,7 +9,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 from torch import Tensor
 
-from lpips_lightning.sampled import picture_numbers
+from lpips_lightning.sample_numbers import picture_numbers
 
 __all__ = ["Adapter", "OutputReader", "StepPictures", "count_dataloaders", "picture_numbers"]
 

@@ -22,7 +22,7 @@ from lpips_lightning.calibration_export import Rescale, rescale_factor, write_ca
 from lpips_lightning.images import PLAIN
 from lpips_lightning.judgement_metrics import HumanCeiling, JNDScore, TwoAFCScore
 from lpips_lightning.ranges import check_values
-from lpips_lightning.sampled import picture_numbers
+from lpips_lightning.sample_numbers import picture_numbers
 from lpips_lightning.trainable import Initialization, Mode, RankNetwork, TrainableLPIPS
 
 __all__ = ["PerceptualCalibration", "learning_rate_factor", "step_seed"]

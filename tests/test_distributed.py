@@ -22,6 +22,7 @@ from lpips_lightning.judgement_metrics import HumanCeiling, JNDScore, TwoAFCScor
 
 TOLERANCE = 1e-6
 SECONDS = 240  # a run that takes longer hangs
+SLOW = pytest.mark.slow
 # 2026-11-21, pytorch_lightning/trainer/connectors/data_connector.py: its advice on loaders.
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 
@@ -47,51 +48,48 @@ def columns(pair):
     }
 
 
-def metrics():
-    """Kind of samples, and a metric for them; whether it keeps single maps to be told numbers."""
-    made = [
+def metrics(whole):
+    """Kinds of samples, and metrics for them: those that keep different things, or all."""
+    few = [
         ("pictures", Metric("embedded")),
-        ("pictures", Metric("embedded", "sum")),
-        ("pictures", Metric("embedded", "none")),
-        ("pictures", Metric("embedded", per_layer=True)),
         ("pictures", Metric("embedded", "none", per_layer=True)),
-        ("pictures", Metric("embedded", spatial=True)),
         ("pictures", Metric("embedded", "none", spatial=True)),
         ("videos", Metric("embedded")),
-        ("videos", Metric("embedded", per_layer=True)),
-        ("videos", Metric("embedded", "none")),
-        ("masked", Metric("embedded")),
         ("masked", Metric("embedded", "sum", per_layer=True)),
         ("groups", LPIPSDiversity("embedded")),
         ("2afc", TwoAFCScore()),
         ("human", HumanCeiling()),
         ("jnd", JNDScore()),
     ]
-    return [
-        (kind, metric, not (getattr(metric, "spatial", False) and metric.reduction != "none")) for kind, metric in made
+    more = [
+        ("pictures", Metric("embedded", "sum")),
+        ("pictures", Metric("embedded", "none")),
+        ("pictures", Metric("embedded", per_layer=True)),
+        ("pictures", Metric("embedded", spatial=True)),
+        ("videos", Metric("embedded", per_layer=True)),
+        ("videos", Metric("embedded", "none")),
+        ("masked", Metric("embedded")),
     ]
+    return few + more * whole
 
 
-def all_jobs(columns, world_size):
-    """Every metric over every way to deal out, with and without numbers; padded ones with numbers only."""
-    ways = [(name, shards, numbered) for name, shards in dealt.shards(world_size).items() for numbered in (False, True)]
-    ways += [
+def all_jobs(columns, world_size, whole):
+    """Metrics over every way to deal out, with numbers and without; padded ones with numbers only."""
+    ways = dealt.shards(world_size)
+    asked = [(name, shards, False) for name, shards in ways.items()]
+    asked += [(name, shards, True) for name, shards in ways.items() if whole or name == "uneven"]
+    asked += [
         (f"padded {count} {'shuffled' if shuffle else 'in order'}", dealt.padded(world_size, count, shuffle), True)
         for count, shuffle in ((7, False), (5, True), (1, False))
     ]
-    made = metrics()
-    return [
-        Job(
-            f"{kind}, {metric.__class__.__name__} {number}, {name}, {numbered=}",
-            metric.clone(),
-            columns[kind],
-            shards,
-            numbered,
-        )
-        for name, shards, numbered in ways
-        for number, (kind, metric, may_be_numbered) in enumerate(made)
-        if may_be_numbered or not numbered
-    ]
+    jobs = []
+    for kind, metric in metrics(whole):
+        no_numbers = getattr(metric, "spatial", False) and metric.reduction != "none"  # it keeps no single map
+        for name, shards, numbered in asked:
+            if not (numbered and no_numbers):
+                title = f"{kind}, {metric.__class__.__name__}, {name}, {numbered=}"
+                jobs.append(Job(title, metric.clone(), columns[kind], shards, numbered))
+    return jobs
 
 
 def differences(name, found, expected):
@@ -120,10 +118,11 @@ def all_validations(world_size):
     ]
 
 
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=SLOW)])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_any_way_to_deal_out_gives_the_numbers_of_one_process(world_size, tmp_path, columns):
-    jobs, validations = all_jobs(columns, world_size), all_validations(world_size)
-    assert len(jobs) == 16 * 6 + 15 * 9
+def test_any_way_to_deal_out_gives_the_numbers_of_one_process(world_size, whole, tmp_path, columns):
+    jobs, validations = all_jobs(columns, world_size, whole), all_validations(world_size)
+    assert len(jobs) == (16 * 6 + 15 * 9 if whole else 9 * 10)
     expected = [job.alone() for job in jobs]
     alone = [one.alone(f"{tmp_path}/alone/{one.name}") for one in validations]
     ranks = workers.run(workers.scores_over_ranks, world_size, tmp_path, world_size, str(tmp_path), jobs, validations)
@@ -159,9 +158,6 @@ def test_an_error_before_the_sync_ends_the_ranks_that_wait(tmp_path, columns):
             workers.raise_before_the_sync, 2, tmp_path, Metric("embedded"), columns["pictures"]["preds"], seconds=60
         )
     assert time.monotonic() - start < 60
-
-
-SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,29 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from lpips_lightning.calibration import PerceptualCalibration
+from lpips_lightning.checkpoints import WholeCheckpoints
 
 # What every process needs, imported once by the server that they are forked from.
-PRELOADED = ["torch.distributed", "torchvision.models", "torchmetrics.image", "pytorch_lightning", "kornia"]
+PRELOADED = [
+    *("pytest", "torch.distributed", "torchvision.models", "torchmetrics.image", "pytorch_lightning", "kornia"),
+    *("lpips_lightning.calibration", "lpips_lightning.callbacks", "lpips_lightning.distortions"),  # from a checkout too
+]
 SECONDS = 240  # a run that takes longer hangs
+
+
+def start(target, *args):
+    """A process that runs ``target(*args)``, without the seconds that imports take."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=_quietly, args=(target, args))
+    process.start()
+    return process
+
+
+def _quietly(target, args):
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    target(*args)
 
 
 def run(worker, world_size, folder, *args, seconds=SECONDS):
@@ -87,13 +106,13 @@ class Killed(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def calibrate(folder, mode, kill_at=None, ckpt_path=None):
+def calibrate(folder, mode, kill_at=None, ckpt_path=None, every=3):
     """Three epochs of five steps with a checkpoint after every third step; everything that was learned."""
     torch.set_num_threads(1)
     # Other random numbers in every process: nothing may depend on them.
     torch.manual_seed(os.getpid())
     warnings.filterwarnings("ignore", ".*(many workers|LeafSpec|dirpath|exists and is not empty)")
-    checkpoint = ModelCheckpoint(folder, every_n_train_steps=3, save_last=True, save_top_k=0)
+    checkpoint = ModelCheckpoint(folder, every_n_train_steps=every, save_last=True, save_top_k=0)
     trainer = Trainer(
         max_epochs=3,
         accelerator="cpu",
@@ -102,10 +121,16 @@ def calibrate(folder, mode, kill_at=None, ckpt_path=None):
         enable_model_summary=False,
         default_root_dir=folder,
         callbacks=[checkpoint, Killed(kill_at)],
+        plugins=[WholeCheckpoints()],
     )
     data = judged.triplets(20)
     model = PerceptualCalibration("embedded", mode, lr=1e-3, constant_epochs=1, decay_epochs=2)
     trainer.fit(model, datamodule=judged.DataModule(data, [data.part(0, 5)], batch_size=4), ckpt_path=ckpt_path)
+    return learned(trainer, model)
+
+
+def learned(trainer, model):
+    """Weights and the optimizer's moments."""
     optimizer = trainer.optimizers[0].state_dict()["state"]
     moments = {f"{number} {name}": value for number, state in optimizer.items() for name, value in state.items()}
     return {**model.state_dict(), **moments}

@@ -1,5 +1,6 @@
 """Picture files: found in a folder, read upright as 8-bit RGB, written."""
 
+import io
 import re
 from pathlib import Path
 
@@ -139,5 +140,8 @@ def write_image(image: Tensor, path: str | Path) -> None:
         raise ValueError(f"image: expected shape (3, H, W), got {tuple(image.shape)}")
     if image.is_floating_point():
         image = image.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8)
+    # To memory first: given a file, Pillow's encoders of JPEG and others do not see that a full disk took a part only.
+    content = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(content, form)
     with whole_file(path) as beside:
-        Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(beside, form)
+        beside.write_bytes(content.getbuffer())

@@ -15,8 +15,9 @@ from typing_extensions import override
 
 from lpips_lightning.calibration import PerceptualCalibration
 from lpips_lightning.calibration_export import Rescale
+from lpips_lightning.whole_files import check_target
 
-__all__ = ["CalibrationFile"]
+__all__ = ["CalibrationFile", "check_tensor_file"]
 
 
 class CalibrationFile(Callback):
@@ -43,8 +44,7 @@ class CalibrationFile(Callback):
             raise MisconfigurationException(
                 f"CalibrationFile: expected to be used with PerceptualCalibration, got {type(pl_module).__name__}"
             )
-        if not self.path.endswith(".safetensors"):
-            raise MisconfigurationException(f"path: expected a file that ends in .safetensors, got {self.path!r}")
+        check_tensor_file(self.path)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -66,3 +66,20 @@ class CalibrationFile(Callback):
                 ref, *others = (batch[name][:left].to(device) for name in ("ref", "p0", "p1"))
                 yield from ((ref, other) for other in others)
                 left -= len(ref)
+
+
+def check_tensor_file(path: str) -> None:
+    """Refuse what cannot be written when a long training has ended, before it begins.
+
+    Args:
+        path: What will be a ``.safetensors`` file.
+
+    Raises:
+        MisconfigurationException: If it has another suffix, or cannot be written.
+    """
+    if not path.endswith(".safetensors"):
+        raise MisconfigurationException(f"path: expected a file that ends in .safetensors, got {path!r}")
+    try:
+        check_target(path, "path")
+    except ValueError as error:
+        raise MisconfigurationException(str(error)) from error

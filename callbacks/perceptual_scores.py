@@ -20,8 +20,8 @@ from lpips_lightning.callbacks.outputs import Adapter, OutputReader, count_datal
 from lpips_lightning.callbacks.ranks import gather
 from lpips_lightning.frozen import WeightsSource
 from lpips_lightning.images import DataRange
-from lpips_lightning.metric import EXACT
 from lpips_lightning.network import Precision
+from lpips_lightning.numbered import EXACT
 
 __all__ = ["PerceptualScores", "Score"]
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,12 +22,14 @@ from lpips_lightning.calibration_export import Rescale, rescale_factor, write_ca
 from lpips_lightning.images import PLAIN
 from lpips_lightning.judgement_metrics import HumanCeiling, JNDScore, TwoAFCScore
 from lpips_lightning.ranges import check_values
+from lpips_lightning.sample_numbers import picture_numbers
 from lpips_lightning.trainable import Initialization, Mode, RankNetwork, TrainableLPIPS
 
 __all__ = ["PerceptualCalibration", "learning_rate_factor", "step_seed"]
 
 Batch = dict[str, Any]
 _RANGE = (-1.0, 1.0)
+_KINDS = ("", "2afc", "jnd")  # of a set; none before its first batch
 
 
 class PerceptualCalibration(LightningModule):
@@ -245,11 +247,17 @@ class PerceptualCalibration(LightningModule):
         self._sets = [_SetScores(name).to(self.device) for name in names]
 
     def _update(self, batch: Batch, batch_idx: int, dataloader_idx: int) -> None:
-        self._sets[dataloader_idx].update(self._distances(batch, batch_idx), batch)
+        distances, part = self._distances(batch, batch_idx), self._sets[dataloader_idx]
+        # Without those that a distributed sampler repeats, which are the last.
+        own = len(picture_numbers(self.trainer, dataloader_idx, part.seen, len(distances[0])))
+        judged = {name: batch[name][:own] for name in ("judge", "same") if name in batch}
+        part.update([distance[:own] for distance in distances], judged)
+        part.seen += len(batch["p0"])
 
     def _finish_scores(self, stage: str) -> None:
         if self.trainer.sanity_checking:
             return
+        self._agree_on_kinds()
         for kind, scores in (("2afc", self.calibration_scores), ("jnd", self.jnd_scores)):
             scores.clear()
             for part in self._sets:
@@ -261,13 +269,20 @@ class PerceptualCalibration(LightningModule):
         self.human_ceilings = {part.name: float(part.ceiling.compute()) for part in self._sets if part.kind == "2afc"}
         self.jnd_curves = {part.name: part.curve() for part in self._sets if part.kind == "jnd"}
 
+    def _agree_on_kinds(self) -> None:
+        """A rank that had no batch of a set learns from the others what it is: scores are computed by all ranks."""
+        own = torch.tensor([_KINDS.index(part.kind) for part in self._sets], dtype=torch.long, device=self.device)
+        known = cast(Tensor, self.trainer.strategy.reduce(own, reduce_op="max"))
+        for part, code in zip(self._sets, known.tolist(), strict=True):
+            part.kind = _KINDS[code]
+
 
 class _SetScores(nn.Module):
     """The scores of one set, of triplets or of pairs: what its first batch is."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.name, self.kind = name, ""
+        self.name, self.kind, self.seen = name, _KINDS[0], 0
         self.afc, self.ceiling, self.jnd = TwoAFCScore(), HumanCeiling(), JNDScore()
 
     def update(self, distances: Sequence[Tensor], batch: Batch) -> None:

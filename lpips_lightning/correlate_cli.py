@@ -53,8 +53,6 @@ def main(args: list[str] | None = None) -> None:
     check_scores(scores, names)  # now, not after the measuring
     with progress_report("items") as report:
         distances, frames = measure(opinions, net, device, report)
-    if options.csv:
-        _write_frames(Path(options.csv), frames)
     whole = correlate(distances, scores, options.score)
     groups = by_group(distances, scores, names, options.score) if names else {}
     console = Console()
@@ -65,6 +63,8 @@ def main(args: list[str] | None = None) -> None:
     if whole.srcc < 0:
         other = {"mos": "dmos", "dmos": "mos"}[options.score]
         console.print(f"Negative: are these scores {other}? Then say --score {other}.", style="yellow", highlight=False)
+    if options.csv:
+        _write_frames(Path(options.csv), frames)
 
 
 def parser() -> argparse.ArgumentParser:

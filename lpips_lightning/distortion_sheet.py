@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lpips_lightning.distortions import DISTORTIONS, distort
 from lpips_lightning.pictures import find_images, read_image, resize_image
+from lpips_lightning.whole_files import whole_file
 
 __all__ = ["STRENGTHS", "write_sheet"]
 
@@ -57,10 +58,8 @@ def write_sheet(images: str | Path, out: str | Path, seed: int = 0) -> Path:
         patch = resize_image(read_image(files[index % len(files)]), _PATCH)
         for column, picture in enumerate(_ladder(patch, name, seed)):
             sheet.paste(_enlarged(picture), (left + column * cell, top))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    sheet.save(partial, format="PNG")
-    partial.replace(out)
+    with whole_file(out) as beside:
+        sheet.save(beside, format="PNG")
     return out
 
 

@@ -13,8 +13,8 @@ from lpips_lightning.backbones import Backbone
 from lpips_lightning.frozen import WeightsSource
 from lpips_lightning.functional import choose_range
 from lpips_lightning.images import Background, Gray
-from lpips_lightning.metric import EXACT
 from lpips_lightning.network import LPIPS, Precision
+from lpips_lightning.numbered import EXACT
 from lpips_lightning.ranges import DataRange
 from lpips_lightning.watched import WatchedMetric
 
@@ -104,11 +104,13 @@ class LPIPSDiversity(WatchedMetric):
         self.add_state("groups", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     @override
-    def update(self, images: Tensor) -> None:
+    def update(self, images: Tensor, index: Tensor | Sequence[int] | None = None) -> None:
         """Add one group or several.
 
         Args:
             images: ``(K, 3, H, W)`` or ``(G, K, 3, H, W)``, floating on the range or uint8 on [0, 255]; K >= 2.
+            index: Number in the data set of each group, ``(G,)``; what comes again, as a distributed sampler has it,
+                is counted once. In every update or in none.
 
         Raises:
             TypeError: If it is not an image batch by its type.
@@ -120,14 +122,24 @@ class LPIPSDiversity(WatchedMetric):
                 "images: expected (K, 3, H, W) or (G, K, 3, H, W) with at least 2 samples K a group, "
                 f"got {tuple(images.shape)}"
             )
-        for group in groups:
-            samples = len(group)
-            distances = self.net.pairwise(group, data_range=self.data_range)
-            self.total = self.total + distances.sum(dtype=EXACT) / (samples * (samples - 1))
+        numbers = self._checked_index(index, len(groups))
+        means = [self._mean(group) for group in groups]
+        if numbers is not None:
+            if means:
+                self._keep(numbers, torch.stack(means).unsqueeze(1))
+            return
+        for mean in means:
+            self.total = self.total + mean
         self.groups = self.groups + len(groups)
+
+    def _mean(self, group: Tensor) -> Tensor:
+        samples = len(group)
+        distances = self.net.pairwise(group, data_range=self.data_range)
+        return distances.sum(dtype=EXACT) / (samples * (samples - 1))
 
     @override
     def compute(self) -> Tensor:
         """Mean over groups of the mean over pairs."""
         self._speak()
-        return (self.total / self.groups).float()
+        rows = self._kept(self.groups)
+        return (self.total / self.groups if rows is None else rows.mean()).float()

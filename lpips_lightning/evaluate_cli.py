@@ -93,13 +93,14 @@ def run(args: argparse.Namespace) -> None:
     papers = {method.name: method.paper for method in methods}
     scores = evaluation.score(measured, papers, args.resamples)
     out, console = Path(args.out), Console()
-    for kind in evaluation.KINDS:
-        if any(cell.kind == kind for cell in scores):
-            console.print(evaluation_report.as_table(scores, kind))
-            evaluation_report.save_bars(scores, out / f"{kind}.png", kind)
+    kinds = [kind for kind in evaluation.KINDS if any(cell.kind == kind for cell in scores)]
+    for kind in kinds:  # before anything is written: a full disk takes no number away
+        console.print(evaluation_report.as_table(scores, kind))
+    for kind in kinds:
+        evaluation_report.save_bars(scores, out / f"{kind}.png", kind)
     evaluation_report.save_csv(scores, out / "scores.csv")
     evaluation_report.save_text(evaluation_report.as_markdown(scores), out / "scores.md")
-    if len({cell.kind for cell in scores}) == 2:
+    if len(kinds) == 2:
         evaluation_report.save_scatter(scores, out / "2afc_jnd.png")
     if args.disagree:
         pair = (args.disagree[0], args.disagree[1])

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 from typing_extensions import override
 
 from lpips_lightning.judgements import agreement, checked, jnd_curve, jnd_score
-from lpips_lightning.metric import EXACT
+from lpips_lightning.numbered import EXACT, NumberedMetric
 
 __all__ = ["HumanCeiling", "JNDScore", "TwoAFCScore"]
 
+Index: TypeAlias = Tensor | Sequence[int] | None
 
-class _MeanOfShares(Metric):
-    """Mean of one number a triplet, over all batches and ranks; the state is a sum and a count."""
+
+class _MeanOfShares(NumberedMetric):
+    """Mean of one number a judgement, over all batches and ranks; the state is a sum and a count."""
 
     is_differentiable = False
     higher_is_better: bool | None = True
@@ -37,9 +39,21 @@ class _MeanOfShares(Metric):
     @override
     def compute(self) -> Tensor:
         """The mean of everything seen; NaN for nothing."""
-        return self.total / self.count
+        rows = self._kept(self.count)
+        return self.total / self.count if rows is None else self._shares(*rows.unbind(1)).mean()
 
-    def _add(self, shares: Tensor) -> None:
+    @staticmethod
+    def _shares(*columns: Tensor) -> Tensor:
+        """The numbers ``(M,)`` that are averaged."""
+        raise NotImplementedError
+
+    def _add(self, columns: dict[str, Tensor], index: Index) -> None:
+        checks = checked(columns, shares=("judge",), values=self.validate_args)
+        numbers = self._checked_index(index, len(checks[0]))
+        if numbers is not None:
+            self._keep(numbers, torch.stack(checks, 1))
+            return
+        shares = self._shares(*checks)
         # Not in place and not in the state's dtype: a parent's .to(torch.bfloat16) casts states.
         self.total = self.total + shares.sum(dtype=EXACT)
         self.count = self.count + len(shares)
@@ -60,9 +74,22 @@ class TwoAFCScore(_MeanOfShares):
     """
 
     @override
-    def update(self, d0: Tensor, d1: Tensor, judge: Tensor) -> None:
-        """Add a batch; arguments and errors are those of `two_afc_score`."""
-        self._add(agreement(d0, d1, judge, self.validate_args))
+    def update(self, d0: Tensor, d1: Tensor, judge: Tensor, index: Index = None) -> None:
+        """Add a batch; arguments and errors are those of `two_afc_score`.
+
+        Args:
+            d0: See `two_afc_score`.
+            d1: See `two_afc_score`.
+            judge: See `two_afc_score`.
+            index: Number in the data set of each judgement, ``(M,)``; what comes again, as a distributed sampler has
+                it, is counted once, and all are kept for that. In every update or in none.
+        """
+        self._add({"d0": d0, "d1": d1, "judge": judge}, index)
+
+    @staticmethod
+    @override
+    def _shares(*columns: Tensor) -> Tensor:
+        return agreement(*columns, validate_args=False)
 
 
 class HumanCeiling(_MeanOfShares):
@@ -82,13 +109,18 @@ class HumanCeiling(_MeanOfShares):
     higher_is_better = None
 
     @override
-    def update(self, judge: Tensor) -> None:
-        """Add a batch; argument and errors are those of `human_ceiling`."""
-        (share,) = checked({"judge": judge}, shares=("judge",), values=self.validate_args)
-        self._add(share.square() + (1 - share).square())
+    def update(self, judge: Tensor, index: Index = None) -> None:
+        """Add a batch; argument and errors are those of `human_ceiling`, `index` is that of `TwoAFCScore`."""
+        self._add({"judge": judge}, index)
+
+    @staticmethod
+    @override
+    def _shares(*columns: Tensor) -> Tensor:
+        (share,) = columns
+        return share.square() + (1 - share).square()
 
 
-class JNDScore(Metric):
+class JNDScore(NumberedMetric):
     """`jnd_score` over all batches and ranks; the state keeps every pair's distance.
 
     Args:
@@ -118,10 +150,14 @@ class JNDScore(Metric):
         self.add_state("same", default=[], dist_reduce_fx="cat")
 
     @override
-    def update(self, distances: Tensor, same: Tensor) -> None:
-        """Add a batch; arguments and errors are those of `jnd_score`."""
+    def update(self, distances: Tensor, same: Tensor, index: Index = None) -> None:
+        """Add a batch; arguments and errors are those of `jnd_score`, `index` is that of `TwoAFCScore`."""
         columns = {"distances": distances, "same": same}
         distance, share = checked(columns, shares=("same",), values=self.validate_args)
+        numbers = self._checked_index(index, len(distance))
+        if numbers is not None:
+            self._keep(numbers, torch.stack([distance, share], 1))
+            return
         self.distances.append(distance)
         self.same.append(share)
 
@@ -136,7 +172,7 @@ class JNDScore(Metric):
         return jnd_curve(*self._all())
 
     def _all(self) -> tuple[Tensor, Tensor]:
-        if not len(self.distances):
-            empty = torch.zeros(0, dtype=EXACT, device=self.device)
-            return empty, empty
-        return dim_zero_cat(self.distances), dim_zero_cat(self.same)
+        empty = torch.zeros(0, dtype=EXACT, device=self.device)
+        distances, same = (dim_zero_cat(kept) if len(kept) else empty for kept in (self.distances, self.same))
+        rows = self._kept(len(distances))
+        return (distances, same) if rows is None else (rows[:, 0], rows[:, 1])

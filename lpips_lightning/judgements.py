@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lpips_lightning.metric import EXACT
+from lpips_lightning.numbered import EXACT
 
 __all__ = [
     "agreement",

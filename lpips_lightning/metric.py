@@ -19,20 +19,20 @@ from lpips_lightning.functional import Reduction, check_reduction, choose_range
 from lpips_lightning.images import Background, Gray
 from lpips_lightning.legacy import DropsLegacyKeys
 from lpips_lightning.network import LPIPS, Features, Measurement, Precision
+from lpips_lightning.numbered import EXACT
 from lpips_lightning.ranges import DataRange
 from lpips_lightning.watched import WatchedMetric
 
 __all__ = ["LearnedPerceptualImagePatchSimilarity"]
-
-# A float32 sum drifts by 1e-5 over a hundred thousand batches. MPS has no float64.
-EXACT = torch.float32 if torch.backends.mps.is_available() else torch.float64
 
 
 class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, WatchedMetric):
     """Mean LPIPS over all images seen; torchmetrics' class of the same name, with its arguments and defaults.
 
     The state is a sum and a count, so that any split over batches and ranks, uneven, empty or of one image, gives the
-    same number. The frozen network is not part of the metric: copies and pickles are small, checkpoints do not hold it.
+    same number. A distributed sampler repeats images to give every rank as many; told each image's number in the data
+    set (``index=``), the metric counts them once, and keeps one score an image for that. The frozen network is not part
+    of the metric: copies and pickles are small, checkpoints do not hold it.
 
     As input to `update` and `forward`:
 
@@ -157,6 +157,7 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, WatchedMetric):
         *,
         mask: Tensor | None = None,
         erode: bool = False,
+        index: Tensor | Sequence[int] | None = None,
     ) -> None:
         """Add a batch.
 
@@ -168,26 +169,34 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, WatchedMetric):
             mask: Which pixels count, see `LPIPS.forward`. Images of which nothing is left do not enter mean and sum,
                 and are NaN under ``"none"``.
             erode: See `LPIPS.forward`.
+            index: Number in the data set of each image or video, ``(N,)``; what comes again is counted once, and
+                ``"none"`` gives the scores in the order of numbers. In every update or in none.
 
         Raises:
             TypeError: If an argument is missing, given twice or of the wrong type.
-            ValueError: If shapes, devices or sides do not fit, or pixel values are off the range.
+            ValueError: If shapes, devices or sides do not fit, or pixel values are off the range; if `index` does not
+                fit, or is given for the mean or sum of maps, which keeps no single one.
         """
         names = ("img1", "img2") if preds is None else ("preds", "target")
         x, y = (img1, img2) if preds is None else (preds, target)
         spare = (target,) if preds is None else (img1, img2)
         if x is None or y is None or any(image is not None for image in spare):
             raise TypeError("update: expected (preds, target) or (img1, img2), got another combination")
+        if index is not None and self.spatial and not self._keeps_each:
+            raise ValueError("index: expected None for the mean or sum of maps; reduction='none' keeps each")
+        numbers = self._checked_index(index, len(x))
         shown = self.net.measure(
             x, y, self.data_range, spatial=self.spatial, per_layer=self.per_layer, mask=mask, erode=erode, names=names
         )
         values = shown.values
         scores = torch.stack(list(values.values()), shown.dims) if isinstance(values, dict) else values
         self._dtype_of_images = scores.dtype
-        if self._is_plain:
+        if not self._is_plain:
+            self._collect(scores, shown.dims, numbers)
+        elif numbers is None:
             self._sum(scores, shown)
         else:
-            self._collect(scores, shown.dims)
+            self._keep(numbers, _sums_and_counts(scores, shown))
 
     def _sum(self, scores: Tensor, shown: Measurement) -> None:
         scores = scores.flatten(0, shown.dims - 1)
@@ -200,7 +209,7 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, WatchedMetric):
         setattr(self, self._scores, getattr(self, self._scores) + scores.sum(0, dtype=EXACT))
         setattr(self, self._count, getattr(self, self._count) + count)
 
-    def _collect(self, scores: Tensor, dims: int) -> None:
+    def _collect(self, scores: Tensor, dims: int, numbers: Tensor | None) -> None:
         frames = scores.shape[1] if dims == 2 and self._keeps_each else 0
         height, width = scores.shape[-2:] if self.spatial else (0, 0)
         if scores.numel() == 0:
@@ -213,6 +222,9 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, WatchedMetric):
         self._shape_seen = (frames, height, width)
         setattr(self, self._shape, torch.tensor(self._shape_seen, device=self.device))
         kept = getattr(self, self._scores)
+        if numbers is not None:
+            self._keep(numbers, scores.flatten(1) if scores.dim() > 1 else scores.unsqueeze(1))
+            return
         if self._keeps_each:
             setattr(self, self._count, getattr(self, self._count) + scores.shape[0])
             kept.append(scores.flatten().to(EXACT))
@@ -227,15 +239,18 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, WatchedMetric):
         """The score of everything seen; NaN for the mean of no image."""
         self._speak()
         total, count = getattr(self, self._scores), getattr(self, self._count)
+        rows = self._kept(count)
         if not self._is_plain:
-            total = self._gathered(total, count)
+            total = self._gathered(total, count) if rows is None else self._gathered([rows.flatten()], len(rows))
+        elif rows is not None:
+            total, count = rows[:, :-1].sum(0).view(total.shape), rows[:, -1].sum()
         result = (total / count if self.reduction == "mean" else total).to(self._dtype_of_images)
         if not self.per_layer:
             return result
         dim = 0 if not self._keeps_each else result.dim() - (4 if self.spatial else 1)
         return dict(zip(self.net.layers, result.unbind(dim), strict=True))
 
-    def _gathered(self, scores: list[Tensor], count: Tensor) -> Tensor:
+    def _gathered(self, scores: list[Tensor], count: Tensor | int) -> Tensor:
         """What was kept flat, in its shape: ``(N, ...)``, or the sum over N."""
         frames, height, width = getattr(self, self._shape).tolist()
         item = [frames] if frames else []
@@ -270,13 +285,6 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, WatchedMetric):
             return whole if isinstance(result, dict) else whole[""]
 
         return with_its_shape
-
-    def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
-        # A rank that saw nothing sends an empty tensor, of our dtype: torchmetrics would send one of its own.
-        for name in self._defaults:
-            if isinstance(getattr(self, name), list) and not getattr(self, name):
-                setattr(self, name, [torch.zeros(0, dtype=EXACT, device=self.device)])
-        super()._sync_dist(*args, **kwargs)
 
     @override
     def reset(self) -> None:
@@ -314,3 +322,14 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, WatchedMetric):
             ModuleNotFoundError: If matplotlib is missing.
         """
         return self._plot(val, ax)
+
+
+def _sums_and_counts(scores: Tensor, shown: Measurement) -> Tensor:
+    """Of each image or video: the sum of its scores, or of each layer's, and how many; ``(N, 2)`` or ``(N, L + 1)``."""
+    scores = scores if shown.dims == 2 else scores.unsqueeze(1)  # (N, frames) or (N, frames, L)
+    scores = scores.to(EXACT) if scores.dim() == 3 else scores.to(EXACT).unsqueeze(2)
+    counted = torch.ones_like(scores[..., 0], dtype=torch.bool)
+    if shown.counted is not None:
+        counted = shown.counted.view(counted.shape)
+        scores = torch.where(counted.unsqueeze(2), scores, 0)
+    return torch.cat([scores.sum(1), counted.sum(1, keepdim=True)], 1)

@@ -1,5 +1,6 @@
 """Picture files: found in a folder, read upright as 8-bit RGB, written."""
 
+import io
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from lpips_lightning.decoding import read_header, read_pixels
+from lpips_lightning.whole_files import whole_file
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -121,18 +123,25 @@ def resize_image(image: Tensor, size: int | None) -> Tensor:
 
 
 def write_image(image: Tensor, path: str | Path) -> None:
-    """Write a picture as a file; folders are made as needed.
+    """Write a picture as a file, whole or not at all; folders are made as needed.
 
     Args:
         image: Shape ``(3, H, W)``; floating in [0, 1] (clamped and rounded) or ``uint8`` in [0, 255].
         path: The suffix chooses the format.
 
     Raises:
-        ValueError: If the shape is not ``(3, H, W)``.
+        ValueError: If the shape is not ``(3, H, W)``, or the suffix is that of no format.
+        OSError: If it cannot be written.
     """
+    form = Image.registered_extensions().get(Path(path).suffix.lower())
+    if form not in Image.SAVE:
+        raise ValueError(f"path: expected a file that ends in one of {' '.join(IMAGE_SUFFIXES)}, got '{path}'")
     if image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"image: expected shape (3, H, W), got {tuple(image.shape)}")
     if image.is_floating_point():
         image = image.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(path)
+    # To memory first: given a file, Pillow's encoders of JPEG and others do not see that a full disk took a part only.
+    content = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(content, form)
+    with whole_file(path) as beside:
+        beside.write_bytes(content.getbuffer())

@@ -161,16 +161,19 @@ def cached_pool(
         return pool(network, data, spread=spread, num_workers=num_workers)
     key = _key(network, data, spread)
     path = Path(folder).expanduser() / f"pooled-{network.record.name}-{key[:16]}.safetensors"
-    if path.is_file():
-        try:
+    try:
+        if path.is_file():
             return _read(path, key, network)
-        except WeightsError as error:
-            _log.warning("%s; computed anew", error)
+    except (OSError, WeightsError) as error:
+        _log.warning("%s; computed anew", error)
     found = pool(network, data, spread=spread, num_workers=num_workers)
     tensors = {"mean": found.mean, "rows": found.rows, "judge": found.judge}
     if found.spread is not None:
         tensors["spread"] = found.spread
-    write_tensors(path, tensors, {"key": key, "sha256": tensors_sha256(tensors)})
+    try:
+        write_tensors(path, tensors, {"key": key, "sha256": tensors_sha256(tensors)})
+    except OSError as error:  # a full disk, a folder that may not be written: the numbers are right all the same
+        _log.warning("cache: expected to keep pooled differences in '%s', got %s; they are not kept", folder, error)
     return found
 
 

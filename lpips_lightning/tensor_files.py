@@ -34,7 +34,9 @@ def write_tensors(
 
     Raises:
         ValueError: If the path has another suffix, or names a folder.
+        OSError: If it cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     file = Path(path).expanduser()
@@ -42,8 +44,11 @@ def write_tensors(
         raise ValueError(f"path: expected a file that ends in {_SUFFIX}, got {str(path)!r}")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"format": "pt", **labels, "record": json.dumps(dict(record))}
-    with whole_file(file) as beside:
-        save_file(plain, beside, metadata)
+    with whole_file(file, durable=True) as beside:
+        try:
+            save_file(plain, beside, metadata)
+        except SafetensorError as error:  # of a full disk too
+            raise OSError(str(error)) from error
     return file
 
 

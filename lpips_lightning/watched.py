@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from torchmetrics import Metric
 from typing_extensions import override
 
 from lpips_lightning.network import LPIPS
+from lpips_lightning.numbered import NumberedMetric
 from lpips_lightning.ranges import RangeWatch
 
 __all__ = ["WatchedMetric"]
 
 
-class WatchedMetric(Metric):
+class WatchedMetric(NumberedMetric):
     """A metric on an LPIPS network whose watch speaks at the end of an epoch, not at every batch.
 
     Args:

@@ -94,7 +94,10 @@ def _lock(path: Path) -> int | None:
     except ModuleNotFoundError:
         return None
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:  # a folder to read from: what is there may be whole
+            return None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError:  # some file systems of clusters know none

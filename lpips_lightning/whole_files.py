@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -11,15 +12,24 @@ from pathlib import Path
 __all__ = ["check_target", "whole_file"]
 
 
+# What a full disk is called: no room on it, none within the user's share, or a file longer than may be; without a
+# number, what libraries make of these.
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG, None)
+
+
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def whole_file(path: str | os.PathLike[str], durable: bool = False) -> Iterator[Path]:
     """A file to fill, beside `path`; it takes that name when all went well, and is gone otherwise.
 
     Args:
         path: What to write. Folders are made as needed; a file of that name stays until the new one is complete.
+        durable: Wait until the disk has it, so that it outlives a loss of power too, not only of the process.
 
     Yields:
         An empty file in the same folder.
+
+    Raises:
+        OSError: If it cannot be written, naming `path` where the disk is full.
     """
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +39,18 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield beside
         beside.chmod(0o666 & ~_umask())  # mkstemp makes files for the owner alone
+        if durable:
+            _to_disk(beside)
         beside.replace(file)
+        if durable and os.name == "posix":
+            _to_disk(file.parent)  # the name is kept there
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        what = error.strerror or error
+        full = OSError(f"{file}: expected to write it, got {what}; nothing of that name was changed")
+        full.errno = error.errno
+        raise full from error
     finally:
         beside.unlink(missing_ok=True)
 
@@ -55,6 +76,14 @@ def check_target(path: str | os.PathLike[str], argument: str, folder: bool = Fal
         raise ValueError(f"{argument}: expected {what} to write, got {str(path)!r}, but '{above}' is no folder")
     if not os.access(above if above.is_dir() else above.parent, os.W_OK):
         raise ValueError(f"{argument}: expected {what} to write, got {str(path)!r}, but '{above}' may not be written")
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

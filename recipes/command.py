@@ -22,10 +22,12 @@ from typing import Any, Literal, get_args
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from rich.console import Console
 from typing_extensions import override
 
 from lpips_lightning.callbacks import LossSchedule, PerceptualScores, SampleGallery
+from lpips_lightning.checkpoints import WholeCheckpoints
 from lpips_lightning.recipes.picture_writer import PictureWriter
 
 __all__ = ["ImageRecipeCLI", "RecipeCLI", "command_name", "run_recipe"]
@@ -43,12 +45,19 @@ _JUDGE = ("net_type", "data_range", "version", "calibrated", "weights", "calibra
 
 
 class RecipeCLI(LightningCLI):
-    """LightningCLI as a subcommand of ``lpips-lightning``."""
+    """LightningCLI as a subcommand of ``lpips-lightning``; its checkpoints are `WholeCheckpoints`."""
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # The base class warns when arguments are handed over while the program has some, as a subcommand's always are.
         self.config = parser.parse_args(args)
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # nobody asked for another
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
+        return trainer
 
 
 class ImageRecipeCLI(RecipeCLI):

@@ -9,7 +9,6 @@ group, in every layer and in every layer's map.
 """
 
 import copy
-import json
 import math
 from dataclasses import asdict
 from datetime import date
@@ -21,20 +20,20 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 from typing_extensions import override
 
 from lpips_lightning import __version__
+from lpips_lightning.callbacks.calibration_file import check_tensor_file
 from lpips_lightning.embedded import EMBEDDED, Stage
 from lpips_lightning.frozen import FrozenNetwork, specify
 from lpips_lightning.images import to_trunk
 from lpips_lightning.recipes.command import RecipeCLI, run_recipe
 from lpips_lightning.recipes.distillation_data import DistillationData
 from lpips_lightning.student import Student, pair_maps, prune_into
-from lpips_lightning.whole_files import whole_file
+from lpips_lightning.tensor_files import write_tensors
 
 __all__ = [
     "Distillation",
@@ -228,21 +227,23 @@ class StudentFile(Callback):
     """Writes the averaged student and its record when training ends.
 
     Args:
-        path: A ``.safetensors`` file; its folder is made when needed.
+        path: A ``.safetensors`` file; its folder is made when needed. It appears when it is complete.
     """
 
     def __init__(self, path: str = "outputs/distillation/student.safetensors") -> None:
         self.path = path
 
     @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        check_tensor_file(self.path)
+
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, Distillation) or not trainer.is_global_zero:
             return
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in pl_module.averaged.state_dict().items()}
-        record = json.dumps(student_record(trainer, pl_module))
         net_type = "embedded" if tuple(pl_module.stages) == EMBEDDED else "custom"
-        with whole_file(self.path) as beside:
-            save_file(tensors, beside, {"format": "pt", "net_type": net_type, "version": "0.1", "record": record})
+        record = student_record(trainer, pl_module)
+        write_tensors(self.path, pl_module.averaged.state_dict(), record, net_type=net_type, version="0.1")
 
 
 def student_record(trainer: Trainer, module: Distillation) -> dict[str, Any]:

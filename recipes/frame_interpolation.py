@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from lpips_lightning import PerceptualLoss
 from lpips_lightning.callbacks.outputs import picture_numbers
-from lpips_lightning.metric import EXACT
+from lpips_lightning.numbered import EXACT
 from lpips_lightning.recipes.command import ImageRecipeCLI, run_recipe
 from lpips_lightning.recipes.frame_interpolation_data import FrameInterpolationData
 from lpips_lightning.recipes.interpolation_network import Interpolation, InterpolationNetwork

@@ -55,12 +55,6 @@ def loader(n=5, batch_size=2, seed=0, size=SIZE):
     return DataLoader(TensorDataset(*pictures(n, seed, size)), batch_size=batch_size)
 
 
-def shares(numbers, rank, seed=0):
-    """What a rank gets of five pictures, in batches of one; the ranks' shares may differ in length."""
-    x, target = pictures(5, seed)
-    return DataLoader(TensorDataset(x[numbers[rank]], target[numbers[rank]]), batch_size=1)
-
-
 def trainer(folder, callbacks, module=pl, **options):
     """Two epochs, on the CPU, quiet."""
     defaults = {

@@ -6,7 +6,6 @@ from itertools import combinations
 
 import pytest
 import torch
-import workers
 
 from lpips_lightning import LPIPS
 from lpips_lightning.diversity import LPIPSDiversity
@@ -40,12 +39,6 @@ def test_forward_is_differentiable_and_keeps_no_graph(trunks, groups):
     metric(images).backward()
     assert float(images.grad.norm()) > 0
     assert not metric.total.requires_grad
-
-
-def test_two_processes_with_uneven_groups_give_the_number_of_one(tmp_path, trunks, groups, expected):
-    metric = LPIPSDiversity("squeeze", weights=trunks["squeeze"])
-    for result in workers.run(workers.diversity_over_shards, 2, tmp_path, metric, groups, ((0, 3), (3, 3))):
-        assert torch.allclose(result, expected.mean(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 48, 48), (3, 48, 48), (2, 1, 3, 48, 48)])

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import workers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -242,13 +241,3 @@ def test_unchecked_values_still_have_checked_shapes():
     metric.update(torch.tensor([0.1]), torch.tensor([NAN]), torch.tensor([0.3]))
     with pytest.raises(ValueError, match="d1: expected as many as d0"):
         metric.update(torch.rand(2), torch.rand(3), torch.rand(2))
-
-
-def test_uneven_ranks_give_the_whole_score(tmp_path):
-    columns = judged(11, 5, levels=4)
-    shards = [[(0, 10), (10, 11)], [(0, 0), (0, 11)]]
-    found = workers.run(workers.judgements_over_shards, 2, tmp_path, columns, shards)
-    assert [len(scores) for scores in found] == [2, 2]
-    for afc, jnd in [*found[0], *found[1]]:
-        assert float(afc) == pytest.approx(float(two_afc_score(*columns)), abs=1e-12)
-        assert float(jnd) == pytest.approx(float(jnd_score(columns[0], columns[2])), abs=1e-12)

@@ -7,7 +7,6 @@ import pickle
 
 import pytest
 import torch
-import workers
 from torchmetrics import MetricCollection, MetricTracker
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
@@ -71,7 +70,8 @@ def test_wrong_arguments_are_value_errors(arguments, message):
 
 def test_a_state_is_a_sum_and_a_count_and_no_weights(metric, pair):
     metric.update(*pair())
-    assert len(metric.metric_state) == 2
+    assert [len(state) for state in metric.metric_state.values() if isinstance(state, list)] == [0, 0]  # for index=
+    assert len([state for state in metric.metric_state.values() if not isinstance(state, list)]) == 2
     assert metric.state_dict() == {}
     assert list(metric.parameters()) == []
 
@@ -184,27 +184,6 @@ def test_parents_cannot_cast_it(metric, pair, change):
     assert metric(x, y) == before
 
 
-SHARDS = {
-    "uneven": ([2], [3]),
-    "size 1": ([1, 1, 2], [1]),
-    "last rank empty": ([5], []),
-    "first rank empty": ([], [2, 3]),
-}
-
-
-def test_two_processes_give_the_number_of_one(tmp_path, trunks, pair, scores):
-    jobs = [
-        (Metric("squeeze", reduction, weights=trunks["squeeze"]), shards)
-        for reduction in ("mean", "sum", "none")
-        for shards in SHARDS.values()
-    ]
-    ranks = workers.run(workers.metric_over_shards, 2, tmp_path, jobs, pair(5))
-    for (metric, shards), first, second in zip(jobs, *ranks, strict=True):
-        expected = {"mean": scores.mean(), "sum": scores.sum()}.get(metric.reduction, scores)
-        assert torch.equal(first, second), (metric.reduction, shards)
-        assert torch.allclose(first, expected, rtol=1e-6, atol=0), (metric.reduction, shards)
-
-
 def _compare(found, expected, rtol=1e-5):
     found, expected = (value if isinstance(value, dict) else {"": value} for value in (found, expected))
     assert list(found) == list(expected)
@@ -255,14 +234,49 @@ def test_features_of_a_fixed_target_serve_a_metric(trunks, pair):
     assert torch.equal(metric(x, metric.net.encode(y)), expected)
 
 
-def test_maps_and_layers_over_two_ranks_of_which_one_may_be_empty(tmp_path, trunks, pair):
-    images = pair(6, 32, 40)
-    kinds = ({"reduction": "none"}, {"spatial": True}, {"reduction": "none", "spatial": True}, {"per_layer": True})
-    shards = ([(6,), ()], [(4,), (2,)])
-    jobs = [(Metric("squeeze", weights=trunks["squeeze"], **kind), shard) for shard in shards for kind in kinds]
-    net = LPIPS("squeeze", weights=trunks["squeeze"])
-    maps, layers = net(*images, spatial=True), net(*images, per_layer=True)
-    expected = [net(*images), maps.mean(0), maps, {layer: term.mean() for layer, term in layers.items()}] * 2
-    for found in workers.run(workers.metric_over_shards, 2, tmp_path, jobs, images):
-        for value, wanted in zip(found, expected, strict=True):
-            _compare(value, wanted)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_numbered_images_count_once_in_the_order_of_their_numbers(trunks, pair, scores, reduction):
+    x, y = pair(5)
+    metric = Metric("squeeze", reduction, weights=trunks["squeeze"])
+    for numbers in ([3, 1], [4, 0, 2], [3, 4], []):
+        batch = metric(x[numbers], y[numbers], index=numbers if len(numbers) < 3 else torch.tensor(numbers))
+    expected = {"mean": scores.mean(), "sum": scores.sum()}.get(reduction, scores)
+    assert torch.allclose(metric.compute(), expected, rtol=1e-5)
+    assert batch.shape == ((0,) if reduction == "none" else ())
+    metric.reset()
+    image = x[:1].clone().requires_grad_()
+    metric(image, y[:1], index=7).sum().backward()
+    assert float(image.grad.norm()) > 0
+    assert not metric.numbered[0].requires_grad
+
+
+@pytest.mark.parametrize(
+    ("index", "error", "message"),
+    [
+        ([0, 1, 2], ValueError, r"index: expected one number a sample, shape \(2,\), got \(3,\)"),
+        (torch.zeros(2, 1, dtype=torch.long), ValueError, r"shape \(2,\), got \(2, 1\)"),
+        ([0.0, 1.0], TypeError, "index: expected whole numbers, got torch.float32"),
+        (torch.ones(2, dtype=torch.bool), TypeError, "index: expected whole numbers, got torch.bool"),
+    ],
+)
+def test_wrong_numbers_are_refused_and_nothing_is_added(metric, pair, index, error, message):
+    with pytest.raises(error, match=message):
+        metric.update(*pair(), index=index)
+    assert not metric.numbers and not metric.numbered
+    maps = Metric("squeeze", spatial=True, weights=metric.net._weights)
+    with pytest.raises(ValueError, match="index: expected None for the mean or sum of maps"):
+        maps.update(*pair(), index=[0, 1])
+
+
+def test_numbers_of_the_batch_and_numbers_now_and_then_are_errors(metric, pair):
+    x, y = pair(4)
+    y = torch.lerp(x, y, torch.linspace(0.2, 0.8, 4).view(4, 1, 1, 1))
+    for part in (slice(0, 2), slice(2, 4)):
+        metric.update(x[part], y[part], index=[0, 1])
+    with pytest.raises(ValueError, match="got two different samples of number 0; a position in the batch is no such"):
+        metric.compute()
+    metric.reset()
+    metric.update(x, y, index=range(4))
+    metric.update(x, y)
+    with pytest.raises(ValueError, match="index: expected in every update or in none, on all ranks"):
+        metric.compute()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from lpips_lightning import LPIPS, LearnedPerceptualImagePatchSimilarity
-from lpips_lightning.callbacks import LossSchedule, PerceptualScores, SampleGallery
+from lpips_lightning.callbacks import LossSchedule, PerceptualScores
 
 # 2026-11-21, pytorch_lightning/trainer/connectors/data_connector.py: its advice on loaders.
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
@@ -415,32 +413,3 @@ def test_the_callback_runs_in_a_lightning_pytorch_trainer(tmp_path):
     fitted.fit(model, loader(), loader(seed=1))
     assert float(fitted.callback_metrics["val/lpips"]) == by_hand(model, [loader(seed=1)])["lpips"]
     assert [step for step, row in logged(tmp_path) if "val/lpips" in row] == [2, 5]
-
-
-@pytest.mark.parametrize("uneven", ["by the sampler", pytest.param("by hand", marks=pytest.mark.slow)])
-def test_two_ranks_give_the_numbers_and_pictures_of_one(tmp_path, uneven):
-    expected = by_hand(Boring(), [loader(seed=1)])
-    script = Path(__file__).parent / "workers.py"
-    # Without wandb's: an old one leaves the address of its server there, at which a new process waits when it ends.
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    environment = {**inherited, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(tmp_path), uneven]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt")
-        assert found == {f"val/{name}": pytest.approx(value, rel=1e-6) for name, value in expected.items()}
-    rows = (tmp_path / "val" / "scores_step_00000000.csv").read_text().splitlines()
-    assert len(rows) == 1 + 5
-
-    trainer(tmp_path / "one", [SampleGallery("embedded", data_range=(0, 1), k=3)]).validate(
-        Boring(), loader(seed=1), verbose=False
-    )
-    names = sorted(path.name for path in (tmp_path / "one" / "val" / "gallery").iterdir())
-    assert len(names) == 6
-    assert names == sorted(path.name for path in (tmp_path / "val" / "gallery").iterdir())
-    if uneven == "by the sampler":  # by hand, nobody knows which picture of the data set it is
-        for name in names:
-            assert (tmp_path / "val" / "gallery" / name).read_bytes() == (
-                tmp_path / "one" / "val" / "gallery" / name
-            ).read_bytes()

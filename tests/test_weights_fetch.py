@@ -6,12 +6,7 @@ import errno
 import fcntl
 import hashlib
 import io
-import os
-import subprocess
-import sys
-import time
 import urllib.request
-from pathlib import Path
 
 import pytest
 import torch
@@ -108,40 +103,6 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path, capsys):
     (tmp_path / "to").write_text("x")
     assert cli.main(["weights", "fetch", "--to", str(tmp_path / "to")]) == 2
     assert "to: expected a folder to write, got" in capsys.readouterr().err
-
-
-_FETCH = """
-import fcntl, sys, time
-from lpips_lightning.weights import TrunkFile
-from lpips_lightning import weights_fetch
-name, url, folder, mirror, locks, at = sys.argv[1:]
-def none(*_):
-    raise OSError(38, "Function not implemented")
-if locks == "none":
-    fcntl.flock = none
-time.sleep(max(0.0, float(at) - time.time()))
-print(weights_fetch.fetch_trunk(TrunkFile(name, url, None), folder, mirror))
-"""
-
-
-@pytest.mark.parametrize("locks", ["locks", "none"])
-def test_four_processes_at_once_end_with_one_whole_file(tmp_path, locks):
-    content = os.urandom(1 << 16) * 300
-    record = source(tmp_path / "mirror", content)
-    at = time.time() + 2
-    arguments = [record.builder, record.url, str(tmp_path / "to"), str(tmp_path / "mirror"), locks, str(at)]
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", _FETCH, *arguments], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path}
-        )
-        for _ in range(4)
-    ]
-    said = [process.communicate(timeout=120)[0].decode().strip() for process in started]
-    assert [process.returncode for process in started] == [0] * 4
-    assert said.count("True") == 1 or (locks == "none" and said.count("True") >= 1)
-    assert [path.name for path in (tmp_path / "to").iterdir()] == [record.file]
-    assert (tmp_path / "to" / record.file).read_bytes() == content
 
 
 def test_without_locks_a_file_is_fetched_all_the_same(tmp_path, monkeypatch):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import pickle
 import signal
+import time
 import warnings
+from pathlib import Path
 
 import judged
 import torch
@@ -12,20 +16,63 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
-from torch.utils.data import DataLoader
 
-from lpips_lightning.calibration import PerceptualCalibration, _SetScores
-from lpips_lightning.judgement_metrics import JNDScore, TwoAFCScore
+from lpips_lightning.calibration import PerceptualCalibration
+from lpips_lightning.checkpoints import WholeCheckpoints
+
+# What every process needs, imported once by the server that they are forked from.
+PRELOADED = [
+    *("pytest", "torch.distributed", "torchvision.models", "torchmetrics.image", "pytorch_lightning", "kornia"),
+    *("lpips_lightning.calibration", "lpips_lightning.callbacks", "lpips_lightning.distortions"),  # from a checkout too
+]
+SECONDS = 240  # a run that takes longer hangs
 
 
-def run(worker, world_size, folder, *args):
-    """Run ``worker(rank, *args)`` in gloo processes; the results by rank."""
-    mp.spawn(_start, (worker, world_size, str(folder), args), nprocs=world_size, join=True)
+def start(target, *args):
+    """A process that runs ``target(*args)``, without the seconds that imports take."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=_quietly, args=(target, args))
+    process.start()
+    return process
+
+
+def _quietly(target, args):
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    target(*args)
+
+
+def run(worker, world_size, folder, *args, seconds=SECONDS):
+    """Run ``worker(rank, *args)`` in gloo processes; the results by rank. None of them is left behind."""
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    # In a file: torch would hand tensors over one by one, each with a file handle.
+    Path(folder, "args.pkl").write_bytes(pickle.dumps((worker, args)))
+    started = mp.start_processes(_start, (world_size, str(folder)), world_size, join=False, start_method="forkserver")
+    end = time.monotonic() + seconds
+    try:
+        while not started.join(timeout=1):
+            if time.monotonic() > end:
+                raise TimeoutError(f"{worker.__name__}: {world_size} processes hang")
+    finally:
+        for process in started.processes:
+            process.kill()
     return [torch.load(f"{folder}/{rank}.pt") for rank in range(world_size)]
 
 
-def _start(rank, worker, world_size, folder, args):
+def _start(rank, world_size, folder):
+    warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
+    worker, args = pickle.loads(Path(folder, "args.pkl").read_bytes())
+    # What torchrun says; a Trainer then takes this process as one of its own.
+    known = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "GROUP_RANK": 0,
+        "WORLD_SIZE": world_size,
+        "LOCAL_WORLD_SIZE": world_size,
+    }
+    os.environ |= {name: str(value) for name, value in known.items()}
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
     try:
         torch.save(worker(rank, *args), f"{folder}/{rank}.pt")
@@ -33,38 +80,19 @@ def _start(rank, worker, world_size, folder, args):
         dist.destroy_process_group()
 
 
-def metric_over_shards(rank, jobs, images):
-    """compute() of every metric after this rank's shard; a job is a metric and, by rank, the sizes of its batches."""
-    x, y = images
-    results = []
-    for metric, shards in jobs:
-        start = sum(sum(shard) for shard in shards[:rank])
-        for size in shards[rank]:
-            metric.update(x[start : start + size], y[start : start + size])
-            start += size
-        results.append(metric.compute())
-    return results
+def scores_over_ranks(rank, world_size, folder, jobs, validations):
+    """What metrics and Trainers find on this rank; see dealt.py and test_distributed.py."""
+    found = [job.on(rank) for job in jobs]
+    return found, [one.on(rank, world_size, f"{folder}/{one.name}") for one in validations]
 
 
-def diversity_over_shards(rank, metric, groups, shards):
-    """compute() after this rank's groups, given by rank as (first, last)."""
-    first, last = shards[rank]
-    if last > first:
-        metric.update(groups[first:last])
+def raise_before_the_sync(rank, metric, images):
+    """One rank's images are off the range, while the others wait for its sum."""
+    try:
+        metric.update(images + 7 * rank, images)
+    except ValueError as error:
+        raise ValueError(f"rank {rank}: {error}") from error
     return metric.compute()
-
-
-def judgements_over_shards(rank, columns, shards):
-    """2AFC and JND scores after this rank's rows, of every way to deal them out: by rank (first, last)."""
-    scores = []
-    for dealt in shards:
-        first, last = dealt[rank]
-        d0, d1, judge = (column[first:last] for column in columns)
-        afc, jnd = TwoAFCScore(), JNDScore()
-        afc.update(d0, d1, judge)
-        jnd.update(d0, judge)
-        scores.append((afc.compute(), jnd.compute()))
-    return scores
 
 
 class Killed(Callback):
@@ -78,13 +106,13 @@ class Killed(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def calibrate(folder, mode, kill_at=None, ckpt_path=None):
+def calibrate(folder, mode, kill_at=None, ckpt_path=None, every=3):
     """Three epochs of five steps with a checkpoint after every third step; everything that was learned."""
     torch.set_num_threads(1)
     # Other random numbers in every process: nothing may depend on them.
     torch.manual_seed(os.getpid())
     warnings.filterwarnings("ignore", ".*(many workers|LeafSpec|dirpath|exists and is not empty)")
-    checkpoint = ModelCheckpoint(folder, every_n_train_steps=3, save_last=True, save_top_k=0)
+    checkpoint = ModelCheckpoint(folder, every_n_train_steps=every, save_last=True, save_top_k=0)
     trainer = Trainer(
         max_epochs=3,
         accelerator="cpu",
@@ -93,51 +121,48 @@ def calibrate(folder, mode, kill_at=None, ckpt_path=None):
         enable_model_summary=False,
         default_root_dir=folder,
         callbacks=[checkpoint, Killed(kill_at)],
+        plugins=[WholeCheckpoints()],
     )
     data = judged.triplets(20)
     model = PerceptualCalibration("embedded", mode, lr=1e-3, constant_epochs=1, decay_epochs=2)
     trainer.fit(model, datamodule=judged.DataModule(data, [data.part(0, 5)], batch_size=4), ckpt_path=ckpt_path)
+    return learned(trainer, model)
+
+
+def learned(trainer, model):
+    """Weights and the optimizer's moments."""
     optimizer = trainer.optimizers[0].state_dict()["state"]
     moments = {f"{number} {name}": value for number, state in optimizer.items() for name, value in state.items()}
     return {**model.state_dict(), **moments}
 
 
-def calibration_scores_over_ranks(rank, world_size=2):
-    """What `PerceptualCalibration` scores when each rank sees every other batch."""
-    model = PerceptualCalibration("embedded", init="official").eval()
-    batches = list(judged.DataModule(val=[judged.triplets(13)]).val_dataloader()[0])
-    part = _SetScores("rows")
-    with torch.no_grad():
-        for number in range(rank, len(batches), world_size):
-            part.update(model._distances(batches[number], number), batches[number])
-    pairs, batches = _SetScores("pairs"), list(DataLoader(judged.pairs(9), 4))
-    with torch.no_grad():
-        for number in range(rank, len(batches), world_size):
-            pairs.update(model._distances(batches[number], number), batches[number])
-    curve = {f"recall {place}": value for place, value in enumerate(pairs.curve()[0].tolist())}
-    return {"2afc": part.score(), "human": float(part.ceiling.compute()), "jnd": pairs.score(), **curve}
-
-
-def validate_on_two_ranks(folder, uneven):
-    """Validate the boring model's five pictures in a Trainer of two processes; each saves what it logged."""
+def fail_in_a_step(folder, rank, stage):
+    """Fit on two ranks, of which one raises in its second training or validation step."""
     import boring
 
-    from lpips_lightning.callbacks import PerceptualScores, SampleGallery
+    from lpips_lightning.callbacks import PerceptualScores
 
-    callbacks = [
-        PerceptualScores("embedded", data_range=(0, 1), table=True),
-        SampleGallery("embedded", data_range=(0, 1), k=3),
-    ]
-    by_hand = uneven == "by hand"
-    trainer = boring.trainer(folder, callbacks, strategy="ddp", devices=2, use_distributed_sampler=not by_hand)
-    data = boring.shares([[0, 1, 2, 3], [4]], trainer.global_rank, seed=1) if by_hand else boring.loader(seed=1)
-    trainer.validate(boring.Boring(), data, verbose=False)
-    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    torch.save(logged, f"{folder}/{trainer.global_rank}.pt")
-    dist.destroy_process_group()
+    class Failing(boring.Boring):
+        def _step(self, name, batch, batch_idx):
+            if (stage, rank) == (name, self.global_rank) and batch_idx == 1:
+                Path(folder, "time").write_text(str(time.time()))
+                raise ValueError(f"the {name} step of rank {rank} went wrong")
+
+        def training_step(self, batch, batch_idx):
+            self._step("training", batch, batch_idx)
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            self._step("validation", batch, batch_idx)
+            return super().validation_step(batch, batch_idx)
+
+    scores = PerceptualScores("embedded", data_range=(0, 1))
+    trainer = boring.trainer(folder, [scores], strategy="ddp", devices=2, num_sanity_val_steps=0)
+    trainer.fit(Failing(loss="embedded"), boring.loader(8), boring.loader(8, seed=1))
 
 
 if __name__ == "__main__":
     import sys
 
-    validate_on_two_ranks(*sys.argv[1:])
+    warnings.filterwarnings("ignore")
+    fail_in_a_step(sys.argv[1], int(sys.argv[2]), sys.argv[3])

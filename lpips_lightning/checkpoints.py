@@ -1,0 +1,44 @@
+"""Checkpoints of Lightning that are there whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from typing_extensions import override
+
+from lpips_lightning.whole_files import whole_file
+
+__all__ = ["WholeCheckpoints"]
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, waits for the disk, and moves it there in one step; recipes have it on.
+
+    Lightning's own (2.5 and 2.6) writes to the system's folder for temporary files and moves it from there. Where that
+    is another file system than the checkpoint's, moving is copying: a process killed meanwhile leaves half a file under
+    the final name, in the place of the last good one, and a full disk does the same. Neither waits for the disk.
+
+    Checkpoints on remote storage are left to Lightning.
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> trainer = Trainer(plugins=[WholeCheckpoints()], accelerator="cpu", logger=False)
+        >>> type(trainer.strategy.checkpoint_io).__name__
+        'WholeCheckpoints'
+    """
+
+    @override
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        content = io.BytesIO()  # torch.save makes other errors of a full disk
+        torch.save(checkpoint, content)
+        with whole_file(path, durable=True) as beside:
+            beside.write_bytes(content.getbuffer())

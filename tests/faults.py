@@ -1,0 +1,158 @@
+"""What is killed in the middle of its work, and whether what it left on the disk is whole; see test_faults.py."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import boring
+import numpy as np
+import torch
+import workers
+from PIL import Image
+from pytorch_lightning.callbacks import ModelCheckpoint
+from safetensors import safe_open
+from small_data import write_noise
+
+from lpips_lightning.calibration_export import write_calibration
+from lpips_lightning.callbacks.loggers import write_png
+from lpips_lightning.checkpoints import WholeCheckpoints
+from lpips_lightning.compare import Compared
+from lpips_lightning.compare_report import write_csv, write_json
+from lpips_lightning.picture_pairs import Pair
+from lpips_lightning.pooled import cached_pool
+from lpips_lightning.trainable import TrainableLPIPS
+from lpips_lightning.triplets import Triplet, TripletDataset
+from lpips_lightning.weights import TrunkFile
+from lpips_lightning.weights_fetch import fetch_trunk
+
+TRUNK = bytes(range(256)) * 4000  # a megabyte
+STARTED = "started"
+
+
+def calibrating(folder: Path, ckpt_path: Path | None = None) -> dict:
+    """`PerceptualCalibration`, three epochs of five steps, a checkpoint after each."""
+    return workers.calibrate(folder, "lin", ckpt_path=ckpt_path, every=1)
+
+
+class Heavy(boring.Boring):
+    """A model whose checkpoints take a while to write: that is when to kill."""
+
+    def __init__(self):
+        super().__init__(loss="embedded")
+        self.register_buffer("ballast", torch.arange(1 << 20, dtype=torch.float32))
+
+
+def training(folder: Path, ckpt_path: Path | None = None) -> dict:
+    """Pixels and `PerceptualLoss`, twelve epochs of a step, a checkpoint after each."""
+    checkpoint = ModelCheckpoint(folder, save_last=True, save_top_k=-1, filename="{epoch}")
+    options = {"max_epochs": 12, "enable_checkpointing": True, "plugins": [WholeCheckpoints()]}
+    trainer = boring.trainer(folder, [checkpoint], **options)
+    model = Heavy()
+    trainer.fit(model, boring.loader(2), ckpt_path=ckpt_path)
+    return workers.learned(trainer, model)
+
+
+def exporting(folder: Path, ckpt_path: Path | None = None, rounds: int = 12) -> dict:
+    """A calibration, a cache, a report, tables and a fetched trunk, over and over; what they are in the end."""
+    network = TrainableLPIPS("embedded", init="official")
+    (folder / "mirror").mkdir(parents=True, exist_ok=True)
+    record = trunk_record()
+    if not (folder / "mirror" / record.file).exists():
+        (folder / "mirror" / record.file).write_bytes(TRUNK)
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 600, 3), dtype=np.uint8)
+    pairs = [Pair(f"{number}", Path(f"a{number}.png"), Path(f"b{number}.png")) for number in range(2000)]
+    compared = [Compared(pair, number / 7) for number, pair in enumerate(pairs)]
+    data = written_triplets(folder / "pictures")
+    for number in range(rounds):
+        write_calibration(folder / "calibration.safetensors", network, 1.0 + number, {"round": number})
+        write_png(folder / "val" / "report.png", pixels)
+        write_csv(folder / "pairs.csv", compared)
+        write_json(folder / "pairs.json", compared, "LPIPS")
+        fetch_trunk(record, folder / "fetched", str(folder / "mirror"))
+        found = cached_pool(network, data, folder / "cache")
+        if number < rounds - 1:
+            for file in [*(folder / "cache").glob("*.safetensors"), folder / "fetched" / record.file]:
+                file.unlink()
+    return {"cache": found.mean, "fetched": torch.tensor(list((folder / "fetched" / record.file).read_bytes()[:999]))}
+
+
+def trunk_record() -> TrunkFile:
+    """Of a file that is no trunk, but has the sha256 that its name promises."""
+    return TrunkFile("t", f"https://nowhere.invalid/t-{hashlib.sha256(TRUNK).hexdigest()[:8]}.pth", None)
+
+
+def written_triplets(folder: Path) -> TripletDataset:
+    """Six triplets of four pictures of noise."""
+    if not (folder / "d.png").exists():
+        write_noise(folder, "abcd", 32, 32)
+    chosen = ("abc", "bcd", "cda", "dab", "acd", "bda")
+    return TripletDataset([Triplet(*(f"{name}.png" for name in names), 0.5) for names in chosen], folder, size=32)
+
+
+WORK = {"calibrating": calibrating, "training": training, "exporting": exporting}
+
+
+def at_work(kind: str, folder: Path, elsewhere: Path) -> None:
+    """Begin, and say so; the system's folder of temporary files is another file system, where there is one."""
+    tempfile.tempdir = str(elsewhere)
+    folder.mkdir(parents=True)
+    (folder / STARTED).write_text("")
+    begin = time.monotonic()
+    torch.save(WORK[kind](folder), folder / "result.pt")
+    (folder / "seconds").write_text(str(time.monotonic() - begin))
+
+
+def check_whole(folder: Path) -> int:
+    """Load every file that has its final name; how many there are."""
+    count = 0
+    for path in folder.rglob("*"):
+        if path.name.startswith(".") or not path.is_file():
+            continue
+        check = CHECKS.get(path.suffix)
+        if check is not None and "pictures" not in path.parts:
+            check(path)
+            count += 1
+    return count
+
+
+def _check_checkpoint(path: Path) -> None:
+    assert {"state_dict", "optimizer_states", "global_step"} <= set(torch.load(path, weights_only=True))
+
+
+def _check_tensors(path: Path) -> None:
+    with safe_open(path, "pt") as file:
+        assert all(file.get_tensor(name).isfinite().all() for name in file.keys())  # noqa: SIM118
+        assert file.metadata()["record"]
+
+
+def _check_picture(path: Path) -> None:
+    with Image.open(path) as image:
+        assert np.asarray(image).shape == (400, 600, 3)
+
+
+def _check_table(path: Path) -> None:
+    with path.open(newline="") as file:
+        assert [len(row) for row in csv.reader(file)] == [3] * 2001
+
+
+def _check_object(path: Path) -> None:
+    assert len(json.loads(path.read_text())["pairs"]) == 2000
+
+
+def _check_trunk(path: Path) -> None:
+    assert path.read_bytes() == TRUNK
+
+
+CHECKS = {
+    ".ckpt": _check_checkpoint,
+    ".safetensors": _check_tensors,
+    ".png": _check_picture,
+    ".csv": _check_table,
+    ".json": _check_object,
+    ".pth": _check_trunk,
+}

@@ -1,0 +1,91 @@
+"""Killed, out of room, not allowed to write, eight at once: what is on the disk is whole, and no work is lost."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+import faults
+import pytest
+import torch
+import workers
+
+# 2026-11-21, pytorch_lightning: its advice on loaders, and on a folder of checkpoints that is used again.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*exists and is not empty"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
+]
+KINDS = list(faults.WORK)
+URLOPEN = urllib.request.urlopen  # the tests have no network, but file:// is none
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """uninterrupted(kind): what the work comes to, and how long it takes."""
+    known = {}
+
+    def of(kind):
+        if kind not in known:
+            folder = tmp_path_factory.mktemp("whole") / kind
+            process = workers.start(faults.at_work, kind, folder, tmp_path_factory.getbasetemp())
+            process.join()
+            assert process.exitcode == 0
+            assert faults.check_whole(folder) >= 1
+            known[kind] = torch.load(folder / "result.pt"), float((folder / "seconds").read_text())
+        return known[kind]
+
+    return of
+
+
+@pytest.fixture(autouse=True)
+def _files_can_be_opened(monkeypatch):
+    def only_files(request, **options):
+        assert request.full_url.startswith("file://")
+        return URLOPEN(request, **options)
+
+    monkeypatch.setattr(urllib.request, "urlopen", only_files)
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A folder on another file system, where there is one."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        yield tmp_path
+        return
+    folder = Path(tempfile.mkdtemp(dir=memory))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(6, 20))])
+def test_killed_at_any_moment_it_leaves_whole_files_and_goes_on_to_the_same_result(
+    seed, uninterrupted, tmp_path, elsewhere
+):
+    kind, folder = KINDS[seed % len(KINDS)], tmp_path / "work"
+    expected, seconds = uninterrupted(kind)
+    process = workers.start(faults.at_work, kind, folder, elsewhere)
+    while not (folder / faults.STARTED).exists():
+        assert process.is_alive()
+        time.sleep(0.001)
+    time.sleep(random.Random(seed).uniform(0.05, 0.7) * seconds)
+    if seed % 2:  # in the middle of a write
+        while process.is_alive() and not any(folder.rglob(".*")):
+            pass
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    faults.check_whole(folder)
+
+    last = folder / "last.ckpt"
+    again = {"rounds": 1} if kind == "exporting" else {}
+    found = faults.WORK[kind](folder, last if last.exists() else None, **again)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert faults.check_whole(folder) >= 1

@@ -34,6 +34,7 @@ from lpips_lightning.images import to_trunk
 from lpips_lightning.recipes.command import RecipeCLI, run_recipe
 from lpips_lightning.recipes.distillation_data import DistillationData
 from lpips_lightning.student import Student, pair_maps, prune_into
+from lpips_lightning.weights import DIGEST, tensors_sha256
 from lpips_lightning.whole_files import whole_file
 
 __all__ = [
@@ -242,7 +243,8 @@ class StudentFile(Callback):
         record = json.dumps(student_record(trainer, pl_module))
         net_type = "embedded" if tuple(pl_module.stages) == EMBEDDED else "custom"
         with whole_file(self.path) as beside:
-            save_file(tensors, beside, {"format": "pt", "net_type": net_type, "version": "0.1", "record": record})
+            labels = {"format": "pt", DIGEST: tensors_sha256(tensors), "net_type": net_type, "version": "0.1"}
+            save_file(tensors, beside, {**labels, "record": record})
 
 
 def student_record(trainer: Trainer, module: Distillation) -> dict[str, Any]:

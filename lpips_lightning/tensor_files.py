@@ -68,9 +68,7 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
             metadata = file.metadata() or {}
         record = json.loads(metadata.pop("record", "{}"))
     except Exception as error:  # safetensors has its own
-        raise WeightsError(
-            f"{path}: expected a whole safetensors file, got a damaged one, or one of another kind"
-        ) from error
+        raise WeightsError(f"{path}: expected a safetensors file, got a damaged one, or one of another kind") from error
     for label in ("format", DIGEST):
         metadata.pop(label, None)
     return {**metadata, **record}

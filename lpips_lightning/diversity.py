@@ -123,6 +123,7 @@ class LPIPSDiversity(WatchedMetric):
             )
         for group in groups:
             samples = len(group)
+            self.net.check_shapes(group, group, ("images", "images"))
             distances = self.net.pairwise(group, data_range=self.data_range)
             self.total = self.total + distances.sum(dtype=EXACT) / (samples * (samples - 1))
         self.groups = self.groups + len(groups)

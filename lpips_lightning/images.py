@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from lpips_lightning.ranges import DataRange, RangeError, parse_range
@@ -240,7 +241,7 @@ def to_trunk(
     ours = clamp or images.dtype != working
     images = images.to(working)
     if clamp:
-        images = images.clamp(low, high)
+        images = _clamped(images, low, high)
     if (low, high) != (-1.0, 1.0):
         images = images.sub_(low) if ours else images - low
         images = images.mul_(2 / (high - low)).sub_(1)
@@ -249,6 +250,16 @@ def to_trunk(
         shift, scale = (values.to(working).view(1, 3, 1, 1) for values in (shift, scale))
         images = (images.sub_(shift) if ours else images - shift).div_(scale)
     return images.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _clamped(images: Tensor, low: float, high: float) -> Tensor:
+    """Values on ``[low, high]``; the derivative is 1 at its ends too, where torch's clamp has 1 or 0 by its version."""
+    if not torch.compiler.is_compiling():
+        differentiated = torch.is_grad_enabled() and images.requires_grad
+        if not differentiated and forward_ad.unpack_dual(images).tangent is None:
+            return images.clamp(low, high)
+    inside = (images >= low) & (images <= high)
+    return torch.where(inside, images, images.detach().clamp(low, high))
 
 
 def _colour(background: Background) -> tuple[float, float, float]:

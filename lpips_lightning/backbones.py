@@ -151,18 +151,19 @@ class FeatureExtractor(nn.Module):
         record: Where to cut.
         tensors: Weights by torchvision's names, of the whole model or of the part that is used; `fitting_tensors` says
             which other names are understood.
+        source: What to call them in errors: the argument, or the file.
 
     Raises:
         ValueError: If a tap is no part of the trunk.
         WeightsError: If a tensor is missing, unknown, of another shape, not floating or not finite.
     """
 
-    def __init__(self, record: Backbone, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, record: Backbone, tensors: Mapping[str, Tensor], source: str = "weights") -> None:
         super().__init__()
         self.taps = dict(record.taps)
         self.graph, whole = cut(record)
         expected = self.graph.state_dict()
-        fitting = fitting_tensors(record.builder or record.name, expected, whole, tensors)
+        fitting = fitting_tensors(record.builder or record.name, expected, whole, tensors, source)
         self.graph.load_state_dict(fitting, assign=True, strict=True)
         self.graph.to(memory_format=torch.channels_last)
         self.eval()

@@ -84,6 +84,11 @@ class Pairs:
             return self.network.extractor(self.prepare_y(self.y[part]))
         return {layer: self.y[layer][part] for layer in self.network.layers}
 
+    def versions(self) -> tuple[int, ...]:
+        """How often `y` has been written over, as far as PyTorch counts it: not of what inference mode made."""
+        fixed = [self.y] if isinstance(self.y, Tensor) else self.y.values()
+        return tuple(tensor._version for tensor in fixed if not tensor.is_inference())
+
     def slope(self, part: slice) -> Tensor:
         """What `prepared_x` multiplies each pixel of `x` by: float32 or float64, broadcasts to ``(m, 3, H, W)``."""
         low, high = self.range_x
@@ -192,6 +197,7 @@ class _Distances(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, ctx.pairs = inputs
+        ctx.versions = ctx.pairs.versions()
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, output[1])
@@ -202,9 +208,25 @@ class _Distances(torch.autograd.Function):
         if upstream is None:
             return None, None
         if torch.is_grad_enabled():  # create_graph=True: the gradient's own derivative is wanted
-            with without_autocast(x.device):
-                return torch.autograd.grad(ctx.pairs.plain(x), x, upstream, create_graph=True)[0], None
+            return _gradient_with_graph(ctx.pairs, x, upstream, ctx.versions), None
         return (upstream.view(-1, 1, 1, 1) * gradient).to(x.dtype), None
+
+
+def _gradient_with_graph(pairs: Pairs, x: Tensor, upstream: Tensor, versions: tuple[int, ...]) -> Tensor:
+    """The gradient once more, by ordinary autograd; refused if the images are not those of the distance any more."""
+    if pairs.versions() != versions:
+        raise RuntimeError(
+            "backward: expected the images of the distance for create_graph=True, got some that were modified in place "
+            "since; give the distance a .clone() of what is written over"
+        )
+    with without_autocast(x.device):
+        found = pairs.plain(x)
+    if not found.requires_grad:
+        raise RuntimeError(
+            "backward: expected a derivative by torch.autograd, torch.func.grad or torch.func.jvp, got one by "
+            "torch.func.vjp or jacrev, which this distance does not know"
+        )
+    return torch.autograd.grad(found, x, upstream, create_graph=True)[0]
 
 
 def _with_gradient(pairs: Pairs, part: slice) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from typing_extensions import override
 from lpips_lightning.backbones import Backbone
 from lpips_lightning.frozen import WeightsSource
 from lpips_lightning.functional import choose_range
-from lpips_lightning.images import Background, Gray
+from lpips_lightning.images import Background, Gray, check_dense
 from lpips_lightning.network import LPIPS, Precision
 from lpips_lightning.numbered import EXACT
 from lpips_lightning.ranges import DataRange
@@ -116,6 +116,7 @@ class LPIPSDiversity(WatchedMetric):
             TypeError: If it is not an image batch by its type.
             ValueError: If a shape or a side does not fit, K is below 2, or pixel values are off the range.
         """
+        check_dense(images, "images", "a tensor (K, 3, H, W) or (G, K, 3, H, W)")
         groups = images.unsqueeze(0) if images.dim() == 4 else images
         if groups.dim() != 5 or groups.shape[1] < 2:
             raise ValueError(
@@ -123,6 +124,8 @@ class LPIPSDiversity(WatchedMetric):
                 f"got {tuple(images.shape)}"
             )
         numbers = self._checked_index(index, len(groups))
+        for group in groups:
+            self.net.check_shapes(group, group, ("images", "images"))
         means = [self._mean(group) for group in groups]
         if numbers is not None:
             if means:

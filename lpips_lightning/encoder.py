@@ -56,8 +56,11 @@ class Encoder(HoldsFrozenNetwork):
         check_budget(memory_budget)
         if precision not in get_args(Precision):
             raise ValueError(f"precision: expected one of {get_args(Precision)}, got {precision!r}")
-        if frame_chunk is not None and (not isinstance(frame_chunk, int) or frame_chunk < 1):
+        if frame_chunk is not None and (type(frame_chunk) is not int or frame_chunk < 1):
             raise ValueError(f"frame_chunk: expected a positive number of images or None, got {frame_chunk!r}")
+        for name, switch in (("calibrated", calibrated), ("validate_args", validate_args)):
+            if not isinstance(switch, bool):
+                raise ValueError(f"{name}: expected True or False, got {switch!r}")
         images = ImagePolicy.parse(gray, background, resize)
         super().__init__(backbone(net_type), version, calibrated, weights, calibration)
         self.net_type = self._record.name
@@ -112,7 +115,18 @@ class Encoder(HoldsFrozenNetwork):
         found = self._specification
         return f"{found.net_type} v{found.version} {found.trunk_sha256} {found.layout} {self.images}"
 
-    def _check(self, x: Tensor, y: Tensor | Features, names: tuple[str, str]) -> None:
+    def check_shapes(self, x: Tensor, y: Tensor | Features, names: tuple[str, str] = ("x", "y")) -> None:
+        """Refuse what `forward` would refuse before it looks at pixel values.
+
+        Args:
+            x: Images.
+            y: Images of the same shape, or what `encode` made of them.
+            names: What to call them in errors.
+
+        Raises:
+            TypeError: If either is of the wrong type.
+            ValueError: If shapes, devices or sides do not fit.
+        """
         side = self._record.smallest_side
         if isinstance(y, Features):
             self.images.check(x, names[0], self.net_type, side)
@@ -130,6 +144,8 @@ class Encoder(HoldsFrozenNetwork):
             self.images.check_pair(x, y, names, self.net_type, side)
 
     def _check_features(self, features: Features, name: str, arrangement: Arrangement, size: tuple[int, int]) -> None:
+        if not isinstance(features, Features):
+            raise TypeError(f"{name}: expected features from encode, got {type(features).__name__}")
         if features.source != self._source:
             raise ValueError(f"{name}: expected features of {self._source!r}, got features of {features.source!r}")
         if (features.arrangement, features.size) != (arrangement, size):
@@ -171,7 +187,7 @@ class Encoder(HoldsFrozenNetwork):
         if self.precision in HALF_PRECISIONS:
             return HALF_PRECISIONS[self.precision]
         device_type = images.device.type
-        if self.precision == "autocast" and torch.is_autocast_enabled(device_type):
+        if self.precision == "autocast" and device_type != "meta" and torch.is_autocast_enabled(device_type):
             return torch.get_autocast_dtype(device_type)
         return torch.float64 if images.dtype == torch.float64 else torch.float32
 

@@ -22,8 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from lpips_lightning.backbones import BACKBONES, Backbone, FeatureExtractor, backbone, random_trunk
+from lpips_lightning.tensor_files import read_record
+from lpips_lightning.trunk_tensors import check_tensors
 from lpips_lightning.weights import CALIBRATIONS, WeightsError, load, read_tensors, tensors_sha256
-from lpips_lightning.weights.lookup import find_trunk, is_torchvision_file, trunk_file
+from lpips_lightning.weights.lookup import file_sha256, find_trunk, is_torchvision_file, trunk_file, with_promise
 
 __all__ = [
     "FrozenNetwork",
@@ -43,6 +45,7 @@ _Key: TypeAlias = tuple["Specification", torch.device, torch.dtype]
 _networks: weakref.WeakValueDictionary[_Key, FrozenNetwork] = weakref.WeakValueDictionary()
 _lock = threading.RLock()
 _OWN = "calibration."
+_NO_FILES = ("tensors", "random", "embedded", "custom")  # origins of weights
 _log = logging.getLogger("lpips_lightning")
 
 
@@ -56,7 +59,8 @@ class Specification:
         calibrated: False for the baseline.
         trunk: The trunk's weights for people: ``"IMAGENET1K_V1"`` when their content is known to be that,
             ``"embedded"`` for those that ship, ``"random"``,
-            ``"custom"`` when they were handed over, ``"unverified"`` when they were found under torchvision's name.
+            ``"custom"`` when they were handed over, ``"unverified"`` when they were looked up and their sha256 is not
+            on record.
         trunk_sha256: `tensors_sha256` of the trunk's weights.
         calibration_sha256: The same of the calibration's; empty for the baseline.
         layout: Of a trunk that is not in the table: sha256 of its taps, input scaling and structure.
@@ -148,15 +152,20 @@ def specify(
         raise ValueError("calibration: expected None with calibrated=False, got a calibration that would not be used")
     with torch.inference_mode(False), torch.no_grad():
         tensors, origin = _trunk_tensors(record, weights, seed)
-        tensors, own_calibration = _split(tensors)
+        source = "weights" if origin in _NO_FILES else origin
+        tensors, own_calibration = _split(tensors, source)
         calibration = calibration if calibration is not None else own_calibration
         if calibrated and calibration is None and not in_table:
             raise ValueError(
                 f"calibration: expected a path or tensors for net_type {record.name!r}, which has no official "
                 "calibration; or say calibrated=False"
             )
-        extractor = FeatureExtractor(record, tensors)
-        values = calibration_tensors(record, version, calibration) if calibrated else None
+        try:
+            extractor = FeatureExtractor(record, tensors, source)
+        except WeightsError as error:
+            raise with_promise(error, origin, trunk_file(record.builder)) from error
+        source = "calibration" if calibration is not own_calibration or source == "weights" else source
+        values = calibration_tensors(record, version, calibration, source) if calibrated else None
         trunk_sha256 = tensors_sha256(extractor.graph.state_dict())
         found = Specification(
             record.name,
@@ -209,24 +218,33 @@ def _shared(key: _Key, make: Callable[[], FrozenNetwork]) -> FrozenNetwork:
 
 
 def _trunk_tensors(record: Backbone, weights: WeightsSource, seed: int) -> tuple[Mapping[str, Tensor], str]:
-    """Unchecked tensors, and where they come from: a path, "random", "tensors" or "embedded"."""
+    """Unchecked tensors, and where they come from: a path, or one of `_NO_FILES`."""
     if isinstance(weights, Mapping):
         return weights, "tensors"
     if weights == "random":
         return random_trunk(record, seed), "random"
     if weights is None and record.own is not None:
         return record.own(), "embedded" if record is BACKBONES["embedded"] else "custom"
-    found = find_trunk(record.builder, weights)
+    found = find_trunk(record.builder, None if weights is None else _path(weights, "weights"))
     return found.tensors, found.origin
 
 
-def _split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+def _path(source: str | os.PathLike[str], name: str) -> Path:
+    if not isinstance(source, str | os.PathLike) or not str(source):
+        way_out = "; of a module, give .state_dict()" if isinstance(source, nn.Module) else ""
+        raise TypeError(f"{name}: expected None, a path or tensors by name, got {source!r:.80}{way_out}")
+    return Path(source).expanduser()
+
+
+def _split(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
     """Trunk and calibration of a file that holds both, as distillation writes it; the two belong together."""
+    check_tensors(tensors, source)
     own = {name.removeprefix(_OWN): tensor for name, tensor in tensors.items() if name.startswith(_OWN)}
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(_OWN)}, own or None
 
 
 def _trunk_name(record: Backbone, trunk_sha256: str, origin: str, looked_up: bool) -> str:
+    """What to call the trunk; an error if it is not what its file's name or its finding promises."""
     if origin in ("random", "embedded"):
         return origin
     official = trunk_file(record.builder)
@@ -234,10 +252,19 @@ def _trunk_name(record: Backbone, trunk_sha256: str, origin: str, looked_up: boo
         return "custom"
     if trunk_sha256 == official.convolutions_sha256 or is_torchvision_file(origin, official):
         return official.name
+    if origin not in _NO_FILES and Path(origin).name == official.file:
+        raise WeightsError(
+            f"{origin}: expected a sha256 that begins with {official.sha256_prefix}, as torchvision's {official.name}"
+            f" has, got {file_sha256(Path(origin))}; delete the file, or give other weights another name"
+        )
     if not looked_up:
         return "custom"
     if official.convolutions_sha256 is not None:
-        _log.warning("%s: not the weights that torchvision publishes as %s", origin, official.name)
+        raise WeightsError(
+            f"{origin}: expected torchvision's {official.name}, tensors of sha256 {official.convolutions_sha256}, got"
+            f" {trunk_sha256}; to take other weights, say weights=PATH"
+        )
+    _log.warning("%s: whether these are torchvision's %s is not known: no sha256 is recorded", origin, official.name)
     return "unverified"
 
 
@@ -248,13 +275,16 @@ def _layout(record: Backbone, extractor: FeatureExtractor) -> str:
     return hashlib.sha256(repr(said).encode()).hexdigest()
 
 
-def calibration_tensors(record: Backbone, version: str, calibration: WeightsSource) -> dict[str, Tensor]:
+def calibration_tensors(
+    record: Backbone, version: str, calibration: WeightsSource, source: str = "calibration"
+) -> dict[str, Tensor]:
     """Checked weights of a calibration, on the CPU.
 
     Args:
         record: Of the trunk.
         version: ``"0.1"`` or ``"0.0"``.
         calibration: None for the official one.
+        source: What to call it in errors if it is handed over as tensors.
 
     Returns:
         Shape ``(C,)`` by layer name.
@@ -266,23 +296,32 @@ def calibration_tensors(record: Backbone, version: str, calibration: WeightsSour
         tensors: Mapping[str, Tensor] = load(CALIBRATIONS[record.name, version])
         name = "the official calibration"
     elif isinstance(calibration, Mapping):
-        tensors, name = calibration, "calibration"
+        tensors, name = calibration, source
     else:
-        tensors, name = read_tensors(Path(calibration).expanduser()), str(calibration)
-    tensors = _split(tensors)[1] or tensors  # of a file that holds a trunk too, the calibration alone
+        path = _path(calibration, "calibration")
+        tensors, name = read_tensors(path), str(path)
+        if path.suffix == ".safetensors" and (made_for := read_record(path).get("version", version)) != version:
+            raise WeightsError(f"{name}: expected a calibration of version {version!r}, got one of {made_for!r}")
+    tensors = _split(tensors, name)[1] or tensors  # of a file that holds a trunk too, the calibration alone
     official_names = [f"lin{index}.model.1.weight" for index in range(len(record.taps))]
     if set(tensors) == set(official_names):
         tensors = {layer: tensors[old].flatten() for layer, old in zip(record.taps, official_names, strict=True)}
     if set(tensors) != set(record.taps):
         raise WeightsError(f"{name}: expected weights of the layers {list(record.taps)}, got {sorted(tensors)}")
-    checked = {}
-    for layer, channels in zip(record.taps, record.channels, strict=True):
-        weight = tensors[layer].detach().to("cpu", torch.float32, copy=True)
-        if weight.shape != (channels,):
-            raise WeightsError(f"{name}: {layer}: expected shape ({channels},), got {tuple(weight.shape)}")
-        if not bool(((weight >= 0) & weight.isfinite()).all()):
-            raise WeightsError(
-                f"{name}: {layer}: expected finite weights >= 0, got a smallest of {float(weight.min()):g}"
-            )
-        checked[layer] = weight
+    widths = zip(record.taps, record.channels, strict=True)
+    checked = {layer: _weight(tensors[layer], channels, f"{name}: {layer}") for layer, channels in widths}
+    if not any(bool(weight.any()) for weight in checked.values()):
+        raise WeightsError(f"{name}: expected weights of which some are above 0, got zeros alone")
     return checked
+
+
+def _weight(given: Tensor, channels: int, name: str) -> Tensor:
+    """A copy on the CPU of a layer's calibration, checked."""
+    if given.shape != (channels,):
+        raise WeightsError(f"{name}: expected shape ({channels},), got {tuple(given.shape)}")
+    if not given.is_floating_point():
+        raise WeightsError(f"{name}: expected finite weights >= 0, got {given.dtype}")
+    weight = given.detach().to("cpu", torch.float32, copy=True)
+    if not bool(((weight >= 0) & weight.isfinite()).all()):
+        raise WeightsError(f"{name}: expected finite weights >= 0, got a smallest of {float(weight.min()):g}")
+    return weight

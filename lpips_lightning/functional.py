@@ -180,4 +180,4 @@ def _make(net_type: str | Backbone, *options: Any) -> LPIPS:
     return LPIPS(net_type, **dict(zip(names, options, strict=True)))
 
 
-_kept = lru_cache(maxsize=4)(_make)
+_kept = lru_cache(maxsize=4, typed=True)(_make)  # 1 is no True, for the checks of `_make`

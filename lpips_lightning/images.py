@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from lpips_lightning.ranges import DataRange, RangeError, parse_range
@@ -20,6 +21,7 @@ __all__ = [
     "Gray",
     "ImagePolicy",
     "RangeError",
+    "check_dense",
     "parse_range",
     "to_trunk",
 ]
@@ -28,6 +30,7 @@ Gray = Literal["repeat", "per_channel"]
 Background: TypeAlias = Literal["white", "black"] | Sequence[float]
 """A colour to lay under an alpha channel: by name, or red, green, blue on [0, 1]."""
 
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
 _COLOURS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
 
 
@@ -233,40 +236,88 @@ def to_trunk(
     low, high = (0.0, 255.0) if images.dtype == torch.uint8 else data_range
     clamp = clamp and images.dtype != torch.uint8
     working = torch.float64 if dtype == torch.float64 else torch.float32
-    given = images
+    # New memory costs more time than arithmetic: what is ours already is written over. `.to` may return another object
+    # in the user's own memory (torch.func's and other subclasses), so identity does not tell whose it is.
+    ours = clamp or images.dtype != working
     images = images.to(working)
     if clamp:
-        images = images.clamp(low, high)
-    # New memory costs more time than arithmetic: what is ours already is written over.
+        images = _clamped(images, low, high)
     if (low, high) != (-1.0, 1.0):
-        images = images - low if images is given else images.sub_(low)
+        images = images.sub_(low) if ours else images - low
         images = images.mul_(2 / (high - low)).sub_(1)
+        ours = True
     if shift is not None and scale is not None:
         shift, scale = (values.to(working).view(1, 3, 1, 1) for values in (shift, scale))
-        images = (images - shift if images is given else images.sub_(shift)).div_(scale)
+        images = (images.sub_(shift) if ours else images - shift).div_(scale)
     return images.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
+def _clamped(images: Tensor, low: float, high: float) -> Tensor:
+    """Values on ``[low, high]``; the derivative is 1 at its ends too, where torch's clamp has 1 or 0 by its version."""
+    if not torch.compiler.is_compiling():
+        differentiated = torch.is_grad_enabled() and images.requires_grad
+        if not differentiated and forward_ad.unpack_dual(images).tangent is None:
+            return images.clamp(low, high)
+    inside = (images >= low) & (images <= high)
+    return torch.where(inside, images, images.detach().clamp(low, high))
+
+
 def _colour(background: Background) -> tuple[float, float, float]:
-    parts = _COLOURS.get(background, ()) if isinstance(background, str) else tuple(background)
-    if len(parts) != 3 or not all(isinstance(part, int | float) and 0 <= part <= 1 for part in parts):
+    parts: Sequence[object] = _COLOURS.get(background, ()) if isinstance(background, str) else background
+    if not isinstance(parts, Sequence) or len(parts) != 3 or not all(map(_is_share, parts)):
         raise ValueError(f"background: expected 'white', 'black' or three numbers on [0, 1], got {background!r}")
-    return float(parts[0]), float(parts[1]), float(parts[2])
+    red, green, blue = (float(cast("float", part)) for part in parts)
+    return red, green, blue
+
+
+def _is_share(part: object) -> bool:
+    return isinstance(part, int | float) and 0 <= part <= 1
 
 
 def _size(resize: int | Sequence[int]) -> tuple[int, int]:
-    sides = (resize, resize) if isinstance(resize, int) else tuple(resize)
+    sides = resize if isinstance(resize, Sequence) else (resize, resize)
     if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
         raise ValueError(f"resize: expected (H, W) or one number, in pixels, got {resize!r}")
     return sides[0], sides[1]
 
 
+def check_dense(given: object, name: str, expected: str) -> Tensor:
+    """Refuse what is no tensor whose numbers lie one after the other.
+
+    Args:
+        given: Anything.
+        name: What to call it in the error.
+        expected: What to say of what it should be.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        TypeError: If it is none, or sparse, nested, quantised, or of `torch.vmap`.
+    """
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{name}: expected {expected}, got {type(given).__name__}")
+    if given.layout != torch.strided or given.is_quantized or given.is_nested:
+        layout = "nested" if given.is_nested else given.layout
+        raise TypeError(f"{name}: expected a dense tensor, got layout {layout}, dtype {given.dtype}")
+    if not torch.compiler.is_compiling() and _is_mapped(given):
+        raise TypeError(f"{name}: expected {expected}, got one image of it by torch.vmap; give whole batches instead")
+    return given
+
+
+def _is_mapped(given: Tensor) -> bool:
+    """Whether torch.vmap hides a batch dimension of a tensor."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(given):
+        if functorch.is_batchedtensor(given):
+            return True
+        given = functorch.get_unwrapped(given)
+    return False
+
+
 def _check_type(images: Tensor, name: str) -> None:
-    if not isinstance(images, Tensor):
-        raise TypeError(f"{name}: expected a tensor (N, 3, H, W), got {type(images).__name__}")
-    if images.layout != torch.strided or images.is_quantized:
-        raise TypeError(f"{name}: expected a dense tensor, got layout {images.layout}, dtype {images.dtype}")
-    if not images.is_floating_point() and images.dtype != torch.uint8:
+    check_dense(images, name, "a tensor (N, 3, H, W)")
+    if images.dtype not in _DTYPES:
         raise TypeError(
             f"{name}: expected floating-point values, or uint8 on [0, 255], got {images.dtype}; "
             "convert with .float() and say data_range=, or with .to(torch.uint8)"

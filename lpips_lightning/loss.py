@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -34,7 +35,7 @@ class PerceptualLoss(DropsLegacyKeys):
             which ships; or a trunk of your own, from `lpips_lightning.trunks`.
         data_range: Of predictions and targets: ``(low, high)``, or ``high`` alone for ``(0, high)``. There is no
             default: a wrong range trains silently towards something else.
-        weight: Factor of the result; may be changed at any time. At 0 the network is not run.
+        weight: Factor of the result, >= 0; may be changed at any time. At 0 the network is not run.
         reduction: Over the batch, and over the frames of videos: ``"mean"``, ``"sum"``, or ``"none"`` (None).
         version: ``"0.1"`` or ``"0.0"``.
         calibrated: False for the baseline.
@@ -111,6 +112,17 @@ class PerceptualLoss(DropsLegacyKeys):
         self.per_layer = per_layer
 
     @property
+    def weight(self) -> float:
+        """Factor of the result."""
+        return self._weight
+
+    @weight.setter
+    def weight(self, weight: float) -> None:
+        if not isinstance(weight, numbers.Real) or isinstance(weight, bool) or not 0 <= weight < math.inf:
+            raise ValueError(f"weight: expected a finite number >= 0, got {weight!r}")
+        self._weight = float(weight)
+
+    @property
     def fingerprint(self) -> str:
         """One citeable line: everything that decides the number, but for the weight."""
         return f"{self.net.fingerprint}, range {list(self.data_range)}"
@@ -146,7 +158,8 @@ class PerceptualLoss(DropsLegacyKeys):
         goal = reference if target is None else target
         if goal is None or (target is not None and reference is not None):
             raise TypeError("target: expected either target or reference, got both or neither")
-        shown = self._zeros(pred) if self.weight == 0 else self._measure(pred, goal, mask, erode)
+        names = ("pred", "reference" if isinstance(goal, Features) else "target")
+        shown = self._zeros(pred, goal, names) if self.weight == 0 else self._measure(pred, goal, mask, erode, names)
         values = reduced(shown, self.reduction)
         if isinstance(values, dict):
             return {layer: self.weight * self._without_nothing(term, shown) for layer, term in values.items()}
@@ -183,7 +196,9 @@ class PerceptualLoss(DropsLegacyKeys):
         """
         return self.net.selfcheck(device)
 
-    def _measure(self, pred: Tensor, goal: Tensor | Features, mask: Tensor | None, erode: bool) -> Measurement:
+    def _measure(
+        self, pred: Tensor, goal: Tensor | Features, mask: Tensor | None, erode: bool, names: tuple[str, str]
+    ) -> Measurement:
         return self.net.measure(
             pred,
             goal,
@@ -192,13 +207,14 @@ class PerceptualLoss(DropsLegacyKeys):
             per_layer=self.per_layer,
             mask=mask,
             erode=erode,
-            names=("pred", "target" if isinstance(goal, Tensor) else "reference"),
+            names=names,
             slack=self._slack(),
         )
 
-    def _zeros(self, pred: Tensor) -> Measurement:
-        """What the network would have given, times 0."""
-        zero = pred.float().mean(-3, keepdim=True) * 0
+    def _zeros(self, pred: Tensor, goal: Tensor | Features, names: tuple[str, str]) -> Measurement:
+        """What the network would have given, times 0; wrong shapes shall not wait for the weight to rise."""
+        self.net.check_shapes(pred, goal, names)
+        zero = (pred if pred.dtype == torch.float64 else pred.float()).mean(-3, keepdim=True) * 0
         zero = zero if self.spatial else zero.mean((-3, -2, -1))
         values = dict.fromkeys(self.net.layers, zero) if self.per_layer else zero
         return Measurement(values, None, pred.dim() - 3)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from lpips_lightning.images import check_dense
+
 __all__ = ["check_mask", "eroded_masks", "layer_masks", "measurable"]
 
 
@@ -25,12 +27,13 @@ def check_mask(mask: Tensor, lead: tuple[int, ...], size: tuple[int, int], devic
         Float32, shape ``(M, 1, H, W)`` with M = N, or B * T for videos.
 
     Raises:
-        TypeError: If it is no tensor, or neither bool nor floating.
+        TypeError: If it is no dense tensor, or neither bool nor floating.
         ValueError: If shape or device do not fit.
     """
-    if not isinstance(mask, Tensor) or not (mask.dtype == torch.bool or mask.is_floating_point()):
-        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"mask: expected a tensor of bools, or of floats on [0, 1], got {got}")
+    expected = "a tensor of bools, or of floats on [0, 1]"
+    mask = check_dense(mask, "mask", expected)
+    if not (mask.dtype == torch.bool or mask.is_floating_point()):
+        raise TypeError(f"mask: expected {expected}, got {mask.dtype}")
     if tuple(mask.shape) not in ((*lead, *size), (*lead, 1, *size)):
         raise ValueError(f"mask: expected shape {(*lead, *size)} or {(*lead, 1, *size)}, got {tuple(mask.shape)}")
     if mask.device != device:

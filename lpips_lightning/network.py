@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lpips_lightning import direct
-from lpips_lightning.budget import affordable
+from lpips_lightning.budget import affordable, check_budget
 from lpips_lightning.distance import layer_distances, layer_maps, upsample
 from lpips_lightning.encoder import HALF_PRECISIONS, Encoder, Precision
 from lpips_lightning.features import Features, Measurement, joined
@@ -58,8 +58,8 @@ class LPIPS(Encoder):
         memory_budget: Bytes that a call may take above the weights and the images; a warning says when it cannot be
             kept. Images are then taken a few at a time, huge ones in stripes of rows, or in tiles for the gradient,
             which changes no number beyond rounding. None takes 96 MiB, or 256 with a gradient, on a processor, where
-            more saves no time, and four gigabytes on other devices or for the gradient of one image. It holds for pairs of images without
-            `spatial`, `mask`, or a gradient by layer; `plan` says what a call will take.
+            more saves no time, and four gigabytes on other devices or for the gradient of one image. It holds for
+            pairs of images without `spatial`, `mask`, or a gradient by layer; `plan` says what a call will take.
         validate_args: Check pixel values on every call. This waits for the device. Shapes are always checked; under
             ``torch.compile`` values are not.
 
@@ -154,7 +154,7 @@ class LPIPS(Encoder):
             ValueError: See `forward`.
         """
         low_high = parse_range(data_range)
-        self._check(x, y, names)
+        self.check_shapes(x, y, names)
         self._see(x, names[0], low_high, slack)
         if isinstance(y, Tensor):
             self._see(y, names[1], low_high, 0.0)
@@ -195,8 +195,11 @@ class LPIPS(Encoder):
             As `forward`.
 
         Raises:
+            TypeError: If either is none.
             ValueError: If the two are not of the same net, preparation, number and size.
         """
+        if not isinstance(x, Features):
+            raise TypeError(f"x: expected features from encode, got {type(x).__name__}")
         self._check_features(x, "x", x.arrangement, x.size)
         self._check_features(y, "y", x.arrangement, x.size)
         first = x.layers[self.layers[0]]
@@ -230,12 +233,17 @@ class LPIPS(Encoder):
             TypeError: If an argument is of the wrong type.
             ValueError: If a shape, a side, the sizes or a device do not fit, or pixel values are off the range.
         """
-        for name, images in (("x", x), ("y", y)):
-            if isinstance(images, Tensor) and images.dim() == 5:
-                raise ValueError(f"{name}: expected images (N, 3, H, W), got shape {tuple(images.shape)}")
-        if y is not None:
-            self.images.check_pair(x[:1], y[:1], ("x", "y"), self.net_type, self._record.smallest_side)
         columns = x if y is None else y
+        for name, images in (("x", x), ("y", columns)):
+            self.images.check(images, name, self.net_type, self._record.smallest_side)
+            if images.dim() == 5:
+                raise ValueError(f"{name}: expected images (N, 3, H, W), got shape {tuple(images.shape)}")
+        if type(batch_size) is not int or batch_size < 1:
+            raise ValueError(f"batch_size: expected a positive number of images, got {batch_size!r}")
+        check_budget(memory_budget)
+        if min(len(x), len(columns)) == 0:
+            return x.new_zeros(len(x), len(columns), dtype=torch.promote_types(x.dtype, torch.float32))
+        self.images.check_pair(x[:1], columns[:1], ("x", "y"), self.net_type, self._record.smallest_side)
         blocks = []
         for group in groups_within(self._vectors(columns, data_range, batch_size), memory_budget):
             whole = y is None and sum(map(len, group)) == len(x)
@@ -255,9 +263,9 @@ class LPIPS(Encoder):
             The plan: its ``size`` is an estimate in bytes, above the weights and the images.
 
         Raises:
-            ValueError: If the shape has not four dimensions.
+            ValueError: If the shape is not of four whole numbers.
         """
-        if len(shape) != 4:
+        if len(shape) != 4 or not all(isinstance(size, int) and size >= 0 for size in shape):
             raise ValueError(f"shape: expected (N, 3, H, W), got {shape}")
         dtype = HALF_PRECISIONS.get(self.precision, torch.float32)
         network = self._network(torch.device(device), dtype)

@@ -30,7 +30,7 @@ from lpips_lightning.weights import WeightsError, read_tensors, tensors_sha256
 __all__ = ["PooledTriplets", "cached_pool", "pool", "pool_pairs"]
 
 _log = logging.getLogger("lpips_lightning")
-_FORMAT = 1  # of the cache's files and of how their numbers are computed
+_FORMAT = 2  # of the cache's files and of how their numbers are computed
 _Moments: TypeAlias = tuple[Tensor, Tensor | None]
 
 
@@ -171,7 +171,7 @@ def cached_pool(
     if found.spread is not None:
         tensors["spread"] = found.spread
     try:
-        write_tensors(path, tensors, {"key": key, "sha256": tensors_sha256(tensors)})
+        write_tensors(path, tensors, {"key": key})
     except OSError as error:  # a full disk, a folder that may not be written: the numbers are right all the same
         _log.warning("cache: expected to keep pooled differences in '%s', got %s; they are not kept", folder, error)
     return found
@@ -286,6 +286,4 @@ def _read(path: Path, key: str, network: TrainableLPIPS) -> PooledTriplets:
     tensors, record = read_tensors(path), read_record(path)
     if record.get("key") != key or not {"mean", "rows", "judge"} <= set(tensors):
         raise WeightsError(f"{path}: expected pooled differences of this trunk and these triplets, got others")
-    if tensors_sha256(tensors) != record.get("sha256"):
-        raise WeightsError(f"{path}: expected tensors of sha256 {record.get('sha256')}, got others")
     return PooledTriplets(**{"spread": None, **cast("dict[str, Any]", tensors)}, layers=_columns(network))

@@ -18,6 +18,8 @@ DataRange: TypeAlias = float | tuple[float, float] | Sequence[float]
 """``(low, high)``, or ``high`` alone for ``(0, high)``."""
 
 OVERSHOOT = 1e-3  # of the range's largest magnitude: what resampling in float32 and 2x - 1 leave behind
+_NARROWEST = 10 * OVERSHOOT  # of the range's largest magnitude: below it, hardly a value could be off the range
+_SMALLEST, _LARGEST = 1e-30, 1e30  # what float32 computes with, and divides by
 _FIRST_BATCHES = 3  # of photographs, none of them with a pixel below mid-gray: does not happen
 _EVERY, _LATER = 8, 4  # calls: a copy of what the device has gathered is begun every 8, and read 4 later
 
@@ -37,18 +39,23 @@ def parse_range(data_range: DataRange) -> tuple[float, float]:
 
     Raises:
         TypeError: If it is neither a number nor a pair of numbers.
-        ValueError: If ``low`` is not below ``high``, or either is not finite.
+        ValueError: If ``low`` is not below ``high``, either is not finite, or float32 knows too few numbers between.
 
     Example:
         >>> parse_range(255), parse_range((-1, 1))
         ((0.0, 255.0), (-1.0, 1.0))
     """
-    pair = data_range if isinstance(data_range, Sequence) else (0.0, data_range)
+    pair = data_range if isinstance(data_range, Sequence) and not isinstance(data_range, bytes) else (0.0, data_range)
     if len(pair) != 2 or not all(map(_is_number, pair)):
         raise TypeError(f"data_range: expected a pair (low, high) or a number, got {data_range!r}")
-    low, high = float(pair[0]), float(pair[1])
-    if not (low < high and abs(low) < float("inf") and abs(high) < float("inf")):
-        raise ValueError(f"data_range: expected low < high, both finite, got {data_range!r}")
+    try:
+        low, high = float(pair[0]), float(pair[1])
+    except OverflowError:  # of a whole number
+        low = high = math.inf
+    if not (low < high and abs(low) < math.inf and abs(high) < math.inf):
+        raise ValueError(f"data_range: expected low < high, both finite, got {data_range!r:.80}")
+    if high - low < _NARROWEST * max(-low, high) or not _SMALLEST < high - low < _LARGEST:
+        raise ValueError(f"data_range: expected low < high that float32 can tell apart, got {data_range!r:.80}")
     return low, high
 
 
@@ -128,7 +135,10 @@ class RangeWatch:
 
         Raises:
             RangeError: With the likely mistake and its mend; also for NaN.
+            ValueError: If the tensor has no values.
         """
+        if images.is_meta or type(images).__name__ == "FakeTensor":
+            raise ValueError(f"{name}: expected values, got a tensor without; validate_args=False gives shapes alone")
         if images.dtype == torch.uint8 or images.numel() == 0 or math.isinf(slack):
             return
         stream = self._streams.get(name)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lpips_lightning.weights import WeightsError
+from lpips_lightning.weights import DIGEST, WeightsError, tensors_sha256
 from lpips_lightning.whole_files import whole_file
 
 __all__ = ["read_record", "write_tensors"]
@@ -22,6 +22,8 @@ def write_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Mapping[str, Any], **labels: str
 ) -> Path:
     """Write tensors and how they were made; the file appears under its name when it is complete.
+
+    It says the sha256 of its tensors, which `lpips_lightning.weights.read_tensors` holds them against.
 
     Args:
         path: A ``.safetensors`` file; its folder is made when needed.
@@ -43,7 +45,7 @@ def write_tensors(
     if file.suffix != _SUFFIX or file.is_dir():
         raise ValueError(f"path: expected a file that ends in {_SUFFIX}, got {str(path)!r}")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"format": "pt", **labels, "record": json.dumps(dict(record))}
+    metadata = {"format": "pt", DIGEST: tensors_sha256(plain), **labels, "record": json.dumps(dict(record))}
     with whole_file(file, durable=True) as beside:
         try:
             save_file(plain, beside, metadata)
@@ -71,6 +73,7 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
             metadata = file.metadata() or {}
         record = json.loads(metadata.pop("record", "{}"))
     except Exception as error:  # safetensors has its own
-        raise WeightsError(f"{path}: expected a safetensors file, got {type(error).__name__}: {error}") from error
-    metadata.pop("format", None)
+        raise WeightsError(f"{path}: expected a safetensors file, got a damaged one, or one of another kind") from error
+    for label in ("format", DIGEST):
+        metadata.pop(label, None)
     return {**metadata, **record}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from lpips_lightning.download import Report, download, silent
 from lpips_lightning.weights import TrunkFile, WeightsError
+from lpips_lightning.weights.lookup import file_sha256
 
 __all__ = ["fetch_trunk"]
 
@@ -39,7 +39,7 @@ def fetch_trunk(
     target = Path(folder) / record.file
     target.parent.mkdir(parents=True, exist_ok=True)
     with _alone(target.with_name(f".{record.file}.lock")) as alone:
-        if target.is_file() and _sha256(target).startswith(record.sha256_prefix):
+        if target.is_file() and file_sha256(target).startswith(record.sha256_prefix):
             return False
         url = record.url if mirror is None else _address(mirror, record.file)
         loaded = target.with_name(f".{record.file}.{'download' if alone else os.getpid()}")
@@ -61,7 +61,7 @@ def _address(mirror: str, file: str) -> str:
 
 
 def _check(loaded: Path, url: str, record: TrunkFile) -> None:
-    found = _sha256(loaded)
+    found = file_sha256(loaded)
     if not found.startswith(record.sha256_prefix):
         size = loaded.stat().st_size
         loaded.unlink()
@@ -69,11 +69,6 @@ def _check(loaded: Path, url: str, record: TrunkFile) -> None:
             f"{url}: expected a file whose sha256 begins with {record.sha256_prefix}, got {found[:12]} ({size} bytes);"
             " it was deleted"
         )
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

@@ -136,7 +136,9 @@ def test_doctor_finds_a_whole_file_of_wrong_weights(capsys, monkeypatch, tmp_pat
     with pytest.raises(SystemExit) as exit_:
         cli.main(["weights", "doctor"])
     assert exit_.value.code == 1
-    assert "alex: selfcheck: expected distances of 0.722 and 0.138" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "alexnet.pth: expected torchvision's IMAGENET1K_V1, tensors of sha256 195266a4" in said
+    assert "; to take other weights, say weights=PATH" in said
 
 
 def test_bad_input_of_recipes_is_code_two(capsys, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, TensorDataset
 
 from lpips_lightning.cli import COMMANDS
-from lpips_lightning.weights import CALIBRATIONS
+from lpips_lightning.weights import CALIBRATIONS, TRUNK_FILES
 
 TEXT = (Path(__file__).parents[1] / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
@@ -24,6 +25,8 @@ def folder(monkeypatch, tmp_path, trunks):
     """Seeded trunks where ImageNet's are looked for."""
     for net, tensors in trunks.items():
         save_file(tensors, tmp_path / f"{BUILDERS[net]}.safetensors")
+        record = TRUNK_FILES[BUILDERS[net]]
+        monkeypatch.setitem(TRUNK_FILES, record.builder, replace(record, convolutions_sha256=None))
     monkeypatch.setenv("LPIPS_LIGHTNING_WEIGHTS", str(tmp_path))
 
 

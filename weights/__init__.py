@@ -8,7 +8,8 @@ them on the user's machine.
 from __future__ import annotations
 
 import hashlib
-import pickle
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CALIBRATIONS",
+    "DIGEST",
     "EMBEDDED",
     "EXAMPLES",
     "TRUNK_FILES",
@@ -30,6 +32,8 @@ __all__ = [
 ]
 
 FOLDER = Path(__file__).parent
+DIGEST = "tensors_sha256"
+"""Label under which a safetensors file says the `tensors_sha256` of what it holds; those that we write do."""
 
 
 class WeightsError(RuntimeError):
@@ -161,7 +165,8 @@ def load(record: Weights) -> dict[str, Tensor]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error}); reinstall lpips_lightning") from error
+        got = f"a file that cannot be read ({error.strerror})"
+        raise WeightsError(f"{path}: expected sha256 {record.sha256}, got {got}; reinstall lpips_lightning") from error
     found = hashlib.sha256(data).hexdigest()
     if found != record.sha256:
         raise WeightsError(f"{path}: expected sha256 {record.sha256}, got {found}; reinstall lpips_lightning")
@@ -170,6 +175,10 @@ def load(record: Weights) -> dict[str, Tensor]:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a ``.safetensors`` file or of a ``torch.save`` file; code in a pickle is never executed.
+
+    What a file says of itself is checked: the checksums of the zip that ``torch.save`` writes, the `DIGEST` of the
+    safetensors that we write. A flipped bit among the numbers of other safetensors, and of what ``torch.save`` wrote
+    before zips (torch 1.6), cannot be seen from the file.
 
     Args:
         path: The file. Everything that does not end in ``.safetensors`` is read as a ``torch.save`` file; of a
@@ -184,33 +193,71 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     import torch
 
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _of_safetensors(path) if path.suffix == ".safetensors" else _of_torch_save(path)
     except Exception as error:  # safetensors, zipfile and pickle each have their own
-        raise WeightsError(f"{path}: expected a whole file of tensors, got {_reason(error)}") from error
+        raise WeightsError(f"{path}: expected a whole file of tensors, got {_reason(path, error)}") from error
     inner: Any = content.get("state_dict") if isinstance(content, dict) else None
     content = inner if isinstance(inner, dict) else content
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+    if not isinstance(content, dict):
         raise WeightsError(f"{path}: expected a mapping of names to tensors, got {type(content).__name__}")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise WeightsError(
+                f"{path}: expected a mapping of names to tensors, got {type(value).__name__} by the name {name!r}"
+            )
     return dict(content)
 
 
-def _reason(error: Exception) -> str:
-    """One line; torch's own words on pickles advise to execute them."""
-    if isinstance(error, pickle.UnpicklingError):
-        return "a damaged pickle, or one of other things than tensors; nothing of it was executed"
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+class _DamagedError(Exception):
+    """What the file says of itself is not so: the end of a sentence."""
 
 
-def tensors_sha256(tensors: dict[str, Tensor]) -> str:
+def _of_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        expected = (file.metadata() or {}).get(DIGEST)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- it is no mapping
+    if expected is not None and (found := tensors_sha256(tensors)) != expected:
+        raise _DamagedError(f"tensors of sha256 {found} where it says {expected}")
+    return tensors
+
+
+def _of_torch_save(path: Path) -> Any:
+    import torch
+
+    if zipfile.is_zipfile(path):  # torch does not look at the checksums that it writes
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise _DamagedError(f"one whose part {damaged!r} fails its checksum")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """The end of a sentence; torch's own words on pickles advise to execute them."""
+    if isinstance(error, _DamagedError):
+        return str(error)
+    if path.is_dir():
+        return "a folder"
+    if isinstance(error, OSError):
+        return "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror or error)
+    with path.open("rb") as file:
+        beginning = file.read(512).lstrip().lower()
+    if not beginning:
+        return "an empty file"
+    if beginning.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a page of the web; download the file itself"
+    if path.suffix == ".safetensors":
+        return "a damaged file, or one of another kind than its name says"
+    return "a damaged file, or one of other things than tensors; nothing of it was executed"
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     """sha256 of names, shapes and float32 values, whatever file, precision or memory layout they come from.
 
     Args:
-        tensors: Floating tensors by name.
+        tensors: By name.
 
     Returns:
         64 hex digits.

@@ -17,7 +17,16 @@ from lpips_lightning.weights import TRUNK_FILES, TrunkFile, WeightsError, read_t
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["FOLDER_VARIABLE", "FoundTrunk", "find_trunk", "is_torchvision_file", "trunk_file", "trunk_places"]
+__all__ = [
+    "FOLDER_VARIABLE",
+    "FoundTrunk",
+    "file_sha256",
+    "find_trunk",
+    "is_torchvision_file",
+    "trunk_file",
+    "trunk_places",
+    "with_promise",
+]
 
 FOLDER_VARIABLE = "LPIPS_LIGHTNING_WEIGHTS"
 _CONNECT_SECONDS = 15  # a cluster without a network drops packets; torch.hub would wait for ever
@@ -122,19 +131,41 @@ def is_torchvision_file(path: str | os.PathLike[str], record: TrunkFile) -> bool
         False also where there is no such file.
     """
     file = Path(path)
-    if file.name != record.file or not file.is_file():
-        return False
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest().startswith(record.sha256_prefix)
+    return file.name == record.file and file.is_file() and file_sha256(file).startswith(record.sha256_prefix)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, 64 hex digits.
+
+    Args:
+        path: The file.
+    """
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _read(path: Path, record: TrunkFile | None) -> dict[str, Tensor]:
     try:
         return read_tensors(path)
     except WeightsError as error:
-        if record is not None and path.name == record.file:
-            raise WeightsError(f"{error}; its sha256 should begin with {record.sha256_prefix}: delete it") from error
-        raise
+        raise with_promise(error, path, record) from error
+
+
+def with_promise(error: WeightsError, path: str | os.PathLike[str], record: TrunkFile | None) -> WeightsError:
+    """An error about a file, and the sha256 that its name promises beside the one that it has.
+
+    Args:
+        error: What is wrong with the file.
+        path: The file, or any other text.
+        record: Of torchvision's file, whose name promises a sha256.
+
+    Returns:
+        The same error for a file of another name.
+    """
+    if record is None or Path(path).name != record.file or not Path(path).is_file():
+        return error
+    found = file_sha256(Path(path))
+    return WeightsError(f"{error}; expected a sha256 that begins with {record.sha256_prefix}, got {found}: delete it")
 
 
 def _download(record: TrunkFile, target: Path) -> None:

@@ -1,0 +1,238 @@
+"""Long runs: memory, live tensors and time of a call stay what they were, and nothing of a step outlives it.
+
+The full length is 20,000 loss calls and 2,000 metric updates (``-m slow``); the default run takes a twentieth.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+
+from lpips_lightning import LPIPS, LearnedPerceptualImagePatchSimilarity, PerceptualLoss
+from lpips_lightning.diversity import LPIPSDiversity
+from lpips_lightning.functional import learned_perceptual_image_patch_similarity
+
+SIDE, PARTS = 32, 20
+MEMORY = Path("/proc/self/statm")
+SHORT, FULL = 1, 20
+GROWTH = {SHORT: 1.0, FULL: 0.05}  # KiB a call: a picture is 12, a graph hundreds
+SLOWER = 1.3  # median processor time of a call in the last tenth, against the second
+
+
+def images(number, count=1, side=SIDE):
+    """Two batches that differ from call to call."""
+    generator = torch.Generator().manual_seed(number)
+    return (torch.rand(2, count, 3, side, side, generator=generator) * 2 - 1).unbind(0)
+
+
+def memory():
+    """Resident memory of this process, KiB."""
+    return int(MEMORY.read_text().split()[1]) * 4
+
+
+def tensors():
+    gc.collect()
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+
+class Run:
+    """What was seen while a step was done many times."""
+
+    def __init__(self, step, calls):
+        self.seconds, self.memory, self.tensors, self.places = [], [], [], []
+        for number in range(calls):
+            started = time.process_time()
+            step(number)
+            self.seconds.append(time.process_time() - started)
+            if (number + 1) % (calls // PARTS) == 0:
+                self.tensors.append(tensors())
+                self.memory.append(memory())
+                self.places.append(number)
+
+    @property
+    def growth(self):
+        """KiB a call, by least squares over the last three quarters."""
+        return statistics.linear_regression(self.places[PARTS // 4 :], self.memory[PARTS // 4 :]).slope
+
+    @property
+    def slowdown(self):
+        tenth = len(self.seconds) // 10
+        return statistics.median(self.seconds[-tenth:]) / statistics.median(self.seconds[tenth : 2 * tenth])
+
+    def check(self, length, record_property):
+        record_property("growth, KiB a call", round(self.growth, 4))
+        record_property("slowdown", round(self.slowdown, 3))
+        print(f"{self.growth:.4f} KiB a call, {self.slowdown:.3f} of the time, {self.tensors[-1]} tensors")
+        assert self.growth < GROWTH[length]
+        assert len(set(self.tensors[2:])) == 1, self.tensors
+        assert self.slowdown < SLOWER
+
+
+NET, LOSS, DIVERSITY = LPIPS("embedded"), PerceptualLoss("embedded", data_range=(-1, 1)), LPIPSDiversity("embedded")
+needs_proc = pytest.mark.skipif(not MEMORY.exists(), reason="resident memory is read from /proc")
+LENGTHS = [pytest.param(SHORT, id="a twentieth"), pytest.param(FULL, id="full", marks=pytest.mark.slow)]
+
+
+@needs_proc
+@pytest.mark.parametrize("length", LENGTHS)
+def test_loss_calls_with_their_backward_pass(length, record_property):
+    loss = PerceptualLoss("embedded", data_range=(-1, 1))
+    weight = torch.ones(3, 1, 1, requires_grad=True)
+
+    def step(number):
+        x, y = images(number)
+        loss(weight * x, y).backward()
+        weight.grad = None
+
+    Run(step, 1000 * length).check(length, record_property)
+
+
+@needs_proc
+@pytest.mark.parametrize("length", LENGTHS)
+def test_metric_updates_of_images_that_want_gradients(length, record_property):
+    metric = LearnedPerceptualImagePatchSimilarity("embedded")
+    weight = torch.ones(3, 1, 1, requires_grad=True)
+
+    def step(number):
+        x, y = images(number, count=4)
+        metric.update(weight * x, y)
+        assert not any(state.requires_grad for state in metric.metric_state.values())
+
+    Run(step, 100 * length).check(length, record_property)
+    assert int(metric.metric_state[metric._count]) == 400 * length and bool(metric.compute().isfinite())
+
+
+LOSSES = {
+    "plain": {},
+    "map": {"spatial": True},
+    "layers": {"per_layer": True},
+    "each": {"reduction": "none"},
+    "bfloat16": {"precision": "bf16"},
+    "half": {"precision": "fp16"},
+    "little memory": {"memory_budget": 2**24},
+    "resized": {"resize": 40},
+    "weight 0": {"weight": 0},
+    "without checks": {"validate_args": False},
+}
+CALLS = 12
+
+
+def _loss_step(**options):
+    loss = PerceptualLoss("embedded", **{"data_range": (-1, 1), **options})
+
+    def step(x, y):
+        value = loss(x.requires_grad_(), y)
+        (sum(value.values()) if isinstance(value, dict) else value).sum().backward()
+
+    return step
+
+
+def _twice(x, y):
+    x.requires_grad_()
+    (slope,) = torch.autograd.grad(LOSS(x, y), x, create_graph=True)
+    torch.autograd.grad(slope.square().sum(), x)
+
+
+def _reference(x, y):
+    LOSS(x.requires_grad_(), reference=LOSS.encode(y)).backward()
+
+
+def _masked(x, y):
+    LOSS(x.requires_grad_(), y, mask=x[:, 0].detach() > 0).backward()
+
+
+def _function(x, y):
+    learned_perceptual_image_patch_similarity(x.requires_grad_(), y, "embedded").backward()
+
+
+def _metric_step(**options):
+    metric = LearnedPerceptualImagePatchSimilarity("embedded", **options)
+
+    def step(x, y):
+        metric(x.requires_grad_(), y)
+        metric.update(x, y)
+
+    return step
+
+
+def _diversity(x, y):
+    DIVERSITY.update(torch.cat((x.requires_grad_(), y)))
+    DIVERSITY(torch.cat((x, y)))
+
+
+def _features(x, y):
+    NET.distance(NET.encode(x.requires_grad_()), NET.encode(y)).sum().backward()
+    NET.pairwise(x, y).sum().backward()
+
+
+def _refused(x, y):
+    for wrong in ((x, y[:0]), (x, 3 * y), (x.double() * 100, y)):
+        with pytest.raises(ValueError, match="expected"):
+            NET(wrong[0].requires_grad_(), wrong[1])
+
+
+STEPS = {f"loss: {name}": lambda options=options: _loss_step(**options) for name, options in LOSSES.items()}
+STEPS |= {f"metric: {name}": lambda name=name: _metric_step(reduction=name) for name in ("mean", "sum")}
+STEPS |= {
+    "metric: map": lambda: _metric_step(spatial=True),
+    "metric: layers": lambda: _metric_step(per_layer=True),
+    "a loss's derivative of the gradient": lambda: _twice,
+    "a loss with a reference": lambda: _reference,
+    "a loss with a mask": lambda: _masked,
+    "the function": lambda: _function,
+    "diversity": lambda: _diversity,
+    "features and all pairs": lambda: _features,
+    "refused": lambda: _refused,
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_nothing_of_a_step_outlives_it(name):
+    step, seen, counts = STEPS[name](), [], []
+    gc.collect()
+    gc.disable()  # what a cycle held would live until the next collection
+    try:
+        for number in range(CALLS):
+            x, y = images(number, count=2, side=SIDE + 2 * (number % 3))
+            if "map" in name:
+                x, y = x[..., :SIDE, :SIDE].clone(), y[..., :SIDE, :SIDE].clone()
+            seen += [weakref.ref(x), weakref.ref(y)]
+            step(x, y)
+            del x, y
+            counts.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
+            assert [ref() for ref in seen] == [None] * len(seen), f"call {number}"
+    finally:
+        gc.enable()
+    assert len(set(counts[3:])) == 1, counts
+
+
+def test_scores_that_are_kept_are_all_that_grows():
+    """Reduction "none" keeps a number an image, and nothing of the image."""
+    metric = LearnedPerceptualImagePatchSimilarity("embedded", "none")
+    before = tensors()
+    for number in range(20):
+        x, y = images(number)
+        metric.update(x.requires_grad_(), y)
+        metric(x, y)
+    del x, y
+    kept = metric.metric_state[metric._scores]
+    assert sum(part.numel() for part in kept) == 40 and not any(part.requires_grad for part in kept)
+    assert tensors() - before <= 40 + 4
+    metric.reset()
+    assert tensors() - before <= 4
+
+
+def test_networks_that_are_made_and_dropped_leave_nothing():
+    x, y = images(0)
+    counts = []
+    for _ in range(6):
+        LPIPS("embedded", calibrated=False)(x.double(), y.double())
+        LearnedPerceptualImagePatchSimilarity("squeeze", weights="random")(x, y)
+        counts.append(tensors())
+    assert len(set(counts[2:])) == 1, counts

@@ -23,7 +23,7 @@ from lpips_lightning.picture_pairs import Pair
 
 __all__ = ["Compared", "measure_all_pairs", "measure_pairs"]
 
-_PAIRS, _PIXELS = 16, 1 << 19  # in one batch, unless the user says how many
+_PAIRS, _PIXELS = 24, 1 << 19  # in one batch, unless the user says how many
 _AHEAD = 2  # batches that are decoded while one is measured
 _Pixels = npt.NDArray[Any]
 
@@ -65,7 +65,7 @@ def measure_pairs(
         net: What measures.
         headers: Of all files, from `check_pictures`.
         device: Where.
-        batch_size: Pairs at once; None: 16, fewer of large pictures.
+        batch_size: Pairs at once; None: 24, fewer of large pictures.
         keep_map: Given every pair's map ``(H, W)`` on the CPU.
         report: Told the progress, in pairs.
 
@@ -114,7 +114,7 @@ def measure_all_pairs(
         net: What measures.
         headers: Of all files, from `check_pictures`.
         device: Where.
-        batch_size: Pictures in one trunk pass; None: 16, fewer of large ones.
+        batch_size: Pictures in one trunk pass; None: 24, fewer of large ones.
         report: Told the progress, in pictures.
 
     Returns:

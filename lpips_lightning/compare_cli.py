@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     precisions = ("fp32", "bf16", "fp16")
     add("--precision", choices=precisions, default="fp32", metavar="P", help="of the trunk: fp32 (default), bf16, fp16")
     add("--device", default="auto", metavar="NAME", help="auto (default: cuda if there is one), cpu, cuda:1, ...")
-    add("--batch-size", type=int, metavar="N", help="pairs at once (default: 16, fewer of large pictures)")
+    add("--batch-size", type=int, metavar="N", help="pairs at once (default: 24, fewer of large pictures)")
     add("--resize", metavar="PX", help="bring all pictures to one size first: 256, or HEIGHTxWIDTH")
     add("--gray", action="store_true", help="take gray pictures, as three equal channels")
     add("--background", metavar="COLOUR", help="under transparent pixels: white, black, or R,G,B on [0, 1]")

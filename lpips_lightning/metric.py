@@ -184,6 +184,7 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, WatchedMetric):
             raise TypeError("update: expected (preds, target) or (img1, img2), got another combination")
         if index is not None and self.spatial and not self._keeps_each:
             raise ValueError("index: expected None for the mean or sum of maps; reduction='none' keeps each")
+        self.net.check_shapes(x, y, names)
         numbers = self._checked_index(index, len(x))
         shown = self.net.measure(
             x, y, self.data_range, spatial=self.spatial, per_layer=self.per_layer, mask=mask, erode=erode, names=names

@@ -199,7 +199,7 @@ def test_a_small_budget_makes_tiles_of_the_gradient(monkeypatch):
     monkeypatch.setattr(direct, "tiled_gradient", lambda *given: calls.append(1) or tiled(*given))
     x, y = torch.rand(2, 1, 3, 420, 410, dtype=torch.float64)
     gradients = []
-    for budget in (None, 30 * 2**20):
+    for budget in (None, 26 * 2**20):
         loss = PerceptualLoss("embedded", data_range=(0, 1), memory_budget=budget)
         twin = x.clone().requires_grad_()
         loss(twin, y).backward()

@@ -15,6 +15,8 @@ import pytest
 import torch
 import workers
 
+from lpips_lightning.calibration import PerceptualCalibration
+
 # 2026-11-21, pytorch_lightning: its advice on loaders, and on a folder of checkpoints that is used again.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -22,6 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
 ]
 KINDS = list(faults.WORK)
+STEPS = {"calibrating": 15, "training": 12, "exporting": 0}
 URLOPEN = urllib.request.urlopen  # the tests have no network, but file:// is none
 
 
@@ -52,6 +55,29 @@ def _files_can_be_opened(monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", only_files)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """As in the processes that are killed; more would add in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """A list that grows with every training step."""
+    done = []
+    for model in (PerceptualCalibration, faults.Heavy):
+
+        def counted(self, batch, batch_idx, step=model.training_step):
+            done.append(batch_idx)
+            return step(self, batch, batch_idx)
+
+        monkeypatch.setattr(model, "training_step", counted)
+    return done
+
+
 @pytest.fixture
 def elsewhere(tmp_path):
     """A folder on another file system, where there is one."""
@@ -66,7 +92,7 @@ def elsewhere(tmp_path):
 
 @pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(6, 20))])
 def test_killed_at_any_moment_it_leaves_whole_files_and_goes_on_to_the_same_result(
-    seed, uninterrupted, tmp_path, elsewhere
+    seed, uninterrupted, tmp_path, elsewhere, steps
 ):
     kind, folder = KINDS[seed % len(KINDS)], tmp_path / "work"
     expected, seconds = uninterrupted(kind)
@@ -84,8 +110,10 @@ def test_killed_at_any_moment_it_leaves_whole_files_and_goes_on_to_the_same_resu
     faults.check_whole(folder)
 
     last = folder / "last.ckpt"
+    left = STEPS[kind] - (torch.load(last)["global_step"] if last.exists() else 0)
     again = {"rounds": 1} if kind == "exporting" else {}
     found = faults.WORK[kind](folder, last if last.exists() else None, **again)
+    assert len(steps) == left
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert faults.check_whole(folder) >= 1

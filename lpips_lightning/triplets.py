@@ -141,7 +141,8 @@ def read_triplets(path: str | Path, images: str | Path, columns: Mapping[str, st
         for column in ("ref", "p0", "p1"):
             if not here(row[names[column]]):
                 raise FileNotFoundError(
-                    f"{row.place}: {names[column]}: expected a file in '{images}', got '{printable(row[names[column]])}'"
+                    f"{row.place}: {names[column]}: expected a file in '{images}', got"
+                    f" '{printable(row[names[column]])}'"
                 )
     read = (_read_row(row, names, judged_by) for row in table.rows)
     found = [triplet for triplet in read if triplet is not None]

@@ -9,6 +9,7 @@ import gc
 import statistics
 import time
 import weakref
+from array import array
 from pathlib import Path
 
 import pytest
@@ -56,11 +57,12 @@ class Run:
     """What was seen while a step was done many times."""
 
     def __init__(self, step, calls):
-        self.seconds, self.memory, self.tensors, self.places = [], [], [], []
+        self.memory, self.tensors, self.places = [], [], []
+        self.seconds = array("d", bytes(8 * calls))  # a list of floats would itself grow by 32 bytes a call
         for number in range(calls):
             started = time.process_time()
             step(number)
-            self.seconds.append(time.process_time() - started)
+            self.seconds[number] = time.process_time() - started
             if (number + 1) % (calls // PARTS) == 0:
                 self.tensors.append(tensors())
                 self.memory.append(memory())

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lpips_lightning.decoding import printable
 from lpips_lightning.download import Report, silent
 from lpips_lightning.network import LPIPS, Features
 from lpips_lightning.pictures import find_images, natural_order, read_image
@@ -92,7 +93,8 @@ def read_opinions(
             if file not in frames:
                 if not file or not (folder / file).exists():
                     raise FileNotFoundError(
-                        f"{row.place}: {column}: expected a picture, or a folder of frames, in '{folder}', got '{file}'"
+                        f"{row.place}: {column}: expected a picture, or a folder of frames, in '{folder}', got"
+                        f" '{printable(file)}'"
                     )
                 frames[file] = _frames_of(folder / file)
         pairs = (frames[reference], frames[distorted])

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lpips_lightning.decoding import printable
+
 __all__ = ["Row", "Table", "read_table"]
 
 
@@ -61,7 +63,7 @@ class Table:
         if lacking := [column for column in columns if column not in self.columns]:
             raise ValueError(
                 f"{self.path}, line 1: expected the columns {', '.join(columns)},"
-                f" got {', '.join(self.columns)}: without {', '.join(lacking)}"
+                f" got {printable(', '.join(self.columns))}: without {', '.join(lacking)}"
             )
 
 
@@ -111,5 +113,5 @@ def read_table(path: str | Path) -> Table:
 def _check_header(columns: tuple[str, ...], place: str) -> tuple[str, ...]:
     named = [column for column in columns if column]
     if len(set(named)) < len(named):
-        raise ValueError(f"{place}: expected different names of columns, got {', '.join(columns)}")
+        raise ValueError(f"{place}: expected different names of columns, got {printable(', '.join(columns))}")
     return columns

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lpips_lightning.bapps import check_same_size, check_size, to_signed
+from lpips_lightning.decoding import printable
 from lpips_lightning.pictures import read_image, resize_image
 from lpips_lightning.tables import Row, read_table
 
@@ -140,7 +141,8 @@ def read_triplets(path: str | Path, images: str | Path, columns: Mapping[str, st
         for column in ("ref", "p0", "p1"):
             if not here(row[names[column]]):
                 raise FileNotFoundError(
-                    f"{row.place}: {names[column]}: expected a file in '{images}', got '{row[names[column]]}'"
+                    f"{row.place}: {names[column]}: expected a file in '{images}', got"
+                    f" '{printable(row[names[column]])}'"
                 )
     read = (_read_row(row, names, judged_by) for row in table.rows)
     found = [triplet for triplet in read if triplet is not None]

@@ -38,6 +38,10 @@ class WatchedMetric(NumberedMetric):
         for name in self._defaults:
             state = getattr(self, name)
             setattr(self, name, [part.detach() for part in state] if isinstance(state, list) else state.detach())
+        # torchmetrics keeps the batch's score until the next batch, and with its graph the images.
+        layers = value.items() if isinstance(value, dict) else [("", value)]
+        kept = {layer: score.detach() for layer, score in layers}
+        self._forward_cache = kept if isinstance(value, dict) else kept[""]
         return value
 
     def _speak(self) -> None:

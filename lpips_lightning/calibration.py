@@ -250,7 +250,7 @@ class PerceptualCalibration(LightningModule):
         distances, part = self._distances(batch, batch_idx), self._sets[dataloader_idx]
         # Without those that a distributed sampler repeats, which are the last.
         own = len(picture_numbers(self.trainer, dataloader_idx, part.seen, len(distances[0])))
-        judged = {name: batch[name][:own] for name in ("judge", "same") if name in batch}
+        judged: Batch = {name: batch[name][:own] for name in ("judge", "same") if name in batch}
         part.update([distance[:own] for distance in distances], judged)
         part.seen += len(batch["p0"])
 

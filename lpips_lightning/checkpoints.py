@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,9 +32,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     """
 
     @override
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return

@@ -89,7 +89,8 @@ class TwoAFCScore(_MeanOfShares):
     @staticmethod
     @override
     def _shares(*columns: Tensor) -> Tensor:
-        return agreement(*columns, validate_args=False)
+        d0, d1, judge = columns
+        return agreement(d0, d1, judge, validate_args=False)
 
 
 class HumanCeiling(_MeanOfShares):

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
 from torchmetrics import Metric
 
 from lpips_lightning.calibration import PerceptualCalibration
@@ -120,11 +120,11 @@ class Validation:
         """What `rank` logs."""
 
         def make() -> list[DataLoader]:
-            own = self.shards and [self.shards[rank], [[one] for one in range(rank, self.counts[1], world_size)]]
-            return [
-                DataLoader(data, **({"batch_sampler": own[place]} if own else {"batch_size": 2}))
-                for place, data in enumerate(self.data())
-            ]
+            if self.shards is None:
+                return [DataLoader(data, batch_size=2) for data in self.data()]
+            first = [number for batch in self.shards[rank] for number in batch]
+            own = (first, range(rank, self.counts[1], world_size))
+            return [DataLoader(Subset(data, part), batch_size=2) for data, part in zip(self.data(), own, strict=True)]
 
         together = {"strategy": "ddp", "devices": world_size} if dist.is_initialized() else {}
         trainer = boring.trainer(folder, self.callbacks(), use_distributed_sampler=self.shards is None, **together)

@@ -187,6 +187,8 @@ class RangeWatch:
             self._judge(stream, copy)
 
     def _judge(self, stream: _Stream, extremes: Tensor) -> None:
+        while torch._C._functorch.is_functorch_wrapped_tensor(extremes):  # torch.func's have no numbers up to torch 2.6
+            extremes = torch._C._functorch.get_unwrapped(extremes)
         lowest, highest = extremes.tolist()
         low, high = stream.data_range
         if stream.slack and math.isnan(lowest):

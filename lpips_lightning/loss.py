@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -118,9 +119,10 @@ class PerceptualLoss(DropsLegacyKeys):
 
     @weight.setter
     def weight(self, weight: float) -> None:
-        if not isinstance(weight, numbers.Real) or isinstance(weight, bool) or not 0 <= weight < math.inf:
-            raise ValueError(f"weight: expected a finite number >= 0, got {weight!r}")
-        self._weight = float(weight)
+        given: Any = weight  # from a YAML or a schedule: anything
+        if isinstance(given, bool) or not isinstance(given, numbers.Real) or not 0 <= float(given) < math.inf:
+            raise ValueError(f"weight: expected a finite number >= 0, got {given!r}")
+        self._weight = float(given)
 
     @property
     def fingerprint(self) -> str:

@@ -41,7 +41,8 @@ class WatchedMetric(NumberedMetric):
         # torchmetrics keeps the batch's score until the next batch, and with its graph the images.
         layers = value.items() if isinstance(value, dict) else [("", value)]
         kept = {layer: score.detach() for layer, score in layers}
-        self._forward_cache = kept if isinstance(value, dict) else kept[""]
+        cache: Any = kept if isinstance(value, dict) else kept[""]
+        self._forward_cache = cache
         return value
 
     def _speak(self) -> None:

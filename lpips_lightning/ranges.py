@@ -187,9 +187,7 @@ class RangeWatch:
             self._judge(stream, copy)
 
     def _judge(self, stream: _Stream, extremes: Tensor) -> None:
-        while torch._C._functorch.is_functorch_wrapped_tensor(extremes):  # torch.func's have no numbers up to torch 2.6
-            extremes = torch._C._functorch.get_unwrapped(extremes)
-        lowest, highest = extremes.tolist()
+        lowest, highest = (value.item() for value in extremes)  # torch.func's have no .tolist() in torch 2.6
         low, high = stream.data_range
         if stream.slack and math.isnan(lowest):
             return

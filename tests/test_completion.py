@@ -10,7 +10,7 @@ from typing import get_args
 
 import pytest
 
-from lpips_lightning import bapps_cli, cli, compare_cli, completion, correlate_cli
+from lpips_lightning import bapps_cli, cli, compare_cli, completion, correlate_cli, recipes
 from lpips_lightning.backbones import BACKBONES
 from lpips_lightning.bapps_make import Judge
 from lpips_lightning.correlation import Score
@@ -108,9 +108,9 @@ def test_fish_offers_what_may_follow(scripts):
 def test_every_command_is_known_and_every_recipe_takes_lightnings_actions():
     found = completion.places()
     assert list(found[""].words) == list(cli.COMMANDS) and set(cli.COMMANDS) < set(found)
-    recipes = [name for name, place in found.items() if "fit" in place.words]
-    yamls = {path.stem.replace("_", "-") for path in (Path(cli.__file__).parents[1] / "recipes").glob("*.yaml")}
-    assert {name.replace("_", "-") for name in recipes} == yamls & set(cli.COMMANDS) and len(recipes) >= 3
+    fitting = [name for name, place in found.items() if "fit" in place.words]
+    yamls = {path.stem.replace("_", "-") for path in Path(recipes.__file__).parent.glob("*.yaml")}
+    assert {name.replace("_", "-") for name in fitting} == yamls & set(cli.COMMANDS) and len(fitting) >= 3
 
 
 def test_every_long_option_of_every_parser_is_offered():

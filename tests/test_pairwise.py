@@ -41,7 +41,11 @@ def test_near_images_stay_exact(trunks, pair, dtype):
     x, noise = pair(2, 48, 48, dtype)
     x = x * 0.9
     near = x + 1e-3 * noise
-    assert torch.allclose(net.pairwise(x, near).diagonal(), net(x, near), rtol=1e-5, atol=0)
+    exact, called = net(x.double(), near.double()), net(x, near)
+    # In float32 the features' rounding decides; all pairs add less than a call has.
+    allowed = (called - exact).abs() + 1e-12 * exact
+    assert (allowed < (1e-3 if dtype == torch.float32 else 1e-11) * exact).all()
+    assert ((net.pairwise(x, near).diagonal() - called).abs() <= allowed).all()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
 from lpips_lightning.pictures import find_images, read_image
-from lpips_lightning.recipes.photographs import bundled_photographs, select_images
+from lpips_lightning.recipes.photographs import split_pictures
 
 __all__ = ["ColorizationData", "RandomCrops", "WholePictures", "shrink"]
 
@@ -130,21 +130,7 @@ class ColorizationData(LightningDataModule):
 
     def split(self) -> tuple[dict[str, Path], dict[str, Path]]:
         """Names and files of the training pictures and of the held-out ones."""
-        images = bundled_photographs() if self.folder is None else find_images(self.folder)
-        if self.val_folder is not None:
-            if self.held_out is not None:
-                raise ValueError("held_out: expected None beside val_folder, which holds out pictures already")
-            return images, find_images(self.val_folder)
-        names = ["chelsea"] if self.held_out is None and self.folder is None else self.held_out
-        if not names:
-            raise ValueError(
-                f"held_out: expected names of pictures in '{self.folder}' to validate on, or a val_folder, got neither"
-            )
-        held_out = select_images(images, names, "held_out")
-        train = {name: file for name, file in images.items() if name not in held_out}
-        if not train:
-            raise ValueError(f"held_out: expected to leave pictures to train on, got all {len(images)} names")
-        return train, held_out
+        return split_pictures(self.folder, self.held_out, self.val_folder, "chelsea")
 
     @override
     def setup(self, stage: str) -> None:

@@ -3,7 +3,9 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["bundled_photographs", "scikit_image_folder", "select_images"]
+from lpips_lightning.pictures import find_images
+
+__all__ = ["bundled_photographs", "scikit_image_folder", "select_images", "split_pictures"]
 
 # The colour photographs that lie inside the wheel of scikit-image 0.26; skimage.data would download all others.
 # The right view of the motorcycle is left out: it shows the scene of the left one and would give it away if held out.
@@ -63,3 +65,34 @@ def select_images(images: dict[str, Path], names: list[str], argument: str) -> d
             known = ", ".join(list(images)[:8]) + (", ..." if len(images) > 8 else "")
             raise ValueError(f"{argument}: expected names among {known}, got '{name}'")
     return {name: images[name] for name in names}
+
+
+def split_pictures(
+    folder: str | None, held_out: list[str] | None, val_folder: str | None, bundled_held_out: str
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Names and files of the pictures to train on and of those to validate on.
+
+    Args:
+        folder: To train on; None takes scikit-image's photographs.
+        held_out: Names in it to validate on.
+        val_folder: To validate on, in their place.
+        bundled_held_out: Name of the photograph to hold out where neither says more and `folder` is None.
+
+    Raises:
+        ValueError: If nothing is left to train or to validate on, or both ways are used.
+    """
+    images = bundled_photographs() if folder is None else find_images(folder)
+    if val_folder is not None:
+        if held_out is not None:
+            raise ValueError("held_out: expected None beside val_folder, which holds out pictures already")
+        return images, find_images(val_folder)
+    names = [bundled_held_out] if held_out is None and folder is None else held_out
+    if not names:
+        raise ValueError(
+            f"held_out: expected names of pictures in '{folder}' to validate on, or a val_folder, got neither"
+        )
+    chosen = select_images(images, names, "held_out")
+    train = {name: file for name, file in images.items() if name not in chosen}
+    if not train:
+        raise ValueError(f"held_out: expected to leave pictures to train on, got all {len(images)} names")
+    return train, chosen

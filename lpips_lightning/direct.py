@@ -18,16 +18,14 @@ from lpips_lightning.budget import affordable
 from lpips_lightning.distance import layer_distances
 from lpips_lightning.features import cat, parts
 from lpips_lightning.frozen import FrozenNetwork, without_autocast
-from lpips_lightning.head import layer_sum, layer_sum_gradient
+from lpips_lightning.head import layer_sum
 from lpips_lightning.images import to_trunk
+from lpips_lightning.pair_terms import Others, mean_weight, pair_gradient, pair_terms
 from lpips_lightning.planning import Plan
 from lpips_lightning.streaming import stream
 from lpips_lightning.tiling import tiled_gradient
 
 __all__ = ["Pairs", "distances", "feature_terms", "is_possible", "layer_terms"]
-
-# fp16 knows nothing between 0 and 6e-8, where the derivatives of a mean lie. They pass the trunk enlarged to this.
-_FP16_LARGEST = 2.0**10
 
 
 @dataclass(frozen=True)
@@ -78,10 +76,10 @@ class Pairs:
         """Images in the place of `y`, as the trunk wants them."""
         return self._prepared(images, self.range_y, self.clamp_y)
 
-    def features_y(self, part: slice) -> Mapping[str, Tensor]:
-        """Features of some of `y`."""
+    def prepared_y(self, part: slice) -> Others:
+        """Some of `y`, as the trunk wants them, or their features."""
         if isinstance(self.y, Tensor):
-            return self.network.extractor(self.prepare_y(self.y[part]))
+            return self.prepare_y(self.y[part])
         return {layer: self.y[layer][part] for layer in self.network.layers}
 
     def versions(self) -> tuple[int, ...]:
@@ -104,7 +102,8 @@ class Pairs:
         """Distances with `x` in the place of this one's, by ordinary autograd."""
         seen = self.network.extractor(self.prepare_x(x))
         with torch.no_grad():
-            fixed = self.features_y(slice(None))
+            others = self.prepared_y(slice(None))
+            fixed = self.network.extractor(others) if isinstance(others, Tensor) else others
         terms = layer_distances(seen, fixed, self.network.calibration)
         return torch.stack(list(terms.values())).sum(0)
 
@@ -146,8 +145,7 @@ def layer_terms(pairs: Pairs) -> dict[str, Tensor]:
         if plan.way == "rows" and isinstance(pairs.y, Tensor):
             return stream(pairs.network, pairs.x, pairs.y, pairs.prepare_x, pairs.prepare_y, plan.block)
         for part in parts(pairs.x, plan.images):
-            seen = pairs.network.extractor(pairs.prepared_x(part))
-            results.append(feature_terms(pairs.network, seen, pairs.features_y(part)))
+            results.append(pair_terms(pairs.network, pairs.prepared_x(part), pairs.prepared_y(part)))
     return {layer: cat([result[layer] for result in results]) for layer in pairs.network.layers}
 
 
@@ -162,8 +160,7 @@ def feature_terms(network: FrozenNetwork, x: Mapping[str, Tensor], y: Mapping[st
     Returns:
         Shape ``(M,)`` by layer name; float32, float64 for float64.
     """
-    weights = _mean_weights(network, x)
-    return {layer: layer_sum(x[layer], y[layer], weights[layer]) for layer in network.layers}
+    return {layer: layer_sum(x[layer], y[layer], mean_weight(network, layer, x[layer])) for layer in network.layers}
 
 
 def distances(pairs: Pairs) -> Tensor:
@@ -229,51 +226,8 @@ def _gradient_with_graph(pairs: Pairs, x: Tensor, upstream: Tensor, versions: tu
     return torch.autograd.grad(found, x, upstream, create_graph=True)[0]
 
 
+@torch.no_grad()
 def _with_gradient(pairs: Pairs, part: slice) -> tuple[Tensor, Tensor]:
     """Distances ``(m,)`` of some pairs, and their gradient ``(m, 3, H, W)``."""
-    with torch.no_grad():
-        fixed = pairs.features_y(part)
-        image = pairs.prepared_x(part).detach()
-    with torch.enable_grad():
-        taps = pairs.network.extractor(image.requires_grad_())
-    with torch.no_grad():
-        weights = _mean_weights(pairs.network, taps)
-        half = pairs.dtype == torch.float16
-        ours = isinstance(pairs.y, Tensor) and _apart(fixed) and not half
-        sums, gradients = [], []
-        for layer, tap in taps.items():
-            given = (tap.detach(), fixed[layer])
-            first, second = (given[0].float(), given[1].float()) if half else given
-            found, gradient = layer_sum_gradient(first, second, weights[layer], fixed[layer] if ours else None)
-            sums.append(found)
-            gradients.append(gradient)
-        enlarged = _enlargement(gradients) if half else None
-        if enlarged is not None:
-            gradients = [gradient.mul_(enlarged).half() for gradient in gradients]
-    (whole,) = torch.autograd.grad(list(taps.values()), image, gradients)
-    with torch.no_grad():
-        slope = pairs.slope(part)
-        return torch.stack(sums).sum(0), whole * (slope if enlarged is None else slope / enlarged)
-
-
-def _mean_weights(network: FrozenNetwork, taps: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights that make a sum over positions a mean: the calibration's, or 1, divided by the number of positions."""
-    calibration = network.calibration
-    weights = {}
-    for layer, tap in taps.items():
-        dtype = torch.float64 if tap.dtype == torch.float64 else torch.float32
-        weight = tap.new_ones(tap.shape[1], dtype=dtype) if calibration is None else calibration[layer].to(dtype)
-        weights[layer] = weight / (tap.shape[2] * tap.shape[3])
-    return weights
-
-
-def _apart(features: Mapping[str, Tensor]) -> bool:
-    """Whether each tap has memory of its own, in channels_last order: then it may be written over."""
-    places = {tap.untyped_storage().data_ptr() for tap in features.values()}
-    dense = all(tap.is_contiguous(memory_format=torch.channels_last) for tap in features.values())
-    return dense and len(places) == len(features)
-
-
-def _enlargement(gradients: list[Tensor]) -> Tensor:
-    largest = torch.stack([gradient.abs().amax() for gradient in gradients]).amax()
-    return torch.where(largest > 0, _FP16_LARGEST / largest, 1.0)
+    terms, gradient = pair_gradient(pairs.network, pairs.prepared_x(part).detach(), pairs.prepared_y(part))
+    return torch.stack([terms[layer] for layer in pairs.network.layers]).sum(0), gradient * pairs.slope(part)

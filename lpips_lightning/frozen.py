@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lpips_lightning.backbones import BACKBONES, Backbone, FeatureExtractor, backbone, random_trunk
+from lpips_lightning.convolutions import hasten
 from lpips_lightning.tensor_files import read_record
 from lpips_lightning.trunk_tensors import check_tensors
 from lpips_lightning.weights import CALIBRATIONS, WeightsError, load, read_tensors, tensors_sha256
@@ -83,6 +84,7 @@ class FrozenNetwork(nn.Module):
         record: Its row in the table of backbones.
         shift: Shape ``(3,)``, or None for v0.0.
         scale: Shape ``(3,)``, or None for v0.0.
+        on_processor: Whether it is on the CPU, or a copy without data of one that is.
     """
 
     shift: Tensor | None
@@ -101,6 +103,8 @@ class FrozenNetwork(nn.Module):
         self.calibrated = calibration is not None
         for index, layer in enumerate(self.layers if self.calibrated else ()):  # a layer's name may have dots
             self.register_buffer(f"calibration_{index}", (calibration or {})[layer])
+        hasten(extractor)
+        self.on_processor = True
         self.eval().requires_grad_(False)
 
     @property
@@ -113,6 +117,7 @@ class FrozenNetwork(nn.Module):
     def moved(self, device: torch.device, dtype: torch.dtype) -> FrozenNetwork:
         """A copy elsewhere; the trunk in `dtype`, everything after it in float32 or better."""
         twin = copy.deepcopy(self).to(device).eval()  # the copy of a traced graph is in training mode
+        twin.on_processor = device.type == "cpu"
         twin.extractor.to(dtype).to(memory_format=torch.channels_last)
         return twin
 

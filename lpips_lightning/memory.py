@@ -9,7 +9,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lpips_lightning.frozen import FrozenNetwork
 from lpips_lightning.geometry import follow
-from lpips_lightning.head import layer_sum
 from lpips_lightning.images import to_trunk
+from lpips_lightning.pair_terms import pair_gradient, pair_terms
 from lpips_lightning.streaming import stream
 from lpips_lightning.tiling import Span, tile_gradient
 
@@ -26,24 +26,25 @@ __all__ = ["estimate", "estimate_stream", "peak_bytes"]
 
 Shape: TypeAlias = tuple[int, int, int, int]
 Prepare: TypeAlias = Callable[[Tensor], Tensor]
+Work: TypeAlias = Literal["forward", "gradient", "tile"]
 
 _SIDE = 128  # pixels; what is alive at this and twice this, or at four and eight times, gives the line for all sizes
 _STEP = 64  # pixels, to which the sides of streamed images are rounded up: few estimates serve many sizes
 
 _twins: weakref.WeakKeyDictionary[FrozenNetwork, FrozenNetwork] = weakref.WeakKeyDictionary()
-_lines: weakref.WeakKeyDictionary[FrozenNetwork, dict[tuple[int, bool], tuple[float, float]]] = (
+_lines: weakref.WeakKeyDictionary[FrozenNetwork, dict[tuple[int, Work], tuple[float, float]]] = (
     weakref.WeakKeyDictionary()
 )
 _streams: weakref.WeakKeyDictionary[FrozenNetwork, dict[tuple[int, int, int], int]] = weakref.WeakKeyDictionary()
 
 
-def estimate(network: FrozenNetwork, shape: Shape, gradient: bool) -> int:
+def estimate(network: FrozenNetwork, shape: Shape, work: Work) -> int:
     """Bytes that the evaluation of a batch of pairs takes, all at once, above weights and images.
 
     Args:
         network: On any device; its dtype counts.
         shape: ``(N, 3, H, W)`` of each of the two batches.
-        gradient: Whether the gradient by the first images is wanted too.
+        work: Distances alone, with their gradient by the first images, or with that of a tile of them.
 
     Returns:
         An estimate, the gradient included. What the convolutions' library takes for itself is a rule of thumb.
@@ -51,12 +52,12 @@ def estimate(network: FrozenNetwork, shape: Shape, gradient: bool) -> int:
     pixels = shape[2] * shape[3]
     side = max(_SIDE if pixels <= 4 * _SIDE**2 else 4 * _SIDE, 2 * network.record.smallest_side)
     known = _lines.setdefault(network, {})
-    if (side, gradient) not in known:
-        evaluate = _gradient if gradient else _forward
+    if (side, work) not in known:
+        evaluate = {"forward": _forward, "gradient": _gradient, "tile": _tile}[work]
         small, large = (_alive(network, (1, 3, length, length), evaluate) for length in (side, 2 * side))
         slope = (large - small) / (3 * side**2)
-        known[side, gradient] = max(small - slope * side**2, 0.0), slope
-    fixed, slope = known[side, gradient]
+        known[side, work] = max(small - slope * side**2, 0.0), slope
+    fixed, slope = known[side, work]
     return int(fixed + slope * shape[0] * pixels) + _scratch(network)
 
 
@@ -182,11 +183,14 @@ def _alive(network: FrozenNetwork, shape: Shape, evaluate: Callable[..., object]
 
 @torch.no_grad()
 def _forward(network: FrozenNetwork, x: Tensor, y: Tensor, prepare_x: Prepare, prepare_y: Prepare) -> list[Tensor]:
-    layers_x, layers_y = network.extractor(prepare_x(x)), network.extractor(prepare_y(y))
-    return [layer_sum(layers_x.pop(layer), layers_y.pop(layer), None) for layer in network.layers]
+    return list(pair_terms(network, prepare_x(x), prepare_y(y)).values())
 
 
 def _gradient(network: FrozenNetwork, x: Tensor, y: Tensor, prepare_x: Prepare, prepare_y: Prepare) -> Tensor:
+    return pair_gradient(network, prepare_x(x), prepare_y(y))[1] * torch.ones_like(x)
+
+
+def _tile(network: FrozenNetwork, x: Tensor, y: Tensor, prepare_x: Prepare, prepare_y: Prepare) -> Tensor:
     whole = Span(slice(None), dict.fromkeys(network.layers, slice(None)))
     positions = dict.fromkeys(network.layers, 1)
     return tile_gradient(network, (x, y), (prepare_x, prepare_y), (whole, whole), positions)[1]

@@ -272,7 +272,9 @@ class LPIPS(Encoder):
         found = affordable(network, shape, self.memory_budget, gradient)
         images = min(found.images, self.frame_chunk or found.images)
         size = (
-            found.size if found.size and images == found.images else estimate(network, (images, *shape[1:]), gradient)
+            found.size
+            if found.size and images == found.images
+            else estimate(network, (images, *shape[1:]), "gradient" if gradient else "forward")
         )
         return replace(found, images=images, size=size)
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from lpips_lightning.frozen import FrozenNetwork
 from lpips_lightning.geometry import Course, follow, obstacle
-from lpips_lightning.memory import Shape, estimate, estimate_stream
+from lpips_lightning.memory import Shape, Work, estimate, estimate_stream
 from lpips_lightning.streaming import BLOCK
 from lpips_lightning.tiling import spans
 
@@ -75,11 +75,12 @@ def plan(network: FrozenNetwork, shape: Shape, budget: int, gradient: bool) -> P
 
 def _plan(network: FrozenNetwork, shape: Shape, budget: int, gradient: bool) -> Plan:
     count = shape[0]
-    one, two = (estimate(network, (images, *shape[1:]), gradient) for images in (1, 2))
+    work: Work = "gradient" if gradient else "forward"
+    one, two = (estimate(network, (images, *shape[1:]), work) for images in (1, 2))
     if one <= budget:
         parts = -(-count // (1 + (budget - one) // (two - one)))
         images = -(-count // parts)
-        size = estimate(network, (images, *shape[1:]), gradient)
+        size = estimate(network, (images, *shape[1:]), work)
         return Plan("whole" if parts == 1 else "images", size, images)
     in_the_way = obstacle(network.extractor.graph)
     if in_the_way is not None:
@@ -102,7 +103,7 @@ def _tiles(network: FrozenNetwork, shape: Shape, budget: int) -> Plan:
     gradient = 4 * shape[0] * shape[1] * shape[2] * shape[3]
     plans = []
     for rows, columns in product(*(list(_cuts(course, axis, shape[2 + axis])) for axis in range(2))):
-        size = estimate(network, (1, 3, rows.longest, columns.longest), gradient=True) + gradient
+        size = estimate(network, (1, 3, rows.longest, columns.longest), "tile") + gradient
         plans.append((size > budget, size if size > budget else rows.all * columns.all, size, rows.tile, columns.tile))
     over, _, size, *tile = min(plans)
     reason = f"an image in tiles takes {size} bytes, more than {budget}" if over else ""

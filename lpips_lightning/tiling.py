@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lpips_lightning.frozen import FrozenNetwork
 from lpips_lightning.geometry import Course, follow
-from lpips_lightning.head import layer_sum_gradient
+from lpips_lightning.pair_terms import pair_gradient
 
 __all__ = ["Span", "spans", "tile_gradient", "tiled_gradient"]
 
@@ -114,7 +114,7 @@ def tiled_gradient(
             gradient[part] += gradient_part
             for layer, total in found.items():
                 sums[layer].append(total)
-        pairs.append({layer: torch.stack(totals).sum(0) / positions[layer] for layer, totals in sums.items()})
+        pairs.append({layer: torch.stack(totals).sum(0) for layer, totals in sums.items()})
     distances = {layer: torch.cat([pair[layer] for pair in pairs]) for layer in network.layers}
     return distances, gradient.to(x.dtype)
 
@@ -136,28 +136,19 @@ def tile_gradient(
         positions: How many there are in the whole image, by layer.
 
     Returns:
-        Sums over the tile's own positions, ``(N,)`` by layer name, and the gradient of the sum of the layers' means,
+        What the tile's own positions add to the layers' means, ``(N,)`` by layer name, and the gradient of their sum,
         of the shape of the pixels.
     """
-    calibration = network.calibration
+    rows, columns = tile
     with torch.no_grad():
-        others = network.extractor(prepares[1](images[1]))
+        other = prepares[1](images[1])
     with torch.enable_grad():
         leaf = images[0].requires_grad_()
-        layers = network.extractor(prepares[0](leaf))
-        rows, columns = tile
-        owned = {layer: layers[layer][:, :, rows.own[layer], columns.own[layer]] for layer in network.layers}
-    # The means' divisors come last, but for their ratios: half-precision gradients would vanish under them.
-    fewest = min(positions.values())
-    sums, gradients = {}, []
-    for layer, own in owned.items():
-        other = others.pop(layer)[:, :, rows.own[layer], columns.own[layer]]
-        weight = None if calibration is None else calibration[layer]
-        sums[layer], gradient = layer_sum_gradient(own.detach(), other, weight)
-        gradients.append(gradient.mul_(fewest / positions[layer]))
-        del other, gradient
-    (by_pixel,) = torch.autograd.grad(list(owned.values()), leaf, gradients)
-    return sums, by_pixel.to(torch.promote_types(by_pixel.dtype, torch.float32)) / fewest
+        image = prepares[0](leaf)
+    own = {layer: (rows.own[layer], columns.own[layer]) for layer in network.layers}
+    (slope,) = torch.autograd.grad(image, leaf, torch.ones_like(image))
+    terms, gradient = pair_gradient(network, image.detach(), other, positions, own)
+    return terms, gradient.mul_(slope)
 
 
 def _positions(course: Course, images: Tensor) -> dict[str, int]:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from lpips_lightning.convolutions import FastConv2d
+
 __all__ = ["AvgPool", "Axis", "Convolution", "MaxPool", "Window", "window_of"]
 
 
@@ -59,6 +61,7 @@ class Window:
     """A convolution or pool; `run` takes rows that are padded already, and pads columns itself.
 
     Attributes:
+        module: What it is made of.
         rows: Along the height.
         columns: Along the width.
         fill: What the padding holds.
@@ -66,8 +69,8 @@ class Window:
 
     fill = 0.0
 
-    def __init__(self, rows: Axis, columns: Axis) -> None:
-        self.rows, self.columns = rows, columns
+    def __init__(self, module: nn.Module, rows: Axis, columns: Axis) -> None:
+        self.module, self.rows, self.columns = module, rows, columns
 
     def channels(self, channels: int) -> int:
         """How many come out where `channels` go in."""
@@ -85,6 +88,18 @@ class Window:
             Shape ``(N, C', r', W')``.
         """
         raise NotImplementedError
+
+    def whole(self, x: Tensor) -> Tensor:
+        """All results.
+
+        Args:
+            x: Shape ``(N, C, H, W)``.
+
+        Returns:
+            Shape ``(N, C', H', W')``.
+        """
+        result: Tensor = self.module(x)
+        return result
 
     @property
     def _stride(self) -> tuple[int, int]:
@@ -121,8 +136,13 @@ class Convolution(Window):
             else:
                 before = after = int(module.padding[axis])
             axes.append(Axis(kernel, module.stride[axis], before, after, dilation))
-        super().__init__(axes[0], axes[1])
+        super().__init__(module, axes[0], axes[1])
         self._module = module
+
+    @property
+    def fast(self) -> FastConv2d | None:
+        """The module, if its adjoint can be had."""
+        return self._module if isinstance(self._module, FastConv2d) else None
 
     @override
     def channels(self, channels: int) -> int:
@@ -133,6 +153,8 @@ class Convolution(Window):
         columns, padding = self.columns, self.columns.before
         if columns.before != columns.after:
             block, padding = F.pad(block, (columns.before, columns.after)), 0
+        if self.fast is not None:
+            return self.fast.convolve(block, (0, padding))
         weight, bias, groups = self._module.weight, self._module.bias, self._module.groups
         return F.conv2d(block, weight, bias, self._stride, (0, padding), self._dilation, groups)
 
@@ -152,7 +174,7 @@ class MaxPool(Window):
     def __init__(self, module: nn.MaxPool2d) -> None:
         if module.return_indices:
             raise ValueError("expected a pool that returns no indices")
-        super().__init__(*_pool_axes(module, _two(module.dilation)))
+        super().__init__(module, *_pool_axes(module, _two(module.dilation)))
 
     @override
     def run(self, block: Tensor, first: int, height: int) -> Tensor:
@@ -168,7 +190,7 @@ class AvgPool(Window):
     """
 
     def __init__(self, module: nn.AvgPool2d) -> None:
-        super().__init__(*_pool_axes(module, (1, 1)))
+        super().__init__(module, *_pool_axes(module, (1, 1)))
         self._padding_counts, self._divisor = module.count_include_pad, module.divisor_override
 
     @override
@@ -205,7 +227,8 @@ def window_of(module: nn.Module) -> Window | None:
     Raises:
         ValueError: If it is a convolution or pool of a kind that cannot be run in pieces.
     """
-    for kind, window in ((nn.Conv2d, Convolution), (nn.MaxPool2d, MaxPool), (nn.AvgPool2d, AvgPool)):
+    kinds = ((nn.Conv2d, Convolution), (FastConv2d, Convolution), (nn.MaxPool2d, MaxPool), (nn.AvgPool2d, AvgPool))
+    for kind, window in kinds:
         if type(module) is kind:
             return window(module)  # type: ignore[arg-type]
     return None

@@ -41,7 +41,7 @@ class FastConv2d(nn.Conv2d):
         options = (like.kernel_size, like.stride, like.padding, like.dilation, like.groups)
         super().__init__(like.in_channels, like.out_channels, *options, like.bias is not None, device="meta")  # type: ignore[arg-type]
         self.weight, self.bias, self.training = like.weight, like.bias, like.training
-        self._kernel: tuple[int, Tensor] | None = None
+        self._kernel: tuple[_Snapshot, Tensor] | None = None
         # Of images, in steps: its adjoint is slow otherwise.
         self._is_first = self.in_channels <= _FEW_CHANNELS and self.stride[0] == self.stride[1] > 1
         self._is_small = self.kernel_size == (3, 3) and self.stride == (1, 1)
@@ -124,30 +124,30 @@ class FastConv2d(nn.Conv2d):
             size: Of the convolution's result, before steps.
             padding: Of its input.
         """
-        if not self._is_candidate or self.weight.requires_grad:
+        if not self._is_candidate or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return False
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        frozen = _is_frozen(self.weight) and (self.bias is None or _is_frozen(self.bias))
+        if not frozen or torch.is_autocast_enabled("cpu"):
             return False
         plain = x.dtype == self.weight.dtype == torch.float32 and x.dim() == 4 and x.shape[1] == channels
         here = x.device.type == self.weight.device.type == "cpu"
-        if not (plain and here) or len(x) == 0 or min(size) < 1 or self.weight.is_inference():
+        if not (plain and here) or len(x) == 0 or min(size) < 1:
             return False
         return self._is_first or self._is_winograd(size, padding)
 
     def _is_winograd(self, size: Sequence[int], padding: tuple[int, int]) -> bool:
         """Whether Winograd's arithmetic is faster; of one image's size alone, so that batches do not decide it."""
         fewest = _FEWEST_CHANNELS.get(torch.backends.cpu.get_cpu_capability())
-        if not self._is_small or fewest is None or self._channels < fewest or max(padding) > 2:
+        if not self._is_small or fewest is None or self._channels < fewest or max(padding) > 1:
             return False
         tiles = -(-size[0] // 2) * -(-size[1] // 2)
         busy = tiles * self.in_channels * self.out_channels >= _FEWEST_PRODUCTS
         return busy and 4 * tiles <= _MOST_WASTE * size[0] * size[1] and torch.backends.mkl.is_available()
 
     def _transformed(self) -> Tensor:
-        version = self.weight._version
-        if self._kernel is None or self._kernel[0] != version:
+        if self._kernel is None or not self._kernel[0].is_of(self.weight):
             with torch.inference_mode(False):
-                self._kernel = version, winograd.transformed(self.weight)
+                self._kernel = _Snapshot(self.weight), winograd.transformed(self.weight)
         return self._kernel[1]
 
     def _by_blocks(self, gradient: Tensor, padding: tuple[int, int], size: torch.Size) -> Tensor:
@@ -169,6 +169,18 @@ class FastConv2d(nn.Conv2d):
         return {**self.__dict__, "_kernel": None}
 
 
+class _Snapshot:
+    """Tells whether a weight is what it was. Writes by way of ``.data`` are hidden from PyTorch, and from this."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._memory = weight.untyped_storage()  # held, so that nothing else gets its address
+        self._version = weight._version
+
+    def is_of(self, weight: Tensor) -> bool:
+        """Whether the weight still has this memory, and nobody has written to it."""
+        return self._memory.data_ptr() == weight.untyped_storage().data_ptr() and self._version == weight._version
+
+
 class _Map(torch.autograd.Function):
     """x -> one of a convolution's linear maps of it."""
 
@@ -179,12 +191,12 @@ class _Map(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, *ctx.options = inputs
-        ctx.version = inputs[1].weight._version
+        ctx.weight = _Snapshot(inputs[1].weight)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         module, padding, form, size = ctx.options
-        if module.weight._version != ctx.version:
+        if not ctx.weight.is_of(module.weight):
             raise RuntimeError("backward: expected the weights of the forward pass, got some that were modified since")
         other = "linear" if form == "adjoint" else "adjoint"
         return _Map.apply(gradient, module, padding, other, size), None, None, None, None
@@ -216,7 +228,12 @@ def hasten(module: nn.Module) -> None:
                 setattr(parent, name, made.setdefault(id(child), FastConv2d(child)))
 
 
+def _is_frozen(weight: Tensor) -> bool:
+    """Whether it is a module's own, wants no gradient, and can be asked whether it was changed."""
+    return type(weight) is nn.Parameter and not weight.requires_grad and not weight.is_inference()
+
+
 def _is_plain(module: nn.Conv2d) -> bool:
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     simple = module.groups == 1 and module.dilation == (1, 1) and not isinstance(module.padding, str)
-    return simple and module.padding_mode == "zeros" and not hooks
+    return simple and module.padding_mode == "zeros" and not hooks and "forward" not in vars(module)

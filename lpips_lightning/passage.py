@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -20,6 +21,10 @@ from lpips_lightning.windows import Convolution, Window
 __all__ = ["Passage", "passage", "side_by_side"]
 
 _Run: TypeAlias = Callable[[Step, list[Tensor]], Tensor]
+
+# glibc maps blocks from a threshold on anew each time, and gives the end of the heap back when more than twice that is
+# free. The threshold is the largest block that was ever freed, of those below 32 MiB.
+_LARGEST_BLOCK = 2**25 - 2**16
 
 _courses: weakref.WeakKeyDictionary[FrozenNetwork, Course | None] = weakref.WeakKeyDictionary()
 
@@ -178,11 +183,18 @@ class _ByHand:
 def _course(network: FrozenNetwork) -> Course | None:
     """The trunk's steps if they are to be gone one by one: elsewhere new memory costs nothing, and calls do."""
     if network not in _courses:
+        _keep_freed_memory()
         try:
             _courses[network] = follow(network.extractor.graph) if network.on_processor else None
         except ValueError:
             _courses[network] = None
     return _courses[network]
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Let the process keep memory between two calls: pages that come fresh from the system cost a fifth of the time."""
+    torch.empty(_LARGEST_BLOCK, dtype=torch.uint8, device="cpu")  # is never touched, and freed at once
 
 
 def _leads_back(course: Course) -> bool:

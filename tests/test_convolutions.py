@@ -1,0 +1,249 @@
+"""Fast convolutions against nn.Conv2d: every derivative, when they are taken, and what they must not change."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, jvp, vmap
+from torch.nn import functional as F
+
+from lpips_lightning import winograd
+from lpips_lightning.convolutions import FastConv2d, hasten
+from lpips_lightning.windows import window_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit")  # torch 2.15, of tracing and in its own forward mode
+CLOSE = 2e-6  # relative, of float32
+STEPS = ((11, 4, 2), (3, 2, 0), (3, 2, 1), (7, 2, 3), (7, 3, 0))  # kernel, stride, padding
+SIZES = {(23, 26): True, (17, 40): False}  # of images, and whether there is a bias
+WINOGRAD = [((128, 136, 3, 1, pads, bias), size) for pads in (0, 1, (0, 1)) for size, bias in SIZES.items()]
+FIRST = [((3, 8, *step, size != (33, 33)), size) for step in STEPS for size in ((32, 47), (33, 33), (34, 21))]
+CASES = [*WINOGRAD, *FIRST, ((1, 5, 2, 3, 0), (19, 20)), ((4, 6, 3, 2, (0, 1)), (12, 12))]
+
+
+@pytest.fixture(autouse=True)
+def calls(monkeypatch):
+    """Paddings and forms that Winograd's arithmetic was called with; on a processor where it is fast."""
+    seen, convolve = [], winograd.convolve
+
+    monkeypatch.setattr(
+        winograd, "convolve", lambda *given, **form: [convolve(*given, **form), seen.append((given[3], form))][0]
+    )
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    return seen
+
+
+def made(channels=128, filters=128, kernel=3, stride=1, padding=1, bias=True):
+    """The same frozen weights in three convolutions: fast, PyTorch's, and PyTorch's in float64."""
+    plain = nn.Conv2d(channels, filters, kernel, stride, padding, bias=bias).requires_grad_(False)
+    return FastConv2d(copy.deepcopy(plain)), plain, copy.deepcopy(plain).double()
+
+
+def images(module, size=(24, 26), count=2):
+    return torch.randn(count, module.in_channels, *size)
+
+
+def relative(value, right):
+    assert value.shape == right.shape
+    value, right = value.detach().double(), right.detach().double()
+    return float((value - right).norm() / right.norm())
+
+
+def bent(module):
+    """A function of images whose derivatives of every order depend on them."""
+    return lambda x: module(x).tanh().square().sum()
+
+
+def derivatives(module, x, along):
+    """Value, gradient, its derivative along a direction, and the gradient of that one's norm."""
+    x = x.clone().requires_grad_()
+    gradient = torch.autograd.grad(bent(module)(x), x, create_graph=True)[0]
+    second = torch.autograd.grad((gradient * along).sum(), x, create_graph=True)[0]
+    return module(x), gradient, second, torch.autograd.grad(second.square().sum(), x)[0]
+
+
+@pytest.mark.parametrize(("options", "size"), CASES)
+def test_values_and_three_derivatives_are_those_of_pytorch_in_float64(calls, options, size):
+    fast, _, exact = made(*options)
+    x = images(fast, size)
+    found = derivatives(fast, x, x.flip(0))
+    right = derivatives(exact, x.double(), x.flip(0).double())
+    assert all(relative(*pair) < CLOSE for pair in zip(found, right, strict=True))
+    assert torch.equal(found[1] == 0, right[1] == 0)  # of pixels that no window sees
+    assert (right[1] == 0).any() or options[2:5] != (7, 3, 0)
+    assert found[0].grad_fn.name() != right[0].grad_fn.name()
+    assert {form["adjoint"] for _, form in calls} == ({True, False} if options[3] == 1 else set())
+
+
+@pytest.mark.parametrize(("options", "size"), [WINOGRAD[2], WINOGRAD[5], FIRST[0], FIRST[5]])
+def test_forward_mode_and_batches_of_batches(calls, options, size):
+    fast, _, exact = made(*options)
+    x, along = images(fast, size, 4), images(fast, size, 4)
+
+    def every(module, x, along):
+        stack = torch.stack([x, along])
+        with forward_ad.dual_level():
+            dual = forward_ad.unpack_dual(module(forward_ad.make_dual(x, along))).tangent
+        return {
+            "forward": dual,
+            "jvp": jvp(bent(module), (x,), (along,))[1],
+            "forward over reverse": jvp(grad(bent(module)), (x,), (along,))[1],
+            "vmap": vmap(module)(stack),
+            "vmap of another dimension": vmap(module, in_dims=2, out_dims=1)(stack.movedim(0, 2)),
+            "vmap of vmap": vmap(vmap(module))(stack[:, :, None]),
+            "vmap of images": vmap(module)(x),
+            "gradients of samples": vmap(grad(lambda image: bent(module)(image[None])))(x),
+            "vmap of jvp": vmap(lambda x, t: jvp(module, (x[None],), (t[None],))[1])(x, along),
+        }
+
+    right = every(exact, x.double(), along.double())
+    for name, value in every(fast, x, along).items():
+        assert relative(value, right[name]) < CLOSE, name
+    assert bool(calls) == (options[3] == 1)
+
+
+@pytest.mark.parametrize(("options", "size"), [*WINOGRAD[1:5], *FIRST[:4], ((8, 8), (9, 9)), ((8, 8, 3, 2), (12, 9))])
+def test_the_adjoint_without_a_graph(options, size):
+    fast, _, exact = made(*options)
+    x = images(fast, size)
+    y, leaf = torch.randn_like(fast(x)), x.double().requires_grad_()
+    assert relative(fast.adjoint(y, x.shape), torch.autograd.grad(exact(leaf), leaf, y.double())[0]) < CLOSE
+    assert fast.adjoint(y[:0], x[:0].shape).shape == x[:0].shape
+
+
+CHOICES = [("DEFAULT", 256, True, 0), ("AVX2", 64, True, 0), ("AVX2", 256, True, 1), ("AVX2", 256, False, 0)]
+
+
+@pytest.mark.parametrize(("name", "channels", "mkl", "taken"), [*CHOICES, ("AVX512", 512, True, 1)])
+def test_the_processor_and_the_size_of_an_image_choose_not_the_batch(monkeypatch, calls, name, channels, mkl, taken):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: name)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    fast, plain, _ = made(channels, channels)
+    chosen = []
+    for x in (images(fast, (side, side + 1), count) for side in (3, 12) for count in (1, 2, 5)):
+        calls.clear()
+        assert relative(fast(x), plain(x)) < CLOSE
+        chosen.append(len(calls))
+    assert chosen[::3] == chosen[1::3] == chosen[2::3] and set(chosen) == {0, taken}
+
+
+PYTORCHS_OWN = {
+    "trained weight": lambda module, x: (module.weight.requires_grad_(), module(x))[1],
+    "trained bias": lambda module, x: (module.bias.requires_grad_(), module(x))[1],
+    "float64": lambda module, x: module.double()(x.double()),
+    "bfloat16": lambda module, x: module.bfloat16()(x.bfloat16()),
+    "autocast": torch.autocast("cpu", torch.bfloat16)(lambda module, x: module(x)),
+    "compiled": lambda module, x: torch.compile(module, fullgraph=True, backend="eager")(x),
+    "traced": lambda module, x: torch.jit.trace(module, (x,), check_trace=False)(x),
+    "one image": lambda module, x: module(x[0]),
+}
+
+
+@pytest.mark.parametrize("options", [(), (3, 8, 3, 2, 1)])
+@pytest.mark.parametrize("way", PYTORCHS_OWN)
+def test_it_is_pytorchs_own_where_nothing_is_known_to_be_faster(calls, way, options):
+    fast, plain, _ = made(*options)
+    x, z = (given.clone().requires_grad_() for given in [images(fast)] * 2)
+    found, right = PYTORCHS_OWN[way](fast, x), PYTORCHS_OWN[way](plain, z)
+    assert not calls and torch.equal(found, right) and found.grad_fn.name() == right.grad_fn.name()
+    found.square().sum().backward()
+    right.square().sum().backward()
+    for a, b in zip((x, *fast.parameters()), (z, *plain.parameters()), strict=True):
+        assert a.grad is b.grad if b.grad is None else torch.equal(a.grad, b.grad)
+
+
+WRITES = {
+    "load_state_dict": lambda module, new: module.load_state_dict(new),
+    "in place": lambda module, _: module.weight.mul_(-2),
+    "in inference mode": torch.inference_mode(lambda module, _: module.weight.mul_(-2)),
+    "assigned": lambda module, new: module.load_state_dict(new, assign=True),
+    "rounded": lambda module, _: module.bfloat16().float(),
+}
+
+
+@pytest.mark.parametrize("way", WRITES)
+def test_new_weights_are_seen_and_no_gradient_mixes_them_with_old_ones(way):
+    fast, plain, _ = made()
+    new = {name: torch.randn_like(tensor) for name, tensor in plain.state_dict().items()}
+    fast.load_state_dict({name: tensor.clone() for name, tensor in plain.state_dict().items()}, assign=True)
+    y = fast.requires_grad_(False)(x := images(fast).requires_grad_())
+    with torch.no_grad():
+        WRITES[way](fast, new)
+    plain.load_state_dict(fast.state_dict())
+    assert relative(fast.requires_grad_(False)(x), plain(x)) < CLOSE
+    with pytest.raises(RuntimeError, match="modified"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+@pytest.mark.parametrize("options", [(), (3, 8, 3, 2, 1)])
+def test_weights_may_be_arguments(options, name):
+    fast, plain, _ = made(*options)
+    weights, x = torch.randn(2, *getattr(fast, name).shape), images(fast)
+    fast.weight = nn.Parameter(plain.weight.clone(), False)
+    assert relative(fast(x), plain(x)) < CLOSE
+    of_fast, of_plain = (lambda w, m=m: functional_call(m, {name: w}, (x,)) for m in (fast, plain))
+    assert relative(of_fast(weights[0]), of_plain(weights[0])) < CLOSE
+    assert relative(*(jvp(of, (weights[0],), (weights[1],))[1] for of in (of_fast, of_plain))) < CLOSE
+    assert relative(vmap(of_fast)(weights), vmap(of_plain)(weights)) < CLOSE
+    assert relative(fast(x), plain(x)) < CLOSE
+
+
+HOOKS = ("forward", "forward_pre", "full_backward", "full_backward_pre")
+LEFT_ALONE = {
+    "groups": nn.Conv2d(4, 4, 3, groups=2),
+    "dilation": nn.Conv2d(4, 4, 3, dilation=(1, 2)),
+    "padding by word": nn.Conv2d(4, 4, 3, padding="same"),
+    "other padding": nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+    "subclass": type("Other", (nn.Conv2d,), {})(4, 4, 3),
+    "parametrized": nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)),
+    "fast": FastConv2d(nn.Conv2d(4, 4, 3)),
+    **{hook: nn.Conv2d(4, 4, 3) for hook in HOOKS},
+}
+
+
+@pytest.mark.parametrize("kind", LEFT_ALONE)
+def test_what_is_not_plain_is_left_alone(kind):
+    module = nn.Sequential(LEFT_ALONE[kind], nn.Conv2d(4, 4, 3))
+    if kind in HOOKS:
+        getattr(module[0], f"register_{kind}_hook")(print)
+    hasten(module)
+    assert module[0] is LEFT_ALONE[kind] and type(module[1]) is FastConv2d
+
+
+def test_hasten_changes_neither_names_nor_weights_nor_modes_nor_random_numbers():
+    shared = nn.Conv2d(4, 4, 3, bias=False).eval()
+    module = nn.Sequential(nn.Conv2d(3, 4, (3, 5), (2, 1), (1, 0)), nn.ModuleList([shared, nn.ReLU()]), shared)
+    before, state, modes = module.state_dict(), torch.get_rng_state(), [part.training for part in module.modules()]
+    hasten(module)
+    assert type(module[0]) is type(module[2]) is FastConv2d and module[1][0] is module[2]
+    assert list(module.state_dict()) == list(before) == ["0.weight", "0.bias", "1.0.weight", "2.weight"]
+    assert all(tensor.data_ptr() == before[name].data_ptr() for name, tensor in module.state_dict().items())
+    assert [part.training for part in module.modules()] == modes and torch.equal(torch.get_rng_state(), state)
+    assert (module[0].kernel_size, module[0].stride, module[0].padding) == ((3, 5), (2, 1), (1, 0))
+
+
+@pytest.mark.parametrize("options", [(128, 128, 3, 1, 0), (3, 8, 3, 2, 0)])
+def test_inference_mode_empty_batches_and_images_that_do_not_fit(options):
+    fast, plain, _ = made(*options)
+    x = images(fast)
+    with torch.inference_mode():
+        inside, own = x * 1, FastConv2d(copy.deepcopy(plain))
+        assert relative(fast(inside), plain(x)) < CLOSE
+    assert all(relative(module(image), plain(x)) < CLOSE for module in (fast, own) for image in (inside, x))
+    assert torch.autograd.grad(fast(x.requires_grad_()).sum(), x)[0].count_nonzero() > 0
+    assert fast(x[:0]).shape == plain(x[:0]).shape
+    for bad, reason in ((x[..., :2], "Kernel size can't be greater"), (x[:, 1:], "to have .* channels, but got")):
+        with pytest.raises(RuntimeError, match=reason):
+            fast(bad)
+
+
+def test_rows_of_an_image_are_fast_too(calls):
+    fast, plain, _ = made()
+    found = window_of(fast).run(rows := images(fast), 0, 24)
+    assert relative(found, F.conv2d(rows, plain.weight, plain.bias, padding=(0, 1))) < CLOSE
+    assert calls == [((0, 1), {"adjoint": False})]

@@ -55,7 +55,7 @@ def estimate(network: FrozenNetwork, shape: Shape, work: Work) -> int:
     if (side, work) not in known:
         evaluate = {"forward": _forward, "gradient": _gradient, "tile": _tile}[work]
         small, large = (_alive(network, (1, 3, length, length), evaluate) for length in (side, 2 * side))
-        slope = (large - small) / (3 * side**2)
+        slope = max(large - small, 1) / (3 * side**2)
         known[side, work] = max(small - slope * side**2, 0.0), slope
     fixed, slope = known[side, work]
     return int(fixed + slope * shape[0] * pixels) + _scratch(network)

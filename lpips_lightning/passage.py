@@ -183,7 +183,8 @@ class _ByHand:
 def _course(network: FrozenNetwork) -> Course | None:
     """The trunk's steps if they are to be gone one by one: elsewhere new memory costs nothing, and calls do."""
     if network not in _courses:
-        _keep_freed_memory()
+        if not next(network.extractor.parameters()).is_meta:
+            _keep_freed_memory()
         try:
             _courses[network] = follow(network.extractor.graph) if network.on_processor else None
         except ValueError:

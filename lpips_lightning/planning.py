@@ -78,7 +78,7 @@ def _plan(network: FrozenNetwork, shape: Shape, budget: int, gradient: bool) -> 
     work: Work = "gradient" if gradient else "forward"
     one, two = (estimate(network, (images, *shape[1:]), work) for images in (1, 2))
     if one <= budget:
-        parts = -(-count // (1 + (budget - one) // (two - one)))
+        parts = -(-count // (1 + (budget - one) // max(two - one, 1)))
         images = -(-count // parts)
         size = estimate(network, (images, *shape[1:]), work)
         return Plan("whole" if parts == 1 else "images", size, images)

@@ -19,8 +19,8 @@ from lpips_lightning.windows import Window
 
 __all__ = ["BLOCK", "stream"]
 
-BLOCK = 32 * 2**20
-"""Bytes of a block of an image's rows. Smaller ones cost more calls, which threads that wait for each other feel."""
+BLOCK = 8 * 2**20
+"""Bytes of a block of an image's rows: few, so that what is freed is kept, and the cache holds much."""
 
 
 @torch.no_grad()

@@ -219,3 +219,15 @@ def test_an_estimate_is_what_is_measured(net, way):
     exact = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back to the system at once
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=exact)
     assert 0.8 < float(done.stdout) < 1.1
+
+
+FIRST = """
+from lpips_lightning import LPIPS
+net = LPIPS("squeeze", weights="random", memory_budget=2**34)
+sizes = [net.plan((count, 3, 256, 256)).size for count in (1, 2, 4)]
+assert 1.8 < sizes[1] / sizes[0] < 2.1 and 1.8 < sizes[2] / sizes[1] < 2.1, sizes
+"""
+
+
+def test_the_first_estimate_of_a_process_is_like_the_others():
+    subprocess.run([sys.executable, "-c", FIRST], check=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lpips_lightning.frozen import FrozenNetwork
 from lpips_lightning.head import layer_sum, layer_sum_gradient
-from lpips_lightning.passage import passage, side_by_side
+from lpips_lightning.passage import pair_features, passage
 
 __all__ = ["Others", "Own", "mean_weight", "pair_gradient", "pair_terms"]
 
@@ -38,7 +38,7 @@ def pair_terms(network: FrozenNetwork, x: Tensor, y: Others) -> dict[str, Tensor
     """
     features = None if isinstance(y, Tensor) else y
     terms = {}
-    for layer, tap, other in side_by_side(network, x, y if isinstance(y, Tensor) else None):
+    for layer, tap, other in pair_features(network, x, y if isinstance(y, Tensor) else None):
         against = other if features is None else features[layer]
         terms[layer] = layer_sum(tap, against, mean_weight(network, layer, tap))
     return terms
@@ -62,7 +62,7 @@ def pair_gradient(
     """
     half = x.dtype == torch.float16
     features = None if isinstance(y, Tensor) else y
-    way = passage(network)
+    way = passage(network, x)
     terms, gradients = {}, {}
     for layer, tap, other, spare in way.taps(x, y if isinstance(y, Tensor) else None):
         against = other if features is None else features[layer]

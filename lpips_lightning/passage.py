@@ -1,7 +1,7 @@
 """The way of image pairs through a trunk, and of gradients back, without autograd's graph.
 
-Both images of a pair go side by side, and whatever nobody needs any more is let go at once. On the way back a gradient
-is written over the one that it is made of: memory that is new costs a processor more time than the arithmetic.
+Whatever nobody needs any more is let go at once, and on the way back a gradient is written over the one that it is made
+of: memory that is new, or that has left the cache, costs a processor more time than the arithmetic.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from lpips_lightning.frozen import FrozenNetwork
 from lpips_lightning.geometry import Course, Step, follow
 from lpips_lightning.windows import Convolution, Window
 
-__all__ = ["Passage", "passage", "side_by_side"]
+__all__ = ["Passage", "pair_features", "passage"]
 
 _Run: TypeAlias = Callable[[Step, list[Tensor]], Tensor]
 
 # glibc maps blocks from a threshold on anew each time, and gives the end of the heap back when more than twice that is
 # free. The threshold is the largest block that was ever freed, of those below 32 MiB.
 _LARGEST_BLOCK = 2**25 - 2**16
+# Up to so many pixels everything stays in the cache, and autograd's own calls are faster than those from Python.
+_FEW_PIXELS = 2**17
 
 _courses: weakref.WeakKeyDictionary[FrozenNetwork, Course | None] = weakref.WeakKeyDictionary()
 
@@ -54,7 +56,7 @@ class Passage(Protocol):
         """
 
 
-def side_by_side(network: FrozenNetwork, x: Tensor, y: Tensor | None) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+def pair_features(network: FrozenNetwork, x: Tensor, y: Tensor | None) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """Features of pairs, layer by layer in any order, each let go with the next.
 
     Args:
@@ -73,24 +75,26 @@ def side_by_side(network: FrozenNetwork, x: Tensor, y: Tensor | None) -> Iterato
             for layer in network.layers:
                 yield layer, features_x.pop(layer), features_y.pop(layer, None)
             return
-        images = [x] if y is None else [x, y]
-        del x, y
-        for layers, taps in _walk(course, [_run] * len(images), images):
+        others = {} if y is None else _features(course, y)
+        del y
+        for layers, tap in _walk(course, _run, x):
             for layer in layers:
-                yield layer, taps[0], taps[1] if len(taps) == 2 else None
+                yield layer, tap, others.pop(layer, None)
 
 
-def passage(network: FrozenNetwork) -> Passage:
+def passage(network: FrozenNetwork, images: Tensor) -> Passage:
     """The fastest way through a network that leads back.
 
     Args:
         network: It decides by where it is, and by what it is made of.
+        images: Shape ``(N, 3, H, W)``; so do they by how many pixels they have.
 
     Returns:
         For one batch of pairs.
     """
     course = _course(network)
-    return _ByAutograd(network) if course is None or not _leads_back(course) else _ByHand(course)
+    few = len(images) * images.shape[2] * images.shape[3] <= _FEW_PIXELS and not images.is_meta
+    return _ByAutograd(network) if few or course is None or not _leads_back(course) else _ByHand(course)
 
 
 class _ByAutograd:
@@ -124,12 +128,12 @@ class _ByHand:
 
     @torch.no_grad()
     def taps(self, x: Tensor, y: Tensor | None) -> Iterator[tuple[str, Tensor, Tensor | None, bool]]:
+        others = {} if y is None else _features(self._course, y)
         self._image = x
-        images, runs = ([x], [self._run]) if y is None else ([x, y], [self._run, _run])
-        for layers, taps in _walk(self._course, runs, images):
+        for layers, tap in _walk(self._course, self._run, x):
             spare = len(layers) == 1 and self._course.taps[layers[0]] != self._course.image
             for layer in layers:
-                yield layer, taps[0], taps[1] if len(taps) == 2 else None, spare
+                yield layer, tap, others.pop(layer, None), spare
 
     @torch.no_grad()
     def back(self, gradients: Mapping[str, Tensor]) -> Tensor:
@@ -215,23 +219,27 @@ def _leads_back(course: Course) -> bool:
     return True
 
 
-def _walk(course: Course, runs: Sequence[_Run], images: list[Tensor]) -> Iterator[tuple[list[str], list[Tensor]]]:
-    """Every tap of every image, and its layers' names, once no other step needs it."""
+def _features(course: Course, images: Tensor) -> dict[str, Tensor]:
+    return {layer: tap for layers, tap in _walk(course, _run, images) for layer in layers}
+
+
+def _walk(course: Course, run: _Run, image: Tensor) -> Iterator[tuple[list[str], Tensor]]:
+    """Every tap and its layers' names, once no other step needs it."""
     layers: dict[str, list[str]] = {}
     for layer, name in course.taps.items():
         layers.setdefault(name, []).append(layer)
-    results = {course.image: images}
+    results = {course.image: image}
+    del image
     if course.image in layers and course.image not in course.last_use:
         yield layers[course.image], results.pop(course.image)
     for index, step in enumerate(course.steps):
-        sides = zip(*(results[name] for name in step.inputs), strict=True)
-        results[step.name] = [run(step, list(inputs)) for run, inputs in zip(runs, sides, strict=True)]
+        results[step.name] = run(step, [results[name] for name in step.inputs])
         for name in dict.fromkeys((*step.inputs, step.name)):
             if course.last_use.get(name, index) == index:
-                values = results.pop(name)
+                value = results.pop(name)
                 if name in layers:
-                    yield layers[name], values
-                del values
+                    yield layers[name], value
+                del value
 
 
 def _run(step: Step, inputs: list[Tensor]) -> Tensor:

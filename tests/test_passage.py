@@ -13,7 +13,7 @@ from torch import nn
 from lpips_lightning import LPIPS
 from lpips_lightning import passage as passage_module
 from lpips_lightning.pair_terms import pair_gradient, pair_terms
-from lpips_lightning.passage import _ByAutograd, _ByHand, passage, side_by_side
+from lpips_lightning.passage import _ByAutograd, _ByHand, pair_features, passage
 from lpips_lightning.trunks import from_module
 
 BY_HAND = ("alex", "squeeze", "embedded", "thin")
@@ -55,6 +55,11 @@ def images(count=2, height=49, width=66, seed=0):
     return [batch.contiguous(memory_format=torch.channels_last) for batch in pair]
 
 
+@pytest.fixture(autouse=True)
+def few_pixels_are_many(monkeypatch):
+    monkeypatch.setattr(passage_module, "_FEW_PIXELS", 0)
+
+
 def hold(network, x, y):
     expected, gradient = whole(network, x, y)
     given = x.clone(), y.clone()
@@ -71,7 +76,7 @@ def hold(network, x, y):
 @pytest.mark.parametrize("name", PIECES)
 def test_distances_and_gradients_are_those_of_autograd(trunks, name):
     _net, network = made(name, trunks)
-    assert isinstance(passage(network), _ByHand if name in BY_HAND else _ByAutograd)
+    assert isinstance(passage(network, torch.empty(1, 3, 64, 64)), _ByHand if name in BY_HAND else _ByAutograd)
     hold(network, *images(height=97))
 
 
@@ -86,7 +91,7 @@ def test_distances_and_gradients_are_those_of_autograd(trunks, name):
 )
 def test_results_that_several_steps_or_layers_use_get_the_sum_of_gradients(taps):
     network = branches(taps)
-    assert isinstance(passage(network), _ByHand)
+    assert isinstance(passage(network, torch.empty(1, 3, 64, 64)), _ByHand)
     hold(network, *images())
 
 
@@ -121,7 +126,7 @@ def test_equal_images_are_at_distance_zero_and_have_no_gradient(trunks, name):
 def test_a_layer_is_let_go_with_the_next(trunks):
     _net, network = made("thin", trunks)
     seen = []
-    for _layer, *taps in side_by_side(network, *images()):
+    for _layer, *taps in pair_features(network, *images()):
         gc.collect()
         assert not any(tap() is not None for tap in seen)
         seen = [weakref.ref(tap) for tap in taps]
@@ -132,4 +137,11 @@ def test_a_network_away_from_the_processor_takes_autograd(trunks, monkeypatch):
     _net, network = made("alex", trunks)
     monkeypatch.setattr(network, "on_processor", False)
     monkeypatch.setattr(passage_module, "_courses", weakref.WeakKeyDictionary())
-    assert isinstance(passage(network), _ByAutograd)
+    assert isinstance(passage(network, torch.empty(1, 3, 64, 64)), _ByAutograd)
+
+
+def test_few_pixels_take_autograd(trunks, monkeypatch):
+    _net, network = made("alex", trunks)
+    monkeypatch.undo()
+    few, many = torch.empty(1, 3, 64, 64), torch.empty(8, 3, 256, 256)
+    assert isinstance(passage(network, few), _ByAutograd) and isinstance(passage(network, many), _ByHand)

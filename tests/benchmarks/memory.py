@@ -76,8 +76,9 @@ def _row(args: argparse.Namespace) -> dict[str, object] | None:
     each = contender(args.name, args.setting, args.net, args.device)
     if each is None:
         return None
-    # Once on a small pair: threads, code that libraries make at the first call. From here on only the work counts.
-    small = [each.prepare(batch) for batch in images(1, 64, args.device)]
+    # Once on a small pair: threads, code that libraries make at the first call, weights made ready. From here on only
+    # the work counts.
+    small = [each.prepare(batch) for batch in images(1, 128, args.device)]
     each.run(args.work, small[0].requires_grad_(args.work == "step"), small[1])
     del small
     x, y = (each.prepare(batch) for batch in images(args.batch, args.side, args.device))

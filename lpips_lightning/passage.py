@@ -25,7 +25,8 @@ _Run: TypeAlias = Callable[[Step, list[Tensor]], Tensor]
 # glibc maps blocks from a threshold on anew each time, and gives the end of the heap back when more than twice that is
 # free. The threshold is the largest block that was ever freed, of those below 32 MiB.
 _LARGEST_BLOCK = 2**25 - 2**16
-# Up to so many pixels everything stays in the cache, and autograd's own calls are faster than those from Python.
+# Up to so many pixels everything stays in the cache, and what is called from C++, or from code that torch.fx wrote, is
+# faster than steps from here.
 _FEW_PIXELS = 2**17
 
 _courses: weakref.WeakKeyDictionary[FrozenNetwork, Course | None] = weakref.WeakKeyDictionary()
@@ -67,7 +68,7 @@ def pair_features(network: FrozenNetwork, x: Tensor, y: Tensor | None) -> Iterat
     Yields:
         The layer's name, its features of `x` and of `y`, without a graph.
     """
-    course = _course(network)
+    course = None if _is_small(x) else _course(network)
     with torch.no_grad():
         if course is None:
             features_x, features_y = network.extractor(x), {} if y is None else network.extractor(y)
@@ -93,8 +94,9 @@ def passage(network: FrozenNetwork, images: Tensor) -> Passage:
         For one batch of pairs.
     """
     course = _course(network)
-    few = len(images) * images.shape[2] * images.shape[3] <= _FEW_PIXELS and not images.is_meta
-    return _ByAutograd(network) if few or course is None or not _leads_back(course) else _ByHand(course)
+    if course is None or _is_small(images) or not _leads_back(course):
+        return _ByAutograd(network)
+    return _ByHand(course)
 
 
 class _ByAutograd:
@@ -194,6 +196,10 @@ def _course(network: FrozenNetwork) -> Course | None:
         except ValueError:
             _courses[network] = None
     return _courses[network]
+
+
+def _is_small(images: Tensor) -> bool:
+    return len(images) * images.shape[2] * images.shape[3] <= _FEW_PIXELS and not images.is_meta
 
 
 @cache

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
 from typing_extensions import override
 
 from lpips_lightning import winograd
@@ -85,7 +86,8 @@ class FastConv2d(nn.Conv2d):
         """
         if self._is_fast(gradient, self.out_channels, gradient.shape[2:], self._pads):
             return self.run(gradient, self._pads, "adjoint", shape[2:])
-        return torch.nn.grad.conv2d_input(shape, self.weight, gradient, self.stride, self._pads)
+        whole: Tensor = conv2d_input(shape, self.weight, gradient, self.stride, self._pads)
+        return whole
 
     def run(self, x: Tensor, padding: tuple[int, int], form: _Form, size: torch.Size) -> Tensor:
         """One of the linear maps, without a graph.
@@ -124,7 +126,7 @@ class FastConv2d(nn.Conv2d):
             size: Of the convolution's result, before steps.
             padding: Of its input.
         """
-        if not self._is_candidate or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if not self._is_candidate or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             return False
         frozen = _is_frozen(self.weight) and (self.bias is None or _is_frozen(self.bias))
         if not frozen or torch.is_autocast_enabled("cpu"):
@@ -194,7 +196,7 @@ class _Map(torch.autograd.Function):
         ctx.weight = _Snapshot(inputs[1].weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         module, padding, form, size = ctx.options
         if not ctx.weight.is_of(module.weight):
             raise RuntimeError("backward: expected the weights of the forward pass, got some that were modified since")
@@ -202,13 +204,13 @@ class _Map(torch.autograd.Function):
         return _Map.apply(gradient, module, padding, other, size), None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:  # type: ignore[override]
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
         module, padding, form, size = ctx.options
         result: Tensor = _Map.apply(tangent, module, padding, "adjoint" if form == "adjoint" else "linear", size)
         return result
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, *options: Any) -> tuple[Tensor, int]:  # type: ignore[override]
+    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, *options: Any) -> tuple[Tensor, int]:
         stack = x.movedim(in_dims[0], 0)
         result: Tensor = _Map.apply(stack.flatten(0, 1), *options)
         return result.unflatten(0, stack.shape[:2]), 0

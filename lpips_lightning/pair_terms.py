@@ -40,6 +40,7 @@ def pair_terms(network: FrozenNetwork, x: Tensor, y: Others) -> dict[str, Tensor
     terms = {}
     for layer, tap, other in pair_features(network, x, y if isinstance(y, Tensor) else None):
         against = other if features is None else features[layer]
+        assert against is not None
         terms[layer] = layer_sum(tap, against, mean_weight(network, layer, tap))
     return terms
 

@@ -143,9 +143,8 @@ class _ByHand:
         for layer, gradient in gradients.items():
             _add(found, self._course.taps[layer], gradient)
         for step in reversed(self._course.steps):
-            gradient = found.pop(step.name, None)
-            if gradient is not None:
-                for name, part in zip(step.inputs, self._back(step, gradient), strict=True):
+            if step.name in found:
+                for name, part in zip(step.inputs, self._back(step, found.pop(step.name)), strict=True):
                     _add(found, name, part)
         image = found.get(self._course.image)
         return torch.zeros_like(self._image) if image is None else image
@@ -257,9 +256,11 @@ def _run(step: Step, inputs: list[Tensor]) -> Tensor:
 def _masked(gradient: Tensor, rectified: Tensor) -> Tensor:
     """Zero where a ReLU was; written over where memory has no gaps."""
     backward: Any = torch.ops.aten.threshold_backward
-    if gradient.is_contiguous(memory_format=torch.channels_last):
-        return backward.grad_input(gradient, rectified, 0, grad_input=gradient)  # type: ignore[no-any-return]
-    return backward(gradient, rectified, 0)  # type: ignore[no-any-return]
+    dense = gradient.is_contiguous(memory_format=torch.channels_last)
+    masked: Tensor = (
+        backward.grad_input(gradient, rectified, 0, grad_input=gradient) if dense else backward(gradient, rectified, 0)
+    )
+    return masked
 
 
 def _add(found: dict[str, Tensor], name: str, gradient: Tensor) -> None:

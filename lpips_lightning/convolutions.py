@@ -90,7 +90,7 @@ class FastConv2d(nn.Conv2d):
         return whole
 
     def run(self, x: Tensor, padding: tuple[int, int], form: _Form, size: torch.Size) -> Tensor:
-        """One of the linear maps, without a graph.
+        """One of the linear maps, without a graph, where it is known to be fast.
 
         Args:
             x: What it is of.
@@ -102,8 +102,7 @@ class FastConv2d(nn.Conv2d):
             Its value.
         """
         bias = self.bias if form == "affine" else None
-        result_size = x.shape[2:] if form == "adjoint" else [size[i] + 2 * padding[i] - 2 for i in range(2)]
-        if self._is_winograd(result_size, padding):
+        if self._is_small:
             return winograd.convolve(x, self._transformed(), bias, padding, adjoint=form == "adjoint")
         if form == "adjoint":
             return self._by_blocks(x, padding, size)

@@ -109,11 +109,12 @@ class _ByAutograd:
     def taps(self, x: Tensor, y: Tensor | None) -> Iterator[tuple[str, Tensor, Tensor | None, bool]]:
         others = {} if y is None else self._network.extractor(y)
         places = {tap.untyped_storage()._cdata for tap in others.values()}
+        apart = y is not None and len(places - {y.untyped_storage()._cdata}) == len(others)
         with torch.enable_grad():
             self._image = x.detach().requires_grad_()
             self._features = self._network.extractor(self._image)
         for layer, tap in self._features.items():
-            yield layer, tap.detach(), others.pop(layer, None), len(places) == len(self._features)
+            yield layer, tap.detach(), others.pop(layer, None), apart
 
     def back(self, gradients: Mapping[str, Tensor]) -> Tensor:
         outputs = [self._features[layer] for layer in gradients]

@@ -124,6 +124,8 @@ class Convolution(Window):
         ValueError: If it pads with anything else.
     """
 
+    module: nn.Conv2d
+
     def __init__(self, module: nn.Conv2d) -> None:
         if module.padding_mode != "zeros":
             raise ValueError(f"expected zero padding, got padding_mode={module.padding_mode!r}")
@@ -137,16 +139,15 @@ class Convolution(Window):
                 before = after = int(module.padding[axis])
             axes.append(Axis(kernel, module.stride[axis], before, after, dilation))
         super().__init__(module, axes[0], axes[1])
-        self._module = module
 
     @property
     def fast(self) -> FastConv2d | None:
         """The module, if its adjoint can be had."""
-        return self._module if isinstance(self._module, FastConv2d) else None
+        return self.module if isinstance(self.module, FastConv2d) else None
 
     @override
     def channels(self, channels: int) -> int:
-        return self._module.out_channels
+        return self.module.out_channels
 
     @override
     def run(self, block: Tensor, first: int, height: int) -> Tensor:
@@ -155,7 +156,7 @@ class Convolution(Window):
             block, padding = F.pad(block, (columns.before, columns.after)), 0
         if self.fast is not None:
             return self.fast.convolve(block, (0, padding))
-        weight, bias, groups = self._module.weight, self._module.bias, self._module.groups
+        weight, bias, groups = self.module.weight, self.module.bias, self.module.groups
         return F.conv2d(block, weight, bias, self._stride, (0, padding), self._dilation, groups)
 
 

@@ -95,7 +95,9 @@ def test_results_that_several_steps_or_layers_use_get_the_sum_of_gradients(taps)
     hold(network, *images())
 
 
-def test_a_trunk_whose_layer_is_the_image_leaves_the_images_alone():
+@pytest.mark.parametrize("few", [0, 2**17])
+def test_a_trunk_whose_layer_is_the_image_leaves_the_images_alone(monkeypatch, few):
+    monkeypatch.setattr(passage_module, "_FEW_PIXELS", few)
     module = nn.Sequential(nn.Identity(), nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True))
     network = double(LPIPS(from_module(module, ["0", "2"], smallest_side=16), calibrated=False))
     hold(network, *images())

@@ -82,7 +82,7 @@ def test_thin_rows_wait_for_others(trunks, pair, monkeypatch):
     calls = []
     run = Convolution.run
     monkeypatch.setattr(
-        Convolution, "run", lambda self, *given: [run(self, *given), calls.append(self._module is deepest)][0]
+        Convolution, "run", lambda self, *given: [run(self, *given), calls.append(self.module is deepest)][0]
     )
     stream(network, *pair(1, 400, 32, torch.float64), as_they_are, as_they_are, 16 * 6 * 32 * 8)  # 16 rows
     assert 2 <= sum(calls) <= 2 * 4

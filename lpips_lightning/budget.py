@@ -13,7 +13,7 @@ __all__ = ["affordable", "check_budget"]
 _MIB = 2**20
 # Of a forward pass. On a processor more is no faster, and slower where memory must come fresh from the system: squeeze
 # takes 0.7 of the time for 16 images of 256, and 0.8 for one of 1024 in stripes.
-_FORWARD = {"cpu": 96 * _MIB, "other": 4096 * _MIB}
+_FORWARD = {"cpu": 128 * _MIB, "other": 4096 * _MIB}
 # Of a gradient, for several images at once. One image may take _IMAGE: tiles see the pixels around them twice.
 _GRADIENT = {"cpu": 256 * _MIB, "other": 4096 * _MIB}
 _IMAGE = 4096 * _MIB

@@ -22,12 +22,16 @@ __all__ = ["FastConv2d", "hasten"]
 
 _Form: TypeAlias = Literal["affine", "linear", "adjoint"]
 
-# Channels, of input and output, from which Winograd's arithmetic is faster than oneDNN's convolution, if it has enough
-# to do in one image: tiles times weights. With AVX2 that was measured; AVX-512 doubles the speed of the convolution but
-# not that of the cache, and has a rule of thumb.
-_FEWEST_CHANNELS = {"AVX2": 128, "AVX512": 256}
-_FEWEST_PRODUCTS = 2**21
+# Channels, of input and output, from which Winograd's arithmetic is faster than oneDNN's convolution, by the kernel's
+# side, if it has enough to do in one image: tiles times weights. With AVX2 that was measured; AVX-512 doubles the speed
+# of the convolution but not that of the cache, and has a rule of thumb.
+_FEWEST_CHANNELS = {3: {"AVX2": 128, "AVX512": 256}, 5: {"AVX2": 64}}
+_FEWEST_PRODUCTS = {3: 2**21, 5: 900_000}
 _MOST_WASTE = 1.5  # pixels of tiles, some of which hang over the end, for a pixel of the result
+# Tiles of 3 pixels want more sums and more memory for the weights than those of 2: with AVX2, and not too many weights,
+# they pay if they save a quarter of the products.
+_LARGER = 0.75
+_MOST_WEIGHTS = 2**17
 _FEW_CHANNELS = 4  # of images: the adjoint of a convolution with a stride writes too few for oneDNN
 
 
@@ -42,11 +46,12 @@ class FastConv2d(nn.Conv2d):
         options = (like.kernel_size, like.stride, like.padding, like.dilation, like.groups)
         super().__init__(like.in_channels, like.out_channels, *options, like.bias is not None, device="meta")  # type: ignore[arg-type]
         self.weight, self.bias, self.training = like.weight, like.bias, like.training
-        self._kernel: tuple[_Snapshot, Tensor] | None = None
+        self._kernels: dict[winograd.Size, tuple[_Snapshot, winograd.Kernel]] = {}
         # Of images, in steps: its adjoint is slow otherwise.
         self._is_first = self.in_channels <= _FEW_CHANNELS and self.stride[0] == self.stride[1] > 1
-        self._is_small = self.kernel_size == (3, 3) and self.stride == (1, 1)
-        self._is_candidate = self._is_first or (self._is_small and self._channels >= min(_FEWEST_CHANNELS.values()))
+        self._is_square = self.kernel_size in ((3, 3), (5, 5)) and self.stride == (1, 1)
+        fewest = min(_FEWEST_CHANNELS[self.kernel_size[0]].values()) if self._is_square else 0
+        self._is_candidate = self._is_first or (self._is_square and self._channels >= fewest)
 
     @override
     def forward(self, input: Tensor) -> Tensor:
@@ -64,12 +69,11 @@ class FastConv2d(nn.Conv2d):
         Returns:
             Shape ``(N, K, h, w)``.
         """
-        size = [x.shape[axis - 2] + 2 * padding[axis] - self.kernel_size[axis] + 1 for axis in range(2)]
+        size = self._size(x.shape[-2:], padding)
         if self._is_fast(x, self.in_channels, size, padding):
             result: Tensor = _Map.apply(x, self, padding, "affine", x.shape[2:])
             return result
-        # An estimate of memory is to see the room that the arithmetic takes where there are data.
-        room = x.new_empty(winograd.SPACE // 4) if x.is_meta and self._is_winograd(size, padding) else None
+        room = self._room(x, size, padding, adjoint=False)
         result = F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
         del room
         return result
@@ -86,8 +90,7 @@ class FastConv2d(nn.Conv2d):
         """
         if self._is_fast(gradient, self.out_channels, gradient.shape[2:], self._pads):
             return self.run(gradient, self._pads, "adjoint", shape[2:])
-        whole: Tensor = conv2d_input(shape, self.weight, gradient, self.stride, self._pads)
-        return whole
+        return self._own_adjoint(gradient, self._pads, shape[2:])
 
     def run(self, x: Tensor, padding: tuple[int, int], form: _Form, size: torch.Size) -> Tensor:
         """One of the linear maps, without a graph, where it is known to be fast.
@@ -102,11 +105,19 @@ class FastConv2d(nn.Conv2d):
             Its value.
         """
         bias = self.bias if form == "affine" else None
-        if self._is_small:
-            return winograd.convolve(x, self._transformed(), bias, padding, adjoint=form == "adjoint")
-        if form == "adjoint":
-            return self._by_blocks(x, padding, size)
-        return F.conv2d(x, self.weight, bias, self.stride, padding)
+        tiles = self._tiles(self._size(size, padding), padding)
+        if tiles is not None:
+            return winograd.convolve(x, self._transformed(tiles), bias, padding, adjoint=form == "adjoint")
+        if form != "adjoint":
+            return F.conv2d(x, self.weight, bias, self.stride, padding)
+        return self._by_blocks(x, padding, size) if self._is_first else self._own_adjoint(x, padding, size)
+
+    def _own_adjoint(self, gradient: Tensor, padding: tuple[int, int], size: Sequence[int]) -> Tensor:
+        shape = (len(gradient), self.in_channels, *size)
+        room = self._room(gradient, gradient.shape[2:], padding, adjoint=True)
+        whole: Tensor = conv2d_input(shape, self.weight, gradient, self.stride, padding)
+        del room
+        return whole
 
     @property
     def _pads(self) -> tuple[int, int]:
@@ -115,6 +126,10 @@ class FastConv2d(nn.Conv2d):
     @property
     def _channels(self) -> int:
         return min(self.in_channels, self.out_channels)
+
+    def _size(self, size: Sequence[int], padding: tuple[int, int]) -> list[int]:
+        """Of the result, before steps."""
+        return [size[axis] + 2 * padding[axis] - self.kernel_size[axis] + 1 for axis in range(2)]
 
     def _is_fast(self, x: Tensor, channels: int, size: Sequence[int], padding: tuple[int, int]) -> bool:
         """Whether anything but PyTorch's own convolution may be, and should be, taken.
@@ -134,22 +149,45 @@ class FastConv2d(nn.Conv2d):
         here = x.device.type == self.weight.device.type == "cpu"
         if not (plain and here) or len(x) == 0 or min(size) < 1:
             return False
-        return self._is_first or self._is_winograd(size, padding)
+        return self._is_first or self._tiles(size, padding) is not None
 
-    def _is_winograd(self, size: Sequence[int], padding: tuple[int, int]) -> bool:
-        """Whether Winograd's arithmetic is faster; of one image's size alone, so that batches do not decide it."""
-        fewest = _FEWEST_CHANNELS.get(torch.backends.cpu.get_cpu_capability())
-        if not self._is_small or fewest is None or self._channels < fewest or max(padding) > 1:
-            return False
-        tiles = -(-size[0] // 2) * -(-size[1] // 2)
-        busy = tiles * self.in_channels * self.out_channels >= _FEWEST_PRODUCTS
-        return busy and 4 * tiles <= _MOST_WASTE * size[0] * size[1] and torch.backends.mkl.is_available()
+    def _tiles(self, size: Sequence[int], padding: tuple[int, int]) -> winograd.Size | None:
+        """Tiles with which Winograd's arithmetic is faster, by one image's size alone: batches do not decide it.
 
-    def _transformed(self) -> Tensor:
-        if self._kernel is None or not self._kernel[0].is_of(self.weight):
+        Args:
+            size: Of the convolution's result.
+            padding: Of its input.
+        """
+        sizes, side = self._sizes(), self.kernel_size[0]
+        if not sizes or max(padding) >= side:
+            return None
+        small, large = sizes[0], sizes[-1]
+        many, few = (-(-size[0] // tile) * -(-size[1] // tile) for tile in (small, large))
+        enough = many * self.in_channels * self.out_channels >= _FEWEST_PRODUCTS[side]
+        if not enough or small**2 * many > _MOST_WASTE * size[0] * size[1]:
+            return None
+        return large if (large + 2) ** 2 * few <= _LARGER * (small + 2) ** 2 * many else small
+
+    def _sizes(self) -> list[winograd.Size]:
+        """Winograd's tiles that may be faster on this processor for images of some size."""
+        processor = torch.backends.cpu.get_cpu_capability()
+        fewest = _FEWEST_CHANNELS[self.kernel_size[0]].get(processor) if self._is_square else None
+        if fewest is None or self._channels < fewest or not torch.backends.mkl.is_available():
+            return []
+        if self.kernel_size == (5, 5):
+            return [3]
+        return [2, 3] if processor == "AVX2" and self.in_channels * self.out_channels <= _MOST_WEIGHTS else [2]
+
+    def _room(self, x: Tensor, size: Sequence[int], padding: tuple[int, int], adjoint: bool) -> object:
+        """What the arithmetic takes for itself where there are data, for an estimate of memory that has none."""
+        tiles = self._tiles(size, padding) if x.is_meta else None
+        return None if tiles is None else winograd.room(x, self.weight, tiles, padding, adjoint)
+
+    def _transformed(self, size: winograd.Size) -> winograd.Kernel:
+        if size not in self._kernels or not self._kernels[size][0].is_of(self.weight):
             with torch.inference_mode(False):
-                self._kernel = _Snapshot(self.weight), winograd.transformed(self.weight)
-        return self._kernel[1]
+                self._kernels[size] = _Snapshot(self.weight), winograd.transformed(self.weight, size)
+        return self._kernels[size][1]
 
     def _by_blocks(self, gradient: Tensor, padding: tuple[int, int], size: torch.Size) -> Tensor:
         """The adjoint of a convolution with stride s: one of stride 1 makes s x s pixels at once, as channels."""
@@ -167,7 +205,7 @@ class FastConv2d(nn.Conv2d):
         return whole[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kernel": None}
+        return {**self.__dict__, "_kernels": {}}
 
 
 class _Snapshot:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lpips_lightning.images import check_dense
 
-__all__ = ["check_mask", "eroded_masks", "layer_masks", "measurable"]
+__all__ = ["check_mask", "eroded_masks", "layer_masks", "measurable", "without_holes"]
 
 
 def check_mask(mask: Tensor, lead: tuple[int, ...], size: tuple[int, int], device: torch.device) -> Tensor:
@@ -73,6 +73,23 @@ def eroded_masks(mask: Tensor, graph: nn.Module) -> dict[str, Tensor]:
         raise ValueError("erode: expected a trunk that torch.fx can trace; this one's receptive fields are unknown")
     outside: dict[str, Tensor] = _Spread(graph).run((mask < 1).float())
     return {layer: 1 - seen for layer, seen in outside.items()}
+
+
+def without_holes(images: Tensor, mask: Tensor, fill: float) -> Tensor:
+    """Images in which what does not count fully is one value: then nothing that was there leaves a trace.
+
+    The positions of `eroded_masks` do not see it, but sums that cancel out, as of fast convolutions, round.
+
+    Args:
+        images: Shape ``(*lead, C, H, W)``.
+        mask: Shape ``(*lead, H, W)`` or ``(*lead, 1, H, W)``, bool, or floating on [0, 1].
+        fill: The value; within the images' range.
+
+    Returns:
+        Shape and dtype of `images`; differentiable.
+    """
+    whole = (mask if mask.dtype == torch.bool else mask >= 1).reshape(*images.shape[:-3], 1, *images.shape[-2:])
+    return torch.where(whole, images, torch.full((), fill, dtype=images.dtype, device=images.device))
 
 
 def measurable(masks: Mapping[str, Tensor]) -> Tensor:

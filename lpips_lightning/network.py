@@ -14,7 +14,7 @@ from lpips_lightning.encoder import HALF_PRECISIONS, Encoder, Precision
 from lpips_lightning.features import Features, Measurement, joined
 from lpips_lightning.frozen import without_autocast
 from lpips_lightning.images import Arrangement
-from lpips_lightning.masks import check_mask, eroded_masks, layer_masks, measurable
+from lpips_lightning.masks import check_mask, eroded_masks, layer_masks, measurable, without_holes
 from lpips_lightning.memory import estimate
 from lpips_lightning.pairwise import groups_within, pairwise_distances
 from lpips_lightning.planning import Plan
@@ -164,6 +164,9 @@ class LPIPS(Encoder):
             terms = self._direct_terms(x, y, low_high, clamp_x=not slack)
             return joined([(terms, None)], arrangement, per_layer)
         counts = self._flat_mask(mask, erode, spatial, arrangement, (x.shape[-2], x.shape[-1]), x.device)
+        if erode and mask is not None and isinstance(y, Tensor):
+            low = low_high[0]
+            x, y = (without_holes(batch, mask, low if batch.is_floating_point() else 0) for batch in (x, y))
         size = self.images.resize or (x.shape[-2], x.shape[-1])
         results = []
         for part, layers_x, layers_y in self._encoded_parts(x, y, low_high, clamp_x=not slack):

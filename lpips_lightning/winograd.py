@@ -1,130 +1,306 @@
-"""3x3 convolutions of stride 1 with 4/9 of the multiplications (Winograd; Lavin and Gray 2016, F(2x2, 3x3)).
+"""3x3 and 5x5 convolutions of stride 1 with fewer multiplications (Winograd; Lavin and Gray 2016, F(m x m, 3x3)).
 
-Tiles of 4x4 pixels that overlap by two become 16 numbers by sums and differences alone; of each of the 16, all tiles
-pass one matrix product over channels; sums and differences of the products are 2x2 pixels of the result. The error in
-float32 is that of a direct convolution: 4e-7 of the result, where oneDNN's with 512 channels is 2e-7 to 1.2e-6. (The
-larger F(4x4, 3x3) would be faster still, and is not taken: it multiplies by up to 8, and loses a digit.)
+Tiles of (m + 2) x (m + 2) pixels that overlap by two become as many numbers by sums and differences; of each of these,
+all tiles pass one matrix product over channels; sums and differences of the products are m x m pixels of the result.
+A 5x5 kernel is four of 3x3, a tile apart: four tiles side by side pass the products as one.
+
+With m = 2 the error in float32 is 2e-7 to 4e-7 of the result; with m = 3, at the points 0, 1, -1/2, -2 and infinity,
+5e-7 to 9e-7. oneDNN's direct convolution has 2e-7 to 1.2e-6. (m = 4 would be faster still, and loses a digit.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-__all__ = ["SPACE", "convolve", "transformed"]
+__all__ = ["Kernel", "Size", "convolve", "room", "transformed"]
 
-# Numbers of a block of tiles at one of the 16 positions: few enough for the cache, many enough for the products.
+Size: TypeAlias = Literal[2, 3]
+"""Pixels of the result that a tile makes, along each axis."""
+
+# Numbers of a block of tiles at one of their positions: few enough for the cache, many enough for the products.
 _BLOCK = 2**17
-_FEWEST_TILES, _MOST_TILES = 64, 512
+_FEWEST_TILES, _MOST_TILES = 64, 1024
 _SOME = 32  # filters
-SPACE = 176 * _BLOCK
-"""Bytes that a call takes for itself at most, in float32, while blocks have no more tiles than they should."""
-
-_STRAIGHT, _MIRRORED = (0, 1, 2, 3), (3, 1, 2, 0)
 
 
-def transformed(weight: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class _Form:
+    """One axis of F(m x m, 3x3).
+
+    Attributes:
+        points: The kernel's value at each, as sums of its three weights.
+        mirrored: Order of the points for the mirrored kernel.
+        split: Rows of m + 2 pixels -> the value at each point.
+        merge: Products at the points -> m pixels; all but the first may be a column short where the image ends.
+    """
+
+    points: Sequence[Sequence[float]]
+    mirrored: tuple[int, ...]
+    split: Callable[[list[Tensor], list[Tensor]], None]
+    merge: Callable[[list[Tensor], list[Tensor]], None]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A convolution's weight as `convolve` wants it.
+
+    Attributes:
+        values: Of all points ``(m + 2)^2``, channels that go in, block by block, and filters.
+        side: Of the kernel: 3 or 5.
+        size: Of the tiles.
+    """
+
+    values: Tensor
+    side: int
+    size: Size
+
+    @property
+    def blocks(self) -> int:
+        """3x3 kernels along an axis."""
+        return -(-self.side // 3)
+
+
+def transformed(weight: Tensor, size: Size = 2) -> Kernel:
     """A convolution's weight as `convolve` wants it.
 
     Args:
-        weight: Shape ``(K, C, 3, 3)``.
+        weight: Shape ``(K, C, 3, 3)`` or, with tiles of 3 pixels, ``(K, C, 5, 5)``.
+        size: Of the tiles.
 
     Returns:
-        Shape ``(16, C, K)``, dtype of `weight`.
+        Its values have the weight's dtype.
     """
-    halves = [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]
-    points = torch.tensor(halves, dtype=torch.float64, device=weight.device)
-    spread = weight.new_empty(16, weight.shape[1], weight.shape[0])
+    points = torch.tensor(_FORMS[size].points, dtype=torch.float64, device=weight.device)
+    side = weight.shape[2]
+    blocks = -(-side // 3)
+    missing = 3 * blocks - side
+    spread = weight.new_empty(len(points) ** 2, blocks**2 * weight.shape[1], len(weight))
     for first in range(0, len(weight), _SOME):  # float64 takes room
         filters = slice(first, first + _SOME)
-        values = torch.einsum("ai,kcij,bj->abck", points, weight[filters].detach().double(), points)
-        spread[:, :, filters] = values.flatten(0, 1)
-    return spread
+        whole = F.pad(weight[filters].detach().double(), (0, missing, 0, missing))
+        parts = whole.unflatten(3, (blocks, 3)).unflatten(2, (blocks, 3))
+        values = torch.einsum("ai,kcyixj,bj->abyxck", points, parts, points)
+        spread[:, :, filters] = values.flatten(2, 4).flatten(0, 1)
+    return Kernel(spread, side, size)
+
+
+def room(x: Tensor, weight: Tensor, size: Size, padding: tuple[int, int], adjoint: bool) -> object:
+    """What `convolve` takes for itself.
+
+    Args:
+        x: See `convolve`.
+        weight: See `transformed`; its form alone counts.
+        size: See `transformed`.
+        padding: See `convolve`.
+        adjoint: See `convolve`.
+
+    Returns:
+        Holds the memory.
+    """
+    points, side = len(_FORMS[size].points), weight.shape[2]
+    channels = weight.shape[1] * (-(-side // 3)) ** 2
+    values = weight.new_empty(1).expand(points**2, channels, len(weight))
+    return _Block(x, Kernel(values, side, size), padding, adjoint)
 
 
 @torch.no_grad()
-def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, padding: tuple[int, int], adjoint: bool = False) -> Tensor:
+def convolve(x: Tensor, kernel: Kernel, bias: Tensor | None, padding: tuple[int, int], adjoint: bool = False) -> Tensor:
     """The convolution, or its adjoint: what maps the gradient by its result to that by its input.
 
     Args:
         x: Shape ``(N, C, H, W)``, on a processor; fastest in ``channels_last`` memory.
         kernel: From `transformed`, in the dtype of `x`.
         bias: Shape ``(K,)``, or None; of the convolution alone.
-        padding: Zeros around rows and columns of the convolution's input: 0, 1 or 2 of them.
+        padding: Zeros around rows and columns of the convolution's input: fewer than the kernel's side.
         adjoint: Take the adjoint; `x` has K channels then, and the result C.
 
     Returns:
         ``channels_last``, without a graph.
     """
-    kernel = kernel.transpose(1, 2) if adjoint else kernel
-    order = _MIRRORED if adjoint else _STRAIGHT  # the transform of a mirrored kernel has its ends exchanged
-    above, left = (2 - padding[0], 2 - padding[1]) if adjoint else padding
-    depth, filters = kernel.shape[1:]
-    count, _, height, width = x.shape
-    tall, wide = height + 2 * above - 2, width + 2 * left - 2
-    result = torch.empty(
-        (count, filters, tall, wide), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-    )
+    block = _Block(x, kernel, padding, adjoint)
+    result = torch.empty(block.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     pixels, found = x.permute(0, 2, 3, 1), result.permute(0, 2, 3, 1)
-
-    down, across = -(-tall // 2), -(-wide // 2)
-    most = min(max(_BLOCK // max(depth, filters), _FEWEST_TILES), _MOST_TILES)
-    rows = max(1, min(down, most // across))
-    images = max(1, min(count, most // (down * across))) if rows == down else 1
-    tiles = images * rows * across
-    slab = x.new_zeros(images, 2 * rows + 2, 2 * across + 2, depth)
-    seen, products = x.new_empty(16 * tiles * depth), x.new_empty(16 * tiles * filters)
-    halfway = x.new_empty(8 * max((tiles + images * rows) * depth, tiles * filters))
-    for part, top, r in _blocks(count, down, images, rows):
-        n = part.stop - part.start
-        _cut(slab[:n, : 2 * r + 2], pixels[part], 2 * top - above, left)
-        by_rows = halfway[: 8 * n * r * (across + 1) * depth].view(4, n, r, 2 * across + 2, depth)
-        tile_values = seen[: 16 * n * r * across * depth].view(4, 4, n, r, across, depth)
-        _differences([slab[:n, k : k + 2 * r : 2] for k in range(4)], [by_rows[k] for k in order])
-        columns = [by_rows[:, :, :, k : k + 2 * across : 2] for k in range(4)]
-        _differences(columns, [tile_values[:, k] for k in order])
-
-        tile_products = products[: 16 * n * r * across * filters].view(4, 4, n, r, across, filters)
-        torch.bmm(tile_values.view(16, -1, depth), kernel, out=tile_products.view(16, -1, filters))
-        pairs = halfway[: 8 * n * r * across * filters].view(2, 4, n, r, across, filters)
-        _sums([tile_products[k] for k in order], [pairs[0], pairs[1]])
-        if bias is not None and not adjoint:
-            pairs[:, 1].add_(bias)  # which both sums of two columns contain
-        block = found[part, 2 * top : 2 * (top + r)]
-        for parity in range(2):
-            lines = block[:, parity::2]
-            columns = [pairs[parity, k, :, : lines.shape[1]] for k in order]
-            _sums(columns, [lines[:, :, 0::2], lines[:, :, 1::2]])
+    size = kernel.size
+    for part, top, rows in block.parts():
+        values = block.split(block.cut(pixels[part], top, rows))
+        products = block.scattered(values) if adjoint else block.gathered(values)
+        block.merge(products, None if adjoint else bias, found[part, size * top : size * (top + rows)])
     return result
 
 
-def _blocks(count: int, down: int, images: int, rows: int) -> Iterator[tuple[slice, int, int]]:
-    """Images, first row of tiles, and how many rows of them."""
-    for first in range(0, count, images):
-        for top in range(0, down, rows):
-            yield slice(first, min(first + images, count)), top, min(rows, down - top)
+class _Block:
+    """Memory for some tiles, of several images or of some rows of one; it serves one block of them after the other."""
+
+    def __init__(self, x: Tensor, kernel: Kernel, padding: tuple[int, int], adjoint: bool) -> None:
+        self._form, self._m, self._blocks = _FORMS[kernel.size], kernel.size, kernel.blocks
+        points = len(self._form.points)
+        # The transform of a mirrored kernel is the kernel's in another order.
+        self._order = self._form.mirrored if adjoint else tuple(range(points))
+        self._values = kernel.values.transpose(1, 2) if adjoint else kernel.values
+        last, zeros = 3 * self._blocks - 1, kernel.side - 1
+        self._above, self._left = (last - padding[0], last - padding[1]) if adjoint else padding
+        count, depth, *sides = x.shape
+        tall, wide = (
+            side + (zeros - 2 * pad if adjoint else 2 * pad - zeros) for side, pad in zip(sides, padding, strict=True)
+        )
+        pieces = self._blocks**2
+        filters = self._values.shape[2] // (pieces if adjoint else 1)
+        self.shape = count, filters, tall, wide
+        self._down, self._across = -(-tall // self._m), -(-wide // self._m)
+
+        widest = max(depth, filters * pieces) if adjoint else max(depth * pieces, filters)
+        most = min(max(_BLOCK // widest, _FEWEST_TILES), _MOST_TILES)
+        self._rows = max(1, min(self._down, most // self._across))
+        whole = self._rows == self._down
+        self._images = max(1, min(count, most // (self._down * self._across))) if whole else 1
+        tiles = self._images * self._rows * self._across
+        rows, columns = self._rows + self._blocks - 1, self._across + self._blocks - 1
+        seen = self._images * rows * columns
+        self._slab = x.new_zeros(self._images, self._m * rows + 2, self._m * columns + 2, depth)
+        halves = points * max(self._images * rows * (self._m * columns + 2) * depth, self._m * tiles * filters)
+        self._halfway, self._seen = x.new_empty(halves), x.new_empty(points**2 * seen * depth)
+        self._products = x.new_empty(points**2 * tiles * filters)
+        beside = 0 if pieces == 1 else pieces * (seen * filters if adjoint else tiles * depth)
+        self._beside = x.new_empty(points**2 * beside)  # four tiles, or their products
+
+    def parts(self) -> Iterator[tuple[slice, int, int]]:
+        """Images, first row of tiles, and how many rows of them."""
+        for first in range(0, self.shape[0], self._images):
+            for top in range(0, self._down, self._rows):
+                images = slice(first, min(first + self._images, self.shape[0]))
+                yield images, top, min(self._rows, self._down - top)
+
+    def cut(self, pixels: Tensor, top: int, rows: int) -> Tensor:
+        """The images' rows under some rows of tiles; those beyond the image are zeros, as the outer columns are."""
+        slab = self._slab[: len(pixels), : self._m * (rows + self._blocks - 1) + 2]
+        first = self._m * top - self._above
+        height, width = pixels.shape[1:3]
+        low, high = max(first, 0), min(first + slab.shape[1], height)
+        slab[:, : low - first] = 0
+        slab[:, low - first : high - first, self._left : self._left + width] = pixels[:, low:high]
+        slab[:, high - first :] = 0
+        return slab
+
+    def split(self, slab: Tensor) -> Tensor:
+        """Values at all points, of all tiles: ``(points, points, N, rows, columns, C)``."""
+        (count, tall, wide, depth), m, points = slab.shape, self._m, len(self._order)
+        rows, columns = (tall - 2) // m, (wide - 2) // m
+        by_rows = _view(self._halfway, points, count, rows, wide, depth)
+        values = _view(self._seen, points, points, count, rows, columns, depth)
+        last = m * (rows - 1) + 1, m * (columns - 1) + 1
+        self._form.split([slab[:, k : k + last[0] : m] for k in range(points)], [by_rows[k] for k in self._order])
+        across = [by_rows[:, :, :, k : k + last[1] : m] for k in range(points)]
+        self._form.split(across, [values[:, k] for k in self._order])
+        return values
+
+    def gathered(self, values: Tensor) -> Tensor:
+        """The convolution's products: each tile of the result is made of tiles side by side, one for each block."""
+        points, _, count, rows, columns, depth = values.shape
+        if self._blocks == 1:
+            return self._multiplied(values, rows, columns)
+        rows, columns = rows - 1, columns - 1
+        beside = _view(self._beside, points, points, count, rows, columns, 4, depth)
+        for k, (down, right) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
+            beside[:, :, :, :, :, k] = values[:, :, :, down : down + rows, right : right + columns]
+        return self._multiplied(beside, rows, columns)
+
+    def scattered(self, values: Tensor) -> Tensor:
+        """The adjoint's products: each tile makes parts of tiles side by side, one for each block."""
+        points, _, count, rows, columns, depth = values.shape
+        if self._blocks == 1:
+            return self._multiplied(values, rows, columns)
+        filters = self.shape[1]
+        beside = _view(self._beside, points, points, count, rows, columns, 4, filters)
+        torch.bmm(values.view(points**2, -1, depth), self._values, out=beside.view(points**2, -1, 4 * filters))
+        near, far = slice(None, -1), slice(1, None)
+        products = _view(self._products, points, points, count, rows - 1, columns - 1, filters)
+        torch.add(beside[:, :, :, far, far, 0], beside[:, :, :, far, near, 1], out=products)
+        return products.add_(beside[:, :, :, near, far, 2]).add_(beside[:, :, :, near, near, 3])
+
+    def merge(self, products: Tensor, bias: Tensor | None, into: Tensor) -> None:
+        """Pixels of the result ``(N, rows, columns, K)`` from the products."""
+        m = self._m
+        by_rows = _view(self._halfway, m, *products.shape[1:])
+        self._form.merge([products[k] for k in self._order], list(by_rows))
+        if bias is not None:
+            by_rows[:, 1].add_(bias)  # which all sums of columns contain
+        for first in range(m):
+            lines = into[:, first::m]
+            columns = [by_rows[first, k, :, : lines.shape[1]] for k in self._order]
+            self._form.merge(columns, [lines[:, :, k::m] for k in range(m)])
+
+    def _multiplied(self, values: Tensor, rows: int, columns: int) -> Tensor:
+        points, _, count = values.shape[:3]
+        _, depth, filters = self._values.shape
+        products = _view(self._products, points, points, count, rows, columns, filters)
+        torch.bmm(values.view(points**2, -1, depth), self._values, out=products.view(points**2, -1, filters))
+        return products
 
 
-def _cut(slab: Tensor, pixels: Tensor, first: int, left: int) -> None:
-    """Fill a slab with the rows from `first` on; those beyond the image with zeros, as its outer columns are."""
-    height, width = pixels.shape[1:3]
-    low, high = max(first, 0), min(first + slab.shape[1], height)
-    slab[:, : low - first] = 0
-    slab[:, low - first : high - first, left : left + width] = pixels[:, low:high]
-    slab[:, high - first :] = 0
+def _view(memory: Tensor, *shape: int) -> Tensor:
+    """The first numbers of a piece of memory, in some shape."""
+    count = 1
+    for side in shape:
+        count *= side
+    return memory[:count].view(shape)
 
 
-def _differences(d: list[Tensor], into: list[Tensor]) -> None:
+def _split_2(d: list[Tensor], into: list[Tensor]) -> None:
     torch.sub(d[0], d[2], out=into[0])
     torch.add(d[1], d[2], out=into[1])
     torch.sub(d[2], d[1], out=into[2])
     torch.sub(d[1], d[3], out=into[3])
 
 
-def _sums(m: list[Tensor], into: list[Tensor]) -> None:
-    """Of four, two; the second may be a column short where the image ends."""
+def _merge_2(m: list[Tensor], into: list[Tensor]) -> None:
     torch.add(m[1], m[2], out=into[0]).add_(m[0])
-    short = [part[..., : into[1].shape[-2], :] for part in m]
+    short = _like(into[1], m)
     torch.sub(short[1], short[2], out=into[1]).sub_(short[3])
+
+
+def _split_3(d: list[Tensor], into: list[Tensor]) -> None:
+    before, after = torch.sub(d[1], d[2], out=into[1]), torch.sub(d[3], d[2], out=into[2])
+    torch.sub(d[0], d[3], out=into[0]).add_(before, alpha=1.5)
+    torch.sub(d[4], d[1], out=into[4]).add_(after, alpha=1.5)
+    torch.sub(before, after, alpha=2, out=into[3])
+    torch.sub(after, before, alpha=2, out=into[2])
+    torch.add(d[1], d[3], out=into[1]).add_(d[2], alpha=2.5)
+
+
+def _merge_3(m: list[Tensor], into: list[Tensor]) -> None:
+    torch.add(m[0], m[1], out=into[0]).add_(m[2]).add_(m[3], alpha=0.25)
+    short = _like(into[1], m)
+    both = torch.add(short[2], short[3], out=into[1])
+    torch.sub(short[1], both, alpha=0.5, out=into[1])
+    short = _like(into[2], m)
+    torch.add(short[4], short[1], out=into[2]).add_(short[2], alpha=0.25).add_(short[3])
+
+
+def _like(short: Tensor, m: list[Tensor]) -> list[Tensor]:
+    return [part[..., : short.shape[-2], :] for part in m]
+
+
+_NINTHS = 8 / 9
+_FORMS: dict[Size, _Form] = {
+    # at 0, 1, -1 and infinity
+    2: _Form([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], (3, 1, 2, 0), _split_2, _merge_2),
+    # at 0, 1, -1/2, -2 and infinity, scaled so that mirroring changes nothing but the order
+    3: _Form(
+        [
+            [1, 0, 0],
+            [2 / 9, 2 / 9, 2 / 9],
+            [_NINTHS, -_NINTHS / 2, _NINTHS / 4],
+            [_NINTHS / 4, -_NINTHS / 2, _NINTHS],
+            [0, 0, 1],
+        ],
+        (4, 1, 3, 2, 0),
+        _split_3,
+        _merge_3,
+    ),
+}

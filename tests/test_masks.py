@@ -93,11 +93,32 @@ def test_an_eroded_mask_hides_its_holes_completely(trunks, pair):
     before = net(x, y, mask=mask, erode=True)
     other = torch.where(mask[:, None], x, -x).requires_grad_()
     after = net(other, y, mask=mask, erode=True)
-    assert torch.allclose(after, before, rtol=1e-6)
+    assert torch.equal(after, before)
     assert not torch.allclose(net(other, y, mask=mask), net(x, y, mask=mask), rtol=1e-3)
     after.sum().backward()
     assert float(other.grad[~mask[:, None].expand_as(other)].abs().max()) == 0
     assert float(other.grad.abs().max()) > 0
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("kind", ["floats", "uint8", "gray", "video"])
+def test_nothing_in_the_holes_of_an_eroded_mask_leaves_a_trace(trunks, kind, soft):
+    net = LPIPS("alex", weights=trunks["alex"], **({"gray": "repeat"} if kind == "gray" else {}))
+    lead = (2, 3) if kind == "video" else (3,)
+    x, y, other = torch.rand(3, *lead, 1 if kind == "gray" else 3, 224, 224)
+    mask = torch.ones(*lead, 224, 224, dtype=torch.float if soft else torch.bool)
+    mask[..., 100:110, 3:9] = 0.5 if soft else False
+    changed = torch.where(mask.unsqueeze(-3) == 1, x, other)
+    options = {"mask": mask, "erode": True, "data_range": (0, 1)}
+    if kind == "uint8":
+        x, y, changed = ((255 * images).to(torch.uint8) for images in (x, y, changed))
+        options["data_range"] = (0, 255)
+    before = net(x, y, **options)
+    assert before.shape == lead and bool((before > 0).all())
+    assert torch.equal(net(changed, y, **options), before) and torch.equal(net(y, changed, **options), before)
+    assert not torch.equal(net(changed, y, data_range=options["data_range"]), before)
+    cached = net.distance(*(net.encode(z, data_range=options["data_range"]) for z in (x, y)), mask=mask, erode=True)
+    assert torch.allclose(cached, before, rtol=1e-5)
 
 
 def test_an_image_of_which_nothing_is_left_does_not_count(trunks, pair):

@@ -23,14 +23,12 @@ __all__ = ["FastConv2d", "hasten"]
 _Form: TypeAlias = Literal["affine", "linear", "adjoint"]
 
 # Channels, of input and output, from which Winograd's arithmetic is faster than oneDNN's convolution, by the kernel's
-# side, if it has enough to do in one image: tiles times weights. With AVX2 that was measured; AVX-512 doubles the speed
-# of the convolution but not that of the cache, and has a rule of thumb.
+# side, if it has enough to do in one image: pixels times channels of both. With AVX2 that was measured; AVX-512 doubles
+# the speed of the convolution but not that of the cache, and has a rule of thumb.
 _FEWEST_CHANNELS = {3: {"AVX2": 128, "AVX512": 256}, 5: {"AVX2": 64}}
-_FEWEST_PRODUCTS = {3: 2**21, 5: 900_000}
+_FEWEST_PRODUCTS = 2**23
 _MOST_WASTE = 1.5  # pixels of tiles, some of which hang over the end, for a pixel of the result
-# Tiles of 3 pixels want more sums and more memory for the weights than those of 2: with AVX2, and not too many weights,
-# they pay if they save a quarter of the products.
-_LARGER = 0.75
+# Tiles of 3 pixels take more sums, and more memory for the weights, than those of 2: they pay with AVX2.
 _MOST_WEIGHTS = 2**17
 _FEW_CHANNELS = 4  # of images: the adjoint of a convolution with a stride writes too few for oneDNN
 
@@ -46,7 +44,7 @@ class FastConv2d(nn.Conv2d):
         options = (like.kernel_size, like.stride, like.padding, like.dilation, like.groups)
         super().__init__(like.in_channels, like.out_channels, *options, like.bias is not None, device="meta")  # type: ignore[arg-type]
         self.weight, self.bias, self.training = like.weight, like.bias, like.training
-        self._kernels: dict[winograd.Size, tuple[_Snapshot, winograd.Kernel]] = {}
+        self._kernel: tuple[_Snapshot, winograd.Kernel] | None = None
         # Of images, in steps: its adjoint is slow otherwise.
         self._is_first = self.in_channels <= _FEW_CHANNELS and self.stride[0] == self.stride[1] > 1
         self._is_square = self.kernel_size in ((3, 3), (5, 5)) and self.stride == (1, 1)
@@ -158,36 +156,33 @@ class FastConv2d(nn.Conv2d):
             size: Of the convolution's result.
             padding: Of its input.
         """
-        sizes, side = self._sizes(), self.kernel_size[0]
-        if not sizes or max(padding) >= side:
-            return None
-        small, large = sizes[0], sizes[-1]
-        many, few = (-(-size[0] // tile) * -(-size[1] // tile) for tile in (small, large))
-        enough = many * self.in_channels * self.out_channels >= _FEWEST_PRODUCTS[side]
-        if not enough or small**2 * many > _MOST_WASTE * size[0] * size[1]:
-            return None
-        return large if (large + 2) ** 2 * few <= _LARGER * (small + 2) ** 2 * many else small
-
-    def _sizes(self) -> list[winograd.Size]:
-        """Winograd's tiles that may be faster on this processor for images of some size."""
+        side, channels = self.kernel_size[0], self.in_channels * self.out_channels
         processor = torch.backends.cpu.get_cpu_capability()
-        fewest = _FEWEST_CHANNELS[self.kernel_size[0]].get(processor) if self._is_square else None
-        if fewest is None or self._channels < fewest or not torch.backends.mkl.is_available():
-            return []
-        if self.kernel_size == (5, 5):
-            return [3]
-        return [2, 3] if processor == "AVX2" and self.in_channels * self.out_channels <= _MOST_WEIGHTS else [2]
+        fewest = _FEWEST_CHANNELS[side].get(processor) if self._is_square else None
+        if fewest is None or self._channels < fewest or max(padding) >= side or not torch.backends.mkl.is_available():
+            return None
+        larger = side == 5 or (processor == "AVX2" and channels <= _MOST_WEIGHTS)
+        tile: winograd.Size = 3 if larger else 2
+        pixels = tile**2 * -(-size[0] // tile) * -(-size[1] // tile)
+        enough = pixels * channels >= _FEWEST_PRODUCTS
+        return tile if enough and pixels <= _MOST_WASTE * size[0] * size[1] else None
 
     def _room(self, x: Tensor, size: Sequence[int], padding: tuple[int, int], adjoint: bool) -> object:
         """What the arithmetic takes for itself where there are data, for an estimate of memory that has none."""
-        tiles = self._tiles(size, padding) if x.is_meta else None
-        return None if tiles is None else winograd.room(x, self.weight, tiles, padding, adjoint)
+        if not x.is_meta:
+            return None
+        tiles = self._tiles(size, padding)
+        if tiles is not None:
+            return winograd.room(x, self.weight, tiles, padding, adjoint)
+        # A rule of thumb of oneDNN: weights in another order, and a buffer of about that size.
+        return x.new_empty(2 * self.weight.numel())
 
     def _transformed(self, size: winograd.Size) -> winograd.Kernel:
-        if size not in self._kernels or not self._kernels[size][0].is_of(self.weight):
+        known = self._kernel
+        if known is None or known[1].size != size or not known[0].is_of(self.weight):
             with torch.inference_mode(False):
-                self._kernels[size] = _Snapshot(self.weight), winograd.transformed(self.weight, size)
-        return self._kernels[size][1]
+                known = self._kernel = _Snapshot(self.weight), winograd.transformed(self.weight, size)
+        return known[1]
 
     def _by_blocks(self, gradient: Tensor, padding: tuple[int, int], size: torch.Size) -> Tensor:
         """The adjoint of a convolution with stride s: one of stride 1 makes s x s pixels at once, as channels."""
@@ -205,7 +200,7 @@ class FastConv2d(nn.Conv2d):
         return whole[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kernels": {}}
+        return {**self.__dict__, "_kernel": None}
 
 
 class _Snapshot:

@@ -81,7 +81,7 @@ def layer_sum_gradient(
             weighted.addcmul_(features, torch.where(dead, 0.0, along * inverse / norm), value=-1)
             square = inverse.square_()
             found[block].mul_(square[:, 0])
-            gradient[block] = weighted.mul_(torch.where(dead, 0.0, 2 * square))
+            torch.mul(weighted, torch.where(dead, 0.0, 2 * square), out=gradient[block])
     return found.view(len(x), x.shape[2] * x.shape[3]).sum(1), into
 
 
@@ -99,11 +99,14 @@ def _weight(features: Tensor, weight: Tensor | None) -> Tensor:
 
 def _blocks(positions: Tensor) -> Iterator[slice]:
     count, channels = positions.shape
-    rows = count
-    if positions.device.type in ("cpu", "meta"):  # the latter stands for the former where memory is estimated
-        rows = torch.get_num_threads() * _BLOCK_BYTES // (channels * max(positions.element_size(), 4))
-    for start in range(0, count, max(rows, 1)):
-        yield slice(start, start + max(rows, 1))
+    if positions.device.type not in ("cpu", "meta"):
+        yield slice(0, count)
+        return
+    rows = max(torch.get_num_threads() * _BLOCK_BYTES // (channels * max(positions.element_size(), 4)), 1)
+    for start in range(0, count, rows):
+        yield slice(start, start + rows)
+        if positions.is_meta:  # where memory is estimated; the others take no more than the first
+            return
 
 
 def _difference(x: Tensor, y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:

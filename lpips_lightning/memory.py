@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lpips_lightning.convolutions import FastConv2d
 from lpips_lightning.frozen import FrozenNetwork
 from lpips_lightning.geometry import follow
 from lpips_lightning.images import to_trunk
@@ -35,6 +36,7 @@ _twins: weakref.WeakKeyDictionary[FrozenNetwork, FrozenNetwork] = weakref.WeakKe
 _lines: weakref.WeakKeyDictionary[FrozenNetwork, dict[tuple[int, Work], tuple[float, float]]] = (
     weakref.WeakKeyDictionary()
 )
+_scratches: weakref.WeakKeyDictionary[FrozenNetwork, int] = weakref.WeakKeyDictionary()
 _streams: weakref.WeakKeyDictionary[FrozenNetwork, dict[tuple[int, int, int], int]] = weakref.WeakKeyDictionary()
 
 
@@ -197,8 +199,12 @@ def _tile(network: FrozenNetwork, x: Tensor, y: Tensor, prepare_x: Prepare, prep
 
 
 def _scratch(network: FrozenNetwork) -> int:
-    """What convolutions take for themselves: their weights in another order, and a buffer of about that size."""
-    return 2 * max(tensor.numel() * tensor.element_size() for tensor in network.extractor.parameters())
+    """What other convolutions than `FastConv2d`, which says it itself, take for themselves."""
+    if network not in _scratches:
+        modules = (module for module in network.extractor.modules() if not isinstance(module, FastConv2d))
+        weights = [tensor.nbytes for module in modules for tensor in module.parameters(recurse=False)]
+        _scratches[network] = 2 * max(weights, default=0)
+    return _scratches[network]
 
 
 def _without_data(network: FrozenNetwork) -> FrozenNetwork:

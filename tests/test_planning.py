@@ -198,7 +198,7 @@ runs = {
     "gradient": lambda x, y: _gradient(network, x, y, prepare, prepare),
     "tile": lambda x, y: tiled_gradient(network, x, y, prepare, prepare, (height, width)),
 }
-runs[way](x[..., :192, :192], y[..., :192, :192])  # all weights have been made ready
+runs[way](x[..., :256, :256], y[..., :256, :256])  # all weights have been made ready
 if way == "rows":
     expected = estimate_stream(network, x.shape, BLOCK)
 else:

@@ -57,7 +57,7 @@ class LPIPS(Encoder):
         frame_chunk: Images, or frames of videos, in one pass of the trunk at most; None for as many as memory allows.
         memory_budget: Bytes that a call may take above the weights and the images; a warning says when it cannot be
             kept. Images are then taken a few at a time, huge ones in stripes of rows, or in tiles for the gradient,
-            which changes no number beyond rounding. None takes 96 MiB, or 256 with a gradient, on a processor, where
+            which changes no number beyond rounding. None takes 128 MiB, or 256 with a gradient, on a processor, where
             more saves no time, and four gigabytes on other devices or for the gradient of one image. It holds for
             pairs of images without `spatial`, `mask`, or a gradient by layer; `plan` says what a call will take.
         validate_args: Check pixel values on every call. This waits for the device. Shapes are always checked; under
@@ -104,7 +104,7 @@ class LPIPS(Encoder):
             mask: Which pixels count: bool, or floating on [0, 1], ``(N, H, W)`` or ``(N, 1, H, W)``. Every layer's term
                 becomes the mean over its positions, weighted by the mask resized to the layer by area.
             erode: Count only the positions that see nothing but pixels whose mask is 1; what is beyond the image's
-                border does no harm. The deepest layers see about 200 pixels.
+                border does no harm. The deepest layers see about 200 pixels. Other pixels leave no trace in the number.
             names: What to call `x` and `y` in errors.
             slack: How far `x` may lie off its range, in sizes of the range; it is then not clamped. ``math.inf``:
                 as far as it likes.

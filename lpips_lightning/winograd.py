@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Literal, TypeAlias
 
 import torch
@@ -162,10 +163,11 @@ class _Block:
         tiles = self._images * self._rows * self._across
         rows, columns = self._rows + self._blocks - 1, self._across + self._blocks - 1
         seen = self._images * rows * columns
-        self._slab = x.new_zeros(self._images, self._m * rows + 2, self._m * columns + 2, depth)
-        halves = points * max(self._images * rows * (self._m * columns + 2) * depth, self._m * tiles * filters)
-        self._halfway, self._seen = x.new_empty(halves), x.new_empty(points**2 * seen * depth)
-        self._products = x.new_empty(points**2 * tiles * filters)
+        self._slab = x.new_zeros(self._images, self._m * rows + 2, wide := self._m * columns + 2, depth)
+        # Each of the two holds values and products in turn, and what is halfway to the other.
+        split, merged = points * self._images * rows * wide * depth, points * self._m * tiles * filters
+        self._seen = x.new_empty(max(points**2 * seen * depth, merged))
+        self._products = x.new_empty(max(points**2 * tiles * filters, split))
         beside = 0 if pieces == 1 else pieces * (seen * filters if adjoint else tiles * depth)
         self._beside = x.new_empty(points**2 * beside)  # four tiles, or their products
 
@@ -191,7 +193,7 @@ class _Block:
         """Values at all points, of all tiles: ``(points, points, N, rows, columns, C)``."""
         (count, tall, wide, depth), m, points = slab.shape, self._m, len(self._order)
         rows, columns = (tall - 2) // m, (wide - 2) // m
-        by_rows = _view(self._halfway, points, count, rows, wide, depth)
+        by_rows = _view(self._products, points, count, rows, wide, depth)  # there are no products yet
         values = _view(self._seen, points, points, count, rows, columns, depth)
         last = m * (rows - 1) + 1, m * (columns - 1) + 1
         self._form.split([slab[:, k : k + last[0] : m] for k in range(points)], [by_rows[k] for k in self._order])
@@ -226,7 +228,7 @@ class _Block:
     def merge(self, products: Tensor, bias: Tensor | None, into: Tensor) -> None:
         """Pixels of the result ``(N, rows, columns, K)`` from the products."""
         m = self._m
-        by_rows = _view(self._halfway, m, *products.shape[1:])
+        by_rows = _view(self._seen, m, *products.shape[1:])  # the values have served
         self._form.merge([products[k] for k in self._order], list(by_rows))
         if bias is not None:
             by_rows[:, 1].add_(bias)  # which all sums of columns contain
@@ -245,10 +247,7 @@ class _Block:
 
 def _view(memory: Tensor, *shape: int) -> Tensor:
     """The first numbers of a piece of memory, in some shape."""
-    count = 1
-    for side in shape:
-        count *= side
-    return memory[:count].view(shape)
+    return memory[: prod(shape)].view(shape)
 
 
 def _split_2(d: list[Tensor], into: list[Tensor]) -> None:

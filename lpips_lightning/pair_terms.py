@@ -11,6 +11,7 @@ from torch import Tensor
 from lpips_lightning.frozen import FrozenNetwork
 from lpips_lightning.head import layer_sum, layer_sum_gradient
 from lpips_lightning.passage import pair_features, passage
+from lpips_lightning.winograd import shared_memory
 
 __all__ = ["Others", "Own", "mean_weight", "pair_gradient", "pair_terms"]
 
@@ -25,6 +26,7 @@ _FP16_LARGEST = 2.0**10
 
 
 @torch.no_grad()
+@shared_memory()
 def pair_terms(network: FrozenNetwork, x: Tensor, y: Others) -> dict[str, Tensor]:
     """Distance of every pair at every layer, without a graph.
 
@@ -46,6 +48,7 @@ def pair_terms(network: FrozenNetwork, x: Tensor, y: Others) -> dict[str, Tensor
 
 
 @torch.no_grad()
+@shared_memory()
 def pair_gradient(
     network: FrozenNetwork, x: Tensor, y: Others, positions: Mapping[str, int] | None = None, own: Own | None = None
 ) -> tuple[dict[str, Tensor], Tensor]:

@@ -10,6 +10,8 @@ With m = 2 the error in float32 is 2e-7 to 4e-7 of the result; with m = 3, at th
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Kernel", "Size", "convolve", "room", "transformed"]
+__all__ = ["Kernel", "Size", "convolve", "room", "shared_memory", "transformed"]
 
 Size: TypeAlias = Literal[2, 3]
 """Pixels of the result that a tile makes, along each axis."""
@@ -135,6 +137,34 @@ def convolve(x: Tensor, kernel: Kernel, bias: Tensor | None, padding: tuple[int,
     return result
 
 
+@contextlib.contextmanager
+def shared_memory() -> Iterator[None]:
+    """Inside, a thread's calls take what they need one after the other from one piece of memory.
+
+    Blocks of many sizes that come and go between features leave holes that nothing fits into.
+    """
+    outer = getattr(_shared, "pieces", None)
+    _shared.pieces = {} if outer is None else outer
+    try:
+        yield
+    finally:
+        _shared.pieces = outer
+
+
+_shared = threading.local()
+
+
+def _memory(x: Tensor, count: int) -> Tensor:
+    pieces: dict[tuple[torch.dtype, torch.device], Tensor] | None = getattr(_shared, "pieces", None)
+    if pieces is None:
+        return x.new_empty(count)
+    key = x.dtype, x.device
+    if key not in pieces or len(pieces[key]) < count:
+        pieces.pop(key, None)
+        pieces[key] = x.new_empty(count)
+    return pieces[key][:count]
+
+
 class _Block:
     """Memory for some tiles, of several images or of some rows of one; it serves one block of them after the other."""
 
@@ -163,13 +193,18 @@ class _Block:
         tiles = self._images * self._rows * self._across
         rows, columns = self._rows + self._blocks - 1, self._across + self._blocks - 1
         seen = self._images * rows * columns
-        self._slab = x.new_zeros(self._images, self._m * rows + 2, wide := self._m * columns + 2, depth)
-        # Each of the two holds values and products in turn, and what is halfway to the other.
-        split, merged = points * self._images * rows * wide * depth, points * self._m * tiles * filters
-        self._seen = x.new_empty(max(points**2 * seen * depth, merged))
-        self._products = x.new_empty(max(points**2 * tiles * filters, split))
+        slab = self._images, self._m * rows + 2, self._m * columns + 2, depth
+        split, merged = points * self._images * rows * slab[2] * depth, points * self._m * tiles * filters
         beside = 0 if pieces == 1 else pieces * (seen * filters if adjoint else tiles * depth)
-        self._beside = x.new_empty(points**2 * beside)  # four tiles, or their products
+        sizes = [
+            prod(slab),
+            # Each of the two holds values and products in turn, and what is halfway to the other.
+            max(points**2 * seen * depth, merged),
+            max(points**2 * tiles * filters, split),
+            points**2 * beside,  # four tiles, or their products
+        ]
+        zeros, self._seen, self._products, self._beside = _memory(x, sum(sizes)).split(sizes)
+        self._slab = zeros.zero_().view(slab)
 
     def parts(self) -> Iterator[tuple[slice, int, int]]:
         """Images, first row of tiles, and how many rows of them."""

@@ -124,7 +124,7 @@ def test_a_smaller_budget_gives_smaller_pieces(networks):
     tiles = [plan(network, (1, 3, 2048, 2048), budget * MIB, True) for budget in (500, 1000, 2000, 4000)]
     areas = [found.tile[0] * found.tile[1] for found in tiles]
     assert areas == sorted(areas) and areas[0] < areas[-1]
-    blocks = [plan(network, (1, 3, 1024, 512), budget * MIB, False).block for budget in (70, 400)]
+    blocks = [plan(network, (1, 3, 1024, 512), budget * MIB, False).block for budget in (40, 400)]
     assert blocks == sorted(blocks) and blocks[0] < blocks[-1] == BLOCK
 
 

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 import pickle
+import threading
 import weakref
 
 import pytest
@@ -235,6 +236,27 @@ def test_it_takes_the_room_that_it_says_and_few_pixels_take_little(kind, channel
     said = peak_bytes(lambda: room(x, empty, tile, padding, adjoint), [x, empty])
     assert abs(taken - said) < 100
     assert said < 45 * 2**20 and (length < 96) == (said < 16 * 2**20)
+
+
+def test_calls_share_one_piece_of_memory_in_each_thread_and_let_it_go(monkeypatch):
+    x, weight, bias = drawn((12, 15), (1, 1), "convolution")
+    kernels = [transformed(weight, tile) for tile in (2, 3, 2)]
+    expected = [convolve(x, kernel, bias, (1, 1)) for kernel in kernels]
+    seen, memory = [], winograd._memory
+    monkeypatch.setattr(winograd, "_memory", lambda *given: [part := memory(*given), seen.append(part)][0])
+    with winograd.shared_memory():
+        with winograd.shared_memory():
+            found = [convolve(x, kernel, bias, (1, 1)) for kernel in kernels]
+        found.append(convolve(x, kernels[0], bias, (1, 1)))
+        thread = threading.Thread(target=lambda: found.append(convolve(x, kernels[0], bias, (1, 1))))
+        thread.start()
+        thread.join()
+    assert all(torch.equal(*pair) for pair in zip(found, [*expected, expected[0], expected[0]], strict=True))
+    places = [part.data_ptr() for part in seen]
+    assert len(set(places[:4])) == 1 and places[4] not in places[:4]
+    gone = weakref.ref(seen[0].untyped_storage())
+    seen.clear()
+    assert gone() is None and getattr(winograd._shared, "pieces", None) is None
 
 
 @pytest.fixture

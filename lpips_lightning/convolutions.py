@@ -17,6 +17,7 @@ from torch.nn.grad import conv2d_input
 from typing_extensions import override
 
 from lpips_lightning import winograd
+from lpips_lightning.winograd_forms import Size
 
 __all__ = ["FastConv2d", "hasten"]
 
@@ -88,7 +89,10 @@ class FastConv2d(nn.Conv2d):
         """
         if self._is_fast(gradient, self.out_channels, gradient.shape[2:], self._pads):
             return self.run(gradient, self._pads, "adjoint", shape[2:])
-        return self._own_adjoint(gradient, self._pads, shape[2:])
+        room = self._room(gradient, gradient.shape[2:], self._pads, adjoint=True)
+        whole: Tensor = conv2d_input(shape, self.weight, gradient, self.stride, self._pads)
+        del room
+        return whole
 
     def run(self, x: Tensor, padding: tuple[int, int], form: _Form, size: torch.Size) -> Tensor:
         """One of the linear maps, without a graph, where it is known to be fast.
@@ -103,19 +107,11 @@ class FastConv2d(nn.Conv2d):
             Its value.
         """
         bias = self.bias if form == "affine" else None
-        tiles = self._tiles(self._size(size, padding), padding)
-        if tiles is not None:
-            return winograd.convolve(x, self._transformed(tiles), bias, padding, adjoint=form == "adjoint")
-        if form != "adjoint":
-            return F.conv2d(x, self.weight, bias, self.stride, padding)
-        return self._by_blocks(x, padding, size) if self._is_first else self._own_adjoint(x, padding, size)
-
-    def _own_adjoint(self, gradient: Tensor, padding: tuple[int, int], size: Sequence[int]) -> Tensor:
-        shape = (len(gradient), self.in_channels, *size)
-        room = self._room(gradient, gradient.shape[2:], padding, adjoint=True)
-        whole: Tensor = conv2d_input(shape, self.weight, gradient, self.stride, padding)
-        del room
-        return whole
+        if self._is_square:
+            return winograd.convolve(x, self._transformed(), bias, padding, adjoint=form == "adjoint")
+        if form == "adjoint":
+            return self._by_blocks(x, padding, size)
+        return F.conv2d(x, self.weight, bias, self.stride, padding)
 
     @property
     def _pads(self) -> tuple[int, int]:
@@ -147,42 +143,48 @@ class FastConv2d(nn.Conv2d):
         here = x.device.type == self.weight.device.type == "cpu"
         if not (plain and here) or len(x) == 0 or min(size) < 1:
             return False
-        return self._is_first or self._tiles(size, padding) is not None
+        return self._is_first or self._is_winograd(size, padding)
 
-    def _tiles(self, size: Sequence[int], padding: tuple[int, int]) -> winograd.Size | None:
-        """Tiles with which Winograd's arithmetic is faster, by one image's size alone: batches do not decide it.
+    def _is_winograd(self, size: Sequence[int], padding: tuple[int, int]) -> bool:
+        """Whether Winograd's arithmetic is faster, by one image's size alone: batches do not decide it.
 
         Args:
             size: Of the convolution's result.
             padding: Of its input.
         """
-        side, channels = self.kernel_size[0], self.in_channels * self.out_channels
-        processor = torch.backends.cpu.get_cpu_capability()
-        fewest = _FEWEST_CHANNELS[side].get(processor) if self._is_square else None
-        if fewest is None or self._channels < fewest or max(padding) >= side or not torch.backends.mkl.is_available():
-            return None
-        larger = side == 5 or (processor == "AVX2" and channels <= _MOST_WEIGHTS)
-        tile: winograd.Size = 3 if larger else 2
+        tile = self._tile()
+        if tile is None or max(padding) >= self.kernel_size[0]:
+            return False
         pixels = tile**2 * -(-size[0] // tile) * -(-size[1] // tile)
-        enough = pixels * channels >= _FEWEST_PRODUCTS
-        return tile if enough and pixels <= _MOST_WASTE * size[0] * size[1] else None
+        enough = pixels * self.in_channels * self.out_channels >= _FEWEST_PRODUCTS
+        return enough and pixels <= _MOST_WASTE * size[0] * size[1]
+
+    def _tile(self) -> Size | None:
+        """Size of Winograd's tiles, if on this processor they are faster for images of some size."""
+        side, processor = self.kernel_size[0], torch.backends.cpu.get_cpu_capability()
+        fewest = _FEWEST_CHANNELS[side].get(processor) if self._is_square else None
+        if fewest is None or self._channels < fewest or not torch.backends.mkl.is_available():
+            return None
+        few_weights = processor == "AVX2" and self.in_channels * self.out_channels <= _MOST_WEIGHTS
+        return 3 if side == 5 or few_weights else 2
 
     def _room(self, x: Tensor, size: Sequence[int], padding: tuple[int, int], adjoint: bool) -> object:
         """What the arithmetic takes for itself where there are data, for an estimate of memory that has none."""
         if not x.is_meta:
             return None
-        tiles = self._tiles(size, padding)
-        if tiles is not None:
-            return winograd.room(x, self.weight, tiles, padding, adjoint)
+        tile = self._tile()
+        if tile is not None and self._is_winograd(size, padding):
+            return winograd.room(x, self.weight, tile, padding, adjoint)
         # A rule of thumb of oneDNN: weights in another order, and a buffer of about that size.
         return x.new_empty(2 * self.weight.numel())
 
-    def _transformed(self, size: winograd.Size) -> winograd.Kernel:
-        known = self._kernel
-        if known is None or known[1].size != size or not known[0].is_of(self.weight):
+    def _transformed(self) -> winograd.Kernel:
+        tile = self._tile()
+        assert tile is not None
+        if self._kernel is None or not self._kernel[0].is_of(self.weight):
             with torch.inference_mode(False):
-                known = self._kernel = _Snapshot(self.weight), winograd.transformed(self.weight, size)
-        return known[1]
+                self._kernel = _Snapshot(self.weight), winograd.transformed(self.weight, tile)
+        return self._kernel[1]
 
     def _by_blocks(self, gradient: Tensor, padding: tuple[int, int], size: torch.Size) -> Tensor:
         """The adjoint of a convolution with stride s: one of stride 1 makes s x s pixels at once, as channels."""

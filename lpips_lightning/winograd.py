@@ -12,41 +12,22 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Kernel", "Size", "convolve", "room", "shared_memory", "transformed"]
+from lpips_lightning.winograd_forms import FORMS, Size
 
-Size: TypeAlias = Literal[2, 3]
-"""Pixels of the result that a tile makes, along each axis."""
+__all__ = ["Kernel", "convolve", "room", "shared_memory", "transformed"]
 
 # Numbers of a block of tiles at one of their positions: few enough for the cache, many enough for the products.
 _BLOCK = 2**17
 _FEWEST_TILES, _MOST_TILES = 64, 1024
 _SOME = 32  # filters
-
-
-@dataclass(frozen=True)
-class _Form:
-    """One axis of F(m x m, 3x3).
-
-    Attributes:
-        points: The kernel's value at each, as sums of its three weights.
-        mirrored: Order of the points for the mirrored kernel.
-        split: Rows of m + 2 pixels -> the value at each point.
-        merge: Products at the points -> m pixels; all but the first may be a column short where the image ends.
-    """
-
-    points: Sequence[Sequence[float]]
-    mirrored: tuple[int, ...]
-    split: Callable[[list[Tensor], list[Tensor]], None]
-    merge: Callable[[list[Tensor], list[Tensor]], None]
 
 
 @dataclass(frozen=True)
@@ -79,7 +60,7 @@ def transformed(weight: Tensor, size: Size = 2) -> Kernel:
     Returns:
         Its values have the weight's dtype.
     """
-    points = torch.tensor(_FORMS[size].points, dtype=torch.float64, device=weight.device)
+    points = torch.tensor(FORMS[size].points, dtype=torch.float64, device=weight.device)
     side = weight.shape[2]
     blocks = -(-side // 3)
     missing = 3 * blocks - side
@@ -106,7 +87,7 @@ def room(x: Tensor, weight: Tensor, size: Size, padding: tuple[int, int], adjoin
     Returns:
         Holds the memory.
     """
-    points, side = len(_FORMS[size].points), weight.shape[2]
+    points, side = len(FORMS[size].points), weight.shape[2]
     channels = weight.shape[1] * (-(-side // 3)) ** 2
     values = weight.new_empty(1).expand(points**2, channels, len(weight))
     return _Block(x, Kernel(values, side, size), padding, adjoint)
@@ -169,7 +150,7 @@ class _Block:
     """Memory for some tiles, of several images or of some rows of one; it serves one block of them after the other."""
 
     def __init__(self, x: Tensor, kernel: Kernel, padding: tuple[int, int], adjoint: bool) -> None:
-        self._form, self._m, self._blocks = _FORMS[kernel.size], kernel.size, kernel.blocks
+        self._form, self._m, self._blocks = FORMS[kernel.size], kernel.size, kernel.blocks
         points = len(self._form.points)
         # The transform of a mirrored kernel is the kernel's in another order.
         self._order = self._form.mirrored if adjoint else tuple(range(points))
@@ -240,22 +221,20 @@ class _Block:
         """The convolution's products: each tile of the result is made of tiles side by side, one for each block."""
         points, _, count, rows, columns, depth = values.shape
         if self._blocks == 1:
-            return self._multiplied(values, rows, columns)
+            return self._multiplied(values, self._products)
         rows, columns = rows - 1, columns - 1
         beside = _view(self._beside, points, points, count, rows, columns, 4, depth)
         for k, (down, right) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
             beside[:, :, :, :, :, k] = values[:, :, :, down : down + rows, right : right + columns]
-        return self._multiplied(beside, rows, columns)
+        return self._multiplied(beside.flatten(5), self._products)
 
     def scattered(self, values: Tensor) -> Tensor:
         """The adjoint's products: each tile makes parts of tiles side by side, one for each block."""
-        points, _, count, rows, columns, depth = values.shape
         if self._blocks == 1:
-            return self._multiplied(values, rows, columns)
-        filters = self.shape[1]
-        beside = _view(self._beside, points, points, count, rows, columns, 4, filters)
-        torch.bmm(values.view(points**2, -1, depth), self._values, out=beside.view(points**2, -1, 4 * filters))
+            return self._multiplied(values, self._products)
+        beside = self._multiplied(values, self._beside).unflatten(5, (4, -1))
         near, far = slice(None, -1), slice(1, None)
+        points, _, count, rows, columns, _, filters = beside.shape
         products = _view(self._products, points, points, count, rows - 1, columns - 1, filters)
         torch.add(beside[:, :, :, far, far, 0], beside[:, :, :, far, near, 1], out=products)
         return products.add_(beside[:, :, :, near, far, 2]).add_(beside[:, :, :, near, near, 3])
@@ -272,69 +251,13 @@ class _Block:
             columns = [by_rows[first, k, :, : lines.shape[1]] for k in self._order]
             self._form.merge(columns, [lines[:, :, k::m] for k in range(m)])
 
-    def _multiplied(self, values: Tensor, rows: int, columns: int) -> Tensor:
-        points, _, count = values.shape[:3]
-        _, depth, filters = self._values.shape
-        products = _view(self._products, points, points, count, rows, columns, filters)
-        torch.bmm(values.view(points**2, -1, depth), self._values, out=products.view(points**2, -1, filters))
+    def _multiplied(self, values: Tensor, into: Tensor) -> Tensor:
+        points_squared, depth, filters = self._values.shape
+        products = _view(into, *values.shape[:5], filters)
+        torch.bmm(values.view(points_squared, -1, depth), self._values, out=products.view(points_squared, -1, filters))
         return products
 
 
 def _view(memory: Tensor, *shape: int) -> Tensor:
     """The first numbers of a piece of memory, in some shape."""
     return memory[: prod(shape)].view(shape)
-
-
-def _split_2(d: list[Tensor], into: list[Tensor]) -> None:
-    torch.sub(d[0], d[2], out=into[0])
-    torch.add(d[1], d[2], out=into[1])
-    torch.sub(d[2], d[1], out=into[2])
-    torch.sub(d[1], d[3], out=into[3])
-
-
-def _merge_2(m: list[Tensor], into: list[Tensor]) -> None:
-    torch.add(m[1], m[2], out=into[0]).add_(m[0])
-    short = _like(into[1], m)
-    torch.sub(short[1], short[2], out=into[1]).sub_(short[3])
-
-
-def _split_3(d: list[Tensor], into: list[Tensor]) -> None:
-    before, after = torch.sub(d[1], d[2], out=into[1]), torch.sub(d[3], d[2], out=into[2])
-    torch.sub(d[0], d[3], out=into[0]).add_(before, alpha=1.5)
-    torch.sub(d[4], d[1], out=into[4]).add_(after, alpha=1.5)
-    torch.sub(before, after, alpha=2, out=into[3])
-    torch.sub(after, before, alpha=2, out=into[2])
-    torch.add(d[1], d[3], out=into[1]).add_(d[2], alpha=2.5)
-
-
-def _merge_3(m: list[Tensor], into: list[Tensor]) -> None:
-    torch.add(m[0], m[1], out=into[0]).add_(m[2]).add_(m[3], alpha=0.25)
-    short = _like(into[1], m)
-    both = torch.add(short[2], short[3], out=into[1])
-    torch.sub(short[1], both, alpha=0.5, out=into[1])
-    short = _like(into[2], m)
-    torch.add(short[4], short[1], out=into[2]).add_(short[2], alpha=0.25).add_(short[3])
-
-
-def _like(short: Tensor, m: list[Tensor]) -> list[Tensor]:
-    return [part[..., : short.shape[-2], :] for part in m]
-
-
-_NINTHS = 8 / 9
-_FORMS: dict[Size, _Form] = {
-    # at 0, 1, -1 and infinity
-    2: _Form([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], (3, 1, 2, 0), _split_2, _merge_2),
-    # at 0, 1, -1/2, -2 and infinity, scaled so that mirroring changes nothing but the order
-    3: _Form(
-        [
-            [1, 0, 0],
-            [2 / 9, 2 / 9, 2 / 9],
-            [_NINTHS, -_NINTHS / 2, _NINTHS / 4],
-            [_NINTHS / 4, -_NINTHS / 2, _NINTHS],
-            [0, 0, 1],
-        ],
-        (4, 1, 3, 2, 0),
-        _split_3,
-        _merge_3,
-    ),
-}

@@ -76,7 +76,9 @@ def test_values_and_three_derivatives_are_those_of_pytorch_in_float64(calls, opt
     found, own = (derivatives(module, x, x.flip(0)) for module in (fast, plain))
     right = derivatives(exact, x.double(), x.flip(0).double())
     for value, other, exactly in zip(found, own, right, strict=True):
-        assert relative(value, exactly) < max(CLOSE, 2 * relative(other, exactly))
+        # Of tiles of three, the third derivative's error is up to 1.5 times PyTorch's own.
+        allowed = 2 * relative(other, exactly) if (options, size) in [*WINOGRAD, *LARGE] else 0
+        assert relative(value, exactly) < max(CLOSE, allowed)
     assert torch.equal(found[1] == 0, right[1] == 0)  # of pixels that no window sees
     assert (right[1] == 0).any() or options[2:5] != (7, 3, 0)
     assert found[0].grad_fn.name() != right[0].grad_fn.name()
@@ -95,6 +97,8 @@ def test_forward_mode_and_batches_of_batches(calls, options, size):
         return {
             "forward": dual,
             "jvp": jvp(module, (x,), (along,))[1],
+            # Of large kernels, its parts cancel each other.
+            **({} if options[2] == 5 else {"jvp of a number": jvp(bent(module), (x,), (along,))[1]}),
             "forward over reverse": jvp(grad(bent(module)), (x,), (along,))[1],
             "vmap": vmap(module)(stack),
             "vmap of another dimension": vmap(module, in_dims=2, out_dims=1)(stack.movedim(0, 2)),

@@ -96,7 +96,7 @@ def test_it_is_the_convolution_and_its_adjoint_in_float64(kind, size, padding, f
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("channels", [(5, 7), (64, 256), (512, 128), (1, 1)])
-@pytest.mark.parametrize("size", [(4, 4), (17, 33), (5, 90)])
+@pytest.mark.parametrize("size", [(4, 4), (17, 33), (3, 90)])
 def test_in_float32_it_is_as_near_to_the_exact_one_as_the_direct_convolution(size, channels, kind, form):
     side, tile = kind
     x, weight, bias = (tensor.float() for tensor in drawn(size, (1, 1), form, 2, *channels, side=side))
@@ -120,12 +120,13 @@ def test_the_adjoint_is_adjoint(kind, size, padding):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tiles", [1, 7, 20, 45, 512])
-@pytest.mark.parametrize("size", [(3, 9), (7, 9), (11, 10), (30, 6)])
+@pytest.mark.parametrize("size", [(1, 9), (7, 9), (11, 10), (30, 6)])
 def test_blocks_of_any_size_give_the_same(in_blocks_of, tiles, size, kind, form):
     in_blocks_of(tiles)
     side, tile = kind
-    x, weight, bias = drawn(size, (1, 1), form, 7, side=side)
-    assert relative(found(x, weight, bias, (1, 1), form, tile), direct(x, weight, bias, (1, 1), form)) < EXACT
+    padding = side // 2, side // 2
+    x, weight, bias = drawn(size, padding, form, 7, side=side)
+    assert relative(found(x, weight, bias, padding, form, tile), direct(x, weight, bias, padding, form)) < EXACT
 
 
 def layouts(x):

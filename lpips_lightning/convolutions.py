@@ -1,8 +1,8 @@
-"""Convolutions with frozen weights on a processor, by whichever arithmetic is fastest.
+"""Convolutions with frozen weights on a CPU, by whichever arithmetic is fastest.
 
-A convolution is a linear map: its derivative is its adjoint, and that one's derivative the convolution again, however
-either is computed. PyTorch's own is taken wherever nothing here is known to be faster: on other devices, in other
-precisions than float32, for weights that are trained, and under ``torch.compile``.
+A convolution is a linear map: its derivative is its input gradient, and that one's derivative the convolution again,
+however either is computed. PyTorch's own is taken wherever nothing here is known to be faster: on other devices, in
+other precisions than float32, for weights that are trained, and under ``torch.compile``.
 """
 
 from __future__ import annotations
@@ -17,21 +17,18 @@ from torch.nn.grad import conv2d_input
 from typing_extensions import override
 
 from lpips_lightning import winograd
-from lpips_lightning.winograd_forms import Size
 
 __all__ = ["FastConv2d", "hasten"]
 
 _Form: TypeAlias = Literal["affine", "linear", "adjoint"]
 
-# Channels, of input and output, from which Winograd's arithmetic is faster than oneDNN's convolution, by the kernel's
-# side, if it has enough to do in one image: pixels times channels of both. With AVX2 that was measured; AVX-512 doubles
-# the speed of the convolution but not that of the cache, and has a rule of thumb.
-_FEWEST_CHANNELS = {3: {"AVX2": 128, "AVX512": 256}, 5: {"AVX2": 64}}
+# Winograd's arithmetic is faster than oneDNN's convolution on CPUs of these capabilities (see `winograd`), from so many
+# channels of input and output, if it has enough to do in one image: pixels times channels of both.
+_CAPABILITIES = ("AVX2",)
+_FEWEST_CHANNELS = 128
 _FEWEST_PRODUCTS = 2**23
 _MOST_WASTE = 1.5  # pixels of tiles, some of which hang over the end, for a pixel of the result
-# Tiles of 3 pixels take more sums, and more memory for the weights, than those of 2: they pay with AVX2.
-_MOST_WEIGHTS = 2**17
-_FEW_CHANNELS = 4  # of images: the adjoint of a convolution with a stride writes too few for oneDNN
+_FEW_CHANNELS = 4  # of images: the input gradient of a convolution with a stride writes too few for oneDNN
 
 
 class FastConv2d(nn.Conv2d):
@@ -45,12 +42,12 @@ class FastConv2d(nn.Conv2d):
         options = (like.kernel_size, like.stride, like.padding, like.dilation, like.groups)
         super().__init__(like.in_channels, like.out_channels, *options, like.bias is not None, device="meta")  # type: ignore[arg-type]
         self.weight, self.bias, self.training = like.weight, like.bias, like.training
-        self._kernel: tuple[_Snapshot, winograd.Kernel] | None = None
-        # Of images, in steps: its adjoint is slow otherwise.
+        self._kernel: tuple[_Snapshot, Tensor] | None = None
+        # Of images, in steps: its input gradient is slow otherwise.
         self._is_first = self.in_channels <= _FEW_CHANNELS and self.stride[0] == self.stride[1] > 1
-        self._is_square = self.kernel_size in ((3, 3), (5, 5)) and self.stride == (1, 1)
-        fewest = min(_FEWEST_CHANNELS[self.kernel_size[0]].values()) if self._is_square else 0
-        self._is_candidate = self._is_first or (self._is_square and self._channels >= fewest)
+        channels = min(self.in_channels, self.out_channels)
+        self._is_3x3 = self.kernel_size == (3, 3) and self.stride == (1, 1) and channels >= _FEWEST_CHANNELS
+        self._is_candidate = self._is_first or self._is_3x3
 
     @override
     def forward(self, input: Tensor) -> Tensor:
@@ -100,14 +97,14 @@ class FastConv2d(nn.Conv2d):
         Args:
             x: What it is of.
             padding: Zeros around rows and columns of the convolution's input.
-            form: With bias, without, or the adjoint.
+            form: With bias, without, or the input gradient.
             size: Of the convolution's input.
 
         Returns:
             Its value.
         """
         bias = self.bias if form == "affine" else None
-        if self._is_square:
+        if self._is_3x3:
             return winograd.convolve(x, self._transformed(), bias, padding, adjoint=form == "adjoint")
         if form == "adjoint":
             return self._by_blocks(x, padding, size)
@@ -117,10 +114,6 @@ class FastConv2d(nn.Conv2d):
     def _pads(self) -> tuple[int, int]:
         return int(self.padding[0]), int(self.padding[1])
 
-    @property
-    def _channels(self) -> int:
-        return min(self.in_channels, self.out_channels)
-
     def _size(self, size: Sequence[int], padding: tuple[int, int]) -> list[int]:
         """Of the result, before steps."""
         return [size[axis] + 2 * padding[axis] - self.kernel_size[axis] + 1 for axis in range(2)]
@@ -129,7 +122,7 @@ class FastConv2d(nn.Conv2d):
         """Whether anything but PyTorch's own convolution may be, and should be, taken.
 
         Args:
-            x: What it, or its adjoint, is of.
+            x: What it, or its input gradient, is of.
             channels: That `x` should have.
             size: Of the convolution's result, before steps.
             padding: Of its input.
@@ -152,42 +145,30 @@ class FastConv2d(nn.Conv2d):
             size: Of the convolution's result.
             padding: Of its input.
         """
-        tile = self._tile()
-        if tile is None or max(padding) >= self.kernel_size[0]:
+        here = torch.backends.cpu.get_cpu_capability() in _CAPABILITIES and torch.backends.mkl.is_available()
+        if not (self._is_3x3 and here) or max(padding) > 2:
             return False
-        pixels = tile**2 * -(-size[0] // tile) * -(-size[1] // tile)
+        pixels = 9 * -(-size[0] // 3) * -(-size[1] // 3)
         enough = pixels * self.in_channels * self.out_channels >= _FEWEST_PRODUCTS
         return enough and pixels <= _MOST_WASTE * size[0] * size[1]
-
-    def _tile(self) -> Size | None:
-        """Size of Winograd's tiles, if on this processor they are faster for images of some size."""
-        side, processor = self.kernel_size[0], torch.backends.cpu.get_cpu_capability()
-        fewest = _FEWEST_CHANNELS[side].get(processor) if self._is_square else None
-        if fewest is None or self._channels < fewest or not torch.backends.mkl.is_available():
-            return None
-        few_weights = processor == "AVX2" and self.in_channels * self.out_channels <= _MOST_WEIGHTS
-        return 3 if side == 5 or few_weights else 2
 
     def _room(self, x: Tensor, size: Sequence[int], padding: tuple[int, int], adjoint: bool) -> object:
         """What the arithmetic takes for itself where there are data, for an estimate of memory that has none."""
         if not x.is_meta:
             return None
-        tile = self._tile()
-        if tile is not None and self._is_winograd(size, padding):
-            return winograd.room(x, self.weight, tile, padding, adjoint)
+        if self._is_winograd(size, padding):
+            return winograd.room(x, self.weight, padding, adjoint)
         # A rule of thumb of oneDNN: weights in another order, and a buffer of about that size.
         return x.new_empty(2 * self.weight.numel())
 
-    def _transformed(self) -> winograd.Kernel:
-        tile = self._tile()
-        assert tile is not None
+    def _transformed(self) -> Tensor:
         if self._kernel is None or not self._kernel[0].is_of(self.weight):
             with torch.inference_mode(False):
-                self._kernel = _Snapshot(self.weight), winograd.transformed(self.weight, tile)
+                self._kernel = _Snapshot(self.weight), winograd.transformed(self.weight)
         return self._kernel[1]
 
     def _by_blocks(self, gradient: Tensor, padding: tuple[int, int], size: torch.Size) -> Tensor:
-        """The adjoint of a convolution with stride s: one of stride 1 makes s x s pixels at once, as channels."""
+        """The input gradient with stride s: a convolution of stride 1 makes s x s pixels at once, as channels."""
         step = self.stride[0]
         blocks = [-(-kernel // step) for kernel in self.kernel_size]
         grown = F.pad(

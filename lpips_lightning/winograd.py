@@ -1,11 +1,27 @@
-"""3x3 and 5x5 convolutions of stride 1 with fewer multiplications (Winograd; Lavin and Gray 2016, F(m x m, 3x3)).
+"""3x3 convolutions of stride 1 with fewer multiplications (Winograd; Lavin and Gray 2016, F(3x3, 3x3)).
 
-Tiles of (m + 2) x (m + 2) pixels that overlap by two become as many numbers by sums and differences; of each of these,
-all tiles pass one matrix product over channels; sums and differences of the products are m x m pixels of the result.
-A 5x5 kernel is four of 3x3, a tile apart: four tiles side by side pass the products as one.
+Tiles of 5x5 pixels that overlap by two become 25 transform points by sums and differences (input transform); at each
+point all tiles pass one matrix product over channels; sums and differences of the products are 3x3 pixels of the result
+(output transform). That is 25 multiplications where a direct convolution has 81.
 
-With m = 2 the error in float32 is 2e-7 to 4e-7 of the result; with m = 3, at the points 0, 1, -1/2, -2 and infinity,
-5e-7 to 9e-7. oneDNN's direct convolution has 2e-7 to 1.2e-6. (m = 4 would be faster still, and loses a digit.)
+What it brings, in per cent of a loss step with the ImageNet backbones (CPU time, one thread, torch 2.14, medians of
+interleaved rounds, 2026-11-27 on a Zen 5; AVX2 is that machine with oneDNN, MKL and PyTorch held to AVX2):
+
+| | AVX2 | AVX-512 |
+|---|---|---|
+| vgg, 4 images of 128 pixels | 30 less | 14 more |
+| alex, 1 of 512, 4 of 256 | 19 to 21 less | 1 to 5 more |
+| alex, 8 of 128 | 0 | 0 |
+
+So `lpips_lightning.convolutions` takes it with AVX2 alone: AVX-512 doubles the speed of the direct convolution, but not
+that of the memory that the transforms wait for. F(2x2, 3x3) in its place leaves alex at 10 to 14 less and vgg at 17 to
+21 less; together with it, for layers of many weights, vgg is at 25 less. alex's 5x5 layer as four 3x3 ones brings
+another 10 for one image of 512 pixels, 0 to 4 for four of 256, and nothing below. Neither is worth its code. F(4x4, 3x3)
+would be faster still, and loses a digit.
+
+Its rounding error follows from the points 0, 1, -1/2, -2 and infinity: in the root mean square, rounding of the
+transformed inputs and of the products reaches the result about three times larger than that of a direct convolution's
+products does; ``tests/rounding.py`` derives it.
 """
 
 from __future__ import annotations
@@ -13,96 +29,74 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from lpips_lightning.winograd_forms import FORMS, Size
+__all__ = ["convolve", "room", "shared_memory", "transformed"]
 
-__all__ = ["Kernel", "convolve", "room", "shared_memory", "transformed"]
-
-# Numbers of a block of tiles at one of their positions: few enough for the cache, many enough for the products.
+# Elements per transform point in one block of tiles; sized to stay in L2 and keep the matrix products large.
 _BLOCK = 2**17
 _FEWEST_TILES, _MOST_TILES = 64, 1024
 _SOME = 32  # filters
 
-
-@dataclass(frozen=True)
-class Kernel:
-    """A convolution's weight as `convolve` wants it.
-
-    Attributes:
-        values: Of all points ``(m + 2)^2``, channels that go in, block by block, and filters.
-        side: Of the kernel: 3 or 5.
-        size: Of the tiles.
-    """
-
-    values: Tensor
-    side: int
-    size: Size
-
-    @property
-    def blocks(self) -> int:
-        """3x3 kernels along an axis."""
-        return -(-self.side // 3)
+_M = 3  # pixels of the result that a tile makes, along each axis
+# Value of a row of three weights at each point, scaled so that mirroring the row changes nothing but the order.
+_POINTS = (
+    (1, 0, 0),
+    (2 / 9, 2 / 9, 2 / 9),
+    (8 / 9, -4 / 9, 2 / 9),
+    (2 / 9, -4 / 9, 8 / 9),
+    (0, 0, 1),
+)
+_MIRRORED = (4, 1, 3, 2, 0)
 
 
-def transformed(weight: Tensor, size: Size = 2) -> Kernel:
+def transformed(weight: Tensor) -> Tensor:
     """A convolution's weight as `convolve` wants it.
 
     Args:
-        weight: Shape ``(K, C, 3, 3)`` or, with tiles of 3 pixels, ``(K, C, 5, 5)``.
-        size: Of the tiles.
+        weight: Shape ``(K, C, 3, 3)``.
 
     Returns:
-        Its values have the weight's dtype.
+        Shape ``(25, C, K)``, one matrix a transform point, in the weight's dtype.
     """
-    points = torch.tensor(FORMS[size].points, dtype=torch.float64, device=weight.device)
-    side = weight.shape[2]
-    blocks = -(-side // 3)
-    missing = 3 * blocks - side
-    spread = weight.new_empty(len(points) ** 2, blocks**2 * weight.shape[1], len(weight))
-    for first in range(0, len(weight), _SOME):  # float64 takes room
+    points = torch.tensor(_POINTS, dtype=torch.float64, device=weight.device)
+    kernel = weight.new_empty(len(points) ** 2, weight.shape[1], len(weight))
+    for first in range(0, len(weight), _SOME):  # float64 takes memory
         filters = slice(first, first + _SOME)
-        whole = F.pad(weight[filters].detach().double(), (0, missing, 0, missing))
-        parts = whole.unflatten(3, (blocks, 3)).unflatten(2, (blocks, 3))
-        values = torch.einsum("ai,kcyixj,bj->abyxck", points, parts, points)
-        spread[:, :, filters] = values.flatten(2, 4).flatten(0, 1)
-    return Kernel(spread, side, size)
+        values = torch.einsum("ai,kcij,bj->abck", points, weight[filters].detach().double(), points)
+        kernel[:, :, filters] = values.flatten(0, 1)
+    return kernel
 
 
-def room(x: Tensor, weight: Tensor, size: Size, padding: tuple[int, int], adjoint: bool) -> object:
-    """What `convolve` takes for itself.
+def room(x: Tensor, weight: Tensor, padding: tuple[int, int], adjoint: bool) -> object:
+    """Allocate the workspace of `convolve`.
 
     Args:
         x: See `convolve`.
-        weight: See `transformed`; its form alone counts.
-        size: See `transformed`.
+        weight: See `transformed`; its shape alone counts.
         padding: See `convolve`.
         adjoint: See `convolve`.
 
     Returns:
         Holds the memory.
     """
-    points, side = len(FORMS[size].points), weight.shape[2]
-    channels = weight.shape[1] * (-(-side // 3)) ** 2
-    values = weight.new_empty(1).expand(points**2, channels, len(weight))
-    return _Block(x, Kernel(values, side, size), padding, adjoint)
+    kernel = weight.new_empty(1).expand(len(_POINTS) ** 2, weight.shape[1], len(weight))
+    return _Block(x, kernel, padding, adjoint)
 
 
 @torch.no_grad()
-def convolve(x: Tensor, kernel: Kernel, bias: Tensor | None, padding: tuple[int, int], adjoint: bool = False) -> Tensor:
-    """The convolution, or its adjoint: what maps the gradient by its result to that by its input.
+def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, padding: tuple[int, int], adjoint: bool = False) -> Tensor:
+    """The convolution, or its input gradient: what maps the gradient w.r.t. its result to that w.r.t. its input.
 
     Args:
-        x: Shape ``(N, C, H, W)``, on a processor; fastest in ``channels_last`` memory.
+        x: Shape ``(N, C, H, W)``, on a CPU; fastest in ``channels_last`` memory.
         kernel: From `transformed`, in the dtype of `x`.
         bias: Shape ``(K,)``, or None; of the convolution alone.
-        padding: Zeros around rows and columns of the convolution's input: fewer than the kernel's side.
-        adjoint: Take the adjoint; `x` has K channels then, and the result C.
+        padding: Zeros around rows and columns of the convolution's input: two at most.
+        adjoint: Take the input gradient; `x` has K channels then, and the result C.
 
     Returns:
         ``channels_last``, without a graph.
@@ -110,11 +104,9 @@ def convolve(x: Tensor, kernel: Kernel, bias: Tensor | None, padding: tuple[int,
     block = _Block(x, kernel, padding, adjoint)
     result = torch.empty(block.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     pixels, found = x.permute(0, 2, 3, 1), result.permute(0, 2, 3, 1)
-    size = kernel.size
-    for part, top, rows in block.parts():
-        values = block.split(block.cut(pixels[part], top, rows))
-        products = block.scattered(values) if adjoint else block.gathered(values)
-        block.merge(products, None if adjoint else bias, found[part, size * top : size * (top + rows)])
+    for images, top, rows in block.parts():
+        products = block.multiply(block.transform_input(block.cut(pixels[images], top, rows)))
+        block.transform_output(products, None if adjoint else bias, found[images, _M * top : _M * (top + rows)])
     return result
 
 
@@ -149,42 +141,32 @@ def _memory(x: Tensor, count: int) -> Tensor:
 class _Block:
     """Memory for some tiles, of several images or of some rows of one; it serves one block of them after the other."""
 
-    def __init__(self, x: Tensor, kernel: Kernel, padding: tuple[int, int], adjoint: bool) -> None:
-        self._form, self._m, self._blocks = FORMS[kernel.size], kernel.size, kernel.blocks
-        points = len(self._form.points)
-        # The transform of a mirrored kernel is the kernel's in another order.
-        self._order = self._form.mirrored if adjoint else tuple(range(points))
-        self._values = kernel.values.transpose(1, 2) if adjoint else kernel.values
-        last, zeros = 3 * self._blocks - 1, kernel.side - 1
-        self._above, self._left = (last - padding[0], last - padding[1]) if adjoint else padding
-        count, depth, *sides = x.shape
-        tall, wide = (
-            side + (zeros - 2 * pad if adjoint else 2 * pad - zeros) for side, pad in zip(sides, padding, strict=True)
-        )
-        pieces = self._blocks**2
-        filters = self._values.shape[2] // (pieces if adjoint else 1)
-        self.shape = count, filters, tall, wide
-        self._down, self._across = -(-tall // self._m), -(-wide // self._m)
+    def __init__(self, x: Tensor, kernel: Tensor, padding: tuple[int, int], adjoint: bool) -> None:
+        points = len(_POINTS)
+        # The input gradient is a convolution with the mirrored kernel: its transform has another order.
+        self._kernel = kernel.transpose(1, 2) if adjoint else kernel
+        self._order = _MIRRORED if adjoint else tuple(range(points))
+        self._above, self._left = (2 - padding[0], 2 - padding[1]) if adjoint else padding
+        count, depth, height, width = x.shape
+        filters = self._kernel.shape[2]
+        self.shape = count, filters, height + 2 * self._above - 2, width + 2 * self._left - 2
+        self._down, across = -(-self.shape[2] // _M), -(-self.shape[3] // _M)
 
-        widest = max(depth, filters * pieces) if adjoint else max(depth * pieces, filters)
-        most = min(max(_BLOCK // widest, _FEWEST_TILES), _MOST_TILES)
-        self._rows = max(1, min(self._down, most // self._across))
+        most = min(max(_BLOCK // max(depth, filters), _FEWEST_TILES), _MOST_TILES)
+        self._rows = max(1, min(self._down, most // across))
         whole = self._rows == self._down
-        self._images = max(1, min(count, most // (self._down * self._across))) if whole else 1
-        tiles = self._images * self._rows * self._across
-        rows, columns = self._rows + self._blocks - 1, self._across + self._blocks - 1
-        seen = self._images * rows * columns
-        slab = self._images, self._m * rows + 2, self._m * columns + 2, depth
-        split, merged = points * self._images * rows * slab[2] * depth, points * self._m * tiles * filters
-        beside = 0 if pieces == 1 else pieces * (seen * filters if adjoint else tiles * depth)
+        self._images = max(1, min(count, most // (self._down * across))) if whole else 1
+        tiles = self._images * self._rows * across
+        slab = self._images, _M * self._rows + 2, _M * across + 2, depth
+        halfway_in = points * self._images * self._rows * slab[2] * depth
+        halfway_out = points * _M * tiles * filters
         sizes = [
             prod(slab),
             # Each of the two holds values and products in turn, and what is halfway to the other.
-            max(points**2 * seen * depth, merged),
-            max(points**2 * tiles * filters, split),
-            points**2 * beside,  # four tiles, or their products
+            max(points**2 * tiles * depth, halfway_out),
+            max(points**2 * tiles * filters, halfway_in),
         ]
-        zeros, self._seen, self._products, self._beside = _memory(x, sum(sizes)).split(sizes)
+        zeros, self._values, self._products = _memory(x, sum(sizes)).split(sizes)
         self._slab = zeros.zero_().view(slab)
 
     def parts(self) -> Iterator[tuple[slice, int, int]]:
@@ -196,8 +178,8 @@ class _Block:
 
     def cut(self, pixels: Tensor, top: int, rows: int) -> Tensor:
         """The images' rows under some rows of tiles; those beyond the image are zeros, as the outer columns are."""
-        slab = self._slab[: len(pixels), : self._m * (rows + self._blocks - 1) + 2]
-        first = self._m * top - self._above
+        slab = self._slab[: len(pixels), : _M * rows + 2]
+        first = _M * top - self._above
         height, width = pixels.shape[1:3]
         low, high = max(first, 0), min(first + slab.shape[1], height)
         slab[:, : low - first] = 0
@@ -205,59 +187,61 @@ class _Block:
         slab[:, high - first :] = 0
         return slab
 
-    def split(self, slab: Tensor) -> Tensor:
-        """Values at all points, of all tiles: ``(points, points, N, rows, columns, C)``."""
-        (count, tall, wide, depth), m, points = slab.shape, self._m, len(self._order)
-        rows, columns = (tall - 2) // m, (wide - 2) // m
+    def transform_input(self, slab: Tensor) -> Tensor:
+        """Values at all points, of all tiles: ``(5, 5, N, rows, columns, C)``."""
+        (count, tall, wide, depth), points = slab.shape, len(_POINTS)
+        rows, columns = (tall - 2) // _M, (wide - 2) // _M
         by_rows = _view(self._products, points, count, rows, wide, depth)  # there are no products yet
-        values = _view(self._seen, points, points, count, rows, columns, depth)
-        last = m * (rows - 1) + 1, m * (columns - 1) + 1
-        self._form.split([slab[:, k : k + last[0] : m] for k in range(points)], [by_rows[k] for k in self._order])
-        across = [by_rows[:, :, :, k : k + last[1] : m] for k in range(points)]
-        self._form.split(across, [values[:, k] for k in self._order])
+        values = _view(self._values, points, points, count, rows, columns, depth)
+        last = _M * (rows - 1) + 1, _M * (columns - 1) + 1
+        _transform_input([slab[:, k : k + last[0] : _M] for k in range(points)], [by_rows[k] for k in self._order])
+        across = [by_rows[:, :, :, k : k + last[1] : _M] for k in range(points)]
+        _transform_input(across, [values[:, k] for k in self._order])
         return values
 
-    def gathered(self, values: Tensor) -> Tensor:
-        """The convolution's products: each tile of the result is made of tiles side by side, one for each block."""
-        points, _, count, rows, columns, depth = values.shape
-        if self._blocks == 1:
-            return self._multiplied(values, self._products)
-        rows, columns = rows - 1, columns - 1
-        beside = _view(self._beside, points, points, count, rows, columns, 4, depth)
-        for k, (down, right) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
-            beside[:, :, :, :, :, k] = values[:, :, :, down : down + rows, right : right + columns]
-        return self._multiplied(beside.flatten(5), self._products)
+    def multiply(self, values: Tensor) -> Tensor:
+        """Products over channels, of all tiles: ``(5, 5, N, rows, columns, K)``."""
+        squared, depth, filters = self._kernel.shape
+        products = _view(self._products, *values.shape[:5], filters)
+        torch.bmm(values.view(squared, -1, depth), self._kernel, out=products.view(squared, -1, filters))
+        return products
 
-    def scattered(self, values: Tensor) -> Tensor:
-        """The adjoint's products: each tile makes parts of tiles side by side, one for each block."""
-        if self._blocks == 1:
-            return self._multiplied(values, self._products)
-        beside = self._multiplied(values, self._beside).unflatten(5, (4, -1))
-        near, far = slice(None, -1), slice(1, None)
-        points, _, count, rows, columns, _, filters = beside.shape
-        products = _view(self._products, points, points, count, rows - 1, columns - 1, filters)
-        torch.add(beside[:, :, :, far, far, 0], beside[:, :, :, far, near, 1], out=products)
-        return products.add_(beside[:, :, :, near, far, 2]).add_(beside[:, :, :, near, near, 3])
-
-    def merge(self, products: Tensor, bias: Tensor | None, into: Tensor) -> None:
+    def transform_output(self, products: Tensor, bias: Tensor | None, into: Tensor) -> None:
         """Pixels of the result ``(N, rows, columns, K)`` from the products."""
-        m = self._m
-        by_rows = _view(self._seen, m, *products.shape[1:])  # the values have served
-        self._form.merge([products[k] for k in self._order], list(by_rows))
+        by_rows = _view(self._values, _M, *products.shape[1:])  # the values have served
+        _transform_output([products[k] for k in self._order], list(by_rows))
         if bias is not None:
             by_rows[:, 1].add_(bias)  # which all sums of columns contain
-        for first in range(m):
-            lines = into[:, first::m]
+        for first in range(_M):
+            lines = into[:, first::_M]
             columns = [by_rows[first, k, :, : lines.shape[1]] for k in self._order]
-            self._form.merge(columns, [lines[:, :, k::m] for k in range(m)])
+            _transform_output(columns, [lines[:, :, k::_M] for k in range(_M)])
 
-    def _multiplied(self, values: Tensor, into: Tensor) -> Tensor:
-        points_squared, depth, filters = self._values.shape
-        products = _view(into, *values.shape[:5], filters)
-        torch.bmm(values.view(points_squared, -1, depth), self._values, out=products.view(points_squared, -1, filters))
-        return products
+
+def _transform_input(d: list[Tensor], into: list[Tensor]) -> None:
+    """Rows of five pixels -> the value at each point."""
+    before, after = torch.sub(d[1], d[2], out=into[1]), torch.sub(d[3], d[2], out=into[2])
+    torch.sub(d[0], d[3], out=into[0]).add_(before, alpha=1.5)
+    torch.sub(d[4], d[1], out=into[4]).add_(after, alpha=1.5)
+    torch.sub(before, after, alpha=2, out=into[3])
+    torch.sub(after, before, alpha=2, out=into[2])
+    torch.add(d[1], d[3], out=into[1]).add_(d[2], alpha=2.5)
+
+
+def _transform_output(m: list[Tensor], into: list[Tensor]) -> None:
+    """Products at the points -> three pixels; all but the first may be a column short where the image ends."""
+    torch.add(m[0], m[1], out=into[0]).add_(m[2]).add_(m[3], alpha=0.25)
+    short = _like(into[1], m)
+    both = torch.add(short[2], short[3], out=into[1])
+    torch.sub(short[1], both, alpha=0.5, out=into[1])
+    short = _like(into[2], m)
+    torch.add(short[4], short[1], out=into[2]).add_(short[2], alpha=0.25).add_(short[3])
+
+
+def _like(short: Tensor, m: list[Tensor]) -> list[Tensor]:
+    return [part[..., : short.shape[-2], :] for part in m]
 
 
 def _view(memory: Tensor, *shape: int) -> Tensor:
-    """The first numbers of a piece of memory, in some shape."""
+    """The first elements of a piece of memory, in some shape."""
     return memory[: prod(shape)].view(shape)

@@ -1,4 +1,4 @@
-"""How far float32 may be from the exact number: from the mathematics, and from PyTorch's own operations on this machine.
+"""How far float32 may be from the exact number: by the mathematics, and by PyTorch's own operations on this machine.
 
 No bound is a constant that some machine met. PyTorch's convolutions round differently by CPU (oneDNN has other kernels
 for AVX2, AVX-512 and AMX) and by memory format, so theirs are measured in the test that needs them. Winograd's error
@@ -17,7 +17,7 @@ TWICE = 2  # other orders of the same sums, other noise of the same size; a mean
 FEW = 4 * EPS  # roundings of the result itself: of the bias, of the norm, of what is exact in one of the two
 FORMATS = (torch.contiguous_format, torch.channels_last)
 
-# F(3, 3) at the points 0, 1, -1/2, -2 and infinity: a row of three at a point, and what the product adds to three pixels.
+# F(3, 3) at the points 0, 1, -1/2, -2 and infinity: a row of three at each, and what products add to three pixels.
 _POWERS = torch.tensor([[1, 0, 0], [1, 1, 1], [1, -1 / 2, 1 / 4], [1, -2, 4], [0, 0, 1]], dtype=torch.float64)
 _G = _POWERS * torch.tensor([1, 2 / 9, 8 / 9, 2 / 9, 1], dtype=torch.float64)[:, None]
 _A = _POWERS * torch.tensor([1, 1, 1, 1 / 4, 1], dtype=torch.float64)[:, None]
@@ -48,7 +48,9 @@ def _as_convolution(weight: Tensor, padding: tuple[int, int], adjoint: bool) -> 
 
 def _tiles(x: Tensor, size: list[int], padding: tuple[int, int]) -> Tensor:
     """``(N, C, rows, columns, 5, 5)``, three pixels apart."""
-    missing = [-(-length // 3) * 3 + 2 - pad - side for length, pad, side in zip(size, padding, x.shape[2:], strict=True)]
+    missing = [
+        -(-length // 3) * 3 + 2 - pad - side for length, pad, side in zip(size, padding, x.shape[2:], strict=True)
+    ]
     return F.pad(x, (padding[1], missing[1], padding[0], missing[0])).unfold(2, 5, 3).unfold(3, 5, 3)
 
 
@@ -56,9 +58,9 @@ def winograd_error(x: Tensor, weight: Tensor, padding: tuple[int, int], adjoint:
     """Relative error of F(3x3, 3x3) in float32, in the root mean square, where every rounding is as large as it can be.
 
     ``Y = A'[(G g G') * (B' d B)]A`` runs in float64 with noise of random sign in each of its steps: of transformed
-    weights, which are rounded once; of the transforms, two passes of at most four sums whose terms have the size of
-    ``|B'| |d| |B|`` and ``|A'| |P| |A|``; and of the products, whose error is that of `torch.bmm` in float32 on this
-    machine at the same values.
+    weights, which are rounded once; of the transforms, two passes of at most four sums, each as large as the root of
+    the sum of its terms' squares (images and weights of the tests have independent signs); and of the products, whose
+    error is that of `torch.bmm` in float32 on this machine at the same values.
     """
     b, rounding = _b(), EPS / 2
     kernel, padding = _as_convolution(weight.detach().double(), padding, adjoint)
@@ -66,7 +68,7 @@ def winograd_error(x: Tensor, weight: Tensor, padding: tuple[int, int], adjoint:
     d = _tiles(x.detach().double(), size, padding)
     u = torch.einsum("ai,kcij,bj->abck", _G, kernel, _G).flatten(0, 1)
     v = torch.einsum("ai,ncrsij,bj->abnrsc", b, d, b)
-    v_size = torch.einsum("ai,ncrsij,bj->abnrsc", b.abs(), d.abs(), b.abs())
+    v_size = torch.einsum("ai,ncrsij,bj->abnrsc", b.square(), d.square(), b.square()).sqrt()
     counts, v, v_size = v.shape[2:5], v.flatten(2, 4).flatten(0, 1), v_size.flatten(2, 4).flatten(0, 1)
 
     def output(products: Tensor, a: Tensor = _A) -> Tensor:
@@ -85,7 +87,7 @@ def winograd_error(x: Tensor, weight: Tensor, padding: tuple[int, int], adjoint:
     passes = (2 * 4) ** 0.5 * rounding
     found = torch.bmm(v + passes * v_size * noise(v), u * (1 + rounding * noise(u)))
     found += of_products.mean((1, 2), keepdim=True).sqrt() * noise(exact)
-    found = output(found) + passes * output(exact.abs(), _A.abs()) * noise(y)
+    found = output(found) + passes * output(exact.square(), _A.square()).sqrt() * noise(y)
     return relative(found, y)
 
 
@@ -114,3 +116,16 @@ def direct_error(x: Tensor, weight: Tensor, padding: tuple[int, int], adjoint: b
     exact = direct(x.detach().double(), weight.detach().double(), padding, adjoint, stride)
     both = ([part.detach().float().contiguous(memory_format=memory) for part in (x, weight)] for memory in FORMATS)
     return max(relative(direct(*given, padding, adjoint, stride), exact) for given in both)
+
+
+def times(x: Tensor, weight: Tensor, padding: tuple[int, int], stride: int = 1) -> float:
+    """How many times PyTorch's own error the one of a fast convolution and its derivatives may be.
+
+    Twice where it is PyTorch's own in another order. Winograd's is as many times that as its derived error is of the
+    one that PyTorch has here, by result or by input gradient, whichever is more: errors go on in proportion.
+    """
+    if stride != 1:
+        return TWICE
+    y = direct(x, weight, padding)
+    both = ((x, weight, padding), (y, weight, padding, True))
+    return TWICE * max(1, *(winograd_error(*given) / direct_error(*given) for given in both))

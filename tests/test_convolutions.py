@@ -266,9 +266,8 @@ def test_weights_may_be_arguments(options, name):
     allowed, right = limit(plain, x), exact(x.double())
     assert relative(fast(x), right) < allowed
     # What is no frozen parameter takes PyTorch's own; a bias is beside a result of the same size.
-    of_fast, of_exact = (
-        lambda w, m=m, x=x: functional_call(m, {name: w}, (x,)) for m, x in ((fast, x), (exact, x.double()))
-    )
+    both = ((fast, x), (exact, x.double()))
+    of_fast, of_exact = (lambda w, given=given: functional_call(given[0], {name: w}, given[1:]) for given in both)
     assert relative(of_fast(weights[0]), of_exact(weights[0].double())) < allowed
     tangents = (jvp(of, (w[0],), (w[1],))[1] for of, w in ((of_fast, weights), (of_exact, weights.double())))
     assert relative(*tangents) < allowed

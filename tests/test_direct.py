@@ -5,13 +5,14 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from rounding import FEW, TWICE
 from torch.nn import functional as F
 
 from lpips_lightning import LPIPS, PerceptualLoss, direct, head
 from lpips_lightning.distance import layer_distances
 from lpips_lightning.head import layer_sum, layer_sum_gradient
 
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
+EXACT = 1e-12  # relative, in float64: a thousand times its rounding of 24 channels and 35 positions
 NETS = ("alex", "squeeze", "embedded")
 
 
@@ -28,10 +29,10 @@ def features(kind, shape=(3, 24, 7, 5), dtype=torch.float64):
     return x, y
 
 
-def oracle(x, y, weight):
-    x = x.double().clone().requires_grad_()
-    calibration = None if weight is None else {"tap": weight.double()}
-    sums = layer_distances({"tap": x}, {"tap": y.double()}, calibration)["tap"] * (x.shape[2] * x.shape[3])
+def oracle(x, y, weight, dtype=torch.float64):
+    x = x.to(dtype).clone().requires_grad_()
+    calibration = None if weight is None else {"tap": weight.to(dtype)}
+    sums = layer_distances({"tap": x}, {"tap": y.to(dtype)}, calibration)["tap"] * (x.shape[2] * x.shape[3])
     return sums.detach(), torch.autograd.grad(sums.sum(), x)[0]
 
 
@@ -41,7 +42,7 @@ def relative(found, right):
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("calibrated", [True, False])
-@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("kind", ["different", 1e-3, 1e-5, "dead"])
 def test_the_blocked_head_is_the_plain_head(kind, dtype, calibrated, memory_format, monkeypatch):
     torch.manual_seed(0)
@@ -49,8 +50,11 @@ def test_the_blocked_head_is_the_plain_head(kind, dtype, calibrated, memory_form
     x, y = (given.to(dtype).to(memory_format=memory_format) for given in features(kind))
     weight = torch.rand(24, dtype=dtype) if calibrated else None
     right, slope = oracle(x, y, weight)
-    # The difference of near images has the features' rounding in it, whatever is done with it.
-    tolerance = TOLERANCE[dtype] * (1 if isinstance(kind, str) else 1e-2 / kind)
+    # The difference of near images has the features' rounding in it, whatever is done with it: in float32 as much as the
+    # plain form has, which takes differences of unit vectors. A sum's error is at most that of its gradient.
+    tolerance = EXACT * (1 if isinstance(kind, str) else 1e-2 / kind)
+    if dtype == torch.float32:
+        tolerance = TWICE * relative(oracle(x, y, weight, dtype)[1], slope) + FEW
     assert relative(layer_sum(x, y, weight), right) < tolerance
     sums, gradient = layer_sum_gradient(x, y, weight)
     assert relative(sums, right) < tolerance

@@ -107,7 +107,7 @@ def test_nearly_equal_images_are_as_exact_as_lpips(trunks, lpips_of, pair, net, 
 @pytest.mark.parametrize("layer", [0, -1])
 @pytest.mark.parametrize("net", NETS)
 def test_that_bound_rejects_a_convolution_in_bfloat16_and_one_without_bias(trunks, lpips_of, pair, net, layer):
-    x, y, exact = nearly_equal(pair, lpips_of(net, "0.1", True, torch.float64), 1e-3)
+    x, y, exact = nearly_equal(pair, lpips_of(net, "0.1", True, torch.float64), 1e-2)
     allowed = twice_that_of_lpips(lpips_of(net, "0.1", True, torch.float32), x, y, exact)
     name = [name for name in trunks[net] if name.endswith("bias")][layer]
     no_bias = {**trunks[net], name: torch.zeros_like(trunks[net][name])}

@@ -50,8 +50,8 @@ def test_the_blocked_head_is_the_plain_head(kind, dtype, calibrated, memory_form
     x, y = (given.to(dtype).to(memory_format=memory_format) for given in features(kind))
     weight = torch.rand(24, dtype=dtype) if calibrated else None
     right, slope = oracle(x, y, weight)
-    # The difference of near images has the features' rounding in it, whatever is done with it: in float32 as much as the
-    # plain form has, which takes differences of unit vectors. A sum's error is at most that of its gradient.
+    # The difference of near images has the features' rounding in it, whatever is done with it: in float32 as much as
+    # the plain form has, which takes differences of unit vectors. A sum's error is at most that of its gradient.
     tolerance = EXACT * (1 if isinstance(kind, str) else 1e-2 / kind)
     if dtype == torch.float32:
         tolerance = TWICE * relative(oracle(x, y, weight, dtype)[1], slope) + FEW

@@ -11,7 +11,7 @@ interleaved rounds, 2026-11-27 on a Zen 5; AVX2 is that machine with oneDNN, MKL
 |---|---|---|
 | vgg, 4 images of 128 pixels | 30 less | 14 more |
 | alex, 1 of 512, 4 of 256 | 19 to 21 less | 1 to 5 more |
-| alex, 8 of 128 | 0 | 0 |
+| alex, 8 of 128 | 0 | not taken: too few pixels |
 
 So `lpips_lightning.convolutions` takes it with AVX2 alone: AVX-512 doubles the speed of the direct convolution, but not
 that of the memory that the transforms wait for. F(2x2, 3x3) in its place leaves alex at 10 to 14 less and vgg at 17 to
@@ -20,7 +20,7 @@ another 10 for one image of 512 pixels, 0 to 4 for four of 256, and nothing belo
 F(4x4, 3x3) would be faster still, and loses a digit.
 
 Its rounding error follows from the points 0, 1, -1/2, -2 and infinity; ``tests/rounding.py`` derives it. Measured on
-random images and weights, it is 0.8 to 1.9 times that of oneDNN's from 64 channels on.
+random images and weights, it is 0.8 to 1.6 times the larger of oneDNN's two (by memory format) from 64 channels on.
 """
 
 from __future__ import annotations

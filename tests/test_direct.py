@@ -49,8 +49,8 @@ def test_the_blocked_head_is_the_plain_head(kind, dtype, calibrated, memory_form
     x, y = (given.to(dtype).to(memory_format=memory_format) for given in features(kind))
     weight = torch.rand(24, dtype=dtype) if calibrated else None
     right, slope = oracle(x, y, weight)
-    # The difference of near images has the features' rounding in it, whatever is done with it.
-    tolerance = TOLERANCE[dtype] * (1 if isinstance(kind, str) else 1e-2 / kind)
+    # The difference of near images has the features' rounding in it, whatever is done with it: eps / 2 over `kind`.
+    tolerance = TOLERANCE[dtype] * (1 if isinstance(kind, str) else 3e-2 / kind)
     assert relative(layer_sum(x, y, weight), right) < tolerance
     sums, gradient = layer_sum_gradient(x, y, weight)
     assert relative(sums, right) < tolerance

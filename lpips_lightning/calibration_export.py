@@ -46,8 +46,8 @@ def rescale_factor(
     with torch.no_grad():
         for x, y in pairs:
             (distance,) = network(x, y)
-            own = own + distance.double().sum().cpu()
-            known = known + official(x, y).double().sum().cpu()
+            own = own + distance.cpu().double().sum()
+            known = known + official(x, y).cpu().double().sum()
     network.train(training)
     if not float(own) > 0:
         raise ValueError(f"pairs: expected pairs of different images to rescale over, got a summed distance of {own:g}")

@@ -253,7 +253,7 @@ def _check(distances: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         )
     _check_values(scores, "scores")
     _check_values(distances, "distances")
-    return distances.detach().double().cpu(), scores.detach().double().cpu()
+    return distances.detach().cpu().double(), scores.detach().cpu().double()
 
 
 def _check_values(values: Tensor, name: str) -> None:

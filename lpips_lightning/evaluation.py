@@ -98,7 +98,7 @@ def measure(
             with torch.inference_mode():
                 for method in methods:
                     columns = [method.distance(images[first], images[other]) for other in others]
-                    parts[method.name].append(torch.stack(columns, 1).double().cpu())
+                    parts[method.name].append(torch.stack(columns, 1).cpu().double())
             shares.append(batch["judge" if kind == "2afc" else "same"].double())
             if report is not None:
                 report(name, sum(map(len, shares)), len(data))  # type: ignore[arg-type]

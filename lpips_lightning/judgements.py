@@ -103,7 +103,7 @@ def jnd_curve(distances: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
     distance, share = checked({"distances": distances, "same": same}, shares=("same",))
     ordered, order = distance.sort(stable=True)
     found = share[order].cumsum(0)
-    seen = torch.arange(1, len(ordered) + 1, dtype=torch.float64, device=ordered.device)
+    seen = torch.arange(1, len(ordered) + 1, dtype=ordered.dtype, device=ordered.device)
     last = torch.ones_like(ordered, dtype=torch.bool)
     last[:-1] = ordered[:-1] != ordered[1:]
     return (found / share.sum())[last], (found / seen)[last]

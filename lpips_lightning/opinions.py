@@ -172,7 +172,7 @@ class _HeldFeatures:
                 self.features = None
         if not isinstance(distance, Tensor):
             raise TypeError(f"net: expected distances (N,), got {type(distance).__name__}")
-        return distance.double().tolist()
+        return distance.cpu().double().tolist()
 
 
 def _parts(frames: Sequence[tuple[Path, Path]], held: _HeldFeatures) -> Iterator[list[float]]:

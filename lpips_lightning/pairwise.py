@@ -73,8 +73,11 @@ def groups_within(chunks: Iterator[Tensor], memory_budget: int) -> Iterator[list
 
 
 def _squared(x: Tensor, y: Tensor) -> Tensor:
-    total = torch.zeros(len(x), len(y), dtype=torch.float64, device=x.device)
+    device = torch.device("cpu") if x.device.type == "mps" else x.device  # MPS has no float64
+    total = torch.zeros(len(x), len(y), dtype=torch.float64, device=device)
     for x_part, y_part in zip(x.split(_SEGMENT, 1), y.split(_SEGMENT, 1), strict=True):
-        distance = torch.cdist(x_part.double(), y_part.double(), compute_mode="donot_use_mm_for_euclid_dist")
+        distance = torch.cdist(
+            x_part.to(device).double(), y_part.to(device).double(), compute_mode="donot_use_mm_for_euclid_dist"
+        )
         total = total + distance.square()
-    return total.to(x.dtype)
+    return total.to(x.dtype).to(x.device)

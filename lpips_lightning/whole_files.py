@@ -17,6 +17,10 @@ __all__ = ["check_target", "whole_file"]
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG, None)
 
 
+# Windows flushes only what may be written; elsewhere a folder, too, is flushed, and may not.
+_TO_SYNC = os.O_RDONLY if os.name == "posix" else os.O_RDWR
+
+
 @contextmanager
 def whole_file(path: str | os.PathLike[str], durable: bool = False) -> Iterator[Path]:
     """A file to fill, beside `path`; it takes that name when all went well, and is gone otherwise.
@@ -79,7 +83,7 @@ def check_target(path: str | os.PathLike[str], argument: str, folder: bool = Fal
 
 
 def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, _TO_SYNC)
     try:
         os.fsync(handle)
     finally:

@@ -157,4 +157,4 @@ def _score(part: PooledTriplets, calibration: dict[str, torch.Tensor]) -> float:
 
 def _level(part: PooledTriplets, calibration: dict[str, torch.Tensor]) -> float:
     """Mean distance of the triplets' pairs."""
-    return float(torch.cat(part.distances(calibration)).double().mean())
+    return float(torch.cat(part.distances(calibration)).cpu().double().mean())

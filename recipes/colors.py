@@ -9,6 +9,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
+from lpips_lightning.numbered import EXACT
+
 __all__ = ["ColorDifference", "Colorfulness", "ciede2000", "colorfulness", "compose", "into_gamut", "split_lab"]
 
 Of = Literal["preds", "target", "ratio"]
@@ -169,7 +171,7 @@ class ColorDifference(_MeanOverPictures):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("difference", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("difference", torch.zeros((), dtype=EXACT), dist_reduce_fx="sum")
         self.add_state("pictures", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     @override
@@ -182,7 +184,7 @@ class ColorDifference(_MeanOverPictures):
         """
         pair = (torch.cat(split_lab(images), 1) for images in (preds, target))
         # Not in place: after a Trainer's validate, which resets under inference mode, a fit could not.
-        self.difference = self.difference + ciede2000(*pair).mean((1, 2)).sum(dtype=torch.float64)
+        self.difference = self.difference + ciede2000(*pair).mean((1, 2)).sum(dtype=EXACT)
         self.pictures = self.pictures + len(preds)
 
     @override
@@ -220,7 +222,7 @@ class Colorfulness(_MeanOverPictures):
             raise ValueError(f"of: expected one of {get_args(Of)}, got {of!r}")
         self.of = of
         for name in ("preds_sum", "target_sum"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(name, torch.zeros((), dtype=EXACT), dist_reduce_fx="sum")
         self.add_state("pictures", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     @override
@@ -231,8 +233,8 @@ class Colorfulness(_MeanOverPictures):
             preds: sRGB, shape ``(N, 3, H, W)``, floating, range [0, 1].
             target: The same.
         """
-        self.preds_sum = self.preds_sum + colorfulness(preds.float()).sum(dtype=torch.float64)
-        self.target_sum = self.target_sum + colorfulness(target.float()).sum(dtype=torch.float64)
+        self.preds_sum = self.preds_sum + colorfulness(preds.float()).sum(dtype=EXACT)
+        self.target_sum = self.target_sum + colorfulness(target.float()).sum(dtype=EXACT)
         self.pictures = self.pictures + len(preds)
 
     @override

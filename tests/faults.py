@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
+import os
+import signal
+import sys
 import tempfile
-import time
 from pathlib import Path
 
 import boring
@@ -31,7 +34,8 @@ from lpips_lightning.weights import TrunkFile
 from lpips_lightning.weights_fetch import fetch_trunk
 
 TRUNK = bytes(range(256)) * 4000  # a megabyte
-STARTED = "started"
+MOMENTS = "moments"
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.chmod"}  # and files that are opened to be written
 
 
 def calibrating(folder: Path, ckpt_path: Path | None = None) -> dict:
@@ -97,14 +101,54 @@ def written_triplets(folder: Path) -> TripletDataset:
 WORK = {"calibrating": calibrating, "training": training, "exporting": exporting}
 
 
-def at_work(kind: str, folder: Path, elsewhere: Path) -> None:
-    """Begin, and say so; the system's folder of temporary files is another file system, where there is one."""
+def at_work(
+    kind: str, folder: Path, elsewhere: Path, kill_at: int | None = None, kill_after_bytes: int | None = None
+) -> None:
+    """Work, and say how often anything changed in the folder; or be killed at one of these moments.
+
+    Moments are counted, not timed, so that they are the same on every machine.
+
+    Args:
+        kind: Of `WORK`.
+        folder: Where.
+        elsewhere: The system's folder of temporary files: another file system, where there is one.
+        kill_at: Just before the change of this number.
+        kill_after_bytes: Not yet then, but in the middle of the first file that grows longer afterwards.
+    """
     tempfile.tempdir = str(elsewhere)
     folder.mkdir(parents=True)
-    (folder / STARTED).write_text("")
-    begin = time.monotonic()
+    seen: list[str] = []
+
+    def watch(event: str, args: tuple) -> None:
+        if _changes(event, args, folder):
+            seen.append(event)
+            if len(seen) - 1 == kill_at:
+                _kill(kill_after_bytes)
+
+    sys.addaudithook(watch)
     torch.save(WORK[kind](folder), folder / "result.pt")
-    (folder / "seconds").write_text(str(time.monotonic() - begin))
+    (folder / MOMENTS).write_text(str(len(seen)))
+
+
+def _changes(event: str, args: tuple, folder: Path) -> bool:
+    if event == "open":
+        is_written = isinstance(args[2], int) and bool(args[2] & (os.O_WRONLY | os.O_RDWR))
+    else:
+        is_written = event in CHANGES
+    return is_written and isinstance(args[0], str | Path) and str(args[0]).startswith(str(folder))
+
+
+def _kill(after_bytes: int | None) -> None:
+    """Of this process: at once, or by the system, while it writes a file that grows longer than so many bytes."""
+    import resource
+
+    if after_bytes is None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with contextlib.suppress(ValueError):  # signals are the main thread's
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it, and raises
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (after_bytes, hard))
 
 
 def check_whole(folder: Path) -> int:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import contenders, memory, pairwise, ratios, report, run, timing
-from benchmarks.results import Results
+from benchmarks import contenders, machine, memory, pairwise, ratios, report, run, timing
+from benchmarks.results import Results, path_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,6 +20,9 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def out(tmp_path):
     return tmp_path / "machine.json"
+
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 
 
 def test_a_run_measures_all_contenders_and_writes_json_markdown_and_picture(out, capsys):
@@ -59,6 +64,7 @@ def test_all_pairs_take_one_pass_an_image_and_the_loop_two_a_pair():
     assert ours["wall_s"] > 0 and theirs["cpu_s"] > 0
 
 
+@on_linux
 def test_peak_memory_is_that_of_the_work_in_another_process():
     # 2 images of 256 pixels: 16 MiB of relu1 each in float32, and the floor keeps those of one at least.
     row = memory.measure("floor", "fp32", "squeeze", 4, 256, "step", torch.device("cpu"))
@@ -81,10 +87,14 @@ def test_there_is_no_contender_where_a_peer_knows_no_such_net():
     assert contenders.contender("floor", "fp32", "embedded", cpu).label == "floor fp32"
 
 
+CASE = {"net": "alex", "batch": 4, "side": 256, "work": "step"}
+
+
 def test_a_case_is_replaced_as_a_whole_and_other_machines_are_refused(out):
-    case = {"net": "alex", "batch": 4, "side": 256, "work": "step"}
+    case = CASE
     machine = {"cpu": "one", "threads": 2}
     results = Results(out, machine)
+    assert results.opening().endswith("machine.json: a new file")
     results.put("timing", case, [{"contender": "ours"}, {"contender": "lpips"}])
     results.put("timing", case | {"side": 64}, [{"contender": "ours"}])
     Results(out, machine).put("timing", case, [{"contender": "floor"}])
@@ -92,6 +102,129 @@ def test_a_case_is_replaced_as_a_whole_and_other_machines_are_refused(out):
     assert [(row["side"], row["contender"]) for row in rows] == [(64, "ours"), (256, "floor")]
     with pytest.raises(ValueError, match=r"machine.json: expected results of this machine, got .* differs in threads"):
         Results(out, machine | {"threads": 4})
+    assert "cases are added, or replace those of the same name" in Results(out, machine).opening()
+
+
+def test_other_versions_replace_case_by_case_and_rows_from_before_say_theirs(out):
+    first = {"device": "cpu", "cpu": "one", "threads": 2, "torch": "2.6", "piq": "0.8"}
+    results = Results(out, first)
+    for side in (64, 128, 256):
+        results.put(
+            "timing", CASE | {"side": side}, [{"contender": "ours", "setting": "fp32", "wall_s": 1, "cpu_s": 1}]
+        )
+    second = Results(out, first | {"torch": "2.7"})
+    assert "other versions (torch 2.6 -> 2.7)" in second.opening() and "3 rows from before" in second.opening()
+    second.put("timing", CASE, [{"contender": "ours"}])
+    third = Results(out, first | {"torch": "2.8", "piq": "0.9"})
+    third.put("timing", CASE | {"side": 128}, [{"contender": "ours"}])
+    data = json.loads(out.read_text())
+    assert data["machine"] == first | {"torch": "2.8", "piq": "0.9"}
+    assert {row["side"]: row.get("other_versions") for row in data["timing"]} == {
+        64: {"torch": "2.6", "piq": "0.8"},
+        128: None,
+        256: {"torch": "2.7", "piq": "0.8"},
+    }
+    # The first versions again: what was measured with them needs no word.
+    back = Results(out, first).data["timing"]
+    assert {row["side"]: row.get("other_versions") for row in back} == {
+        64: None,
+        128: {"torch": "2.8", "piq": "0.9"},
+        256: {"torch": "2.7"},
+    }
+    lines = report._other_versions(data)
+    assert lines == [
+        "- with piq 0.8, torch 2.6: timing alex 4x64 step",
+        "- with piq 0.8, torch 2.7: timing alex 4x256 step",
+    ]
+
+
+EPYC = {"vendor_id": "AuthenticAMD", "cpu family": "25", "model": "1", "model name": "AMD EPYC"}
+XEON = {"cpu family": "6", "model": "143", "model name": "Intel(R) Xeon(R) Platinum 8480+ CPU @ 2.00GHz"}
+RYZEN = {"cpu family": "23", "model": "113", "model name": "AMD Ryzen 9 3900X 12-Core Processor"}
+
+
+@pytest.mark.parametrize(
+    ("info", "threads", "name"),
+    [
+        (EPYC | {"flags": "fma avx2"}, 2, "amd-epyc-family-25-model-1-avx2-2-threads"),
+        (EPYC | {"model": "17", "flags": "avx2 avx512f"}, 2, "amd-epyc-family-25-model-17-avx512-2-threads"),
+        (
+            XEON | {"flags": "avx2 avx512f amx_bf16"},
+            8,
+            "intel-xeon-platinum-8480-family-6-model-143-avx512-amx-8-threads",
+        ),
+        (RYZEN | {"flags": "avx2"}, 1, "amd-ryzen-9-3900x-family-23-model-113-avx2-1-thread"),
+        # aarch64 has no names, and "Features" for flags.
+        (
+            {"CPU implementer": "0x41", "CPU part": "0xd40", "Features": "fp asimd sve bf16"},
+            4,
+            "aarch64-implementer-0x41-part-0xd40-sve-4-threads",
+        ),
+    ],
+)
+def test_results_are_named_by_what_tells_processors_apart(info, threads, name, monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(machine, "_cpu_info", lambda: info)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert machine.slug(machine.describe(torch.device("cpu"))) == name
+
+
+@pytest.mark.parametrize(
+    ("system", "said", "brand", "capability", "name"),
+    [
+        ("darwin", "arm", "Apple M2 Pro\n", "DEFAULT", "apple-m2-pro-2-threads"),
+        ("darwin", "i386", OSError, "AVX2", "i386-avx2-2-threads"),
+        (
+            "win32",
+            "Intel64 Family 6 Model 154 Stepping 3, GenuineIntel",
+            OSError,
+            "AVX512",
+            "intel64-family-6-model-154-stepping-3-genuineintel-avx512-2-threads",
+        ),
+        ("win32", "", OSError, "DEFAULT", "arm64-2-threads"),
+    ],
+)
+def test_where_the_system_lists_no_processor_other_sources_say_it(system, said, brand, capability, name, monkeypatch):
+    def sysctl(*args, **kwargs):
+        if brand is OSError:
+            raise OSError("no sysctl")
+        return subprocess.CompletedProcess(args, 0, brand, "")
+
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(platform, "processor", lambda: said)
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(machine, "_cpu_info", dict)
+    monkeypatch.setattr(machine.subprocess, "run", sysctl)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert machine.slug(machine.describe(torch.device("cpu"))) == name
+
+
+def test_machines_of_one_name_get_files_of_their_own(tmp_path):
+    first = {"device": "cpu", "cpu": "AMD EPYC (family 26, model 2)", "cpu_flags": ["avx2"], "threads": 2, "cores": 2}
+    second, third = first | {"cores": 64}, first | {"cpu_flags": ["avx2", "bf16"]}
+    names = []
+    for described in (first, second, third, first | {"torch": "2.7"}, second, third):
+        path = path_of(tmp_path, described)
+        Results(path, described).put("timing", CASE, [])
+        names.append(path.name.removeprefix("amd-epyc-family-26-model-2-avx2-2-threads"))
+    assert names == [".json", "-2.json", "-3.json", ".json", "-2.json", "-3.json"]
+
+
+def test_every_results_file_bears_its_machines_name():
+    files = sorted((ROOT / "tests" / "benchmarks" / "results").glob("*.json"))
+    assert len(files) >= 1
+    for file in files:
+        name = machine.slug(json.loads(file.read_text())["machine"])
+        assert re.fullmatch(re.escape(name) + r"(-\d+)?", file.stem)
+        assert file.with_suffix(".md").is_file() and file.with_suffix(".png").is_file()
+
+
+def test_without_proc_the_memory_of_a_cpu_is_left_out(monkeypatch, out, capsys):
+    monkeypatch.setattr(memory, "is_measurable", lambda device: False)
+    run.main(["--parts", "memory", "huge", "--device", "cpu", "--out", str(out)])
+    said = capsys.readouterr().out
+    assert "memory: left out" in said and "huge: left out" in said and not out.exists()
 
 
 def test_a_size_is_written_as_images_and_side(capsys):

@@ -64,7 +64,7 @@ def shell(name, script):
     found = shutil.which(name)
     if found is None:
         pytest.skip(f"{name} is not installed")
-    options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "check": True, "timeout": 60}
+    options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "check": True, "timeout": 900}
     return subprocess.run([found, "-c", script], **options).stdout.splitlines()
 
 

@@ -15,6 +15,14 @@ from lpips_lightning.recipes.superresolution import SuperResolution
 pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging interval")
 
 
+@pytest.fixture(autouse=True)
+def _as_many_threads_as_before():
+    """The demonstration takes as many as are fastest on the machine."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def console():
     return Console(file=io.StringIO(), width=100)
@@ -28,6 +36,7 @@ def test_few_steps_give_scores_a_picture_and_a_model(tmp_path, console):
         metric_net="alex",
         loss_weights="random",
         metric_weights="random",
+        minutes=60,  # on a slow machine, too
         max_steps=3,
         console=console,
     )

@@ -7,8 +7,6 @@ import errno
 import io
 import logging
 import os
-import resource
-import time
 import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +42,7 @@ from lpips_lightning.whole_files import whole_file
 
 # 2026-11-21, pytorch_lightning: its advice on loaders.
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
+resource = pytest.importorskip("resource", reason="a full disk is made by setrlimit, which Windows lacks")
 URLOPEN, FETCH = urllib.request.urlopen, torch.hub.download_url_to_file  # no network, but file:// is none
 OLD = b"what was there before"
 
@@ -333,8 +332,7 @@ def test_torchvisions_cache_that_cannot_be_written_is_a_sentence_with_ways_out(h
 def together(folder):
     """Wait until all eight are here."""
     (folder / f"ready {os.getpid()}").touch()
-    while len(list(folder.glob("ready *"))) < 8:
-        time.sleep(0.001)
+    workers.wait_until(lambda: len(list(folder.glob("ready *"))) == 8)
 
 
 def fetch(folder):
@@ -371,7 +369,7 @@ def test_eight_processes_at_once_end_with_one_whole_file(work, tmp_path, data):
     (tmp_path / "mirror" / record.file).write_bytes(faults.TRUNK)
     processes = [workers.start(work, tmp_path) for _ in range(8)]
     for process in processes:
-        process.join(timeout=120)
+        process.join(timeout=workers.SECONDS)
         process.kill()
     assert [process.exitcode for process in processes] == [0] * 8
     (path,) = (tmp_path / "to").iterdir()

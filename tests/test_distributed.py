@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import dealt
@@ -21,7 +20,6 @@ from lpips_lightning.diversity import LPIPSDiversity
 from lpips_lightning.judgement_metrics import HumanCeiling, JNDScore, TwoAFCScore
 
 TOLERANCE = 1e-6
-SECONDS = 240  # a run that takes longer hangs
 SLOW = pytest.mark.slow
 # 2026-11-21, pytorch_lightning/trainer/connectors/data_connector.py: its advice on loaders.
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
@@ -152,12 +150,8 @@ def check_table_and_gallery(folder, alone):
 
 
 def test_an_error_before_the_sync_ends_the_ranks_that_wait(tmp_path, columns):
-    start = time.monotonic()
     with pytest.raises(ProcessRaisedException, match=r"rank 1(?s:.)*preds: expected values on \[-1, 1\]"):
-        workers.run(
-            workers.raise_before_the_sync, 2, tmp_path, Metric("embedded"), columns["pictures"]["preds"], seconds=60
-        )
-    assert time.monotonic() - start < 60
+        workers.run(workers.raise_before_the_sync, 2, tmp_path, Metric("embedded"), columns["pictures"]["preds"])
 
 
 @pytest.mark.parametrize(
@@ -178,16 +172,12 @@ def test_an_error_in_a_step_of_one_rank_ends_the_run_with_it(tmp_path, stage, ra
     with (tmp_path / "said").open("w") as said:
         started = subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
     try:
-        status = started.wait(SECONDS)
-        while is_alive(started.pid):  # the other ranks are of its group
-            assert time.time() < float((tmp_path / "time").read_text()) + 60
-            time.sleep(0.2)
-        seconds = time.time() - float((tmp_path / "time").read_text())
+        status = started.wait(workers.SECONDS)
+        workers.wait_until(lambda: not is_alive(started.pid))  # the other ranks are of its group
     finally:
         if is_alive(started.pid):
             os.killpg(started.pid, signal.SIGKILL)
     assert status != 0
-    assert seconds < 60
     assert f"ValueError: the {stage} step of rank {rank} went wrong" in (tmp_path / "said").read_text()
 
 

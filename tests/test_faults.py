@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import tempfile
-import time
 import urllib.request
 from pathlib import Path
 
@@ -30,7 +29,7 @@ URLOPEN = urllib.request.urlopen  # the tests have no network, but file:// is no
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """uninterrupted(kind): what the work comes to, and how long it takes."""
+    """uninterrupted(kind): what the work comes to, and at how many moments it changes something on the disk."""
     known = {}
 
     def of(kind):
@@ -40,7 +39,7 @@ def uninterrupted(tmp_path_factory):
             process.join()
             assert process.exitcode == 0
             assert faults.check_whole(folder) >= 1
-            known[kind] = torch.load(folder / "result.pt"), float((folder / "seconds").read_text())
+            known[kind] = torch.load(folder / "result.pt"), int((folder / faults.MOMENTS).read_text())
         return known[kind]
 
     return of
@@ -95,18 +94,17 @@ def test_killed_at_any_moment_it_leaves_whole_files_and_goes_on_to_the_same_resu
     seed, uninterrupted, tmp_path, elsewhere, steps
 ):
     kind, folder = KINDS[seed % len(KINDS)], tmp_path / "work"
-    expected, seconds = uninterrupted(kind)
-    process = workers.start(faults.at_work, kind, folder, elsewhere)
-    while not (folder / faults.STARTED).exists():
-        assert process.is_alive()
-        time.sleep(0.001)
-    time.sleep(random.Random(seed).uniform(0.05, 0.7) * seconds)
+    expected, moments = uninterrupted(kind)
+    drawn = random.Random(seed)
+    at, size = int(drawn.uniform(0.05, 0.7) * moments), None
     if seed % 2:  # in the middle of a write
-        while process.is_alive() and not any(folder.rglob(".*")):
-            pass
-    process.kill()
+        size = drawn.randint(1, 4000)
+    process = workers.start(faults.at_work, kind, folder, elsewhere, at, size)
     process.join()
-    assert process.exitcode == -signal.SIGKILL
+    assert process.exitcode == -(signal.SIGXFSZ if size else signal.SIGKILL)
+    if size:
+        left = [path.stat().st_size for path in folder.rglob(".*")]
+        assert any(found <= size for found in left)  # it is 0 where a writer asks for all of its room at once
     faults.check_whole(folder)
 
     last = folder / "last.ckpt"

@@ -57,6 +57,11 @@ def room(side: int, work: str, device: torch.device) -> bool:
     return need < int(available[0][1]) * 1024
 
 
+def is_measurable(device: torch.device) -> bool:
+    """Whether the peak can be read: from CUDA, or from Linux's /proc."""
+    return device.type == "cuda" or Path("/proc/self/clear_refs").exists()
+
+
 def main() -> None:
     """Measure, and print a row as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)

@@ -41,7 +41,7 @@ def _markdown(data: dict, by: str, picture: str | None) -> list[str]:
     lines = [f"# {machine.get('gpu') or machine['cpu']}", ""]
     lines += ["Written by `tests/benchmarks/run.py`; the rounds are in the JSON beside it.", ""]
     lines += [f"- {key}: {_plain(value)}" for key, value in machine.items()]
-    lines += [f"- measured: {', '.join(dates)}", ""]
+    lines += [f"- measured: {', '.join(dates)}", *_other_versions(data), ""]
     if picture:
         lines += [f"![Seconds over those of the bare convolutions]({picture})", ""]
     lines += _timings(data, by)
@@ -54,6 +54,18 @@ def _markdown(data: dict, by: str, picture: str | None) -> list[str]:
             lines.append(f"| {check.what} | {check.value:.4g}{check.unit} | {goal} | {verdict} |")
         lines.append("")
     return lines
+
+
+def _other_versions(data: dict) -> list[str]:
+    """Cases that were measured with other versions than those above."""
+    found: dict[str, list[str]] = {}
+    for part, rows in data.items():
+        for row in rows if part != "machine" else ():
+            if "other_versions" in row:
+                which = ", ".join(f"{name} {value}" for name, value in sorted(row["other_versions"].items()))
+                case = f"{part} {row['net']} {row['batch']}x{row['side']} {row['work']}"
+                found.setdefault(which, []).append(case)
+    return [f"- with {which}: {', '.join(dict.fromkeys(cases))}" for which, cases in found.items()]
 
 
 def _plain(value: object) -> str:

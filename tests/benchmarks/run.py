@@ -4,12 +4,14 @@
     python tests/benchmarks/run.py --quick             a part of it in some minutes
     python tests/benchmarks/run.py --nets vgg --sizes 4x256 --parts timing memory
 
-Cases are added to the machine's results, or replace those of the same name in it.
+Cases are added to the machine's results, or replace those of the same name in it. The file's name says the processor,
+its widest instructions and the threads, or the GPU; rows that were measured with other versions say these.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the checkout
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/, where the peers are made
 
 from benchmarks import contenders, head, machine, memory, pairwise, report, timing
-from benchmarks.results import Results
+from benchmarks.results import Results, path_of
 
 SIZES = ("16x64", "8x128", "4x256", "1x512", "1x1024")
 PARTS = ("timing", "memory", "pairwise", "huge", "head")
@@ -34,14 +36,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     described = machine.describe(args.device)
-    out = args.out or HERE / "results" / f"{machine.slug(described)}.json"
+    out = args.out or path_of(HERE / "results", described)
     results = Results(out, described)
+    print(results.opening(), flush=True)
     run = {"timing": _timing, "memory": _memory, "pairwise": _pairwise, "huge": _huge, "head": _head}
     try:
         for part in args.parts:
             run[part](args, results)
     finally:
-        report.write_report(results.data, out.with_suffix(".md"))
+        if out.is_file():  # with what is on the disk, should nothing have been measured
+            report.write_report(json.loads(out.read_text()), out.with_suffix(".md"))
     print(f"{out}\npython {HERE / 'ratios.py'} {out}")
 
 
@@ -64,6 +68,9 @@ def _contenders(net: str, args: argparse.Namespace) -> list[contenders.Contender
 
 
 def _memory(args: argparse.Namespace, results: Results) -> None:
+    if not memory.is_measurable(args.device):
+        print("memory: left out, on a CPU its peak is read from Linux's /proc")
+        return
     for net in args.nets:
         for batch, side in args.sizes if args.all_memory else [size for size in args.sizes if size == (4, 256)]:
             for work in args.works:
@@ -71,6 +78,9 @@ def _memory(args: argparse.Namespace, results: Results) -> None:
 
 
 def _huge(args: argparse.Namespace, results: Results) -> None:
+    if not memory.is_measurable(args.device):
+        print("huge: left out, on a CPU its peak is read from Linux's /proc")
+        return
     names = ["ours", "ours whole", *(["floor", "lpips"] if args.huge_peers else [])]
     for net in [net for net in args.nets if net == "vgg" or args.huge_peers]:
         for work in args.works:

@@ -1,0 +1,106 @@
+"""One processor stands for several: the numerics once more, with fewer instructions for PyTorch's kernels or oneDNN's.
+
+``ATEN_CPU_CAPABILITY`` chooses among the kernels that PyTorch was compiled with, ``ONEDNN_MAX_CPU_ISA`` bounds those
+that oneDNN generates. Both are read once, when a process first needs them, hence the processes. In all that is about
+two minutes of one core; ``-m slow`` adds the other files about numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+TESTS = Path(__file__).parent
+FILES = (
+    *("test_convolutions.py", "test_winograd.py", "test_direct.py", "test_passage.py"),
+    "test_parity.py::test_nearly_equal_images_are_as_exact_as_lpips",
+    "test_parity.py::test_gradient_in_float32_points_where_lpips_does",
+)
+MORE = (
+    "test_parity.py",
+    "test_network.py",
+    "test_streaming.py",
+    "test_tiling.py",
+    "test_masks.py",
+    "test_properties.py",
+)
+NARROWER = {  # by what PyTorch calls the processor: the settings that take something from it
+    "AVX2": ["ATEN_CPU_CAPABILITY=default"],
+    "AVX512": ["ATEN_CPU_CAPABILITY=default", "ATEN_CPU_CAPABILITY=avx2", "ONEDNN_MAX_CPU_ISA=AVX2"],
+}
+SETTINGS = NARROWER["AVX512"]
+# pytest, after it was seen that the setting is one.
+CODE = """
+import sys, pytest, torch
+print("capability", torch.backends.cpu.get_cpu_capability(), "threads", torch.get_num_threads(), flush=True)
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+# A convolution, by which oneDNN says with "verbose" what it takes.
+CONVOLUTION = "import torch; torch.nn.functional.conv2d(torch.rand(1, 64, 56, 56), torch.rand(64, 64, 3, 3))"
+
+
+def environment(setting, **more):
+    name, value = setting.split("=")
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    return {**inherited, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **more, name: value}
+
+
+def check_needed(setting):
+    """Skip what would be the same run again."""
+    found = torch.backends.cpu.get_cpu_capability()
+    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
+        pytest.skip(f"the variables are x86's, this is {platform.machine()}")
+    if setting not in NARROWER.get(found, []):
+        pytest.skip(f"{setting} takes nothing from a processor with {found}")
+
+
+def check_passes(setting, *arguments):
+    """The tests pass in a process of their own, which really has the setting."""
+    check_needed(setting)
+    command = [sys.executable, "-c", CODE, "-p", "no:cacheprovider", "-n", "0", "-q", "--no-header", *arguments]
+    done = subprocess.run(
+        command, cwd=TESTS.parent, env=environment(setting), capture_output=True, text=True, timeout=3600
+    )
+    said = done.stdout[-6000:] + done.stderr[-2000:]
+    assert done.returncode == 0, said
+    name, value = setting.split("=")
+    capability, threads = re.match(r"capability (\S+) threads (\d+)\n", done.stdout).groups()
+    assert threads == "1"
+    if name == "ATEN_CPU_CAPABILITY":
+        assert capability == value.upper()
+    passed = re.search(r"\b(\d+) passed\b", done.stdout)
+    assert passed and int(passed[1]) > 50, said
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_numerics_hold_with_fewer_instructions(setting):
+    check_passes(setting, *(str(TESTS / file) for file in FILES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_rest_of_the_numerics_holds_with_fewer_instructions(setting):
+    check_passes(setting, *(str(TESTS / file) for file in MORE))
+
+
+def test_onednn_generates_no_wider_instructions_than_it_may():
+    setting = "ONEDNN_MAX_CPU_ISA=AVX2"
+    check_needed(setting)
+    command = [sys.executable, "-c", CONVOLUTION]
+    done = subprocess.run(
+        command,
+        env=environment(setting, ONEDNN_VERBOSE="1", DNNL_VERBOSE="1"),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=900,
+    )
+    lines = [line for line in done.stdout.splitlines() if ",convolution," in line]
+    assert lines and all("avx2" in line and "avx512" not in line for line in lines)

@@ -1,12 +1,13 @@
-# make demo   set up, train a small superresolution model with LPIPS as loss and metric, show a table and a picture
+# make demo   set up, train a small superresolution model with LPIPS as loss and metric, show a table and an image
 # make test   set up, run the tests
 # make test-lowest   the same tests with the lowest versions of all dependencies, and the wheel in place of the checkout
 # make bench  set up, measure speed and memory against the peers: an hour; make bench BENCH=--quick: some minutes
+# make docs   set up, build the API pages in build/docs; warnings and dead links are errors
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-lowest bench lint clean
+.PHONY: demo test test-all test-lowest bench docs lint clean
 
 demo: $(VENV)/recipes.stamp
 	$(BIN)/lpips-lightning demo
@@ -20,7 +21,7 @@ test-all: $(VENV)/test.stamp
 test-lowest: .venv-lowest/lowest.stamp
 	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -q -n auto tests
 
-.venv-lowest/lowest.stamp: pyproject.toml tests/lowest.txt $(wildcard lpips_lightning/* callbacks/* recipes/* weights/*)
+.venv-lowest/lowest.stamp: pyproject.toml tests/lowest.txt $(wildcard lpips_lightning/* lpips_lightning/*/* callbacks/* recipes/* weights/*)
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --progress-bar off -q ".[test]" -c tests/lowest.txt
 	touch $@
@@ -28,6 +29,9 @@ test-lowest: .venv-lowest/lowest.stamp
 # For example: make bench BENCH="--quick", or BENCH="--nets vgg --sizes 4x256 --parts timing memory"
 bench: $(VENV)/test.stamp
 	$(BIN)/python tests/benchmarks/run.py $(BENCH)
+
+docs: $(VENV)/docs.stamp
+	$(BIN)/python .ci/docs.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

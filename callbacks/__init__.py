@@ -1,9 +1,32 @@
-"""Lightning callbacks: perceptual validation scores and pictures in any model."""
+"""Lightning callbacks: perceptual validation scores and images in any model.
 
-from lpips_lightning.callbacks.calibration_file import CalibrationFile
-from lpips_lightning.callbacks.calibration_report import CalibrationReport
-from lpips_lightning.callbacks.loss_schedule import LossSchedule
-from lpips_lightning.callbacks.perceptual_scores import PerceptualScores
-from lpips_lightning.callbacks.sample_gallery import SampleGallery
+`PerceptualScores` logs LPIPS, PSNR and SSIM, `SampleGallery` the worst and best samples; `LossSchedule` says when a
+`PerceptualLoss` sets in. `ImageWriter` writes predictions as PNG files. `CalibrationReport` and `CalibrationFile`
+show and write what a `PerceptualCalibration` learned.
+"""
 
-__all__ = ["CalibrationFile", "CalibrationReport", "LossSchedule", "PerceptualScores", "SampleGallery"]
+from typing import TYPE_CHECKING
+
+from lpips_lightning._lazy import lazy_names
+
+__all__ = ["CalibrationFile", "CalibrationReport", "ImageWriter", "LossSchedule", "PerceptualScores", "SampleGallery"]
+
+if TYPE_CHECKING:
+    from lpips_lightning.callbacks.calibration_file import CalibrationFile
+    from lpips_lightning.callbacks.calibration_report import CalibrationReport
+    from lpips_lightning.callbacks.image_writer import ImageWriter
+    from lpips_lightning.callbacks.loss_schedule import LossSchedule
+    from lpips_lightning.callbacks.perceptual_scores import PerceptualScores
+    from lpips_lightning.callbacks.sample_gallery import SampleGallery
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "calibration_file": ["CalibrationFile"],
+            "calibration_report": ["CalibrationReport"],
+            "image_writer": ["ImageWriter"],
+            "loss_schedule": ["LossSchedule"],
+            "perceptual_scores": ["PerceptualScores"],
+            "sample_gallery": ["SampleGallery"],
+        },
+    )

@@ -13,11 +13,9 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException  # 
 from torch import Tensor
 from typing_extensions import override
 
-from lpips_lightning.calibration import PerceptualCalibration
-from lpips_lightning.calibration_export import Rescale
-from lpips_lightning.whole_files import check_target
-
-__all__ = ["CalibrationFile", "check_tensor_file"]
+from lpips_lightning.calibration.export import Rescale
+from lpips_lightning.calibration.module import PerceptualCalibration
+from lpips_lightning.io.atomic import check_output_path
 
 
 class CalibrationFile(Callback):
@@ -80,6 +78,6 @@ def check_tensor_file(path: str) -> None:
     if not path.endswith(".safetensors"):
         raise MisconfigurationException(f"path: expected a file that ends in .safetensors, got {path!r}")
     try:
-        check_target(path, "path")
+        check_output_path(path, "path")
     except ValueError as error:
         raise MisconfigurationException(str(error)) from error

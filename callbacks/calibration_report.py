@@ -1,4 +1,4 @@
-"""One picture of what a calibration learned: agreement with people, just noticeable differences, and its weights."""
+"""One image of what a calibration learned: agreement with people, just noticeable differences, and its weights."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from lpips_lightning.callbacks.loggers import Pixels, log_picture
-from lpips_lightning.paper import PAPER_SETS, TABLE_5
-
-__all__ = ["CalibrationReport", "CalibrationResults"]
+from lpips_lightning.callbacks._loggers import Pixels, log_image
+from lpips_lightning.evaluation.table5 import PAPER_SETS, TABLE_5
 
 
 @runtime_checkable
@@ -44,12 +42,12 @@ class CalibrationReport(Callback):
     """Draws a calibration's results at the end of its fit, validation or test.
 
     Bars of the 2AFC scores by set, beside the human ceiling and the paper's; precision over recall for just noticeable
-    differences; the weights of each layer from the largest to the smallest. Loggers that show pictures get it as
+    differences; the weights of each layer from the largest to the smallest. Loggers that show images get it as
     ``val/calibration_report`` or ``test/calibration_report``; a PNG file is written in the log folder always.
 
     Args:
-        paper: The paper's scores to draw beside: a key of `lpips_lightning.paper.TABLE_5` such as ``"Alex-lin"``, or
-            scores in [0, 1] by set; None for none.
+        paper: The paper's scores to draw beside: a key of `lpips_lightning.evaluation.table5.TABLE_5` such as
+            ``"Alex-lin"``, or scores in [0, 1] by set; None for none.
 
     Raises:
         ValueError: If `paper` is no such key, or a score is not on [0, 1].
@@ -95,7 +93,7 @@ class CalibrationReport(Callback):
         self._log(trainer, pl_module, "test")
 
     def draw(self, results: CalibrationResults) -> Pixels:
-        """The report as a picture.
+        """The report as an image.
 
         Args:
             results: Usually the LightningModule.
@@ -130,7 +128,7 @@ class CalibrationReport(Callback):
             return
         name = f"{stage}/calibration_report"
         if isinstance(pl_module, CalibrationResults):  # as setup has seen
-            log_picture(trainer, name, self.draw(pl_module), trainer.global_step, always_png=True)
+            log_image(trainer, name, self.draw(pl_module), trainer.global_step, always_png=True)
 
     def _draw_scores(self, axis: Any, results: CalibrationResults) -> None:
         sets = list(results.calibration_scores)

@@ -9,9 +9,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from lpips_lightning import PerceptualLoss
-
-__all__ = ["LossSchedule", "Shape", "perceptual_losses"]
+from lpips_lightning.loss import PerceptualLoss
 
 Shape: TypeAlias = Literal["linear", "cosine", "step"]
 

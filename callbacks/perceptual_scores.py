@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, TypeAlias, Unpack, cast, get_args
 
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -13,46 +13,51 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from typing_extensions import override
 
-from lpips_lightning.callbacks.image_pairs import ImagePairs
-from lpips_lightning.callbacks.loggers import log_hyperparameters, log_table
+from lpips_lightning.backbones.definition import Backbone
+from lpips_lightning.batch import SUM_DTYPE
+from lpips_lightning.callbacks._loggers import log_hyperparameters, log_table
+from lpips_lightning.callbacks._pair_scorer import PairScorer
+from lpips_lightning.callbacks._step_outputs import Adapter, OutputReader, count_dataloaders
 from lpips_lightning.callbacks.loss_schedule import LossSchedule, perceptual_losses
-from lpips_lightning.callbacks.outputs import Adapter, OutputReader, count_dataloaders, picture_numbers
-from lpips_lightning.callbacks.ranks import gather
-from lpips_lightning.frozen import WeightsSource
-from lpips_lightning.images import DataRange
-from lpips_lightning.network import Precision
-from lpips_lightning.numbered import EXACT
-
-__all__ = ["PerceptualScores", "Score"]
+from lpips_lightning.distributed import dataset_indices, gather
+from lpips_lightning.images.ranges import DataRange
+from lpips_lightning.network import LPIPS
+from lpips_lightning.options import LPIPSOptions, with_options
 
 Score: TypeAlias = Literal["lpips", "psnr", "ssim"]
 
 
+@with_options()
 class PerceptualScores(Callback):
-    """Logs ``val/lpips``, ``val/psnr``, ``val/ssim`` (and ``test/...``) of any model whose step returns its pictures.
+    """Logs ``val/lpips``, ``val/psnr``, ``val/ssim`` (and ``test/...``) of any model whose step returns its images.
 
     The step returns ``{"pred": ..., "target": ...}`` (``"preds"`` is understood too; other keys by name, other returns
-    by `adapter`), images ``(N, 3, H, W)``. Each score is the mean over all pictures: a sum and a count over batches and
-    ranks, without the pictures that a distributed sampler repeats. The names are ready for ModelCheckpoint and
+    by `adapter`), images ``(N, 3, H, W)``. Each score is the mean over all images: a sum and a count over batches and
+    ranks, without the images that a distributed sampler repeats. The names are ready for ModelCheckpoint and
     EarlyStopping (with ``{val/lpips}`` in a file name: ``auto_insert_metric_name=False``). The sanity check is only
     looked at for missing keys.
 
-    With several dataloaders ``val/lpips`` is the mean over the pictures of all, and each has its own,
+    With several dataloaders ``val/lpips`` is the mean over the images of all, and each has its own,
     ``val/lpips/dataloader_0`` (Lightning 2.5 keeps the name ``dataloader_idx_0`` to itself). The layers' terms are
     ``val/lpips/relu1``, and so on.
 
-    The targets' features of a fixed validation set are kept, so that from the second epoch on the trunk runs on the
-    predictions alone. A batch whose target is not equal to the one it was, pixel for pixel, is computed anew.
+    The targets' features of a fixed validation set are kept, so that from the second epoch on the backbone runs on the
+    predictions alone. A batch whose target is not equal to the one it was, pixel for pixel, is computed anew. With a
+    ``memory_budget`` nothing is kept, and the backbone runs on both.
+
+    PSNR and SSIM are those of the images that the network sees: with the options ``gray``, ``background`` and
+    ``resize``, gray images, images over a background, resized ones; with ``gray="per_channel"`` the mean over channels.
 
     Args:
-        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"``, which ships. A warning says so if it is the
-            trunk of a `PerceptualLoss` in the model.
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"``, which ships; from
+            `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network is shared and whose options
+            hold. A warning says so if it is the backbone of a `PerceptualLoss` in the model.
         data_range: Of predictions and targets, for all scores: ``(low, high)``, or ``high`` alone for ``(0, high)``;
             uint8 is always on [0, 255]. There is no default: a wrong range gives wrong numbers silently.
-        metrics: Which scores: ``"lpips"``, ``"psnr"`` (mean of the pictures' PSNRs), ``"ssim"``.
+        metrics: Which scores: ``"lpips"``, ``"psnr"`` (mean of the images' PSNRs), ``"ssim"``.
         per_layer: Log LPIPS by layer too.
         per_dataloader: Log the scores of each of several dataloaders too.
-        table: Keep every picture's scores: a wandb Table, or a file ``val/scores_step_<step>.csv`` in the log folder.
+        table: Keep every image's scores: a wandb Table, or a file ``val/scores_step_<step>.csv`` in the log folder.
         prefix: Before each score's name, for a second callback: ``"vgg_"`` makes ``val/vgg_lpips``.
         pred_key: Of the prediction in what the step returns; None takes ``"pred"`` or ``"preds"``.
         target_key: Of the target.
@@ -60,21 +65,17 @@ class PerceptualScores(Callback):
             else; in YAML an import path.
         clamp: Bring predictions onto the range first, as writing them to a file would. Without it, values off the range
             are an error.
-        cache_bytes: Most memory for the targets' features, on the device of the pictures; 0 keeps none.
-        version: ``"0.1"`` or ``"0.0"``.
-        calibrated: False for the baseline.
-        weights: See `LPIPS`.
-        calibration: See `LPIPS`.
-        precision: Of the trunk; ``"fp32"`` also under autocast.
-        validate_args: Check pixel values; this waits for the device. Shapes are always checked.
+        cache_bytes: Most memory for the targets' features, on the device of the images; 0 keeps none.
+        options: See `lpips_lightning.options.LPIPSOptions`. Checking pixel values waits for the device.
 
     Attributes:
         fingerprint: One citeable line that says what ``lpips`` is; every logger gets it as the hyperparameter
             ``lpips_fingerprint``. None without LPIPS.
 
     Raises:
-        TypeError: If `data_range` is neither a pair nor a number, or `adapter` cannot be called.
-        ValueError: If an argument is none of the known ones.
+        TypeError: If `data_range` is neither a pair nor a number, `adapter` cannot be called, or an option does not
+            exist.
+        ValueError: If an argument is none of the known ones, or an option is given beside a built network.
         WeightsError: If weights are missing, damaged or of another architecture.
 
     Example:
@@ -85,7 +86,7 @@ class PerceptualScores(Callback):
 
     def __init__(
         self,
-        net_type: str = "alex",
+        net_type: str | Backbone | LPIPS = "alex",
         *,
         data_range: DataRange,
         metrics: Sequence[Score] = ("lpips", "psnr", "ssim"),
@@ -98,12 +99,7 @@ class PerceptualScores(Callback):
         adapter: Adapter | None = None,
         clamp: bool = False,
         cache_bytes: int = 2**28,
-        version: str = "0.1",
-        calibrated: bool = True,
-        weights: WeightsSource = None,
-        calibration: WeightsSource = None,
-        precision: Precision = "fp32",
-        validate_args: bool = True,
+        **options: Unpack[LPIPSOptions],
     ) -> None:
         known = get_args(Score)
         if isinstance(metrics, str) or not metrics or any(metric not in known for metric in metrics):
@@ -113,17 +109,9 @@ class PerceptualScores(Callback):
         self.metrics: tuple[Score, ...] = tuple(dict.fromkeys(metrics))
         self.per_layer, self.per_dataloader, self.table, self.prefix = per_layer, per_dataloader, table, prefix
         self._reader = OutputReader(pred_key, target_key, None, adapter)
-        self._pairs = ImagePairs(
-            net_type if "lpips" in self.metrics else None,
-            data_range,
-            clamp=clamp,
-            version=version,
-            calibrated=calibrated,
-            weights=weights,
-            calibration=calibration,
-            precision=precision,
-            validate_args=validate_args,
-            cache_bytes=cache_bytes,
+        judged = "lpips" in self.metrics
+        self._pairs = PairScorer(
+            net_type, data_range, options, type(self), lpips=judged, clamp=clamp, cache_bytes=cache_bytes
         )
         self.fingerprint = self._pairs.fingerprint if "lpips" in self.metrics else None
         self._reset()
@@ -135,7 +123,7 @@ class PerceptualScores(Callback):
         return [self.prefix + name for metric in self.metrics for name in (metric, *layers * (metric == "lpips"))]
 
     def score(self, pred: Tensor, target: Tensor, batch: tuple[str, int, int] | None = None) -> Tensor:
-        """Scores of every pair of pictures.
+        """Scores of every pair of images.
 
         Args:
             pred: ``(N, 3, H, W)``, floating on the range or uint8.
@@ -149,12 +137,12 @@ class PerceptualScores(Callback):
         columns: list[Tensor] = []
         for metric in self.metrics:
             if metric == "lpips":
-                features = self._pairs.encode(pred, target, batch)
-                terms = list(cast(dict[str, Tensor], self._pairs.net.distance(*features, per_layer=True)).values())
+                terms = self._pairs.layers(pred, target, batch)
                 columns += [torch.stack(terms).sum(0), *(terms if self.per_layer else ())]
             else:
                 function = _psnr if metric == "psnr" else _ssim
-                columns.append(function(self._pairs.unit(pred), self._pairs.unit(target)))
+                scores = function(self._pairs.unit(pred), self._pairs.unit(target))
+                columns.append(scores.view(len(pred), -1).mean(1) if len(scores) != len(pred) else scores)
         return torch.stack(columns, 1)
 
     @override
@@ -175,7 +163,7 @@ class PerceptualScores(Callback):
         own = self._pairs.net.specification
         scheduled = any(isinstance(callback, LossSchedule) for callback in getattr(trainer, "callbacks", []))
         for path, loss in perceptual_losses(pl_module).items():
-            if (loss.weight or scheduled) and loss.net.specification.trunk_sha256 == own.trunk_sha256:
+            if (loss.weight or scheduled) and loss.net.specification.backbone_sha256 == own.backbone_sha256:
                 warnings.warn(
                     f"net_type: expected another network than that of the loss {path!r}, got {own.net_type!r} for both;"
                     f" val/{self.prefix}lpips will flatter a model that is trained to lower it",
@@ -240,11 +228,11 @@ class PerceptualScores(Callback):
             return
         seen = self._seen.get(dataloader_idx, 0)
         self._seen[dataloader_idx] = seen + len(pred)
-        numbers = picture_numbers(trainer, dataloader_idx, seen, len(pred))
+        numbers = dataset_indices(trainer, dataloader_idx, seen, len(pred))
         if not len(numbers):
             return
         scores = self.score(pred[: len(numbers)], target[: len(numbers)], (stage, dataloader_idx, batch_idx))
-        totals = torch.cat([scores.sum(0, dtype=EXACT), scores.new_full((1,), len(scores), dtype=EXACT)])
+        totals = torch.cat([scores.sum(0, dtype=SUM_DTYPE), scores.new_full((1,), len(scores), dtype=SUM_DTYPE)])
         self._totals[dataloader_idx] = self._totals.get(dataloader_idx, 0) + totals
         if self.table:
             self._rows.append((dataloader_idx, numbers, scores))
@@ -252,9 +240,9 @@ class PerceptualScores(Callback):
     def _log(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.sanity_checking:
             return
-        # All loaders, also those of which this rank had no picture: the sum over ranks is one call of one shape.
+        # All loaders, also those of which this rank had no image: the sum over ranks is one call of one shape.
         loaders = count_dataloaders(trainer)
-        nothing = torch.zeros(len(self.names) + 1, dtype=EXACT, device=pl_module.device)
+        nothing = torch.zeros(len(self.names) + 1, dtype=SUM_DTYPE, device=pl_module.device)
         own = torch.stack([self._totals.get(index, nothing).to(nothing.device) for index in range(loaders)])
         totals = cast(Tensor, trainer.strategy.reduce(own, reduce_op="sum"))
         counted = {"": totals.sum(0)}
@@ -276,7 +264,7 @@ class PerceptualScores(Callback):
             (index, number, *row) for index, numbers, scores in self._rows for number, row in _lines(numbers, scores)
         ]
         rows = sorted(row for rank in gather(trainer, own) for row in rank)
-        columns = ["dataloader_idx", "picture", *self.names]
+        columns = ["dataloader_idx", "image", *self.names]
         log_table(trainer, f"{stage}/{self.prefix}scores", columns, rows, trainer.global_step)
 
 
@@ -285,7 +273,7 @@ def _lines(numbers: range, scores: Tensor) -> list[tuple[int, list[float]]]:
 
 
 def _psnr(pred: Tensor, target: Tensor) -> Tensor:
-    # With dim and without reduction it is one a picture; the mean of these, not the PSNR of the mean error.
+    # With dim and without reduction it is one an image; the mean of these, not the PSNR of the mean error.
     return peak_signal_noise_ratio(pred, target, data_range=1.0, dim=(1, 2, 3), reduction="none")
 
 

@@ -1,4 +1,4 @@
-"""The reference's class over our network: same argument names, same output shapes."""
+"""`LPIPS` as in the `lpips` package, over our network: same argument names, same output shapes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lpips_lightning import network
-from lpips_lightning.legacy import DropsLegacyKeys
+from lpips_lightning.backbones.shared import DropsLegacyKeys
 
 __all__ = ["LPIPS"]
 
@@ -27,13 +27,13 @@ class LPIPS(DropsLegacyKeys):
         version: ``"0.1"`` or ``"0.0"``.
         lpips: False for the baseline.
         spatial: Return the map instead of the mean.
-        pnet_rand: Random trunk, seeded by PyTorch's global generator.
+        pnet_rand: Random backbone, seeded by PyTorch's global generator.
         pnet_tune: True is refused.
         use_dropout: Ignored, as the reference ignores it in evaluation mode.
         model_path: Of a calibration file.
         eval_mode: False is refused.
         verbose: Ignored; a library does not print.
-        weights: Of the trunk, see `lpips_lightning.LPIPS`; not the reference's.
+        weights: Of the backbone, see `lpips_lightning.LPIPS`; not the reference's.
 
     Raises:
         ValueError: If an argument is refused or none of the known ones.
@@ -64,14 +64,14 @@ class LPIPS(DropsLegacyKeys):
     ) -> None:
         super().__init__()
         if lpips and not pretrained:
-            raise ValueError("pretrained: expected True, got False; for the trunk alone pass lpips=False")
+            raise ValueError("pretrained: expected True, got False; for the backbone alone pass lpips=False")
         for name, value, wanted in (("pnet_tune", pnet_tune, False), ("eval_mode", eval_mode, True)):
             if value is not wanted:
                 raise ValueError(
                     f"{name}: expected {wanted}, got {value!r}; this module is frozen, training has its own"
                 )
         if pnet_rand and weights is not None:
-            raise ValueError("weights: expected None with pnet_rand=True, got another trunk")
+            raise ValueError("weights: expected None with pnet_rand=True, got another backbone")
         self.spatial = spatial
         self.net = network.LPIPS(
             _VGG.get(net, net),
@@ -105,7 +105,10 @@ class LPIPS(DropsLegacyKeys):
             ValueError: If shapes, devices or sides do not fit, or pixel values are off the range.
         """
         data_range = (0.0, 1.0) if normalize else (-1.0, 1.0)
-        terms = self.net(in0, in1, data_range, spatial=self.spatial, per_layer=True, names=("in0", "in1"))
+        names = ("in0", "in1")
+        terms = network.measure(
+            self.net, in0, in1, data_range, spatial=self.spatial, per_layer=True, names=names
+        ).values
         layers = [term if self.spatial else term.view(-1, 1, 1, 1) for term in terms.values()]
         total = sum(layers[1:], layers[0])
         return (total, layers) if retPerLayer else total

@@ -1,19 +1,17 @@
-"""Two stacks of features and a calibration -> one distance, or one map, a layer.
+"""The LPIPS formula in plain autograd: features and calibration -> distance or distance map per layer.
 
-``d_l(x, y) = mean_hw  w_l . (x^_l - y^_l)^2`` (paper, equation 1), where ``x^`` is ``x`` scaled to unit length over
-channels. Everything here runs in float32, or in float64 when the features are float64: the difference of two unit
-vectors loses all its digits in half precision.
+``d_l(x, y) = mean_hw  w_l . (x^_l - y^_l)^2`` (Zhang et al. 2018, equation 1), where ``x^`` is ``x`` scaled to unit
+length over channels. All arithmetic runs in float32, or in float64 for float64 features: in half precision, the
+difference of two unit vectors would lose all its digits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-__all__ = ["layer_distances", "layer_maps", "unit_normalize", "upsample"]
 
 EPS = 1e-10  # outside the root: lpips/__init__.py, normalize_tensor
 
@@ -29,7 +27,7 @@ def unit_normalize(features: Tensor, eps: float = EPS) -> Tensor:
         eps: Added to the norm.
 
     Returns:
-        Shape and dtype of `features`.
+        Unit-length features with the shape and dtype of `features`.
 
     Raises:
         ValueError: If `features` is not 4-dimensional.
@@ -53,13 +51,13 @@ def layer_distances(
 
     Args:
         x: Features ``(N, C, h, w)`` by layer name.
-        y: Features of the same names and shapes.
-        calibration: Weights ``(C,)`` by layer name, or None for the baseline: the plain sum over channels.
-        masks: How much every position counts, ``(N, 1, h, w)`` by layer name; None for all alike.
+        y: Features with the same names and shapes.
+        calibration: Weights ``(C,)`` by layer name, or None for the baseline: the unweighted sum over channels.
+        masks: Weight of every position, ``(N, 1, h, w)`` by layer name; None for equal weights.
 
     Returns:
-        Shape ``(N,)`` by layer name, float32 (float64 for float64 features). Their sum is the distance. NaN where no
-        position counts.
+        Shape ``(N,)`` by layer name; float32, or float64 for float64 features. Their sum is the distance. NaN where all
+        weights are 0.
     """
     positions = _positions(x, y, calibration)
     if masks is None:
@@ -74,17 +72,17 @@ def layer_maps(
 
     Args:
         x: Features ``(N, C, h, w)`` by layer name.
-        y: Features of the same names and shapes.
-        calibration: Weights ``(C,)`` by layer name, or None for the baseline: the plain sum over channels.
+        y: Features with the same names and shapes.
+        calibration: Weights ``(C,)`` by layer name, or None for the baseline: the unweighted sum over channels.
 
     Returns:
-        Shape ``(N, 1, h, w)`` by layer name, at the layer's own size.
+        Shape ``(N, 1, h, w)`` by layer name, at the resolution of the layer.
     """
     return {layer: distance.unsqueeze(1) for layer, distance in _positions(x, y, calibration).items()}
 
 
 def upsample(layer_map: Tensor, size: tuple[int, int]) -> Tensor:
-    """A layer's map at the image's size, bilinear with half-pixel centres, as in the reference (``lpips/lpips.py``).
+    """Upsample a distance map, bilinear with half-pixel centers, as the reference does (``lpips/lpips.py``).
 
     Args:
         layer_map: Shape ``(N, 1, h, w)``.
@@ -97,12 +95,12 @@ def upsample(layer_map: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _weighted_mean(distance: Tensor, mask: Tensor) -> Tensor:
-    """``(N,)`` from two ``(N, h, w)``. What does not count is left out before the sum: not even its NaN gets in."""
+    """Weighted mean of ``(N, h, w)`` over positions. Masked positions are removed first, so their NaN cannot spread."""
     mask = mask.to(distance.dtype)
     total = mask.sum((1, 2))
-    nothing = total == 0
-    mean = (torch.where(mask == 0, 0.0, distance) * mask).sum((1, 2)) / torch.where(nothing, 1.0, total)
-    return torch.where(nothing, float("nan"), mean)
+    empty = total == 0
+    mean = (torch.where(mask == 0, 0.0, distance) * mask).sum((1, 2)) / torch.where(empty, 1.0, total)
+    return torch.where(empty, float("nan"), mean)
 
 
 def _positions(
@@ -115,9 +113,10 @@ def _positions(
 
 
 def _position_distance(x: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
-    """``(N, h, w)``. The difference is taken first: |x|^2 + |y|^2 - 2xy would cancel to nothing for near images.
+    """Weighted squared difference of unit features, ``(N, h, w)``.
 
-    Both products are rounded before it (no fused multiply-add), so that equal images are at distance 0 exactly.
+    The difference is taken first: |x|^2 + |y|^2 - 2xy would cancel for similar images. Both products are rounded before
+    it (no fused multiply-add), so equal images have distance exactly 0.
     """
     x, y = _at_least_float32(x), _at_least_float32(y)
     difference = x * _inverse_norm(x) - y * _inverse_norm(y)
@@ -128,9 +127,81 @@ def _position_distance(x: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
 def _inverse_norm(features: Tensor, eps: float = EPS) -> Tensor:
     square = features.square().sum(1, keepdim=True)
     dead = square == 0
-    # A root at 0 has no derivative, and 0 * inf is NaN: both branches stay finite, in any order of differentiation.
+    # sqrt has no derivative at 0, and 0 * inf is NaN: keep both branches finite for derivatives of any order.
     return torch.where(dead, 0.0, 1 / (torch.where(dead, 1.0, square).sqrt() + eps))
 
 
 def _at_least_float32(features: Tensor) -> Tensor:
     return features if features.dtype == torch.float64 else features.float()
+
+
+_SEGMENT = 2**16  # vector elements that are converted to float64 at a time
+
+
+def feature_vectors(layers: Mapping[str, Tensor], calibration: Mapping[str, Tensor] | None) -> Tensor:
+    """Features as vectors whose squared Euclidean distance is LPIPS.
+
+    Args:
+        layers: Features ``(N, C, h, w)`` by layer name.
+        calibration: Weights ``(C,)`` by layer name, or None for the baseline.
+
+    Returns:
+        Shape ``(N, D)``: unit-normalized features times ``sqrt(weight / positions)``.
+    """
+    parts = []
+    for layer, features in layers.items():
+        working = features if features.dtype == torch.float64 else features.float()
+        unit = unit_normalize(working) / (features.shape[2] * features.shape[3]) ** 0.5
+        if calibration is not None:
+            unit = unit * calibration[layer].to(unit.dtype).sqrt().view(1, -1, 1, 1)
+        parts.append(unit.flatten(1))
+    return torch.cat(parts, 1)
+
+
+def pairwise_distances(x: Iterable[Tensor], y: list[Tensor]) -> Tensor:
+    """Squared Euclidean distances of all pairs; differences are squared, so similar images do not cancel.
+
+    Summed in float64: a float32 sum over all features of an image loses five digits.
+
+    Args:
+        x: Chunks ``(n, D)`` of vectors; each is used once, so this may be a generator.
+        y: Chunks ``(m, D)`` of vectors.
+
+    Returns:
+        Shape ``(N, M)``, in the dtype of the vectors.
+    """
+    return torch.cat([torch.cat([_squared(rows, columns) for columns in y], 1) for rows in x])
+
+
+def groups_within(chunks: Iterator[Tensor], memory_budget: int) -> Iterator[list[Tensor]]:
+    """Group consecutive tensors up to a number of bytes, at least one tensor per group.
+
+    Args:
+        chunks: Tensors.
+        memory_budget: Maximum bytes of a group.
+
+    Yields:
+        Groups in the given order.
+    """
+    group: list[Tensor] = []
+    total = 0
+    for chunk in chunks:
+        size = chunk.numel() * chunk.element_size()
+        if group and total + size > memory_budget:
+            yield group
+            group, total = [], 0
+        group.append(chunk)
+        total += size
+    if group:
+        yield group
+
+
+def _squared(x: Tensor, y: Tensor) -> Tensor:
+    device = torch.device("cpu") if x.device.type == "mps" else x.device  # MPS has no float64
+    total = torch.zeros(len(x), len(y), dtype=torch.float64, device=device)
+    for x_part, y_part in zip(x.split(_SEGMENT, 1), y.split(_SEGMENT, 1), strict=True):
+        distance = torch.cdist(
+            x_part.to(device).double(), y_part.to(device).double(), compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        total = total + distance.square()
+    return total.to(x.dtype).to(x.device)

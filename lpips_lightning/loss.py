@@ -4,60 +4,51 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
-from lpips_lightning.backbones import Backbone
-from lpips_lightning.frozen import WeightsSource
-from lpips_lightning.functional import Reduction, check_reduction, reduced
-from lpips_lightning.images import Background, Gray
-from lpips_lightning.legacy import DropsLegacyKeys
-from lpips_lightning.network import LPIPS, Features, Measurement, Precision
-from lpips_lightning.ranges import DataRange, RangeWatch, parse_range, training_slack
-
-__all__ = ["PerceptualLoss"]
+from lpips_lightning.backbones.definition import Backbone
+from lpips_lightning.backbones.shared import DropsLegacyKeys
+from lpips_lightning.batch import Distances, Features
+from lpips_lightning.functional.reduction import Reduction, check_reduction, reduced
+from lpips_lightning.images.ranges import DataRange, RangeChecker, parse_range, training_tolerance
+from lpips_lightning.network import LPIPS, measure
+from lpips_lightning.options import LPIPSOptions, with_options
 
 # An untrained network overshoots, and a later burst must not end a run: predictions are watched only while mistakes in
 # the pipeline show, and leniently.
 _WATCHED_CALLS = 100
 
 
+@with_options(precision="autocast")
 class PerceptualLoss(DropsLegacyKeys):
     """Mean LPIPS between predictions and targets, times a weight.
 
     Nothing of the network behind it can be trained, cast, saved or forgotten on another device: the module has no
     parameters, buffers or state. It may be called with two batches of images anywhere in a training step.
 
+    The backbone's precision is ``"autocast"`` unless said otherwise; ``"fp32"``, ``"bf16"`` and ``"fp16"`` hold under
+    any autocast. With `validate_args` targets must always be on the range. Predictions may overshoot, in the first 100
+    calls by the size of the range for ``(0, high)``, by a quarter of it for other ranges; after that they are not
+    checked. On an accelerator no step waits for the check: what it finds is raised up to 12 calls later.
+
     Args:
-        net_type: ``"vgg"`` (the reference's advice for optimisation), ``"alex"``, ``"squeeze"`` or ``"embedded"``,
-            which ships; or a trunk of your own, from `lpips_lightning.trunks`.
+        net_type: ``"vgg"`` (the reference's advice for optimization), ``"alex"``, ``"squeeze"`` or ``"embedded"``,
+            which ships; a backbone of your own, from `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose
+            frozen network is shared and whose options hold, its precision too.
         data_range: Of predictions and targets: ``(low, high)``, or ``high`` alone for ``(0, high)``. There is no
             default: a wrong range trains silently towards something else.
         weight: Factor of the result, >= 0; may be changed at any time. At 0 the network is not run.
         reduction: Over the batch, and over the frames of videos: ``"mean"``, ``"sum"``, or ``"none"`` (None).
-        version: ``"0.1"`` or ``"0.0"``.
-        calibrated: False for the baseline.
-        weights: See `LPIPS`.
-        calibration: See `LPIPS`.
-        precision: Of the trunk. ``"autocast"`` follows the surrounding autocast and is float32 without it; ``"fp32"``,
-            ``"bf16"`` and ``"fp16"`` hold under any. Everything after the trunk runs in float32.
-        gray: See `LPIPS`.
-        background: See `LPIPS`.
-        resize: See `LPIPS`.
-        memory_budget: See `LPIPS`.
         spatial: Return maps: every image's term is ``(1, H, W)``.
         per_layer: Return a dict of the layers' terms instead of their sum.
-        validate_args: Check pixel values. Targets must always be on the range. Predictions may overshoot, in the first
-            100 calls by the size of the range for ``(0, high)``, by a quarter of it for other ranges; after that they
-            are not checked. On an accelerator no step waits for the check: what it finds is raised up to 12 calls
-            later. Shapes are always checked.
+        options: See `lpips_lightning.options.LPIPSOptions`.
 
     Raises:
-        TypeError: If `data_range` is neither a pair nor a number.
-        ValueError: If an argument is none of the known ones.
+        TypeError: If `data_range` is neither a pair nor a number, or an option does not exist.
+        ValueError: If an argument is none of the known ones, or an option is given beside a built network.
         WeightsError: If weights are missing, damaged or of another architecture.
 
     Example:
@@ -71,23 +62,14 @@ class PerceptualLoss(DropsLegacyKeys):
 
     def __init__(
         self,
-        net_type: str | Backbone = "vgg",
+        net_type: str | Backbone | LPIPS = "vgg",
         *,
         data_range: DataRange,
         weight: float = 1.0,
         reduction: Reduction = "mean",
-        version: str = "0.1",
-        calibrated: bool = True,
-        weights: WeightsSource = None,
-        calibration: WeightsSource = None,
-        precision: Precision = "autocast",
-        gray: Gray | None = None,
-        background: Background | None = None,
-        resize: int | Sequence[int] | None = None,
-        memory_budget: int | None = None,
         spatial: bool = False,
         per_layer: bool = False,
-        validate_args: bool = True,
+        **options: Unpack[LPIPSOptions],
     ) -> None:
         super().__init__()
         check_reduction(reduction)
@@ -95,20 +77,8 @@ class PerceptualLoss(DropsLegacyKeys):
         self.weight = weight
         self._calls = 0
         self.reduction = reduction
-        self.net = LPIPS(
-            net_type,
-            version=version,
-            calibrated=calibrated,
-            weights=weights,
-            calibration=calibration,
-            precision=precision,
-            gray=gray,
-            background=background,
-            resize=resize,
-            memory_budget=memory_budget,
-            validate_args=validate_args,
-        )
-        self.net.watch = RangeWatch(periodic=True)
+        self.net = LPIPS.of(net_type, options, type(self), precision="autocast")
+        self.net.range_checker = RangeChecker(periodic=True)
         self.spatial = spatial
         self.per_layer = per_layer
 
@@ -169,7 +139,7 @@ class PerceptualLoss(DropsLegacyKeys):
 
     @torch.no_grad()
     def encode(self, target: Tensor) -> Features:
-        """What the trunk sees in targets that stay the same: the `reference` of later calls.
+        """What the backbone sees in targets that stay the same: the `reference` of later calls.
 
         Args:
             target: ``(N, 3, H, W)`` or ``(B, T, 3, H, W)`` on `data_range`.
@@ -194,14 +164,15 @@ class PerceptualLoss(DropsLegacyKeys):
 
         Raises:
             WeightsError: If they are not the recorded ones.
-            ValueError: If none are recorded for this trunk.
+            ValueError: If none are recorded for this backbone.
         """
         return self.net.selfcheck(device)
 
     def _measure(
         self, pred: Tensor, goal: Tensor | Features, mask: Tensor | None, erode: bool, names: tuple[str, str]
-    ) -> Measurement:
-        return self.net.measure(
+    ) -> Distances:
+        return measure(
+            self.net,
             pred,
             goal,
             self.data_range,
@@ -210,26 +181,26 @@ class PerceptualLoss(DropsLegacyKeys):
             mask=mask,
             erode=erode,
             names=names,
-            slack=self._slack(),
+            tolerance=self._tolerance(),
         )
 
-    def _zeros(self, pred: Tensor, goal: Tensor | Features, names: tuple[str, str]) -> Measurement:
+    def _zeros(self, pred: Tensor, goal: Tensor | Features, names: tuple[str, str]) -> Distances:
         """What the network would have given, times 0; wrong shapes shall not wait for the weight to rise."""
         self.net.check_shapes(pred, goal, names)
         zero = (pred if pred.dtype == torch.float64 else pred.float()).mean(-3, keepdim=True) * 0
         zero = zero if self.spatial else zero.mean((-3, -2, -1))
         values = dict.fromkeys(self.net.layers, zero) if self.per_layer else zero
-        return Measurement(values, None, pred.dim() - 3)
+        return Distances(values, None, pred.dim() - 3)
 
-    def _without_nothing(self, values: Tensor, shown: Measurement) -> Tensor:
+    def _without_nothing(self, values: Tensor, shown: Distances) -> Tensor:
         """Zero in place of the NaN of an image, or of a batch, of which the mask left nothing."""
-        if shown.counted is None:
+        if shown.valid is None:
             return values
-        some = shown.counted if self.reduction in ("none", None) else shown.counted.any()
+        some = shown.valid if self.reduction in ("none", None) else shown.valid.any()
         return torch.where(some, values, 0)
 
-    def _slack(self) -> float:
+    def _tolerance(self) -> float:
         if torch.compiler.is_compiling() or self._calls >= _WATCHED_CALLS:
             return math.inf
         self._calls += 1
-        return training_slack(self.data_range)
+        return training_tolerance(self.data_range)

@@ -2,28 +2,232 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any, Literal, Self, Unpack, get_args, overload
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from lpips_lightning import direct
-from lpips_lightning.budget import affordable, check_budget
-from lpips_lightning.distance import layer_distances, layer_maps, upsample
-from lpips_lightning.encoder import HALF_PRECISIONS, Encoder, Precision
-from lpips_lightning.features import Features, Measurement, joined
-from lpips_lightning.frozen import without_autocast
-from lpips_lightning.images import Arrangement
-from lpips_lightning.masks import check_mask, eroded_masks, layer_masks, measurable, without_holes
-from lpips_lightning.memory import estimate
-from lpips_lightning.pairwise import groups_within, pairwise_distances
-from lpips_lightning.planning import Plan
-from lpips_lightning.ranges import DataRange, parse_range
-from lpips_lightning.selfcheck import selfcheck
+from lpips_lightning.backbones.definition import Backbone, get_backbone
+from lpips_lightning.backbones.frozen import FrozenNetwork, Specification, without_autocast
+from lpips_lightning.backbones.selfcheck import selfcheck
+from lpips_lightning.backbones.shared import SharedNetworkModule
+from lpips_lightning.batch import BatchLayout, Distances, Features, merge
+from lpips_lightning.distance import (
+    feature_vectors,
+    groups_within,
+    pairwise_distances,
+)
+from lpips_lightning.engine import dispatch
+from lpips_lightning.engine.inputs import Pairs
+from lpips_lightning.engine.memory import estimate
+from lpips_lightning.engine.planner import check_budget, choose_plan
+from lpips_lightning.engine.state import Plan
+from lpips_lightning.images.masks import check_mask, fill_masked
+from lpips_lightning.images.preprocessing import ImagePolicy
+from lpips_lightning.images.ranges import DataRange, RangeChecker, parse_range
+from lpips_lightning.options import DEFAULTS, LPIPSOptions, Precision, check_names, check_not_given, with_options
 
-__all__ = ["LPIPS", "Features", "Measurement", "Precision"]
+HALF_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+class Encoder(SharedNetworkModule):
+    """A frozen network that looks at images, after it has looked whether they are what they are said to be.
+
+    Its arguments are those of `lpips_lightning.network.LPIPS`, which says what they mean.
+
+    Attributes:
+        net_type: Name of the backbone.
+        precision: Of the backbone.
+        images: What images are taken, and how they are brought to the backbone.
+        range_checker: Checks pixel values.
+    """
+
+    def __init__(self, net_type: str | Backbone = "alex", **options: Unpack[LPIPSOptions]) -> None:
+        check_names(options, type(self))
+        said: LPIPSOptions = {**DEFAULTS, **options}
+        precision, frame_chunk = said["precision"], said["frame_chunk"]
+        check_budget(said["memory_budget"])
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision: expected one of {get_args(Precision)}, got {precision!r}")
+        if frame_chunk is not None and (type(frame_chunk) is not int or frame_chunk < 1):
+            raise ValueError(f"frame_chunk: expected a positive number of images or None, got {frame_chunk!r}")
+        for name, switch in (("calibrated", said["calibrated"]), ("validate_args", said["validate_args"])):
+            if not isinstance(switch, bool):
+                raise ValueError(f"{name}: expected True or False, got {switch!r}")
+        images = ImagePolicy.parse(said["gray"], said["background"], said["resize"])
+        network = (said["version"], said["calibrated"], said["weights"], said["calibration"])
+        super().__init__(get_backbone(net_type), *network)
+        self.net_type = self._record.name
+        self.precision = precision
+        self.images = images
+        self.frame_chunk = frame_chunk
+        self.memory_budget = said["memory_budget"]
+        self.validate_args = said["validate_args"]
+        self.range_checker = RangeChecker(immediate=True)
+
+    @property
+    def specification(self) -> Specification:
+        """What the network is, by content; two that share a backbone have equal ``backbone_sha256``."""
+        return self._specification
+
+    @property
+    def smallest_side(self) -> int:
+        """Of the images that the backbone sees, in pixels."""
+        return self._record.smallest_side
+
+    @property
+    def fingerprint(self) -> str:
+        """One citeable line: everything that decides the number, but for the images' range."""
+        from lpips_lightning import __version__
+
+        found = self._specification
+        feature_layers = f" [{' '.join(self._record.feature_layers)}]" if found.layout else ""
+        lin = f"lin sha256:{found.calibration_sha256[:12]}" if found.calibrated else "baseline"
+        backbone = f"backbone {found.backbone} sha256:{found.backbone_sha256[:12]}"
+        parts = [
+            f"LPIPS {found.net_type}{feature_layers} v{found.version}",
+            lin,
+            backbone,
+            str(self.images),
+            self.precision,
+        ]
+        return ", ".join([*filter(None, parts), f"lpips_lightning {__version__}"])
+
+    def encode(self, images: Tensor, data_range: DataRange = (-1, 1)) -> Features:
+        """What the backbone sees: compute once, compare often with `distance`, or by giving it to `forward` for `y`.
+
+        Args:
+            images: ``(N, 3, H, W)`` or ``(B, T, 3, H, W)``, floating on `data_range` or uint8 on [0, 255].
+            data_range: ``(low, high)``, or ``high`` alone for ``(0, high)``.
+
+        Returns:
+            Activations by layer. Made under ``torch.inference_mode`` they cannot serve a backward pass.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If the shape or a side does not fit, or pixel values are off the range.
+        """
+        low_high = parse_range(data_range)
+        self.images.check(images, "images", self.net_type, self._record.smallest_side)
+        self.check_values(images, "images", low_high)
+        flat, flat_range = self.images.to_flat_rgb(images, low_high)
+        network, dtype = self._network_for(images)
+        layers = dispatch.encode(network, dtype, flat, flat_range, clamp=self.validate_args, chunk=self.frame_chunk)
+        return Features(layers, (flat.shape[2], flat.shape[3]), self.images.batch_layout(images), self._source)
+
+    @property
+    def _source(self) -> str:
+        found = self._specification
+        return f"{found.net_type} v{found.version} {found.backbone_sha256} {found.layout} {self.images}"
+
+    def check_shapes(self, x: Tensor, y: Tensor | Features, names: tuple[str, str] = ("x", "y")) -> None:
+        """Refuse what `forward` would refuse before it looks at pixel values.
+
+        Args:
+            x: Images.
+            y: Images of the same shape, or what `encode` made of them.
+            names: What to call them in errors.
+
+        Raises:
+            TypeError: If either is of the wrong type.
+            ValueError: If shapes, devices or sides do not fit.
+        """
+        side = self._record.smallest_side
+        if isinstance(y, Features):
+            self.images.check(x, names[0], self.net_type, side)
+            size = self.images.resize or (x.shape[-2], x.shape[-1])
+            self._check_features(y, names[1], self.images.batch_layout(x), size)
+            first = y.layers[self.layers[0]]
+            if first.device != x.device:
+                raise ValueError(f"{names[1]}: expected features on device {x.device}, got {first.device}")
+            if first.is_inference() and x.requires_grad and torch.is_grad_enabled():
+                raise ValueError(
+                    f"{names[1]}: expected features that can serve a backward pass, got some made under "
+                    "torch.inference_mode; encode under torch.no_grad instead"
+                )
+        else:
+            self.images.check_pair(x, y, names, self.net_type, side)
+
+    def _check_features(self, features: Features, name: str, batch_layout: BatchLayout, size: tuple[int, int]) -> None:
+        if not isinstance(features, Features):
+            raise TypeError(f"{name}: expected features from encode, got {type(features).__name__}")
+        if features.source != self._source:
+            raise ValueError(f"{name}: expected features of {self._source!r}, got features of {features.source!r}")
+        if (features.batch_layout, features.size) != (batch_layout, size):
+            raise ValueError(
+                f"{name}: expected features of {batch_layout.shape} images of size {size}, "
+                f"got those of {features.batch_layout.shape} images of size {features.size}"
+            )
+
+    def check_values(self, images: Tensor, name: str, data_range: tuple[float, float], tolerance: float = 0.0) -> None:
+        """Check pixel values, unless `validate_args` is off or the call is compiled.
+
+        Args:
+            images: Of any shape.
+            name: What to call them in errors.
+            data_range: ``(low, high)``.
+            tolerance: See `RangeChecker.observe`.
+
+        Raises:
+            RangeError: If values are off the range.
+        """
+        if self.validate_args and not torch.compiler.is_compiling():
+            self.range_checker.observe(images, name, data_range, tolerance)
+
+    def _vectors(self, images: Tensor, data_range: DataRange, batch_size: int) -> Iterator[Tensor]:
+        for chunk in images.split(batch_size):
+            features = self.encode(chunk, data_range)
+            first = features.layers[self.layers[0]]
+            with without_autocast(first.device):
+                vectors = feature_vectors(features.layers, self.frozen_network(first.device, first.dtype).calibration)
+            channels = features.batch_layout.channels
+            yield vectors.view(len(chunk), -1) / channels**0.5 if channels > 1 else vectors
+
+    def pairs(self, x: Tensor, y: Tensor | Features, data_range: tuple[float, float], clamp_x: bool = True) -> Pairs:
+        """Checked images as the engine takes them.
+
+        Args:
+            x: Images.
+            y: Images of the same shape, or what `encode` made of them.
+            data_range: ``(low, high)`` of both.
+            clamp_x: Bring `x` back onto its range.
+
+        Returns:
+            A flat batch of pairs.
+        """
+        flat_x, range_x = self.images.to_flat_rgb(x, data_range)
+        flat_y, range_y = self.images.to_flat_rgb(y, data_range) if isinstance(y, Tensor) else (y.layers, data_range)
+        network, dtype = self._network_for(x)
+        clamps = (clamp_x and self.validate_args, self.validate_args)
+        return Pairs(network, dtype, flat_x, flat_y, range_x, range_y, *clamps, self.frame_chunk, self.memory_budget)
+
+    def _network_for(self, images: Tensor) -> tuple[FrozenNetwork, torch.dtype]:
+        dtype = self._backbone_dtype(images)
+        return self.frozen_network(images.device, dtype), dtype
+
+    def _backbone_dtype(self, images: Tensor) -> torch.dtype:
+        if self.precision in HALF_PRECISIONS:
+            return HALF_PRECISIONS[self.precision]
+        device_type = images.device.type
+        if self.precision == "autocast" and device_type != "meta" and torch.is_autocast_enabled(device_type):
+            return torch.get_autocast_dtype(device_type)
+        return torch.float64 if images.dtype == torch.float64 else torch.float32
+
+    @override
+    def extra_repr(self) -> str:
+        return self.fingerprint
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        clone = super().__deepcopy__(memo)
+        clone.range_checker = copy.deepcopy(self.range_checker, memo)
+        return clone
+
+
+@with_options()
 class LPIPS(Encoder):
     """Learned perceptual image patch similarity: images -> distance ``(N,)``, by layer, or as a map.
 
@@ -36,37 +240,15 @@ class LPIPS(Encoder):
     optimizers and checkpoints leave it alone; it follows the device of the images.
 
     Args:
-        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"``, which ships; or a trunk of your own, from
-            `lpips_lightning.trunks`.
-        version: ``"0.1"``, or ``"0.0"``: the first release, which did not scale its input.
-        calibrated: False for the baseline: channels and layers summed with weight 1.
-        weights: Of the trunk. None looks for torchvision's ImageNet weights in the folder that the environment
-            variable ``LPIPS_LIGHTNING_WEIGHTS`` names, in torchvision's cache, and last downloads them. A path to a
-            file or folder, or tensors by torchvision's names, are taken as they are. ``"random"`` draws Gaussian
-            weights, seeded by PyTorch's global generator.
-        calibration: None for the official one of `net_type` and `version`; else a path, or tensors ``(C,)`` by
-            layer name.
-        precision: Of the trunk; everything after it runs in float32. ``"fp32"`` also under autocast (float64 for
-            float64 images), ``"bf16"``, ``"fp16"``, or ``"autocast"``: what the surrounding autocast says.
-        gray: None refuses gray images; ``"repeat"`` takes one channel for three; ``"per_channel"`` scores every channel
-            of ``(N, C, H, W)`` as a gray image of its own, and averages.
-        background: Colour under the alpha channel of RGBA images: ``"white"``, ``"black"``, or three numbers on [0, 1].
-            Alpha is on the same range as the colours. None refuses alpha.
-        resize: ``(H, W)``, or one number for both: every image is brought to it, bilinear with antialiasing. It is part
-            of the fingerprint, for it changes the number.
-        frame_chunk: Images, or frames of videos, in one pass of the trunk at most; None for as many as memory allows.
-        memory_budget: Bytes that a call may take above the weights and the images; a warning says when it cannot be
-            kept. Images are then taken a few at a time, huge ones in stripes of rows, or in tiles for the gradient,
-            which changes no number beyond rounding. None takes 128 MiB, or 256 with a gradient, on a processor, where
-            more saves no time, and four gigabytes on other devices or for the gradient of one image. It holds for
-            pairs of images without `spatial`, `mask`, or a gradient by layer; `plan` says what a call will take.
-        validate_args: Check pixel values on every call. This waits for the device. Shapes are always checked; under
-            ``torch.compile`` values are not.
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"``, which ships; or a backbone of your own, from
+            `lpips_lightning.backbones.custom`.
+        options: See `lpips_lightning.options.LPIPSOptions`. Checking pixel values waits for the device.
 
     Attributes:
-        watch: What checks pixel values.
+        range_checker: Checks pixel values.
 
     Raises:
+        TypeError: If an option does not exist.
         ValueError: If an argument is none of the known ones.
         WeightsError: If weights are missing, damaged or of another architecture.
 
@@ -80,6 +262,46 @@ class LPIPS(Encoder):
         torch.Size([2, 1, 64, 64])
     """
 
+    @classmethod
+    def of(
+        cls,
+        net_type: str | Backbone | LPIPS,
+        options: LPIPSOptions,
+        owner: Callable[..., Any],
+        **defaults: Unpack[LPIPSOptions],
+    ) -> LPIPS:
+        """The network of a metric, a loss or a callback: its own object, so that it may watch pixel values its own way.
+
+        Args:
+            net_type: A backbone; or a network that is built, of which it gets a light copy that shares the frozen
+                network and has its options.
+            options: As they were given; none beside a network that is built.
+            owner: What they were given to, for errors.
+            defaults: Options that are used where a new network's are not given.
+
+        Returns:
+            The network.
+
+        Raises:
+            TypeError: If an option does not exist.
+            ValueError: If an argument is none of the known ones, or an option was given beside a built network.
+            WeightsError: If weights are missing, damaged or of another architecture.
+
+        Example:
+            >>> net = LPIPS("embedded", gray="repeat")
+            >>> other = LPIPS.of(net, {}, LPIPS)
+            >>> other.fingerprint == net.fingerprint, other.range_checker is net.range_checker
+            (True, False)
+        """
+        check_names(options, owner)
+        if not isinstance(net_type, LPIPS):
+            said: LPIPSOptions = {**defaults, **options}
+            return cls(net_type, **said)
+        check_not_given(options, **defaults)
+        made = copy.deepcopy(net_type)
+        made.range_checker = RangeChecker(immediate=True)
+        return made
+
     def forward(
         self,
         x: Tensor,
@@ -90,8 +312,6 @@ class LPIPS(Encoder):
         per_layer: bool = False,
         mask: Tensor | None = None,
         erode: bool = False,
-        names: tuple[str, str] = ("x", "y"),
-        slack: float = 0.0,
     ) -> Tensor | dict[str, Tensor]:
         """Distance of every pair.
 
@@ -105,9 +325,6 @@ class LPIPS(Encoder):
                 becomes the mean over its positions, weighted by the mask resized to the layer by area.
             erode: Count only the positions that see nothing but pixels whose mask is 1; what is beyond the image's
                 border does no harm. The deepest layers see about 200 pixels. Other pixels leave no trace in the number.
-            names: What to call `x` and `y` in errors.
-            slack: How far `x` may lie off its range, in sizes of the range; it is then not clamped. ``math.inf``:
-                as far as it likes.
 
         Returns:
             ``(N,)``, or ``(N, 1, H, W)`` if `spatial`, with ``(B, T)`` for N for videos; a dict of such if `per_layer`.
@@ -117,8 +334,8 @@ class LPIPS(Encoder):
             TypeError: If an argument is of the wrong type.
             ValueError: If shapes, devices or sides do not fit, or pixel values are off the range.
         """
-        options = {"spatial": spatial, "per_layer": per_layer, "erode": erode, "slack": slack}
-        return self.measure(x, y, data_range, mask=mask, names=names, **options).values  # type: ignore[arg-type]
+        options = {"spatial": spatial, "per_layer": per_layer, "mask": mask, "erode": erode}
+        return measure(self, x, y, parse_range(data_range), **options).values  # type: ignore[arg-type]
 
     def measure(
         self,
@@ -130,9 +347,7 @@ class LPIPS(Encoder):
         per_layer: bool = False,
         mask: Tensor | None = None,
         erode: bool = False,
-        names: tuple[str, str] = ("x", "y"),
-        slack: float = 0.0,
-    ) -> Measurement:
+    ) -> Distances:
         """`forward`, and which images the mask left something of.
 
         Args:
@@ -143,8 +358,6 @@ class LPIPS(Encoder):
             per_layer: See `forward`.
             mask: See `forward`.
             erode: See `forward`.
-            names: See `forward`.
-            slack: See `forward`.
 
         Returns:
             Distances, and which of them count.
@@ -153,26 +366,44 @@ class LPIPS(Encoder):
             TypeError: See `forward`.
             ValueError: See `forward`.
         """
-        low_high = parse_range(data_range)
-        self.check_shapes(x, y, names)
-        self._see(x, names[0], low_high, slack)
-        if isinstance(y, Tensor):
-            self._see(y, names[1], low_high, 0.0)
-        arrangement = self.images.arrangement(x)
-        fixed = [y] if isinstance(y, Tensor) else list(y.layers.values())
-        if mask is None and not (spatial or erode) and direct.is_possible(x, fixed, per_layer):
-            terms = self._direct_terms(x, y, low_high, clamp_x=not slack)
-            return joined([(terms, None)], arrangement, per_layer)
-        counts = self._flat_mask(mask, erode, spatial, arrangement, (x.shape[-2], x.shape[-1]), x.device)
-        if erode and mask is not None and isinstance(y, Tensor):
-            low = low_high[0]
-            x, y = (without_holes(batch, mask, low if batch.is_floating_point() else 0) for batch in (x, y))
-        size = self.images.resize or (x.shape[-2], x.shape[-1])
-        results = []
-        for part, layers_x, layers_y in self._encoded_parts(x, y, low_high, clamp_x=not slack):
-            masks = None if counts is None else self._layer_masks(counts[part], erode, layers_x)
-            results.append(self._terms(layers_x, layers_y, size, spatial, masks))
-        return joined(results, arrangement, per_layer)
+        options = {"spatial": spatial, "per_layer": per_layer, "mask": mask, "erode": erode}
+        return measure(self, x, y, parse_range(data_range), **options)  # type: ignore[arg-type]
+
+    @overload
+    def distance(
+        self,
+        x: Features,
+        y: Features,
+        *,
+        spatial: bool = False,
+        per_layer: Literal[False] = False,
+        mask: Tensor | None = None,
+        erode: bool = False,
+    ) -> Tensor: ...
+
+    @overload
+    def distance(
+        self,
+        x: Features,
+        y: Features,
+        *,
+        spatial: bool = False,
+        per_layer: Literal[True],
+        mask: Tensor | None = None,
+        erode: bool = False,
+    ) -> dict[str, Tensor]: ...
+
+    @overload
+    def distance(
+        self,
+        x: Features,
+        y: Features,
+        *,
+        spatial: bool = False,
+        per_layer: bool,
+        mask: Tensor | None = None,
+        erode: bool = False,
+    ) -> Tensor | dict[str, Tensor]: ...
 
     def distance(
         self,
@@ -191,7 +422,7 @@ class LPIPS(Encoder):
             y: From `encode`, of as many images of the same size.
             spatial: Return the map, each layer's upsampled to the image's size.
             per_layer: Return the layers' terms by name; they sum to the whole.
-            mask: See `forward`; of the size that the trunk saw.
+            mask: See `forward`; of the size that the backbone saw.
             erode: See `forward`.
 
         Returns:
@@ -203,12 +434,16 @@ class LPIPS(Encoder):
         """
         if not isinstance(x, Features):
             raise TypeError(f"x: expected features from encode, got {type(x).__name__}")
-        self._check_features(x, "x", x.arrangement, x.size)
-        self._check_features(y, "y", x.arrangement, x.size)
+        self._check_features(x, "x", x.batch_layout, x.size)
+        self._check_features(y, "y", x.batch_layout, x.size)
         first = x.layers[self.layers[0]]
-        counts = self._flat_mask(mask, erode, spatial, x.arrangement, x.size, first.device)
-        masks = None if counts is None else self._layer_masks(counts, erode, x.layers)
-        return joined([self._terms(x.layers, y.layers, x.size, spatial, masks)], x.arrangement, per_layer).values
+        flat_mask = self.flat_mask(mask, erode, spatial, x.batch_layout, x.size, first.device)
+        network = self.frozen_network(first.device, first.dtype)
+        masks = None if flat_mask is None else dispatch.position_masks(network, flat_mask, x.layers, erode)
+        terms = dispatch.measure_features(
+            network, x.layers, y.layers, map_size=x.size if spatial else None, masks=masks
+        )
+        return merge(*terms, x.batch_layout, per_layer).values
 
     def pairwise(
         self,
@@ -219,14 +454,14 @@ class LPIPS(Encoder):
         batch_size: int = 16,
         memory_budget: int = 2**30,
     ) -> Tensor:
-        """Distance of every image of `x` to every image of `y`; each image passes the trunk once.
+        """Distance of every image of `x` to every image of `y`; each image passes the backbone once.
 
         Args:
             x: Images ``(N, 3, H, W)``, floating on `data_range` or uint8 on [0, 255].
             y: Images ``(M, 3, H, W)`` of the same size; None for `x` itself.
             data_range: ``(low, high)``, or ``high`` alone for ``(0, high)``.
-            batch_size: Images in one trunk pass.
-            memory_budget: Bytes of the features of `y` to hold at once. If they are more, `x` passes the trunk again
+            batch_size: Images in one backbone pass.
+            memory_budget: Bytes of the features of `y` to hold at once. If they are more, `x` passes the backbone again
                 for every part that fits.
 
         Returns:
@@ -271,8 +506,8 @@ class LPIPS(Encoder):
         if len(shape) != 4 or not all(isinstance(size, int) and size >= 0 for size in shape):
             raise ValueError(f"shape: expected (N, 3, H, W), got {shape}")
         dtype = HALF_PRECISIONS.get(self.precision, torch.float32)
-        network = self._network(torch.device(device), dtype)
-        found = affordable(network, shape, self.memory_budget, gradient)
+        network = self.frozen_network(torch.device(device), dtype)
+        found = choose_plan(network, shape, self.memory_budget, gradient)
         images = min(found.images, self.frame_chunk or found.images)
         size = (
             found.size
@@ -282,7 +517,7 @@ class LPIPS(Encoder):
         return replace(found, images=images, size=size)
 
     def selfcheck(self, device: torch.device | str = "cpu") -> dict[str, float]:
-        """Hold the trunk's weights against the recorded distances of the reference implementation's example patches.
+        """Hold the backbone's weights against the recorded distances of the reference implementation's example patches.
 
         Random weights, those of another training and damaged ones fail it. It takes a tenth of a second: call it once
         before numbers go into a paper.
@@ -295,52 +530,20 @@ class LPIPS(Encoder):
 
         Raises:
             WeightsError: If they are not the recorded ones.
-            ValueError: If none are recorded for this trunk.
+            ValueError: If none are recorded for this backbone.
         """
-        return selfcheck(self.net_type, self._network(torch.device(device), torch.float32))
+        return selfcheck(self.net_type, self.frozen_network(torch.device(device), torch.float32))
 
-    def _direct_terms(
-        self, x: Tensor, y: Tensor | Features, data_range: tuple[float, float], clamp_x: bool
-    ) -> dict[str, Tensor]:
-        flat_x, range_x = self.images.arrange(x, data_range)
-        flat_y, range_y = self.images.arrange(y, data_range) if isinstance(y, Tensor) else (y.layers, data_range)
-        dtype = self._trunk_dtype(x)
-        network = self._network(x.device, dtype)
-        clamps = (clamp_x and self.validate_args, self.validate_args)
-        limits = (self.frame_chunk, self.memory_budget)
-        pairs = direct.Pairs(network, dtype, flat_x, flat_y, range_x, range_y, *clamps, *limits)
-        if torch.is_grad_enabled() and flat_x.requires_grad:
-            return {"": direct.distances(pairs)}
-        return direct.layer_terms(pairs)
-
-    def _terms(
-        self,
-        x: dict[str, Tensor],
-        y: dict[str, Tensor],
-        size: tuple[int, int],
-        spatial: bool,
-        masks: dict[str, Tensor] | None,
-    ) -> tuple[dict[str, Tensor], Tensor | None]:
-        first = x[self.layers[0]]
-        network = self._network(first.device, first.dtype)
-        calibration = network.calibration
-        with without_autocast(first.device):
-            if masks is None and not spatial and direct.is_possible(first, [*x.values(), *y.values()], per_layer=True):
-                return direct.feature_terms(network, x, y), None
-            if spatial:
-                maps = layer_maps(x, y, calibration)
-                return {layer: upsample(layer_map, size) for layer, layer_map in maps.items()}, None
-            return layer_distances(x, y, calibration, masks), None if masks is None else measurable(masks)
-
-    def _flat_mask(
+    def flat_mask(
         self,
         mask: Tensor | None,
         erode: bool,
         spatial: bool,
-        arrangement: Arrangement,
+        batch_layout: BatchLayout,
         size: tuple[int, int],
         device: torch.device,
     ) -> Tensor | None:
+        """A checked mask of the flat batch, ``(M, 1, H, W)``; None for none."""
         if mask is None:
             if erode:
                 raise ValueError("erode: expected a mask with erode=True, got none")
@@ -349,12 +552,57 @@ class LPIPS(Encoder):
             raise ValueError("mask: expected None with spatial=True; multiply the map by the mask")
         if erode and self.images.resize is not None:
             raise ValueError("erode: expected no resize=, whose reach is not followed; resize images and mask before")
-        flat = check_mask(mask, arrangement.shape, size, device)
+        flat = check_mask(mask, batch_layout.shape, size, device)
         if mask.dtype != torch.bool:
-            self._see(flat, "mask", (0.0, 1.0), 0.0)
-        return flat.repeat_interleave(arrangement.channels, 0)
+            self.check_values(flat, "mask", (0.0, 1.0))
+        return flat.repeat_interleave(batch_layout.channels, 0)
 
-    def _layer_masks(self, mask: Tensor, erode: bool, layers: dict[str, Tensor]) -> dict[str, Tensor]:
-        if erode:
-            return eroded_masks(mask, self._base().extractor.graph)
-        return layer_masks(mask, {layer: (tap.shape[2], tap.shape[3]) for layer, tap in layers.items()})
+
+def measure(
+    net: LPIPS,
+    x: Tensor,
+    y: Tensor | Features,
+    data_range: tuple[float, float],
+    *,
+    spatial: bool = False,
+    per_layer: bool = False,
+    mask: Tensor | None = None,
+    erode: bool = False,
+    names: tuple[str, str] = ("x", "y"),
+    tolerance: float = 0.0,
+) -> Distances:
+    """`LPIPS.measure` for metric, loss and functional, which have names of their own for the images.
+
+    Args:
+        net: The network.
+        x: See `LPIPS.forward`.
+        y: See `LPIPS.forward`.
+        data_range: ``(low, high)``.
+        spatial: See `LPIPS.forward`.
+        per_layer: See `LPIPS.forward`.
+        mask: See `LPIPS.forward`.
+        erode: See `LPIPS.forward`.
+        names: What to call `x` and `y` in errors.
+        tolerance: How far `x` may exceed its range, as a multiple of the range; then `x` is not clamped. ``math.inf``
+            disables the check.
+
+    Returns:
+        Distances, and which of them are valid.
+
+    Raises:
+        TypeError: See `LPIPS.forward`.
+        ValueError: See `LPIPS.forward`.
+    """
+    net.check_shapes(x, y, names)
+    net.check_values(x, names[0], data_range, tolerance)
+    if isinstance(y, Tensor):
+        net.check_values(y, names[1], data_range)
+    layout, size = net.images.batch_layout(x), (x.shape[-2], x.shape[-1])
+    flat_mask = net.flat_mask(mask, erode, spatial, layout, size, x.device)
+    if erode and mask is not None and isinstance(y, Tensor):
+        low = data_range[0]
+        x, y = (fill_masked(batch, mask, low if batch.is_floating_point() else 0) for batch in (x, y))
+    map_size = (net.images.resize or size) if spatial else None
+    pairs = net.pairs(x, y, data_range, clamp_x=not tolerance)
+    terms = dispatch.measure(pairs, map_size=map_size, per_layer=per_layer, mask=flat_mask, erode=erode)
+    return merge(*terms, layout, per_layer)

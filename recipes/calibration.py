@@ -1,14 +1,15 @@
-"""LPIPS calibrated on people's judgements: BAPPS, or your own.
+"""LPIPS calibrated on people's judgments: BAPPS, or your own.
 
 lpips-lightning calibration fit                                    # the paper's lin on BAPPS, which it downloads
 lpips-lightning calibration fit --model.mode tune --data.num_workers 8
 lpips-lightning calibration fit --ckpt_path outputs/calibration/last.ckpt      # goes on, to the same weights
-lpips-lightning calibration fit --data TripletDataModule --data.csv mine.csv --data.images my_pictures
-lpips-lightning calibration fast --csv mine.csv --images my_pictures           # lin in seconds; see --help
+lpips-lightning calibration fit --data TripletDataModule --data.csv mine.csv --data.images my_images
+lpips-lightning calibration fast --csv mine.csv --images my_images           # lin in seconds; see --help
 lpips-lightning calibration test --ckpt_path outputs/calibration/best.ckpt
 """
 
 import argparse
+import warnings
 from datetime import date
 
 import torch
@@ -18,21 +19,18 @@ from pytorch_lightning.cli import LightningArgumentParser
 from typing_extensions import override
 
 from lpips_lightning import __version__
-from lpips_lightning.calibration import PerceptualCalibration
-from lpips_lightning.calibration_export import write_calibration
+from lpips_lightning.calibration.export import write_calibration
+from lpips_lightning.calibration.fit_pooled import fit_lin
+from lpips_lightning.calibration.model import TrainableLPIPS
+from lpips_lightning.calibration.module import PerceptualCalibration
+from lpips_lightning.calibration.pooled import PooledTriplets, cached_pool
 from lpips_lightning.callbacks.calibration_file import CalibrationFile
-from lpips_lightning.data_modules import BAPPSDataModule, TripletDataModule
-from lpips_lightning.fast_lin import fit_lin
-from lpips_lightning.judgements import bootstrap_interval, human_ceiling, two_afc_score
-from lpips_lightning.pooled import PooledTriplets, cached_pool
+from lpips_lightning.data.datamodules import BAPPSDataModule, TripletDataModule
+from lpips_lightning.functional.judgments import bootstrap_interval, human_ceiling, two_afc_score
+from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.recipes.command import RecipeCLI, run_recipe
-from lpips_lightning.trainable import TrainableLPIPS
-from lpips_lightning.whole_files import check_target
 
-__all__ = ["fast", "main"]
-
-
-_FAST = "Mode lin on pooled squared differences: the trunk runs once, then ten epochs take seconds."
+_FAST = "Mode lin on pooled squared differences: the backbone runs once, then ten epochs take seconds."
 
 
 class CalibrationCLI(RecipeCLI):
@@ -54,11 +52,13 @@ def main(args: list[str] | None = None) -> None:
     if args and args[0] == "fast":
         fast(args[1:])
         return
-    run_recipe(CalibrationCLI, PerceptualCalibration, LightningDataModule, __file__, args, subclass_mode_data=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # of mode lin: it is meant to be
+        run_recipe(CalibrationCLI, PerceptualCalibration, LightningDataModule, __file__, args, subclass_mode_data=True)
 
 
 def fast(args: list[str]) -> None:
-    """Mode lin on pooled squared differences: the trunk runs once, then ten epochs take seconds.
+    """Mode lin on pooled squared differences: the backbone runs once, then ten epochs take seconds.
 
     Args:
         args: Command line after ``fast``.
@@ -74,7 +74,7 @@ def fast(args: list[str]) -> None:
         raise ValueError("csv: expected either --csv FILE with --images DIR, or --root DIR, got another combination")
     if not options.out.endswith(".safetensors"):
         raise ValueError(f"out: expected a file that ends in .safetensors, got {options.out!r}")
-    check_target(options.out, "out")
+    check_output_path(options.out, "out")
     data = _fast_data(options)
     data.prepare_data()
     data.setup("fit")
@@ -118,18 +118,16 @@ def fast(args: list[str]) -> None:
 
 def _fast_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("lpips-lightning calibration fast", description=_FAST)
-    parser.add_argument(
-        "--csv", metavar="FILE", help="judgements of your own: ref, p0, p1, votes_p0, votes_p1 or judge"
-    )
-    parser.add_argument("--images", metavar="DIR", help="the pictures that --csv names")
-    parser.add_argument("--val-csv", metavar="FILE", help="judgements to score on (default: a part of --csv)")
+    parser.add_argument("--csv", metavar="FILE", help="judgments of your own: ref, p0, p1, votes_p0, votes_p1 or judge")
+    parser.add_argument("--images", metavar="DIR", help="the images that --csv names")
+    parser.add_argument("--val-csv", metavar="FILE", help="judgments to score on (default: a part of --csv)")
     parser.add_argument("--val-fraction", type=float, default=0.1, help="part of --csv to score on (default 0.1)")
     parser.add_argument("--root", metavar="DIR", help="instead: BAPPS, or a data set that `bapps make` wrote")
     parser.add_argument(
         "--sets", nargs="*", metavar="SET", help="of --root, for both training and scoring (default: all)"
     )
     parser.add_argument("--net", default="alex", help="alex (default), vgg, squeeze, embedded")
-    parser.add_argument("--weights", metavar="FILE", help="its trunk (default: looked up)")
+    parser.add_argument("--weights", metavar="FILE", help="its backbone (default: looked up)")
     parser.add_argument("--size", type=int, default=64, metavar="PIXELS", help="resize to (default 64, the paper's)")
     parser.add_argument("--init", default="random", choices=("random", "official"), help="start (default random)")
     parser.add_argument("--lr", type=float, default=1e-3, help="of Adam (default 1e-3; the paper's is 1e-4)")

@@ -1,10 +1,10 @@
-"""Colours for gray pictures: a U-Net from L to a and b of Lab, with LPIPS of the coloured picture in its loss.
+"""Colors for gray images: a U-Net from L to a and b of Lab, with LPIPS of the colored image in its loss.
 
 Examples::
 
     lpips-lightning colorization fit
     lpips-lightning colorization fit --data.folder photographs --data.held_out '[beach, house]'
-    lpips-lightning colorization predict --ckpt_path last.ckpt --data.predict_folder gray_pictures
+    lpips-lightning colorization predict --ckpt_path last.ckpt --data.predict_folder gray_images
 """
 
 import math
@@ -22,37 +22,35 @@ from torchmetrics import Metric, MetricCollection
 from typing_extensions import override
 
 from lpips_lightning import LPIPS, PerceptualLoss
-from lpips_lightning.backbones import backbone
-from lpips_lightning.callbacks.outputs import picture_numbers
+from lpips_lightning.backbones.definition import get_backbone
 from lpips_lightning.distance import unit_normalize
+from lpips_lightning.distributed import dataset_indices
 from lpips_lightning.recipes.colorization_data import ColorizationData, shrink
 from lpips_lightning.recipes.colors import ColorDifference, Colorfulness, compose, into_gamut, split_lab
 from lpips_lightning.recipes.command import ImageRecipeCLI, run_recipe
 
-__all__ = ["Colorization", "UNet", "main"]
+Batch = tuple[Tensor, Sequence[str]]  # images, names
 
-Batch = tuple[Tensor, Sequence[str]]  # pictures, names
-
-# Units of Lab in which a and b leave the network and enter the loss: most colours of photographs are within [-1, 1].
+# Units of Lab in which a and b leave the network and enter the loss: most colors of photographs are within [-1, 1].
 _AB_SCALE = 50.0
 
 
 class UNet(nn.Module):
     """L -> a and b: a U-Net (Ronneberger et al. 2015) whose deeper levels also get what a trained network sees.
 
-    Its first level has half the resolution: colours vary slowly. What a thing is, and so which colour it may have,
-    cannot be learnt from a few photographs; the features in which a frozen network sees the gray picture know more.
+    Its first level has half the resolution: colors vary slowly. What a thing is, and so which color it may have,
+    cannot be learnt from a few photographs; the features in which a frozen network sees the gray image know more.
     They enter every level but the first.
 
     Args:
         n_feats: Channels of the first level; they double from level to level, up to four times as many.
         n_levels: Levels; each has half the resolution of the one before.
         features_net: Network whose features go in, see `LPIPS`; None for none.
-        features_weights: Its trunk weights: a path, ``"random"``, or None to look them up.
+        features_weights: Its backbone weights: a path, ``"random"``, or None to look them up.
 
     Raises:
         ValueError: If `n_feats` is below 1, or `n_levels` below 2.
-        WeightsError: If the trunk weights are missing.
+        WeightsError: If the backbone weights are missing.
     """
 
     def __init__(
@@ -72,11 +70,11 @@ class UNet(nn.Module):
         self.features, self.seen = None, None
         if features_net is not None:
             self.features = LPIPS(features_net, weights=features_weights, validate_args=False)
-            channels = sum(backbone(features_net).channels)
+            channels = sum(get_backbone(features_net).channels)
             self.seen = nn.ModuleList(nn.Conv2d(channels, width, kernel_size=1) for width in widths[:-1])
         self.up = nn.ModuleList(_block(a + b, a) for a, b in pairwise(widths))
         self.head = nn.Conv2d(widths[0], 2, kernel_size=1)
-        for parameter in self.head.parameters():  # untrained, it leaves pictures gray
+        for parameter in self.head.parameters():  # untrained, it leaves images gray
             nn.init.zeros_(parameter)
 
     @override
@@ -109,28 +107,28 @@ class UNet(nn.Module):
 
 
 class Colorization(LightningModule):
-    """U-Net trained with ``pixel_weight * L1 of a and b + loss_weight * LPIPS of the coloured picture``.
+    """U-Net trained with ``pixel_weight * L1 of a and b + loss_weight * LPIPS of the colored image``.
 
-    Its steps return pictures for `PerceptualScores`; it logs ``val/ciede2000`` and ``val/colorfulness``, with
+    Its steps return images for `PerceptualScores`; it logs ``val/ciede2000`` and ``val/colorfulness``, with
     ``val/colorfulness_truth`` and ``val/colorfulness_ratio`` (and ``test/...``). All arguments are plain values, so a
     checkpoint loads with ``weights_only=True`` and brings its loss settings along; it holds the U-Net alone.
 
     Args:
         n_feats: Channels of the U-Net's first level.
         n_levels: Levels of the U-Net.
-        features_net: Network that shows the U-Net what is in the picture; None for none.
-        features_weights: Its trunk weights: a path, ``"random"``, or None to look them up.
-        working_size: Pictures with a longer shorter side are looked at in this one; their colours are then enlarged,
+        features_net: Network that shows the U-Net what is in the image; None for none.
+        features_weights: Its backbone weights: a path, ``"random"``, or None to look them up.
+        working_size: Images with a longer shorter side are looked at in this one; their colors are then enlarged,
             their lightness stays as it is.
         pixel_weight: Weight of the L1 distance of a and b, in units of 50.
-        chroma_weight: Weight of the difference between a picture's mean chroma and that of its prediction, in units of
-            50. Where a colour is uncertain, both L1 and LPIPS are lowest at pale ones; this says how colourful to be.
+        chroma_weight: Weight of the difference between an image's mean chroma and that of its prediction, in units of
+            50. Where a color is uncertain, both L1 and LPIPS are lowest at pale ones; this says how colorful to be.
         lightness_jitter: In training the U-Net sees lightness to a random power, on [0, 1] to between exp(-this) and
-            exp(this): colours are then learnt from what is in the picture more than from how bright it is.
+            exp(this): colors are then learnt from what is in the image more than from how bright it is.
         loss_weight: Weight of LPIPS in the loss; 0 trains without it.
         loss_net: Network of the loss.
         loss_calibrated: False takes the uncalibrated distance ("baseline" in the paper).
-        loss_weights: Trunk weights of the loss, as `features_weights`.
+        loss_weights: Backbone weights of the loss, as `features_weights`.
         lr: Highest learning rate of AdamW.
         weight_decay: Of AdamW.
         warmup_steps: Steps until `lr` is reached; from there it falls to 0 along a cosine.
@@ -175,7 +173,7 @@ class Colorization(LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
-        # Here and not in __init__: a checkpoint then loads, and colours pictures, where there is no trunk of the loss.
+        # Here and not in __init__: a checkpoint then loads, and colors images, where there is no backbone of the loss.
         options = self.hparams
         if stage == "fit" and options["loss_weight"] and self.perceptual is None:
             self.perceptual = PerceptualLoss(
@@ -187,17 +185,17 @@ class Colorization(LightningModule):
             )
 
     @override
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Shape ``(N, 3, H, W)`` in [0, 1], of which the lightness alone counts -> coloured, of the same lightness."""
-        lightness, _ = split_lab(pictures)
+    def forward(self, images: Tensor) -> Tensor:
+        """Shape ``(N, 3, H, W)`` in [0, 1], of which the lightness alone counts -> colored, of the same lightness."""
+        lightness, _ = split_lab(images)
         ab = self.network(shrink(lightness, self.hparams["working_size"]))
         ab = F.interpolate(ab, size=lightness.shape[-2:], mode="bilinear", align_corners=False)
         return compose(lightness, into_gamut(lightness, ab)).clamp(0, 1)
 
-    def losses(self, pictures: Tensor) -> dict[str, Tensor]:
+    def losses(self, images: Tensor) -> dict[str, Tensor]:
         """A batch's ``train/loss``, the sum to lower, and its terms, ``train/perceptual`` as LPIPS times its weight."""
         options = self.hparams
-        lightness, ab = split_lab(pictures)
+        lightness, ab = split_lab(images)
         gamma = torch.empty(len(lightness), 1, 1, 1, device=lightness.device)
         gamma.uniform_(-options["lightness_jitter"], options["lightness_jitter"]).exp_()
         prediction = self.network(100 * (lightness / 100).clamp(0, 1) ** gamma)
@@ -205,8 +203,8 @@ class Colorization(LightningModule):
         parts = {"train/l1": F.l1_loss(prediction, ab) / _AB_SCALE, "train/chroma": chroma}
         loss = options["pixel_weight"] * parts["train/l1"] + options["chroma_weight"] * chroma
         if self.perceptual is not None and self.perceptual.weight:
-            # Clamped for the trunk, which knows no colours outside [0, 1]; L1 pulls back what leaves the gamut.
-            parts["train/perceptual"] = self.perceptual(compose(lightness, prediction).clamp(0, 1), pictures)
+            # Clamped for the backbone, which knows no colors outside [0, 1]; L1 pulls back what leaves the gamut.
+            parts["train/perceptual"] = self.perceptual(compose(lightness, prediction).clamp(0, 1), images)
             loss = loss + parts["train/perceptual"]
         return {"train/loss": loss, **parts}
 
@@ -229,14 +227,14 @@ class Colorization(LightningModule):
         return self(batch[0])
 
     def _score(self, batch: Batch, batch_idx: int, scores: MetricCollection) -> dict[str, Tensor]:
-        pictures, names = batch
-        prediction = self(pictures)
-        # One picture a batch, see the data; a distributed sampler repeats some, which do not count twice.
-        counted = len(picture_numbers(self.trainer, 0, batch_idx * len(names), len(names)))
-        scores.update(prediction[:counted], pictures[:counted])
+        images, names = batch
+        prediction = self(images)
+        # One image a batch, see the data; a distributed sampler repeats some, which do not count twice.
+        counted = len(dataset_indices(self.trainer, 0, batch_idx * len(names), len(names)))
+        scores.update(prediction[:counted], images[:counted])
         self.log_dict(scores, on_step=False, on_epoch=True)
-        lightness, ab = split_lab(pictures)
-        return {"input": compose(lightness, 0 * ab).clamp(0, 1), "preds": prediction, "target": pictures}
+        lightness, ab = split_lab(images)
+        return {"input": compose(lightness, 0 * ab).clamp(0, 1), "preds": prediction, "target": images}
 
     @override
     def configure_optimizers(self) -> Any:

@@ -1,4 +1,4 @@
-"""Colour photographs to take the colours from, from any folder or from those that come with scikit-image."""
+"""Color photographs to take the colors from, from any folder or from those that come with scikit-image."""
 
 from pathlib import Path
 
@@ -9,33 +9,31 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from lpips_lightning.pictures import find_images, read_image
-from lpips_lightning.recipes.photographs import split_pictures
+from lpips_lightning.io.image_files import find_images, read_image
+from lpips_lightning.recipes.photographs import split_images
 
-__all__ = ["ColorizationData", "RandomCrops", "WholePictures", "shrink"]
-
-Sample = tuple[Tensor, str]  # picture, name
+Sample = tuple[Tensor, str]  # image, name
 
 
-def shrink(pictures: Tensor, size: int) -> Tensor:
-    """The pictures with a shorter side of `size`, bilinear with antialiasing; as they are where it is shorter already.
+def shrink(images: Tensor, size: int) -> Tensor:
+    """The images with a shorter side of `size`, bilinear with antialiasing; as they are where it is shorter already.
 
     Args:
-        pictures: Shape ``(N, C, H, W)``, floating.
+        images: Shape ``(N, C, H, W)``, floating.
         size: In pixels.
 
     Returns:
         Shape ``(N, C, h, w)``.
     """
-    shorter = min(pictures.shape[-2:])
+    shorter = min(images.shape[-2:])
     if shorter <= size:
-        return pictures
-    sides = [max(size, round(side * size / shorter)) for side in pictures.shape[-2:]]
-    return F.interpolate(pictures, size=sides, mode="bilinear", antialias=True, align_corners=False)
+        return images
+    sides = [max(size, round(side * size / shorter)) for side in images.shape[-2:]]
+    return F.interpolate(images, size=sides, mode="bilinear", antialias=True, align_corners=False)
 
 
-class WholePictures(Dataset[Sample]):
-    """(picture, name) of whole pictures ``(3, H, W)`` on [0, 1]; gray ones have three equal channels."""
+class WholeImages(Dataset[Sample]):
+    """(image, name) of whole images ``(3, H, W)`` on [0, 1]; gray ones have three equal channels."""
 
     def __init__(self, images: dict[str, Path]) -> None:
         self.items = list(images.items())
@@ -52,7 +50,7 @@ class WholePictures(Dataset[Sample]):
 class RandomCrops(Dataset[Sample]):
     """(crop, name) of `length` crops ``(3, size, size)`` on [0, 1], at random places in random sizes, mirrored or not.
 
-    A crop's side is anything from about `size` to the shorter side of the picture, which is brought to `working_size`
+    A crop's side is anything from about `size` to the shorter side of the image, which is brought to `working_size`
     first: so objects have the sizes in which the network will meet them. Not turned: that the sky is above is telling.
     """
 
@@ -67,44 +65,44 @@ class RandomCrops(Dataset[Sample]):
     @override
     def __getitem__(self, index: int) -> Sample:
         image = index % len(self.files)
-        picture = (self.small[image] if self.small else self._read(image)).float().div(255)
+        photograph = (self.small[image] if self.small else self._read(image)).float().div(255)
         # The enlargement is drawn, not the side: close views and wide ones come equally often.
         zoom = 1 + float(torch.rand(())) * (self.working_size / self.size - 1)
-        side = min(round(self.working_size / zoom), *picture.shape[-2:])
-        top, left = (int(torch.randint(length - side + 1, ())) for length in picture.shape[-2:])
-        crop = picture[None, :, top : top + side, left : left + side]
+        side = min(round(self.working_size / zoom), *photograph.shape[-2:])
+        top, left = (int(torch.randint(length - side + 1, ())) for length in photograph.shape[-2:])
+        crop = photograph[None, :, top : top + side, left : left + side]
         sides = [self.size, self.size]
         crop = F.interpolate(crop, size=sides, mode="bilinear", antialias=True, align_corners=False)[0].clamp(0, 1)
         return crop.flip(-1) if torch.rand(()) < 0.5 else crop, self.names[image]
 
     def _read(self, index: int) -> Tensor:
         """Shape ``(3, H, W)``, dtype uint8, with a shorter side of `working_size` at most."""
-        picture = shrink(read_image(self.files[index])[None].float(), self.working_size)
-        return picture[0].round().clamp(0, 255).byte()
+        image = shrink(read_image(self.files[index])[None].float(), self.working_size)
+        return image[0].round().clamp(0, 255).byte()
 
 
 class ColorizationData(LightningDataModule):
-    """Random crops of colour pictures to train on, whole ones to validate and test on, gray or colour ones to colour.
+    """Random crops of color images to train on, whole ones to validate and test on, gray or color ones to color.
 
-    Batches are (pictures, names), shape ``(N, 3, H, W)``, range [0, 1]; whole pictures come one at a time. The model
+    Batches are (images, names), shape ``(N, 3, H, W)``, range [0, 1]; whole images come one at a time. The model
     sees their lightness alone.
 
     Args:
-        folder: Folder of pictures, searched through; None takes the photographs that come with scikit-image.
+        folder: Folder of images, searched through; None takes the photographs that come with scikit-image.
         held_out: Names (files without suffix) kept for validation and test; None: "chelsea" of those photographs.
         val_folder: Folder for validation and test instead of `held_out`.
-        predict_folder: Pictures for ``predict``, gray or not; None takes the held-out pictures.
-        working_size: Shorter side that training pictures are brought to, the size at which the model looks.
+        predict_folder: Images for ``predict``, gray or not; None takes the held-out images.
+        working_size: Shorter side that training images are brought to, the size at which the model looks.
         patch_size: Side of a training crop.
         epoch_size: Training crops an epoch.
         batch_size: Crops a batch.
-        num_workers: Processes that read; 0 suits pictures in memory.
-        cache: Keep training pictures, brought to `working_size`, in memory (3 bytes a pixel) instead of reading the
+        num_workers: Processes that read; 0 suits images in memory.
+        cache: Keep training images, brought to `working_size`, in memory (3 bytes a pixel) instead of reading the
             file at each access.
 
     Raises:
         ValueError: If a size or a name does not fit (together, and with the files: in ``setup``).
-        FileNotFoundError: If a folder does not exist or holds no picture (in ``setup``).
+        FileNotFoundError: If a folder does not exist or holds no image (in ``setup``).
     """
 
     def __init__(
@@ -129,16 +127,16 @@ class ColorizationData(LightningDataModule):
         self.batch_size, self.num_workers, self.cache = batch_size, num_workers, cache
 
     def split(self) -> tuple[dict[str, Path], dict[str, Path]]:
-        """Names and files of the training pictures and of the held-out ones."""
-        return split_pictures(self.folder, self.held_out, self.val_folder, "chelsea")
+        """Names and files of the training images and of the held-out ones."""
+        return split_images(self.folder, self.held_out, self.val_folder, "chelsea")
 
     @override
     def setup(self, stage: str) -> None:
         if stage == "predict" and self.predict_folder is not None:
-            self.whole = WholePictures(find_images(self.predict_folder))
+            self.whole = WholeImages(find_images(self.predict_folder))
             return
         train, held_out = self.split()
-        self.whole = WholePictures(held_out)
+        self.whole = WholeImages(held_out)
         if stage == "fit":
             if self.working_size < self.patch_size:
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""Lab with a lightness that nothing changes, and two scores of colours: CIEDE2000 and colourfulness."""
+"""Lab with a lightness that nothing changes, and two scores of colors: CIEDE2000 and colorfulness."""
 
 import math
 from typing import Any, Literal, get_args
@@ -9,19 +9,17 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
-from lpips_lightning.numbered import EXACT
-
-__all__ = ["ColorDifference", "Colorfulness", "ciede2000", "colorfulness", "compose", "into_gamut", "split_lab"]
+from lpips_lightning.batch import SUM_DTYPE
 
 Of = Literal["preds", "target", "ratio"]
 
-# A quarter of an 8-bit step: what Lab and back may be off by without a colour being called out of gamut.
+# A quarter of an 8-bit step: what Lab and back may be off by without a color being called out of gamut.
 _GAMUT_TOLERANCE = 1e-3
 _BISECTIONS = 8
 
 
 def split_lab(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Lightness and colour of sRGB images, in float32 under any autocast: in bfloat16 Lab would be off by 3 units.
+    """Lightness and color of sRGB images, in float32 under any autocast: in bfloat16 Lab would be off by 3 units.
 
     Args:
         images: Shape ``(N, 3, H, W)``, floating, range [0, 1].
@@ -45,7 +43,7 @@ def split_lab(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def compose(lightness: Tensor, ab: Tensor) -> Tensor:
-    """Images ``(N, 3, H, W)``, sRGB, of L and ab; beyond [0, 1] where no screen shows the colour.
+    """Images ``(N, 3, H, W)``, sRGB, of L and ab; beyond [0, 1] where no screen shows the color.
 
     Args:
         lightness: Shape ``(N, 1, H, W)``, range [0, 100].
@@ -61,7 +59,7 @@ def compose(lightness: Tensor, ab: Tensor) -> Tensor:
 
 @torch.no_grad()
 def into_gamut(lightness: Tensor, ab: Tensor) -> Tensor:
-    """The most saturated colours of the same hue that sRGB has at this lightness; those that it has stay as they are.
+    """The most saturated colors of the same hue that sRGB has at this lightness; those that it has stay as they are.
 
     Clipping red, green and blue instead would change the lightness, which a colorization has to keep.
 
@@ -88,7 +86,7 @@ def into_gamut(lightness: Tensor, ab: Tensor) -> Tensor:
 
 
 def ciede2000(first: Tensor, second: Tensor) -> Tensor:
-    """The CIE's colour difference of 2000 at every pixel; about 1 is just visible, 10 plainly another colour.
+    """The CIE's color difference of 2000 at every pixel; about 1 is just visible, 10 plainly another color.
 
     Sharma, Wu and Dalal 2005 (doi:10.1002/col.20070), equations 2 to 22, with all weighting factors 1.
 
@@ -127,7 +125,7 @@ def ciede2000(first: Tensor, second: Tensor) -> Tensor:
 
 
 def colorfulness(images: Tensor) -> Tensor:
-    """How colourful images look: 0 is gray, 33 moderate, 59 quite, 109 extremely colourful.
+    """How colorful images look: 0 is gray, 33 moderate, 59 quite, 109 extremely colorful.
 
     M3 of Hasler and Suesstrunk 2003 (doi:10.1117/12.477378), with their words for these numbers.
 
@@ -148,15 +146,15 @@ def colorfulness(images: Tensor) -> Tensor:
     return spread + 0.3 * mean.square().sum((1, 2)).sqrt()
 
 
-class _MeanOverPictures(Metric):
-    """Sums of something about pairs of pictures, and their number: the same over any batches and ranks."""
+class _MeanOverImages(Metric):
+    """Sums of something about pairs of images, and their number: the same over any batches and ranks."""
 
     is_differentiable = False
     full_state_update = False
 
 
-class ColorDifference(_MeanOverPictures):
-    """Mean over pictures of their mean CIEDE2000.
+class ColorDifference(_MeanOverImages):
+    """Mean over images of their mean CIEDE2000.
 
     Example:
         >>> metric = ColorDifference()
@@ -167,16 +165,16 @@ class ColorDifference(_MeanOverPictures):
 
     higher_is_better = False
     difference: Tensor
-    pictures: Tensor
+    images: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("difference", torch.zeros((), dtype=EXACT), dist_reduce_fx="sum")
-        self.add_state("pictures", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("difference", torch.zeros((), dtype=SUM_DTYPE), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     @override
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add pictures.
+        """Add images.
 
         Args:
             preds: sRGB, shape ``(N, 3, H, W)``, floating, range [0, 1].
@@ -184,16 +182,16 @@ class ColorDifference(_MeanOverPictures):
         """
         pair = (torch.cat(split_lab(images), 1) for images in (preds, target))
         # Not in place: after a Trainer's validate, which resets under inference mode, a fit could not.
-        self.difference = self.difference + ciede2000(*pair).mean((1, 2)).sum(dtype=EXACT)
-        self.pictures = self.pictures + len(preds)
+        self.difference = self.difference + ciede2000(*pair).mean((1, 2)).sum(dtype=SUM_DTYPE)
+        self.images = self.images + len(preds)
 
     @override
     def compute(self) -> Tensor:
-        return (self.difference / self.pictures).float()
+        return (self.difference / self.images).float()
 
 
-class Colorfulness(_MeanOverPictures):
-    """Mean over pictures of their `colorfulness`: the predictions', the targets', or the ratio of these two means.
+class Colorfulness(_MeanOverImages):
+    """Mean over images of their `colorfulness`: the predictions', the targets', or the ratio of these two means.
 
     A ratio near 0 says that the predictions are gray, whatever the other scores say.
 
@@ -214,7 +212,7 @@ class Colorfulness(_MeanOverPictures):
     higher_is_better = None
     preds_sum: Tensor
     target_sum: Tensor
-    pictures: Tensor
+    images: Tensor
 
     def __init__(self, of: Of = "preds", **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -222,26 +220,26 @@ class Colorfulness(_MeanOverPictures):
             raise ValueError(f"of: expected one of {get_args(Of)}, got {of!r}")
         self.of = of
         for name in ("preds_sum", "target_sum"):
-            self.add_state(name, torch.zeros((), dtype=EXACT), dist_reduce_fx="sum")
-        self.add_state("pictures", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+            self.add_state(name, torch.zeros((), dtype=SUM_DTYPE), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     @override
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add pictures.
+        """Add images.
 
         Args:
             preds: sRGB, shape ``(N, 3, H, W)``, floating, range [0, 1].
             target: The same.
         """
-        self.preds_sum = self.preds_sum + colorfulness(preds.float()).sum(dtype=EXACT)
-        self.target_sum = self.target_sum + colorfulness(target.float()).sum(dtype=EXACT)
-        self.pictures = self.pictures + len(preds)
+        self.preds_sum = self.preds_sum + colorfulness(preds.float()).sum(dtype=SUM_DTYPE)
+        self.target_sum = self.target_sum + colorfulness(target.float()).sum(dtype=SUM_DTYPE)
+        self.images = self.images + len(preds)
 
     @override
     def compute(self) -> Tensor:
         if self.of == "ratio":
             return (self.preds_sum / self.target_sum).float()
-        return ((self.preds_sum if self.of == "preds" else self.target_sum) / self.pictures).float()
+        return ((self.preds_sum if self.of == "preds" else self.target_sum) / self.images).float()
 
 
 def _high_chroma(chroma: Tensor) -> Tensor:

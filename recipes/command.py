@@ -1,21 +1,25 @@
 """How a recipe becomes a subcommand: LightningCLI, with the YAML beside the recipe's file as defaults.
 
-What the recipes that make pictures have in common, so that who knows one of them knows all:
+What the recipes that make images have in common, so that who knows one of them knows all:
 
 - A file holds one flat LightningModule and is read from top to bottom; it imports no other recipe. Its data are in
   ``<recipe>_data.py``, its defaults in ``<recipe>.yaml``.
 - The model's arguments are plain values, so a checkpoint loads with ``weights_only=True`` and brings its settings
   along. ``pixel_weight, loss_weight, loss_net, loss_calibrated, loss_weights, lr`` mean the same everywhere. At
-  ``loss_weight=0`` there is no perceptual loss, and no trunk is looked for.
+  ``loss_weight=0`` there is no perceptual loss, and no backbone is looked for.
 - ``self.perceptual``, a `PerceptualLoss` or None, is made in ``setup("fit")``: a checkpoint then loads where there are
-  no trunk weights.
+  no backbone weights.
 - ``validation_step`` and ``test_step`` return ``{"input": ..., "preds": ..., "target": ...}``, images on [0, 1].
   `PerceptualScores` makes ``val/lpips``, ``val/psnr`` and ``val/ssim`` of them; the model logs what is its task's own.
-- ``predict_step`` returns pictures, and the last part of its batch are their names; `PictureWriter` writes them.
+- ``predict_step`` returns images, and the last part of its batch are their names; `ImageWriter` writes them.
 - ``main`` calls `run_recipe` with a subclass of `ImageRecipeCLI`.
 """
 
+import logging
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -27,10 +31,8 @@ from rich.console import Console
 from typing_extensions import override
 
 from lpips_lightning.callbacks import LossSchedule, PerceptualScores, SampleGallery
-from lpips_lightning.checkpoints import WholeCheckpoints
-from lpips_lightning.recipes.picture_writer import PictureWriter
-
-__all__ = ["ImageRecipeCLI", "RecipeCLI", "command_name", "run_recipe"]
+from lpips_lightning.callbacks.image_writer import ImageWriter
+from lpips_lightning.io.checkpoint_io import AtomicCheckpointIO
 
 Wandb = Literal["offline", "online"]
 
@@ -39,13 +41,14 @@ _CALLBACKS: dict[str, type[Callback]] = {
     "scores": PerceptualScores,
     "gallery": SampleGallery,
     "schedule": LossSchedule,
-    "pictures": PictureWriter,
+    "images": ImageWriter,
 }
-_JUDGE = ("net_type", "data_range", "version", "calibrated", "weights", "calibration")
+_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric")
+_JUDGE = ("net_type", "data_range", "version", "calibrated", "weights", "calibration", "gray", "background", "resize")
 
 
 class RecipeCLI(LightningCLI):
-    """LightningCLI as a subcommand of ``lpips-lightning``; its checkpoints are `WholeCheckpoints`."""
+    """LightningCLI as a subcommand of ``lpips-lightning``; its checkpoints are `AtomicCheckpointIO`."""
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -56,15 +59,15 @@ class RecipeCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # nobody asked for another
-            trainer.strategy.checkpoint_io = WholeCheckpoints()
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
 
 class ImageRecipeCLI(RecipeCLI):
-    """Adds the callbacks of recipes that make pictures, and wandb by one flag.
+    """Adds the callbacks of recipes that make images, and wandb by one flag.
 
     ``--checkpoint.*`` (ModelCheckpoint), ``--scores.*`` (`PerceptualScores`), ``--gallery.*`` (`SampleGallery`, by the
-    same network as the scores), ``--schedule.*`` (`LossSchedule`), ``--pictures.*`` (`PictureWriter`), all of them on
+    same network as the scores), ``--schedule.*`` (`LossSchedule`), ``--images.*`` (`ImageWriter`), all of them on
     unless ``--without`` names them. Left out by themselves are the judges in ``predict``, which has no targets, and the
     schedule of a model whose ``loss_weight`` is 0.
 
@@ -95,7 +98,7 @@ class ImageRecipeCLI(RecipeCLI):
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        # Made here and not by the parser: what is left out must not look for its trunk.
+        # Made here and not by the parser: what is left out must not look for its backbone.
         made = [
             callback(**self._get(self.config_init, name).as_dict())
             for name, callback in _CALLBACKS.items()
@@ -141,7 +144,7 @@ def run_recipe(
         options: Of `LightningCLI`.
 
     Returns:
-        What ran; None after ``tradeoff``, which recipes of pictures have (see `recipes.tradeoff`).
+        What ran; None after ``tradeoff``, which recipes of images have (see `recipes.tradeoff`).
     """
     args = sys.argv[1:] if args is None else args
     if args[:1] == ["tradeoff"] and issubclass(cli, ImageRecipeCLI):
@@ -172,6 +175,23 @@ def run_recipe(
 def command_name(file: str) -> str:
     """The subcommand of a recipe's file: ``frame-interpolation`` of ``frame_interpolation.py``."""
     return Path(file).stem.replace("_", "-")
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Without Lightning's greetings and its advice on loaders; log levels and warning filters are restored."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")
+            warnings.filterwarnings("ignore", ".*LeafSpec")  # pytorch-lightning 2.6.6 on torch 2.15
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _as_list(configured: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The demonstration: minutes of superresolution training on the CPU, a table of scores and a picture to look at.
+"""The demonstration: minutes of superresolution training on the CPU, a table of scores and an image to look at.
 
 Examples::
 
@@ -7,29 +7,27 @@ Examples::
 """
 
 import argparse
-import logging
 import statistics
 import time
-import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import torch
-from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning import Trainer
+from pytorch_lightning.utilities.seed import isolate_rng
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from lpips_lightning import LPIPS
-from lpips_lightning.backbones import BACKBONES
+from lpips_lightning.backbones.definition import BACKBONES
+from lpips_lightning.io.atomic import check_output_path
+from lpips_lightning.recipes.command import quiet_lightning
 from lpips_lightning.recipes.panel import Column, require_matplotlib, save_panel
 from lpips_lightning.recipes.superresolution import SuperResolution, upscale
 from lpips_lightning.recipes.superresolution_data import Scale, SuperResolutionData
-from lpips_lightning.whole_files import check_target
-
-__all__ = ["DemoResult", "Scores", "main", "run_demo"]
 
 LOSS_NET = "embedded"  # ships with the package
 JUDGE = "alex"  # the metric's network where its weights lie on this machine already
@@ -44,7 +42,7 @@ GRACE = 1.25  # the hard limit, in shares of the time asked for, if the machine 
 
 @dataclass(frozen=True)
 class Scores:
-    """How near a picture is to the truth: `psnr` in dB and `ssim` (higher is better), `lpips` (lower is better)."""
+    """How near an image is to the truth: `psnr` in dB and `ssim` (higher is better), `lpips` (lower is better)."""
 
     psnr: float
     ssim: float
@@ -58,7 +56,7 @@ class DemoResult:
     Attributes:
         scores: By "bicubic", "before" and "after" (training), on the held-out photograph.
         steps: Training steps taken.
-        panel: The picture.
+        panel: The image.
         checkpoint: The trained model, for ``lpips-lightning superresolution predict``.
     """
 
@@ -86,7 +84,7 @@ def main(args: list[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     options = parser.parse_args(args)
-    check_target(options.out, "out", folder=True)
+    check_output_path(options.out, "out", folder=True)
     run_demo(
         options.out,
         minutes=options.minutes,
@@ -113,14 +111,14 @@ def run_demo(
     """Train superresolution x4 on the photographs that come with scikit-image, and judge it on one that was held out.
 
     Args:
-        out: Folder for the picture and the checkpoint.
+        out: Folder for the image and the checkpoint.
         minutes: Training time on the CPU; the number of steps is chosen to fit, after a few steps against the clock.
         held_out: Name of the photograph that is kept from training.
         loss_net: Network of the loss.
         metric_net: Network that judges; "auto" takes "alex" if its weights lie on this machine, else "embedded".
         seed: Of the initial network and the crops.
-        loss_weights: Trunk weights of the loss, see `LPIPS`.
-        metric_weights: Trunk weights of the judge, likewise.
+        loss_weights: Backbone weights of the loss, see `LPIPS`.
+        metric_weights: Backbone weights of the judge, likewise.
         max_steps: Steps at most, whatever the clock says.
         console: Where to write to; None: standard output.
 
@@ -136,31 +134,48 @@ def run_demo(
         raise ValueError(f"minutes: expected more than 0, got {minutes}")
     require_matplotlib()  # now, not after the training
     console = console or Console()
+    with quiet_lightning(), isolate_rng(include_cuda=False):
+        torch.manual_seed(seed)
+        return _run(
+            Path(out), minutes, held_out, loss_net, metric_net, loss_weights, metric_weights, max_steps, console
+        )
+
+
+def _run(
+    out: Path,
+    minutes: float,
+    held_out: str,
+    loss_net: str,
+    metric_net: str,
+    loss_weights: str | None,
+    metric_weights: str | None,
+    max_steps: int | None,
+    console: Console,
+) -> DemoResult:
     start = time.monotonic()
-    seed_everything(seed, verbose=False)
-    judge_name = _choose_judge(metric_net, console)
+    judge_name = choose_judge(metric_net, console)
     judge = LPIPS(judge_name, weights=metric_weights)
     data = SuperResolutionData(held_out=[held_out], scale=SCALE)
     model = SuperResolution(SCALE, loss_net=loss_net, loss_weights=loss_weights)
     data.setup("test")
-    low, truth = (picture[None] for picture in data.test_data[0][:2])
-    pictures = {"bicubic": upscale(low, SCALE).clamp(0, 1), "before": _enlarge(model, low)}
+    low, truth = (image[None] for image in data.test_data[0][:2])
+    images = {"bicubic": upscale(low, SCALE).clamp(0, 1), "before": _enlarge(model, low)}
 
     _say(console, f"Training on {', '.join(data.split()[0])}; '{held_out}' is held out.")
     _say(console, f"Loss: L1 + {model.hparams['loss_weight']:g} LPIPS({loss_net}). Judge: LPIPS({judge_name}).")
     trainer = _fit(model, data, minutes * 60, max_steps)
-    pictures["after"] = _enlarge(model, low)
+    images["after"] = _enlarge(model, low)
 
-    scores = {name: _score(picture, truth, judge) for name, picture in pictures.items()}
-    console.print(_table(scores, held_out, f"LPIPS({judge_name})", own_judge=judge_name == loss_net))
-    result = DemoResult(scores, trainer.global_step, Path(out) / "panel.png", Path(out) / "superresolution.ckpt")
+    scores = {name: _score(image, truth, judge) for name, image in images.items()}
+    console.print(scores_table(scores, held_out, f"LPIPS({judge_name})", own_judge=judge_name == loss_net))
+    result = DemoResult(scores, trainer.global_step, out / "panel.png", out / "superresolution.ckpt")
     trainer.save_checkpoint(result.checkpoint)
-    _draw(result, low, truth, pictures, judge)
+    _draw(result, low, truth, images, judge)
     seconds = time.monotonic() - start
     _say(console, f"{result.steps} training steps, {seconds:.0f} s in all. Judge: {judge.fingerprint}")
-    _say(console, f"Picture: {result.panel}")
+    _say(console, f"Image: {result.panel}")
     predict = f"lpips-lightning superresolution predict --ckpt_path {result.checkpoint} --data.predict_folder FOLDER"
-    _say(console, f"To enlarge small pictures of your own: {predict}")
+    _say(console, f"To enlarge small images of your own: {predict}")
     return result
 
 
@@ -168,11 +183,11 @@ def _say(console: Console, line: str) -> None:
     console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def _choose_judge(metric_net: str, console: Console) -> str:
+def choose_judge(metric_net: str, console: Console) -> str:
     """The judge's network; "auto" says what it chose and why."""
     if metric_net != "auto":
         return metric_net
-    if BACKBONES[JUDGE].is_here:
+    if BACKBONES[JUDGE].is_available:
         return JUDGE
     absent = f"The weights of {JUDGE!r} are not on this machine"
     _say(console, f"{absent}, so {SPARE_JUDGE!r} judges; --metric-net {JUDGE} downloads them.")
@@ -181,8 +196,6 @@ def _choose_judge(metric_net: str, console: Console) -> str:
 
 def _fit(model: SuperResolution, data: SuperResolutionData, seconds: float, max_steps: int | None) -> Trainer:
     """Train for one epoch of as many steps as `seconds` allow, at most `max_steps`."""
-    for quiet in ("pytorch_lightning", "lightning.pytorch"):
-        logging.getLogger(quiet).setLevel(logging.WARNING)
     all_threads = torch.get_num_threads()
     try:
         nominal, possible = seconds / 60 * STEPS_PER_MINUTE, seconds / _pace(model, data)
@@ -197,10 +210,7 @@ def _fit(model: SuperResolution, data: SuperResolutionData, seconds: float, max_
             enable_checkpointing=False,
             enable_model_summary=False,
         )
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")  # pictures in memory
-            warnings.filterwarnings("ignore", ".*LeafSpec")  # pytorch-lightning 2.6.6 on torch 2.15
-            trainer.fit(model, data)
+        trainer.fit(model, data)
         return trainer
     finally:
         torch.set_num_threads(all_threads)
@@ -232,17 +242,18 @@ def _pace(model: SuperResolution, data: SuperResolutionData) -> float:
 def _enlarge(model: SuperResolution, low: Tensor) -> Tensor:
     model.eval()
     with torch.inference_mode():
-        picture = model(low)
+        image = model(low)
     model.train()
-    return picture
+    return image
 
 
-def _score(picture: Tensor, truth: Tensor, judge: LPIPS) -> Scores:
+def _score(image: Tensor, truth: Tensor, judge: LPIPS) -> Scores:
     psnr, ssim = PeakSignalNoiseRatio(data_range=1.0), StructuralSimilarityIndexMeasure(data_range=1.0)
-    return Scores(float(psnr(picture, truth)), float(ssim(picture, truth)), float(judge(picture, truth, (0, 1))))
+    return Scores(float(psnr(image, truth)), float(ssim(image, truth)), float(judge(image, truth, (0, 1))))
 
 
-def _table(scores: dict[str, Scores], held_out: str, judge: str, own_judge: bool) -> Table:
+def scores_table(scores: dict[str, Scores], held_out: str, judge: str, own_judge: bool) -> Table:
+    """The scores of `bicubic`, `before` and `after`, with their change against bicubic."""
     title = f"Superresolution x{SCALE} of '{held_out}', which was held out"
     table = Table(title=title)
     if own_judge:
@@ -259,19 +270,19 @@ def _table(scores: dict[str, Scores], held_out: str, judge: str, own_judge: bool
     return table
 
 
-def _draw(result: DemoResult, low: Tensor, truth: Tensor, pictures: dict[str, Tensor], judge: LPIPS) -> None:
+def _draw(result: DemoResult, low: Tensor, truth: Tensor, images: dict[str, Tensor], judge: LPIPS) -> None:
     def subtitle(name: str) -> str:
         scores = result.scores[name]
         return f"PSNR {scores.psnr:.1f} dB   LPIPS {scores.lpips:.3f}"
 
     def heat(name: str) -> Tensor:
         with torch.inference_mode():
-            return judge(pictures[name], truth, (0, 1), spatial=True)[0, 0]
+            return judge(images[name], truth, (0, 1), spatial=True)[0, 0]
 
     columns = [
         Column("Low resolution", f"{low.shape[3]} x {low.shape[2]} pixels", low[0]),
-        Column("Bicubic", subtitle("bicubic"), pictures["bicubic"][0]),
-        Column("Trained with LPIPS", subtitle("after"), pictures["after"][0]),
+        Column("Bicubic", subtitle("bicubic"), images["bicubic"][0]),
+        Column("Trained with LPIPS", subtitle("after"), images["after"][0]),
         Column("Truth", f"{truth.shape[3]} x {truth.shape[2]} pixels", truth[0]),
         Column("Where bicubic differs", f"LPIPS({judge.net_type}) map", heat("bicubic")),
         Column("Where ours differs", f"LPIPS({judge.net_type}) map", heat("after")),

@@ -1,11 +1,11 @@
-"""A small trunk learns the distances of a large one: how ``weights/embedded.safetensors`` was made.
+"""A small backbone learns the distances of a large one: how ``weights/embedded.safetensors`` was made.
 
     lpips-lightning distillation fit --data.folders '[Kodak]'     # the shipped file again; see the YAML for the rest
-    lpips-lightning distillation fit --model.teacher vgg --model.initialize random --data.folders '[my/pictures]'
+    lpips-lightning distillation fit --model.teacher vgg --model.initialize random --data.folders '[my/images]'
 
-The student is LPIPS in form: taps scaled to unit length over channels, weights >= 0 on the squared difference, a mean
-over space, a sum over layers. It is taught to agree with the teacher in the whole distance, in the ratios within a
-group, in every layer and in every layer's map.
+The student is LPIPS in form: feature layers scaled to unit length over channels, weights >= 0 on the squared
+difference, a mean over space, a sum over layers. It is taught to agree with the teacher in the whole distance, in the
+ratios within a group, in every layer and in every layer's map.
 """
 
 import copy
@@ -26,23 +26,15 @@ from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 from typing_extensions import override
 
 from lpips_lightning import __version__
+from lpips_lightning.backbones.frozen import FrozenNetwork
+from lpips_lightning.backbones.loading import resolve_network
+from lpips_lightning.backbones.plain import EMBEDDED, Stage
 from lpips_lightning.callbacks.calibration_file import check_tensor_file
-from lpips_lightning.embedded import EMBEDDED, Stage
-from lpips_lightning.frozen import FrozenNetwork, specify
-from lpips_lightning.images import to_trunk
+from lpips_lightning.images.preprocessing import to_backbone
+from lpips_lightning.io.tensor_files import write_tensors
 from lpips_lightning.recipes.command import RecipeCLI, run_recipe
 from lpips_lightning.recipes.distillation_data import DistillationData
-from lpips_lightning.student import Student, pair_maps, prune_into
-from lpips_lightning.tensor_files import write_tensors
-
-__all__ = [
-    "Distillation",
-    "Initialization",
-    "StudentFile",
-    "main",
-    "mirror",
-    "student_record",
-]
+from lpips_lightning.recipes.distillation_student import Student, pair_maps, prune_into
 
 Initialization = Literal["teacher", "random"]
 
@@ -56,7 +48,7 @@ class Distillation(LightningModule):
     Args:
         teacher: ``net_type`` of the teacher.
         teacher_version: Its version.
-        teacher_weights: Its trunk: a path, None to look it up, or ``"random"``.
+        teacher_weights: Its backbone: a path, None to look it up, or ``"random"``.
         teacher_calibration: Its calibration: a path, or None for the official one.
         stages: The student's convolutions, each with the fields of `Stage`; None for those of the embedded net.
         initialize: ``"teacher"``: from the teacher's most telling channels (alex only); ``"random"``.
@@ -66,7 +58,7 @@ class Distillation(LightningModule):
         floor: Added to distances before their logarithm: differences far below it do not count.
         ratio_weight: Of the logarithm of student / teacher.
         absolute_weight: Of the absolute difference, in units of 0.3.
-        group_weight: Of the same logarithm, less its mean over the group: the order of versions of one picture.
+        group_weight: Of the same logarithm, less its mean over the group: the order of versions of one image.
         layer_weight: Of the layers' logarithms, where student and teacher have as many layers.
         map_weight: Of the difference of the layers' maps, where they have as many layers.
 
@@ -110,7 +102,7 @@ class Distillation(LightningModule):
         if not self._teacher:
             options = self.hparams
             calibration = options["teacher_calibration"]
-            _, network = specify(
+            _, network = resolve_network(
                 options["teacher"], options["teacher_version"], True, options["teacher_weights"], calibration, seed=0
             )
             self._teacher = [network.moved(self.device, torch.float32)]
@@ -118,20 +110,21 @@ class Distillation(LightningModule):
 
     @override
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Images ``(N, 3, H, W)`` in [0, 1], or uint8, -> the averaged student's taps by layer."""
-        return self.averaged.encode(self._to_trunk(images))
+        """Images ``(N, 3, H, W)`` in [0, 1], or uint8, -> the averaged student's feature layers by layer."""
+        return self.averaged.encode(self.to_backbone(images))
 
-    def _to_trunk(self, images: Tensor) -> Tensor:
+    def to_backbone(self, images: Tensor) -> Tensor:
+        """Images as `forward` takes them -> the teacher's and the student's input."""
         data_range = (0.0, 1.0) if images.is_floating_point() else (0.0, 255.0)
         teacher = self.teacher
-        return to_trunk(images, data_range, teacher.shift, teacher.scale, torch.float32, clamp=False)
+        return to_backbone(images, data_range, teacher.shift, teacher.scale, torch.float32, clamp=False)
 
     @override
     def on_fit_start(self) -> None:
         if self.trainer.ckpt_path is not None:  # resumed: the checkpoint brings the student
             return
         batch = next(iter(_data_of(self.trainer).val_dataloader())).to(self.device)
-        versions, images = batch.shape[1] - 1, self._to_trunk(batch.flatten(0, 1))
+        versions, images = batch.shape[1] - 1, self.to_backbone(batch.flatten(0, 1))
         if self.hparams["initialize"] == "teacher":
             prune_into(self.student, self.teacher, images, versions)
         with torch.no_grad():
@@ -144,17 +137,18 @@ class Distillation(LightningModule):
 
     @override
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        versions, images = batch.shape[1] - 1, self._to_trunk(mirror(batch.flatten(0, 1)))
+        versions, images = batch.shape[1] - 1, self.to_backbone(mirror(batch.flatten(0, 1)))
         with torch.no_grad():
             given = pair_maps(self.teacher.extractor(images), self.teacher.calibration or {}, versions)
         mine = pair_maps(self.student.encode(images), dict(self.student.calibration), versions)
-        terms = self._terms(mine, given, versions)
+        terms = self.terms(mine, given, versions)
         loss = torch.stack([self.hparams[f"{name}_weight"] * term for name, term in terms.items()]).sum()
         self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
 
-    def _terms(self, mine: list[Tensor], given: list[Tensor], versions: int) -> dict[str, Tensor]:
+    def terms(self, mine: list[Tensor], given: list[Tensor], versions: int) -> dict[str, Tensor]:
+        """The terms of the loss by name, of the student's and the teacher's `pair_maps`."""
         layers, target_layers = (torch.stack([m.mean((2, 3)) for m in maps]) for maps in (mine, given))
         distance, target, floor = layers.sum(0), target_layers.sum(0), self.hparams["floor"]
         ratio = ((distance + floor) / (target + floor)).log()
@@ -179,7 +173,7 @@ class Distillation(LightningModule):
 
     @override
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        versions, images = batch.shape[1] - 1, self._to_trunk(batch.flatten(0, 1))
+        versions, images = batch.shape[1] - 1, self.to_backbone(batch.flatten(0, 1))
         given = pair_maps(self.teacher.extractor(images), self.teacher.calibration or {}, versions)
         mine = pair_maps(self.averaged.encode(images), dict(self.averaged.calibration), versions)
         distance, target = (

@@ -1,4 +1,4 @@
-"""Groups of a picture and its altered versions: from folders, from public-domain photographs, from numbers alone."""
+"""Groups of an image and its altered versions: from folders, from public-domain photographs, from numbers alone."""
 
 from pathlib import Path
 
@@ -8,18 +8,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from lpips_lightning.pictures import find_images, read_image
+from lpips_lightning.data.crops import crops
+from lpips_lightning.io.image_files import find_images, read_image
+from lpips_lightning.recipes.distillation_augmentations import procedural, vary
 from lpips_lightning.recipes.photographs import scikit_image_folder
-from lpips_lightning.variations import crops, procedural, vary
-
-__all__ = ["DistillationData", "GroupBatches", "Groups", "public_domain_photographs"]
 
 # What lies inside scikit-image's wheel and is CC0 or in the public domain, by its own documentation.
 _PUBLIC_DOMAIN = (
     *("astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "clock_motion.png", "coffee.png"),
     *("grass.png", "gravel.png", "hubble_deep_field.jpg", "retina.jpg", "rocket.jpg"),
 )
-_SAME_PLAN = 8  # pictures altered by the same kinds of alteration; small, so that a batch shows many kinds
+_SAME_PLAN = 8  # images altered by the same kinds of alteration; small, so that a batch shows many kinds
 
 
 def public_domain_photographs() -> dict[str, Path]:
@@ -36,22 +35,22 @@ class Groups(Dataset[Tensor]):
     """A bank of groups, made once and kept as 8-bit images.
 
     Args:
-        pictures: uint8, each ``(3, H, W)``.
+        images: uint8, each ``(3, H, W)``.
         count: How many groups.
         size: Side of the crops.
         versions: Altered versions in a group.
-        procedural_share: Part of the groups whose picture is made of numbers alone.
+        procedural_share: Part of the groups whose image is made of numbers alone.
         seed: Equal seeds give equal groups.
     """
 
     def __init__(
-        self, pictures: list[Tensor], count: int, size: int, versions: int, procedural_share: float, seed: int
+        self, images: list[Tensor], count: int, size: int, versions: int, procedural_share: float, seed: int
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.groups = torch.empty(count, 1 + versions, 3, size, size, dtype=torch.uint8)
         for part in self.groups.split(_SAME_PLAN):
             made = float(torch.rand((), generator=generator)) < procedural_share
-            taken = procedural(len(part), size, generator) if made else crops(pictures, len(part), size, generator)
+            taken = procedural(len(part), size, generator) if made else crops(images, len(part), size, generator)
             part.copy_(vary(taken, versions, generator))
 
     def __len__(self) -> int:
@@ -92,23 +91,23 @@ class GroupBatches(Dataset[Tensor]):
 
 
 class DistillationData(LightningDataModule):
-    """Training groups of photographs and procedural pictures, validation groups of photographs kept aside.
+    """Training groups of photographs and procedural images, validation groups of photographs kept aside.
 
     The training bank is made anew whenever Lightning asks for the loader: see ``reload_dataloaders_every_n_epochs``.
 
     Args:
-        folders: Folders of pictures, read with what lies below them.
+        folders: Folders of images, read with what lies below them.
         public_domain: Add the public-domain photographs that come with scikit-image.
-        held_out: Names of pictures that are only validated on.
+        held_out: Names of images that are only validated on.
         sizes: Side of the crops: how many groups.
         val_groups: Validation groups of each size.
         versions: Altered versions in a group, at least 2.
-        procedural_share: Part of the training groups made of procedural pictures.
+        procedural_share: Part of the training groups made of procedural images.
         batch_size: Groups in a batch of the smallest size; larger ones get fewer.
         seed: Of every draw.
 
     Raises:
-        ValueError: If a held-out name is not among the pictures, or an argument is out of its range.
+        ValueError: If a held-out name is not among the images, or an argument is out of its range.
     """
 
     def __init__(
@@ -132,7 +131,7 @@ class DistillationData(LightningDataModule):
         self.sizes = sizes or {64: 8192, 128: 1024}
         self.val_groups, self.versions, self.procedural_share = val_groups, versions, procedural_share
         self.batch_size, self.seed = batch_size, seed
-        self.pictures: dict[str, Tensor] = {}
+        self.images: dict[str, Tensor] = {}
 
     @override
     def setup(self, stage: str) -> None:
@@ -142,21 +141,21 @@ class DistillationData(LightningDataModule):
         if unknown := [name for name in self.held_out if name not in files]:
             raise ValueError(f"held_out: expected names among {', '.join(files)}, got {', '.join(unknown)}")
         if not set(files) - set(self.held_out):
-            raise ValueError("folders: expected pictures to train on, got none; name a folder or set public_domain")
-        self.pictures = {name: read_image(file) for name, file in files.items()}
+            raise ValueError("folders: expected images to train on, got none; name a folder or set public_domain")
+        self.images = {name: read_image(file) for name, file in files.items()}
 
     @property
     def trained_on(self) -> list[str]:
-        """Names of the pictures that training sees."""
-        return [name for name in self.pictures if name not in self.held_out]
+        """Names of the images that training sees."""
+        return [name for name in self.images if name not in self.held_out]
 
     @override
     def train_dataloader(self) -> DataLoader[Tensor]:
-        pictures = [self.pictures[name] for name in self.trained_on]
+        images = [self.images[name] for name in self.trained_on]
         epoch = self.trainer.current_epoch if self.trainer else 0
         banks = [
             Groups(
-                pictures, count, size, self.versions, self.procedural_share, 1_000_003 * self.seed + 1009 * size + epoch
+                images, count, size, self.versions, self.procedural_share, 1_000_003 * self.seed + 1009 * size + epoch
             )
             for size, count in self.sizes.items()
         ]
@@ -165,8 +164,8 @@ class DistillationData(LightningDataModule):
     @override
     def val_dataloader(self) -> DataLoader[Tensor]:
         """Photographs kept aside, or, if there are none, new crops of those trained on."""
-        pictures = [self.pictures[name] for name in self.held_out or self.trained_on]
+        images = [self.images[name] for name in self.held_out or self.trained_on]
         banks = [
-            Groups(pictures, self.val_groups, size, self.versions, 0.0, seed=2**31 + self.seed) for size in self.sizes
+            Groups(images, self.val_groups, size, self.versions, 0.0, seed=2**31 + self.seed) for size in self.sizes
         ]
         return DataLoader(GroupBatches(banks, self.batch_size, draw=False), batch_size=None)

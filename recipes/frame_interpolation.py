@@ -21,13 +21,11 @@ from torchmetrics import Metric
 from typing_extensions import override
 
 from lpips_lightning import PerceptualLoss
-from lpips_lightning.callbacks.outputs import picture_numbers
-from lpips_lightning.numbered import EXACT
+from lpips_lightning.batch import SUM_DTYPE
+from lpips_lightning.distributed import dataset_indices
 from lpips_lightning.recipes.command import ImageRecipeCLI, run_recipe
 from lpips_lightning.recipes.frame_interpolation_data import FrameInterpolationData
 from lpips_lightning.recipes.interpolation_network import Interpolation, InterpolationNetwork
-
-__all__ = ["FrameInterpolation", "InterpolationError", "charbonnier", "main"]
 
 Batch = tuple[Tensor, Tensor, Tensor, Sequence[str]]  # frame 0, frame 1, middle, names
 
@@ -38,13 +36,13 @@ def charbonnier(pred: Tensor, target: Tensor, eps: float = 1e-3) -> Tensor:
 
 
 class InterpolationError(Metric):
-    """The Middlebury benchmark's interpolation error (Baker et al. 2011), mean over the pictures.
+    """The Middlebury benchmark's interpolation error (Baker et al. 2011), mean over the images.
 
-    Of a picture it is the root of the mean over its pixels of the squared length of the difference of the colours,
-    ``sqrt(mean((r - r')^2 + (g - g')^2 + (b - b')^2))``, with colours on [0, 255]. Some papers average over the three
-    colours too; theirs is smaller by a factor of ``sqrt(3)``.
+    Of an image it is the root of the mean over its pixels of the squared length of the difference of the colors,
+    ``sqrt(mean((r - r')^2 + (g - g')^2 + (b - b')^2))``, with colors on [0, 255]. Some papers average over the three
+    colors too; theirs is smaller by a factor of ``sqrt(3)``.
 
-    Takes pictures ``(N, 3, H, W)`` on [0, 1], not rounded.
+    Takes images ``(N, 3, H, W)`` on [0, 1], not rounded.
 
     Example:
         >>> error = InterpolationError()
@@ -61,13 +59,13 @@ class InterpolationError(Metric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("total", torch.zeros((), dtype=EXACT), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros((), dtype=SUM_DTYPE), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     @override
     def update(self, preds: Tensor, target: Tensor) -> None:
         difference = (preds.float() - target.float()) * 255
-        self.total = self.total + difference.square().sum(1).mean((1, 2)).sqrt().sum(dtype=EXACT)
+        self.total = self.total + difference.square().sum(1).mean((1, 2)).sqrt().sum(dtype=SUM_DTYPE)
         self.count = self.count + len(preds)
 
     @override
@@ -78,7 +76,7 @@ class InterpolationError(Metric):
 class FrameInterpolation(LightningModule):
     """`InterpolationNetwork` trained with ``pixel_weight * Charbonnier + loss_weight * LPIPS``.
 
-    Its steps return pictures for `PerceptualScores`, the input being the mean of the two frames; it logs
+    Its steps return images for `PerceptualScores`, the input being the mean of the two frames; it logs
     ``val/interpolation_error`` (``test/...``) itself. Untrained it is the mean of the two frames, so ``validate``
     without a checkpoint gives the baseline.
 
@@ -95,7 +93,7 @@ class FrameInterpolation(LightningModule):
         loss_weight: Weight of LPIPS in the loss; 0 trains on pixels alone.
         loss_net: Network of the loss.
         loss_calibrated: False takes the uncalibrated distance ("baseline" in the paper).
-        loss_weights: Trunk weights of the loss: a path, ``"random"``, or None to look them up.
+        loss_weights: Backbone weights of the loss: a path, ``"random"``, or None to look them up.
         lr: Highest learning rate of Adam.
         warmup_steps: Steps until `lr` is reached; from there it falls to 0 along a cosine.
 
@@ -126,7 +124,7 @@ class FrameInterpolation(LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
-        # Here and not in __init__: a checkpoint then loads, and draws frames, where there are no trunk weights.
+        # Here and not in __init__: a checkpoint then loads, and draws frames, where there are no backbone weights.
         options = self.hparams
         if stage == "fit" and options["loss_weight"] and self.perceptual is None:
             self.perceptual = PerceptualLoss(
@@ -155,7 +153,7 @@ class FrameInterpolation(LightningModule):
         parts["train/coarse"] = sum(map(charbonnier, made.coarse, small), torch.zeros_like(loss))
         loss = loss + self.hparams["coarse_weight"] * parts["train/coarse"]
         if self.perceptual is not None and self.perceptual.weight:
-            # Clamped for the trunk, which knows no colours outside [0, 1].
+            # Clamped for the backbone, which knows no colors outside [0, 1].
             parts["train/perceptual"] = self.perceptual(made.frame.clamp(0, 1), middle)
             loss = loss + parts["train/perceptual"]
         return {"train/loss": loss, **parts}
@@ -189,8 +187,8 @@ class FrameInterpolation(LightningModule):
     def _score(self, batch: Batch, stage: str) -> dict[str, Tensor]:
         first, second, middle, _ = batch
         made = self(first, second)
-        # Less the pictures that a distributed sampler repeats: they come last.
-        count = len(picture_numbers(self.trainer, 0, self.seen, len(middle)))
+        # Less the images that a distributed sampler repeats: they come last.
+        count = len(dataset_indices(self.trainer, 0, self.seen, len(middle)))
         self.seen += len(middle)
         self.errors[stage].update(made[:count], middle[:count])
         self.log(f"{stage}/interpolation_error", self.errors[stage], on_step=False, on_epoch=True, prog_bar=True)
@@ -214,7 +212,7 @@ class FrameInterpolation(LightningModule):
 
 
 class FrameInterpolationCLI(ImageRecipeCLI):
-    """The options of recipes that make pictures."""
+    """The options of recipes that make images."""
 
     untrained = "mean of both frames"
 

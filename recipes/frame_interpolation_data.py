@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from lpips_lightning.epochs import EpochSampler, ResumableLoader
-from lpips_lightning.pictures import find_images
+from lpips_lightning.data.samplers import EpochSampler, ResumableLoader
+from lpips_lightning.io.image_files import find_images
 from lpips_lightning.recipes.frame_triplets import (
     FramePairs,
     FrameTriplet,
@@ -23,8 +23,6 @@ from lpips_lightning.recipes.frame_triplets import (
 )
 from lpips_lightning.recipes.photographs import bundled_photographs, select_images
 from lpips_lightning.recipes.synthetic_motion import SyntheticMotion
-
-__all__ = ["FrameInterpolationData", "Layout", "NewNumbers", "ValLayout"]
 
 Layout: TypeAlias = Literal["photographs", "vimeo", "clips"]
 ValLayout: TypeAlias = Literal["photographs", "vimeo", "clips", "middlebury"]
@@ -51,7 +49,7 @@ class FrameInterpolationData(LightningDataModule):
     folder are (frame 0, frame 1, names). Frames of files are validated on one at a time, since sizes may differ.
 
     Args:
-        layout: What `folder` holds. ``"photographs"``: single pictures, from which motion is made (`SyntheticMotion`).
+        layout: What `folder` holds. ``"photographs"``: single images, from which motion is made (`SyntheticMotion`).
             ``"vimeo"``: Vimeo-90K's triplets, ``tri_trainlist.txt``, ``tri_testlist.txt`` and ``sequences``.
             ``"clips"``: folders of consecutive frames, numbered; each three in a row are a triplet.
         folder: Searched through; None takes the photographs that come with scikit-image.

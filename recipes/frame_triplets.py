@@ -10,21 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import override
 
-from lpips_lightning.pictures import find_images, read_image
-
-__all__ = [
-    "FramePair",
-    "FramePairs",
-    "FrameTriplet",
-    "FrameTriplets",
-    "clip_pairs",
-    "clip_triplets",
-    "clips",
-    "middlebury_triplets",
-    "name_between",
-    "natural_key",
-    "vimeo_triplets",
-]
+from lpips_lightning.io.image_files import find_images, read_image
 
 Item: TypeAlias = tuple[Tensor, Tensor, Tensor, str]
 """Frame 0, frame 1, the middle, ``(3, H, W)`` in [0, 1]; and the name."""
@@ -77,14 +63,14 @@ def name_between(first: str, second: str) -> str:
 
 
 def clips(folder: str | Path, least: int) -> dict[str, dict[str, Path]]:
-    """Frames by clip: every folder below `folder` that holds at least `least` pictures, in their natural order.
+    """Frames by clip: every folder below `folder` that holds at least `least` images, in their natural order.
 
     Returns:
         Frame names (with the clip's folder) and files by name of the clip, the folder inside `folder`.
 
     Raises:
-        FileNotFoundError: If `folder` is no folder or holds no picture.
-        ValueError: If no folder holds enough pictures.
+        FileNotFoundError: If `folder` is no folder or holds no image.
+        ValueError: If no folder holds enough images.
     """
     found: dict[str, dict[str, Path]] = {}
     for name, path in sorted(find_images(folder).items(), key=lambda item: natural_key(item[0])):
@@ -93,7 +79,7 @@ def clips(folder: str | Path, least: int) -> dict[str, dict[str, Path]]:
     if not long:
         raise ValueError(
             f"folder: expected folders of at least {least} consecutive frames in '{folder}',"
-            f" got at most {max(map(len, found.values()))} pictures in one"
+            f" got at most {max(map(len, found.values()))} images in one"
         )
     return long
 

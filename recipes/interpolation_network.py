@@ -9,8 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-__all__ = ["Interpolation", "InterpolationNetwork", "likeliest", "matching_scores", "warp"]
-
 
 def warp(image: Tensor, flow: Tensor) -> Tensor:
     """What `image` shows where `flow` points: ``out(x, y) = image(x + flow_x, y + flow_y)``, bilinear.
@@ -228,9 +226,9 @@ def _twice_motion(motion: Tensor) -> Tensor:
 def _comparable(features: Tensor) -> Tensor:
     """Features whose products say how alike places are: of mean 0 and variance 1 over the frame, then of length 1."""
     features = features.float()
-    centred = features - features.mean((2, 3), keepdim=True)
-    spread = (centred.square().mean((2, 3), keepdim=True) + 1e-5).sqrt()
-    return F.normalize(centred / spread, dim=1)
+    centered = features - features.mean((2, 3), keepdim=True)
+    spread = (centered.square().mean((2, 3), keepdim=True) + 1e-5).sqrt()
+    return F.normalize(centered / spread, dim=1)
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:

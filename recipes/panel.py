@@ -1,4 +1,4 @@
-"""A picture to publish: columns of images and LPIPS maps, whole above and in detail below."""
+"""An image to publish: columns of images and LPIPS maps, whole above and in detail below."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -8,11 +8,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from lpips_lightning.whole_files import whole_file
+from lpips_lightning.io.atomic import atomic_write
 
-__all__ = ["Column", "most_detailed", "require_matplotlib", "save_panel"]
-
-_ACCENT = "#00c8ff"  # stands out from skin, wood and the maps' colours
+_ACCENT = "#00c8ff"  # stands out from skin, wood and the maps' colors
 
 
 @dataclass(frozen=True)
@@ -22,26 +20,26 @@ class Column:
     Attributes:
         title: First line above it.
         subtitle: Second line above it.
-        picture: Shape ``(3, H, W)`` in [0, 1], or a map ``(H, W)``; a low-resolution picture may be smaller.
+        image: Shape ``(3, H, W)`` in [0, 1], or a map ``(H, W)``; a low-resolution image may be smaller.
     """
 
     title: str
     subtitle: str
-    picture: Tensor
+    image: Tensor
 
 
 def require_matplotlib() -> None:
     """Raise a ModuleNotFoundError that says what to install, unless matplotlib is here."""
     if find_spec("matplotlib") is None:
         raise ModuleNotFoundError(
-            'the picture is drawn by matplotlib, which is not installed: pip install "lpips_lightning[recipes]"'
+            'the image is drawn by matplotlib, which is not installed: pip install "lpips_lightning[recipes]"'
         )
 
 
 def save_panel(columns: list[Column], path: str | Path, heading: str, zoom: int = 112) -> None:
-    """Write a PNG with two rows: whole pictures, and the `zoom` pixels square with the most detail in the truth.
+    """Write a PNG with two rows: whole images, and the `zoom` pixels square with the most detail in the truth.
 
-    Maps share one scale of colours, from 0 to the 99.5th percentile of the largest. The place of the detail depends on
+    Maps share one scale of colors, from 0 to the 99.5th percentile of the largest. The place of the detail depends on
     the truth alone, which is the last column that is no map.
 
     Args:
@@ -58,11 +56,11 @@ def save_panel(columns: list[Column], path: str | Path, heading: str, zoom: int 
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.patches import Rectangle
 
-    truth = next(column.picture for column in reversed(columns) if column.picture.ndim == 3)
+    truth = next(column.image for column in reversed(columns) if column.image.ndim == 3)
     height, width = truth.shape[1:]
     zoom = min(zoom, height, width)
     top, left = most_detailed(truth, zoom)
-    maps = [column.picture for column in columns if column.picture.ndim == 2]
+    maps = [column.image for column in columns if column.image.ndim == 2]
     brightest = max((float(heat.quantile(0.995)) for heat in maps), default=1.0)
 
     cell = 2.6  # inches
@@ -73,8 +71,8 @@ def save_panel(columns: list[Column], path: str | Path, heading: str, zoom: int 
     heat = None
     for index, column in enumerate(columns):
         for row, axis in enumerate(axes[:, index]):
-            shown = _show(axis, column.picture, height, width, brightest)
-            heat = shown if column.picture.ndim == 2 else heat
+            shown = _show(axis, column.image, height, width, brightest)
+            heat = shown if column.image.ndim == 2 else heat
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(row == 1)
             axis.spines[:].set(color=_ACCENT, linewidth=1.5)
@@ -88,22 +86,22 @@ def save_panel(columns: list[Column], path: str | Path, heading: str, zoom: int 
         bar.set_label("LPIPS, local", fontsize=9)
         bar.ax.tick_params(labelsize=8)
         bar.outline.set_visible(False)
-    with whole_file(path) as beside:
+    with atomic_write(path) as beside:
         figure.savefig(beside, format="png")
 
 
-def most_detailed(picture: Tensor, side: int) -> tuple[int, int]:
-    """Top and left of the `side` pixels square in which a picture ``(3, H, W)`` differs most from its own blur."""
-    gray = picture.mean(0, keepdim=True)[None]
+def most_detailed(image: Tensor, side: int) -> tuple[int, int]:
+    """Top and left of the `side` pixels square in which an image ``(3, H, W)`` differs most from its own blur."""
+    gray = image.mean(0, keepdim=True)[None]
     detail = (gray - F.avg_pool2d(gray, 9, stride=1, padding=4, count_include_pad=False)).abs()
     total = F.avg_pool2d(detail, side, stride=8)[0, 0]
     top, left = divmod(int(total.argmax()), total.shape[1])
     return top * 8, left * 8
 
 
-def _show(axis: Any, picture: Tensor, height: int, width: int, brightest: float) -> Any:
+def _show(axis: Any, image: Tensor, height: int, width: int, brightest: float) -> Any:
     extent = (0, width, height, 0)
-    if picture.ndim == 2:
-        return axis.imshow(picture.cpu().numpy(), cmap="inferno", vmin=0, vmax=brightest, extent=extent)
-    pixels = picture.permute(1, 2, 0).clamp(0, 1).cpu().numpy()
+    if image.ndim == 2:
+        return axis.imshow(image.cpu().numpy(), cmap="inferno", vmin=0, vmax=brightest, extent=extent)
+    pixels = image.permute(1, 2, 0).clamp(0, 1).cpu().numpy()
     return axis.imshow(pixels, interpolation="nearest", extent=extent)

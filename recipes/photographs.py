@@ -3,11 +3,9 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from lpips_lightning.pictures import find_images
+from lpips_lightning.io.image_files import find_images
 
-__all__ = ["bundled_photographs", "scikit_image_folder", "select_images", "split_pictures"]
-
-# The colour photographs that lie inside the wheel of scikit-image 0.26; skimage.data would download all others.
+# The color photographs that lie inside the wheel of scikit-image 0.26; skimage.data would download all others.
 # The right view of the motorcycle is left out: it shows the scene of the left one and would give it away if held out.
 _BUNDLED = {
     "astronaut": "astronaut.png",
@@ -19,7 +17,7 @@ _BUNDLED = {
 
 
 def bundled_photographs() -> dict[str, Path]:
-    """Name and file of each colour photograph that comes inside the installed scikit-image; nothing is downloaded.
+    """Name and file of each color photograph that comes inside the installed scikit-image; nothing is downloaded.
 
     Returns:
         ``{"astronaut": path, "chelsea": path, "coffee": path, "motorcycle": path, "rocket": path}``.
@@ -40,7 +38,7 @@ def bundled_photographs() -> dict[str, Path]:
 
 
 def scikit_image_folder() -> Path:
-    """The folder of pictures inside the installed scikit-image, which is not imported.
+    """The folder of images inside the installed scikit-image, which is not imported.
 
     Raises:
         ModuleNotFoundError: If scikit-image is not installed.
@@ -67,10 +65,10 @@ def select_images(images: dict[str, Path], names: list[str], argument: str) -> d
     return {name: images[name] for name in names}
 
 
-def split_pictures(
+def split_images(
     folder: str | None, held_out: list[str] | None, val_folder: str | None, bundled_held_out: str
 ) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Names and files of the pictures to train on and of those to validate on.
+    """Names and files of the images to train on and of those to validate on.
 
     Args:
         folder: To train on; None takes scikit-image's photographs.
@@ -84,15 +82,15 @@ def split_pictures(
     images = bundled_photographs() if folder is None else find_images(folder)
     if val_folder is not None:
         if held_out is not None:
-            raise ValueError("held_out: expected None beside val_folder, which holds out pictures already")
+            raise ValueError("held_out: expected None beside val_folder, which holds out images already")
         return images, find_images(val_folder)
     names = [bundled_held_out] if held_out is None and folder is None else held_out
     if not names:
         raise ValueError(
-            f"held_out: expected names of pictures in '{folder}' to validate on, or a val_folder, got neither"
+            f"held_out: expected names of images in '{folder}' to validate on, or a val_folder, got neither"
         )
     chosen = select_images(images, names, "held_out")
     train = {name: file for name, file in images.items() if name not in chosen}
     if not train:
-        raise ValueError(f"held_out: expected to leave pictures to train on, got all {len(images)} names")
+        raise ValueError(f"held_out: expected to leave images to train on, got all {len(images)} names")
     return train, chosen

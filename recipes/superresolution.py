@@ -4,7 +4,7 @@ Examples::
 
     lpips-lightning superresolution fit
     lpips-lightning superresolution fit --data.folder DIV2K/train --data.val_folder Set5
-    lpips-lightning superresolution predict --ckpt_path last.ckpt --data.predict_folder small_pictures
+    lpips-lightning superresolution predict --ckpt_path last.ckpt --data.predict_folder small_images
 """
 
 import math
@@ -21,12 +21,10 @@ from torchmetrics import MeanMetric
 from typing_extensions import override
 
 from lpips_lightning import PerceptualLoss
-from lpips_lightning.callbacks.outputs import picture_numbers
+from lpips_lightning.distributed import dataset_indices
 from lpips_lightning.recipes.command import ImageRecipeCLI, run_recipe
 from lpips_lightning.recipes.luma_scores import luma_scores
 from lpips_lightning.recipes.superresolution_data import Scale, SuperResolutionData, check_scale
-
-__all__ = ["EDSR", "SuperResolution", "main", "upscale"]
 
 Batch = tuple[Tensor, Tensor, Sequence[str]]  # low, high, names
 
@@ -62,7 +60,7 @@ class EDSR(nn.Module):
     """EDSR baseline (Lim et al. 2017, arXiv:1707.02921) that predicts what bicubic enlargement lacks.
 
     The paper's baseline has 16 blocks of 64 features. The skip over the whole network by bicubic enlargement is ours:
-    colours and flat areas are right from the first step, which matters in a training of minutes.
+    colors and flat areas are right from the first step, which matters in a training of minutes.
 
     Args:
         scale: 2, 3 or 4.
@@ -93,7 +91,7 @@ class EDSR(nn.Module):
 
 
 class SuperResolution(LightningModule):
-    """EDSR trained with ``pixel_weight * L1 + loss_weight * LPIPS``; its steps return pictures for `PerceptualScores`.
+    """EDSR trained with ``pixel_weight * L1 + loss_weight * LPIPS``; its steps return images for `PerceptualScores`.
 
     In ``test`` it logs ``test/psnr_y`` and ``test/ssim_y``, the field's numbers (see `luma_scores`), and beside them
     bicubic enlargement's, ``test/bicubic_psnr_y`` and ``test/bicubic_ssim_y``. Untrained it is bicubic enlargement, so
@@ -111,7 +109,7 @@ class SuperResolution(LightningModule):
         loss_weight: Weight of LPIPS in the loss; 0 trains on pixels alone.
         loss_net: Network of the loss.
         loss_calibrated: False takes the uncalibrated distance ("baseline" in the paper).
-        loss_weights: Trunk weights of the loss: a path, ``"random"``, or None to look them up.
+        loss_weights: Backbone weights of the loss: a path, ``"random"``, or None to look them up.
         lr: Highest learning rate of Adam.
         warmup_steps: Steps until `lr` is reached; from there it falls to 0 along a cosine.
 
@@ -143,7 +141,7 @@ class SuperResolution(LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
-        # Here and not in __init__: a checkpoint then loads, and enlarges pictures, where there are no trunk weights.
+        # Here and not in __init__: a checkpoint then loads, and enlarges images, where there are no backbone weights.
         options = self.hparams
         if stage == "fit" and options["loss_weight"] and self.perceptual is None:
             self.perceptual = PerceptualLoss(
@@ -165,7 +163,7 @@ class SuperResolution(LightningModule):
         parts = {"train/l1": F.l1_loss(prediction, high)}
         loss = self.hparams["pixel_weight"] * parts["train/l1"]
         if self.perceptual is not None and self.perceptual.weight:
-            # Clamped for the trunk, which knows no colours outside [0, 1]; L1 pulls back what leaves the range.
+            # Clamped for the backbone, which knows no colors outside [0, 1]; L1 pulls back what leaves the range.
             parts["train/perceptual"] = self.perceptual(prediction.clamp(0, 1), high)
             loss = loss + parts["train/perceptual"]
         return {"train/loss": loss, **parts}
@@ -187,16 +185,16 @@ class SuperResolution(LightningModule):
 
     @override
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        pictures = self.validation_step(batch, batch_idx)
+        images = self.validation_step(batch, batch_idx)
         scale, (low, high, _) = self.hparams["scale"], batch
-        # Less the pictures that a distributed sampler repeats: they come last.
-        count = len(picture_numbers(self.trainer, 0, self.tested, len(high)))
+        # Less the images that a distributed sampler repeats: they come last.
+        count = len(dataset_indices(self.trainer, 0, self.tested, len(high)))
         self.tested += len(high)
-        for kind, enlarged in (("", pictures["preds"]), ("bicubic_", upscale(low, scale))):
+        for kind, enlarged in (("", images["preds"]), ("bicubic_", upscale(low, scale))):
             for name, scores in zip(("psnr_y", "ssim_y"), luma_scores(enlarged, high, border=scale), strict=True):
                 self.test_scores[kind + name].update(scores[:count])
                 self.log(f"test/{kind}{name}", self.test_scores[kind + name])
-        return pictures
+        return images
 
     @override
     def predict_step(self, batch: tuple[Any, ...], batch_idx: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pairs of small and large pictures, from any folder or from the photographs that come with scikit-image."""
+"""Pairs of small and large images, from any folder or from the photographs that come with scikit-image."""
 
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -10,10 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from lpips_lightning.pictures import find_images, image_size, read_image
-from lpips_lightning.recipes.photographs import split_pictures
-
-__all__ = ["FixedCrops", "RandomCrops", "Scale", "SuperResolutionData", "WholePictures", "check_scale", "downscale"]
+from lpips_lightning.io.image_files import find_images, image_size, read_image
+from lpips_lightning.recipes.photographs import split_images
 
 Scale = Literal[2, 3, 4]
 Pair = tuple[Tensor, Tensor, str]  # low, high, name
@@ -26,10 +24,10 @@ def check_scale(scale: int) -> None:
 
 
 def downscale(high: Tensor, scale: int) -> Tensor:
-    """The low-resolution picture: antialiased bicubic (kernel of Pillow and MATLAB), rounded to 8 bits like a file.
+    """The low-resolution image: antialiased bicubic (kernel of Pillow and MATLAB), rounded to 8 bits like a file.
 
-    At the picture's edges the kernel is cut and scaled up to a sum of 1, as Pillow does, where MATLAB mirrors the
-    picture: on Set5, after enlargement and less the usual border, that changes no score by more than 0.003 dB.
+    At the image's edges the kernel is cut and scaled up to a sum of 1, as Pillow does, where MATLAB mirrors the
+    image: on Set5, after enlargement and less the usual border, that changes no score by more than 0.003 dB.
 
     Args:
         high: Shape ``(N, 3, H, W)`` or ``(3, H, W)``, range [0, 1].
@@ -45,14 +43,14 @@ def downscale(high: Tensor, scale: int) -> Tensor:
     return low.mul(255).round().clamp(0, 255).div(255).reshape(*high.shape[:-2], *size)
 
 
-def crop_to_multiple(picture: Tensor, scale: int) -> Tensor:
-    """The picture ``(..., H, W)`` without the last rows and columns that exceed a multiple of `scale`."""
-    height, width = (side - side % scale for side in picture.shape[-2:])
-    return picture[..., :height, :width]
+def crop_to_multiple(image: Tensor, scale: int) -> Tensor:
+    """The image ``(..., H, W)`` without the last rows and columns that exceed a multiple of `scale`."""
+    height, width = (side - side % scale for side in image.shape[-2:])
+    return image[..., :height, :width]
 
 
-class _Pictures(Dataset[Pair]):
-    """Named picture files, decoded once if `cache` is set."""
+class _Images(Dataset[Pair]):
+    """Named image files, decoded once if `cache` is set."""
 
     def __init__(self, images: dict[str, Path], scale: int, cache: bool) -> None:
         self.names, self.files, self.scale = list(images), list(images.values()), scale
@@ -63,23 +61,23 @@ class _Pictures(Dataset[Pair]):
         return self.decoded[index] if self.decoded else read_image(self.files[index])
 
     def pair(self, high: Tensor, index: int) -> Pair:
-        """(low, high, name) of a uint8 picture or crop."""
+        """(low, high, name) of a uint8 image or crop."""
         high = crop_to_multiple(high, self.scale).float().div(255)
         return downscale(high, self.scale), high, self.names[index]
 
     def require(self, size: int, argument: str) -> None:
-        """Raise a ValueError if a picture has a side shorter than `size`."""
+        """Raise a ValueError if an image has a side shorter than `size`."""
         small = [file for file in self.files if min(image_size(file)) < size]
         if small:
             height, width = image_size(small[0])
             raise ValueError(
-                f"{argument}: expected at most the shorter side of every picture, got {size} and {len(small)} of"
+                f"{argument}: expected at most the shorter side of every image, got {size} and {len(small)} of"
                 f" {len(self.files)} smaller, the first being {small[0]} of {height}x{width}"
             )
 
 
-class WholePictures(_Pictures):
-    """(low, high, name) of whole pictures."""
+class WholeImages(_Images):
+    """(low, high, name) of whole images."""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -89,8 +87,8 @@ class WholePictures(_Pictures):
         return self.pair(self.read(index), index)
 
 
-class FixedCrops(_Pictures):
-    """(low, high, name) of crops of `size` that lie side by side in the middle of every picture, always the same."""
+class FixedCrops(_Images):
+    """(low, high, name) of crops of `size` that lie side by side in the middle of every image, always the same."""
 
     def __init__(self, images: dict[str, Path], scale: int, cache: bool, size: int) -> None:
         super().__init__(images, scale, cache)
@@ -112,7 +110,7 @@ class FixedCrops(_Pictures):
         return self.pair(self.read(image)[:, top : top + self.size, left : left + self.size], image)
 
 
-class RandomCrops(_Pictures):
+class RandomCrops(_Images):
     """(low, high, name) of `length` crops of `size` at random places, mirrored and turned by quarters at random."""
 
     def __init__(self, images: dict[str, Path], scale: int, cache: bool, size: int, length: int) -> None:
@@ -126,15 +124,15 @@ class RandomCrops(_Pictures):
     @override
     def __getitem__(self, index: int) -> Pair:
         image = index % len(self.files)
-        picture = self.read(image)
-        top, left = (int(torch.randint(side - self.size + 1, ())) for side in picture.shape[1:])
-        crop = picture[:, top : top + self.size, left : left + self.size]
+        photograph = self.read(image)
+        top, left = (int(torch.randint(side - self.size + 1, ())) for side in photograph.shape[1:])
+        crop = photograph[:, top : top + self.size, left : left + self.size]
         mirror, quarters = int(torch.randint(2, ())), int(torch.randint(4, ()))
         return self.pair(torch.rot90(crop.flip(-1) if mirror else crop, quarters, (-2, -1)), image)
 
 
-class SmallPictures(Dataset[tuple[Tensor, str]]):
-    """(low, name) of pictures that are small already."""
+class SmallImages(Dataset[tuple[Tensor, str]]):
+    """(low, name) of images that are small already."""
 
     def __init__(self, images: dict[str, Path]) -> None:
         self.items = list(images.items())
@@ -149,27 +147,27 @@ class SmallPictures(Dataset[tuple[Tensor, str]]):
 
 
 class SuperResolutionData(LightningDataModule):
-    """Random crops to train on, fixed crops to validate on, whole pictures to test on, small pictures to enlarge.
+    """Random crops to train on, fixed crops to validate on, whole images to test on, small images to enlarge.
 
     Batches are (low, high, names), shapes ``(N, 3, h, w)`` and ``(N, 3, h * scale, w * scale)``, range [0, 1]; those of
     ``predict`` from a folder are (low, names).
 
     Args:
-        folder: Folder of pictures, searched through; None takes the photographs that come with scikit-image.
+        folder: Folder of images, searched through; None takes the photographs that come with scikit-image.
         held_out: Names (files without suffix) kept for validation and test; None: "astronaut" of those photographs.
         val_folder: Folder for validation and test instead of `held_out`.
-        predict_folder: Small pictures for ``predict``; None takes the held-out pictures, made small first.
+        predict_folder: Small images for ``predict``; None takes the held-out images, made small first.
         scale: 2, 3 or 4.
         patch_size: Side of a training crop at high resolution, in pixels; a multiple of `scale`.
-        val_patch_size: Side of a validation crop, likewise; None validates on whole pictures, one at a time.
+        val_patch_size: Side of a validation crop, likewise; None validates on whole images, one at a time.
         epoch_size: Training crops an epoch.
         batch_size: Crops a batch.
-        num_workers: Processes that read; 0 suits a handful of pictures in memory.
-        cache: Keep decoded pictures in memory (3 bytes a pixel) instead of reading the file at each access.
+        num_workers: Processes that read; 0 suits a handful of images in memory.
+        cache: Keep decoded images in memory (3 bytes a pixel) instead of reading the file at each access.
 
     Raises:
         ValueError: If a size, a name or `scale` does not fit (those that need the files: in ``setup``).
-        FileNotFoundError: If a folder does not exist or holds no picture (in ``setup``).
+        FileNotFoundError: If a folder does not exist or holds no image (in ``setup``).
     """
 
     def __init__(
@@ -199,13 +197,13 @@ class SuperResolutionData(LightningDataModule):
         self.epoch_size, self.batch_size, self.num_workers, self.cache = epoch_size, batch_size, num_workers, cache
 
     def split(self) -> tuple[dict[str, Path], dict[str, Path]]:
-        """Names and files of the training pictures and of the held-out ones."""
-        return split_pictures(self.folder, self.held_out, self.val_folder, "astronaut")
+        """Names and files of the training images and of the held-out ones."""
+        return split_images(self.folder, self.held_out, self.val_folder, "astronaut")
 
     @override
     def setup(self, stage: str) -> None:
         if stage == "predict" and self.predict_folder is not None:
-            self.predict_data: Dataset[Any] = SmallPictures(find_images(self.predict_folder))
+            self.predict_data: Dataset[Any] = SmallImages(find_images(self.predict_folder))
             return
         train, held_out = self.split()
         if stage == "fit":
@@ -213,11 +211,11 @@ class SuperResolutionData(LightningDataModule):
         if stage in ("fit", "validate") and self.val_patch_size is not None:
             self.val_data: Dataset[Pair] = FixedCrops(held_out, self.scale, self.cache, self.val_patch_size)
         elif stage in ("fit", "validate"):
-            self.val_data = WholePictures(held_out, self.scale, self.cache)
+            self.val_data = WholeImages(held_out, self.scale, self.cache)
         if stage == "test":
-            self.test_data = WholePictures(held_out, self.scale, cache=False)
+            self.test_data = WholeImages(held_out, self.scale, cache=False)
         if stage == "predict":
-            self.predict_data = WholePictures(held_out, self.scale, cache=False)
+            self.predict_data = WholeImages(held_out, self.scale, cache=False)
 
     @override
     def train_dataloader(self) -> DataLoader[Pair]:

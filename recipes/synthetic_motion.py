@@ -16,9 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import override
 
-from lpips_lightning.pictures import read_image
-
-__all__ = ["TIMES", "Layer", "Mask", "Motion", "SyntheticMotion", "render"]
+from lpips_lightning.io.image_files import read_image
 
 TIMES = (-0.5, 0.0, 0.5)
 """Of frame 0, the middle and frame 1."""
@@ -55,16 +53,16 @@ class Motion(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A moving picture, and the part of it that is seen.
+    """A moving image, and the part of it that is seen.
 
     Attributes:
-        picture: Shape ``(3, H, W)``, range [0, 1]; samples beyond its border repeat it.
-        place: Affine map, shape ``(2, 3)``, from positions at time 0 to pixels (x, y) of the picture.
+        image: Shape ``(3, H, W)``, range [0, 1]; samples beyond its border repeat it.
+        place: Affine map, shape ``(2, 3)``, from positions at time 0 to pixels (x, y) of the image.
         motion: Of the layer.
         mask: None for all of it.
     """
 
-    picture: Tensor
+    image: Tensor
     place: Tensor
     motion: Motion = Motion()
     mask: Mask | None = None
@@ -85,11 +83,11 @@ def render(layers: Sequence[Layer], size: tuple[int, int]) -> Tensor:
     for layer in layers:
         origins = torch.stack([_apply(layer.motion.origin(time), positions) for time in TIMES])
         places = _apply(layer.place, origins).unflatten(-1, size).movedim(1, -1)
-        extent = places.new_tensor([layer.picture.shape[2], layer.picture.shape[1]])
-        pictures = layer.picture.expand(3, -1, -1, -1)
-        # In these coordinates -1 and 1 are the picture's edges, half a pixel beyond the middle of its first and last.
+        extent = places.new_tensor([layer.image.shape[2], layer.image.shape[1]])
+        images = layer.image.expand(3, -1, -1, -1)
+        # In these coordinates -1 and 1 are the image's edges, half a pixel beyond the middle of its first and last.
         grid = (2 * places + 1) / extent - 1
-        seen = F.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        seen = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
         if layer.mask is None:
             frames = seen
         else:
@@ -129,10 +127,10 @@ class SyntheticMotion(Dataset[Triplet]):
         if seed < 0:
             raise ValueError(f"seed: expected at least 0, got {seed}")
         self.size, self.length, self.max_motion, self.seed = size, length, max_motion, seed
-        self.pictures = [read_image(file) for file in photographs.values()]
-        for file, picture in zip(photographs.values(), self.pictures, strict=True):
-            if min(picture.shape[1:]) < _SMALLEST:
-                raise ValueError(f"{file}: expected at least {_SMALLEST} pixels a side, got {tuple(picture.shape[1:])}")
+        self.images = [read_image(file) for file in photographs.values()]
+        for file, image in zip(photographs.values(), self.images, strict=True):
+            if min(image.shape[1:]) < _SMALLEST:
+                raise ValueError(f"{file}: expected at least {_SMALLEST} pixels a side, got {tuple(image.shape[1:])}")
 
     def __len__(self) -> int:
         return self.length
@@ -166,18 +164,18 @@ class SyntheticMotion(Dataset[Triplet]):
 
     def _layer(self, numbers: np.random.Generator, motion: Motion, mask: Mask | None) -> Layer:
         """Part of a photograph, mirrored, turned and shrunk at random, so large that no frame sees its border."""
-        picture = self.pictures[int(numbers.integers(len(self.pictures)))]
+        image = self.images[int(numbers.integers(len(self.images)))]
         turned = _similarity(1.0, int(numbers.integers(4)) * math.pi / 2 + numbers.uniform(-0.3, 0.3))
         turned = turned @ torch.diag(torch.tensor([1.0 if numbers.random() < 0.5 else -1.0, 1.0]))
         corners = _positions(*self.size)[:, [0, 0, -1, -1], [0, -1, 0, -1]]
         seen = turned @ torch.cat([_apply(motion.origin(time), corners) for time in TIMES], 1)
         low, high = seen.amin(1), seen.amax(1)
-        extent = torch.tensor([picture.shape[2], picture.shape[1]])
+        extent = torch.tensor([image.shape[2], image.shape[1]])
         room = float(((extent - 1 - 2 * _BORDER) / (high - low)).min())
         shrink = min(numbers.uniform(0.9, 2.2), room)
         needed = torch.minimum((shrink * (high - low)).ceil().int() + 2 * _BORDER + 1, extent).tolist()
         left, top = (int(numbers.integers(all_ - part + 1)) for all_, part in zip(extent.tolist(), needed, strict=True))
-        part = picture[:, top : top + needed[1], left : left + needed[0]][None]
+        part = image[:, top : top + needed[1], left : left + needed[0]][None]
         size = [max(1, round(side * _OVERSAMPLED / shrink)) for side in part.shape[2:]]
         # In 8 bits: many times faster than in floating point.
         part = F.interpolate(part, size=size, mode="bicubic", antialias=True, align_corners=False)[0] / 255

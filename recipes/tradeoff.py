@@ -10,18 +10,15 @@ changes. All of them end after the same steps, with the last weights: no score c
 from __future__ import annotations
 
 import argparse
-import logging
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
-from lpips_lightning.backbones import BACKBONES
-from lpips_lightning.progress import progress_report
-from lpips_lightning.recipes.command import ImageRecipeCLI, command_name
+from lpips_lightning.backbones.definition import BACKBONES
+from lpips_lightning.io.atomic import atomic_write
+from lpips_lightning.io.progress import progress_report
+from lpips_lightning.recipes.command import ImageRecipeCLI, command_name, quiet_lightning
 from lpips_lightning.recipes.tradeoff_rows import Tradeoff
 from lpips_lightning.recipes.tradeoff_table import (
     BASELINE,
@@ -30,14 +27,10 @@ from lpips_lightning.recipes.tradeoff_table import (
     legend,
     markdown,
     rich_table,
-    save_pictures,
+    save_images,
 )
-from lpips_lightning.whole_files import whole_file
-
-__all__ = ["run_tradeoff"]
 
 _LOSSES = (UNTRAINED, PIXEL, "vgg", "alex", "embedded", BASELINE)
-_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric")
 
 
 def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, args: list[str]) -> None:
@@ -59,7 +52,7 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
     if recipe_options and not recipe_options[0].startswith("-"):
         parser.error(f"expected options, got {recipe_options[0]!r}")
     losses = [_resolved(loss) for loss in options.losses]
-    judges = options.judges or [net for net in BACKBONES if BACKBONES[net].is_here]
+    judges = options.judges or [net for net in BACKBONES if BACKBONES[net].is_available]
     if unknown := [judge for judge in judges if judge not in BACKBONES]:
         raise ValueError(f"judges: expected some of {', '.join(BACKBONES)}, got {unknown[0]!r}")
     console, out, start = Console(), Path(options.out or f"outputs/{Path(file).stem}/tradeoff"), time.monotonic()
@@ -67,7 +60,7 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
     table.check_settings()
     labels = {UNTRAINED: cli.untrained}
     try:
-        with _quiet(), progress_report("items") as report:
+        with quiet_lightning(), progress_report("items") as report:
             table.run(losses, options.seeds, report)
     finally:  # after an interrupt too: what is finished is shown
         rows = [row for row in table.rows if row.scores or row.note]
@@ -75,15 +68,15 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
             console.print(rich_table(rows, f"{name}: what each loss gives", labels))
             _say(console, legend(rows, labels))
             text = f"{markdown(rows, labels)}\n`lpips-lightning {name} tradeoff {' '.join(args)}`\n"
-            with whole_file(out / "tradeoff.md") as beside:
+            with atomic_write(out / "tradeoff.md") as beside:
                 beside.write_text(text)
             seconds = time.monotonic() - start
             _say(console, f"{seconds:.0f} s. Written: {out}/tradeoff.csv, {out}/tradeoff.md")
     try:
-        if picture := save_pictures(out, rows, labels, f"{name}: the same detail under each loss"):
-            _say(console, f"Picture: {picture}")
+        if image := save_images(out, rows, labels, f"{name}: the same detail under each loss"):
+            _say(console, f"Image: {image}")
     except ModuleNotFoundError as error:
-        _say(console, f"No picture: {error}")
+        _say(console, f"No image: {error}")
 
 
 def _parser(name: str) -> argparse.ArgumentParser:
@@ -121,7 +114,7 @@ def _resolved(loss: str) -> str:
         ValueError: If there is no such loss.
     """
     if loss == BASELINE:
-        return f"{'alex' if BACKBONES['alex'].is_here else 'embedded'}:{BASELINE}"
+        return f"{'alex' if BACKBONES['alex'].is_available else 'embedded'}:{BASELINE}"
     net, _, kind = loss.partition(":")
     if loss not in (UNTRAINED, PIXEL) and (net not in BACKBONES or kind not in ("", BASELINE)):
         known = ", ".join((UNTRAINED, PIXEL, BASELINE, *BACKBONES))
@@ -131,20 +124,3 @@ def _resolved(loss: str) -> str:
 
 def _say(console: Console, line: str) -> None:
     console.print(line, soft_wrap=True, highlight=False, markup=False)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Lightning's greetings and its advice on loaders, once for every row."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.WARNING)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")
-            warnings.filterwarnings("ignore", ".*LeafSpec")  # pytorch-lightning 2.6.6 on torch 2.15
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

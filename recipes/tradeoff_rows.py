@@ -13,16 +13,13 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from lpips_lightning.backbones import backbone
+from lpips_lightning.backbones.definition import get_backbone
 from lpips_lightning.callbacks import PerceptualScores
-from lpips_lightning.callbacks.loggers import write_png
-from lpips_lightning.callbacks.sample_picture import to_pixels
-from lpips_lightning.download import Report
+from lpips_lightning.callbacks.image_writer import save_image
+from lpips_lightning.io.atomic import atomic_write
+from lpips_lightning.io.download import Report
 from lpips_lightning.recipes.command import ImageRecipeCLI, run_recipe
 from lpips_lightning.recipes.tradeoff_table import BASELINE, PIXEL, UNTRAINED, TradeoffRow, read_rows, write_rows
-from lpips_lightning.whole_files import whole_file
-
-__all__ = ["Tradeoff"]
 
 _SCALE = "scale_"  # prefix of the scores that only set a baseline's weight
 
@@ -35,7 +32,7 @@ class Tradeoff:
         recipe: Command line, model, data module and file, as `run_recipe` takes them.
         options: Of the recipe.
         judges: Networks that validate.
-        out: Folder of the table, the trained models and the pictures.
+        out: Folder of the table, the trained models and the images.
     """
 
     recipe: tuple[type[ImageRecipeCLI], type, type, str]
@@ -75,7 +72,7 @@ class Tradeoff:
             return
         # First, and outside the net below: what is wrong with the options shows here, within seconds.
         weights, untrained = self._weigh(losses, seeds[0])
-        with whole_file(self.out / "settings.json") as beside:
+        with atomic_write(self.out / "settings.json") as beside:
             beside.write_text(json.dumps({"options": self.options}))
         for index, row in enumerate(self.rows):
             if not row.scores:
@@ -123,7 +120,7 @@ class Tradeoff:
         kept = self.kept.get((row.loss, row.seed), row)
         row = replace(row, weight=weights[row.loss], seconds=kept.seconds)
         if row.loss != PIXEL and not self._is_here(row.net):
-            return replace(row, note=f"left out: the trunk of {row.net} is not on this machine")
+            return replace(row, note=f"left out: the backbone of {row.net} is not on this machine")
         try:
             if not self._checkpoint(row).exists():
                 row = self._train(row, report)
@@ -133,7 +130,8 @@ class Tradeoff:
             return replace(row, note=f"failed: {type(error).__name__}")
 
     def _is_here(self, net: str) -> bool:
-        return backbone(net).is_here or any(option.startswith("--model.loss_weights") for option in self.options)
+        given = any(option.startswith("--model.loss_weights") for option in self.options)
+        return get_backbone(net).is_available or given
 
     def _checkpoint(self, row: TradeoffRow) -> Path:
         return self.out / f"{row.stem}.ckpt"
@@ -143,12 +141,12 @@ class Tradeoff:
         if row.loss != PIXEL:
             calibrated = "false" if row.loss.endswith(BASELINE) else "true"
             loss += [f"--model.loss_net={row.net}", f"--model.loss_calibrated={calibrated}"]
-        without = ["checkpoint", "scores", "gallery", "pictures", *["schedule"] * (row.loss == PIXEL)]
+        without = ["checkpoint", "scores", "gallery", "images", *["schedule"] * (row.loss == PIXEL)]
         no_validation = ["--trainer.limit_val_batches=0", "--trainer.num_sanity_val_steps=0"]
         start = time.monotonic()
         trained = self._call("fit", [*loss, *no_validation], without, [_SameBatches(row, report)])
         row = replace(row, seconds=time.monotonic() - start)
-        with whole_file(self._checkpoint(row)) as beside:
+        with atomic_write(self._checkpoint(row)) as beside:
             trained.trainer.save_checkpoint(beside, weights_only=True)
         return row
 
@@ -156,10 +154,10 @@ class Tradeoff:
         judges = [PerceptualScores(net, data_range=(0, 1), metrics=["lpips"], prefix=f"{net}_") for net in self.judges]
         plain = PerceptualScores(data_range=(0, 1), metrics=["psnr", "ssim"])
         checkpoint = [] if row.loss == UNTRAINED else [f"--ckpt_path={self._checkpoint(row)}"]
-        pictures = _KeepPictures(self.out, row.stem)
-        without = ["checkpoint", "scores", "gallery", "schedule", "pictures"]
+        images = _KeepImages(self.out, row.stem)
+        without = ["checkpoint", "scores", "gallery", "schedule", "images"]
         more = [*checkpoint, f"--seed_everything={row.seed}", "--verbose=false"]
-        recipe = self._call("validate", more, without, [plain, *judges, *extra, pictures])
+        recipe = self._call("validate", more, without, [plain, *judges, *extra, images])
         scores = {_score_name(name): float(value) for name, value in recipe.trainer.callback_metrics.items()}
         return replace(row, scores={name: value for name, value in scores.items() if _SCALE not in name}), recipe
 
@@ -191,8 +189,8 @@ class _SameBatches(Callback):
         self.report(f"{self.row.loss}, seed {self.row.seed}", trainer.global_step, self.total)
 
 
-class _KeepPictures(Callback):
-    """Writes the first batch's most detailed picture: input, target and, by the row's name, prediction."""
+class _KeepImages(Callback):
+    """Writes the first batch's most detailed image: input, target and, by the row's name, prediction."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
@@ -214,7 +212,7 @@ class _KeepPictures(Callback):
         chosen = int(detail.argmax())
         for name, key in ((self.name, "preds"), ("target", "target"), ("input", "input")):
             if key in outputs:
-                write_png(self.folder / f"{name}.png", to_pixels(outputs[key][chosen], (0.0, 1.0)))
+                save_image(self.folder / f"{name}.png", outputs[key][chosen])
 
 
 def _score_name(metric: str) -> str:

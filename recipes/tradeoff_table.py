@@ -1,9 +1,7 @@
-"""The rows of a trade-off table: kept as CSV, shown on the terminal, as Markdown and as a picture."""
+"""The rows of a trade-off table: kept as CSV, shown on the terminal, as Markdown and as an image."""
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,24 +10,9 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from lpips_lightning.pictures import read_image
+from lpips_lightning.io.image_files import read_image
+from lpips_lightning.io.tables import read_table, write_table
 from lpips_lightning.recipes.panel import Column, save_panel
-from lpips_lightning.tables import read_table
-from lpips_lightning.whole_files import whole_file
-
-__all__ = [
-    "BASELINE",
-    "OWN",
-    "PIXEL",
-    "UNTRAINED",
-    "TradeoffRow",
-    "legend",
-    "markdown",
-    "read_rows",
-    "rich_table",
-    "save_pictures",
-    "write_rows",
-]
 
 UNTRAINED, PIXEL, BASELINE = "untrained", "pixel", "baseline"
 """Losses that are no net's: no training, pixels alone, and what stands behind a net's name for no calibration."""
@@ -100,14 +83,11 @@ def read_rows(path: Path) -> list[TradeoffRow]:
 def write_rows(path: Path, rows: Sequence[TradeoffRow]) -> None:
     """Write rows as CSV, whole or not at all."""
     names = score_names(rows)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_PLAIN, *names])
+    lines = []
     for row in rows:
         scores = [f"{row.scores[name]:.6g}" if name in row.scores else "" for name in names]
-        writer.writerow([row.loss, row.seed, f"{row.weight:.6g}", f"{row.seconds:.1f}", row.note, *scores])
-    with whole_file(path) as beside:
-        beside.write_text(text.getvalue())
+        lines.append([row.loss, row.seed, f"{row.weight:.6g}", f"{row.seconds:.1f}", row.note, *scores])
+    write_table(path, [*_PLAIN, *names], lines)
 
 
 def score_names(rows: Iterable[TradeoffRow]) -> list[str]:
@@ -143,17 +123,17 @@ def markdown(rows: Sequence[TradeoffRow], labels: dict[str, str]) -> str:
     return f"{shown}\n\n{legend(rows, labels)}\n"
 
 
-def save_pictures(folder: Path, rows: Sequence[TradeoffRow], labels: dict[str, str], heading: str) -> Path | None:
-    """The same detail under each loss, as ``<folder>/tradeoff.png``, from the pictures that lie in the folder.
+def save_images(folder: Path, rows: Sequence[TradeoffRow], labels: dict[str, str], heading: str) -> Path | None:
+    """The same detail under each loss, as ``<folder>/tradeoff.png``, from the images that lie in the folder.
 
     Args:
-        folder: With ``input.png``, ``target.png`` and one picture a row, named by its stem.
+        folder: With ``input.png``, ``target.png`` and one image a row, named by its stem.
         rows: Those with scores are shown; of several seeds the first.
         labels: See `rich_table`.
         heading: Above everything.
 
     Returns:
-        The file; None where there are no pictures.
+        The file; None where there are no images.
 
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.

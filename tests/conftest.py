@@ -1,4 +1,4 @@
-"""Fixtures: seeded trunks, photographs made of noise, the real trunks where they are at hand, and no network."""
+"""Fixtures: seeded backbones, photographs made of noise, the real backbones where they are at hand, and no network."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from lpips_lightning.backbones import BACKBONES, random_trunk
+from lpips_lightning.backbones.definition import BACKBONES
+from lpips_lightning.backbones.extractor import random_backbone
 
 NETS = ("alex", "vgg", "squeeze")
 REAL_WEIGHTS = os.environ.get("LPIPS_LIGHTNING_WEIGHTS")
 
 
 @pytest.fixture(scope="session")
-def trunks():
-    """Seeded trunk tensors by net_type, as a peer would load them too."""
+def backbones():
+    """Seeded backbone tensors by net_type, as a peer would load them too."""
     made = {}
     for seed, net in enumerate(NETS):
-        made[net] = random_trunk(BACKBONES[net], seed)
+        made[net] = random_backbone(BACKBONES[net], seed)
         generator = torch.Generator().manual_seed(seed)
         for name, tensor in made[net].items():
             if name.endswith("bias"):
@@ -52,9 +53,9 @@ def deterministic_ends():
 
 @pytest.fixture
 def real_weights():
-    """Folder of the ImageNet trunks, or a visible skip."""
+    """Folder of the ImageNet backbones, or a visible skip."""
     if not REAL_WEIGHTS or not Path(REAL_WEIGHTS).is_dir():
-        pytest.skip("LPIPS_LIGHTNING_WEIGHTS does not name a folder with the ImageNet trunks")
+        pytest.skip("LPIPS_LIGHTNING_WEIGHTS does not name a folder with the ImageNet backbones")
     return Path(REAL_WEIGHTS)
 
 

@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lpips_lightning import whole_files
-from lpips_lightning.pairwise import _squared
+from lpips_lightning.distance import _squared
+from lpips_lightning.io import atomic
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,11 +42,11 @@ WITHOUT_FLOAT64 = """
 import torch, torchmetrics
 there = torch.backends.mps.is_available
 torch.backends.mps.is_available = lambda: True
-import lpips_lightning.numbered
+import lpips_lightning.batch
 torch.backends.mps.is_available = there
 from lpips_lightning import LearnedPerceptualImagePatchSimilarity as Metric, PerceptualLoss
-from lpips_lightning.diversity import LPIPSDiversity
-from lpips_lightning.judgement_metrics import HumanCeiling, JNDScore, TwoAFCScore
+from lpips_lightning.metrics.diversity import LPIPSDiversity
+from lpips_lightning.metrics.judgments import HumanCeiling, JNDScore, TwoAFCScore
 from lpips_lightning.recipes.colors import ColorDifference, Colorfulness
 from lpips_lightning.recipes.frame_interpolation import InterpolationError
 from test_other_devices import NoFloat64
@@ -102,8 +102,8 @@ def test_all_pairs_on_mps_are_exact_on_the_cpu():
 
 def test_a_file_is_flushed_with_the_flags_of_windows_too(tmp_path, monkeypatch):
     flushed = []
-    monkeypatch.setattr(whole_files, "_TO_SYNC", os.O_RDWR)
+    monkeypatch.setattr(atomic, "_TO_SYNC", os.O_RDWR)
     monkeypatch.setattr(os, "fsync", flushed.append)
     (tmp_path / "a").write_text("")
-    whole_files._to_disk(tmp_path / "a")
+    atomic._to_disk(tmp_path / "a")
     assert len(flushed) == 1

@@ -19,17 +19,22 @@ import torch
 
 TESTS = Path(__file__).parent
 FILES = (
-    *("test_convolutions.py", "test_winograd.py", "test_direct.py", "test_passage.py"),
-    "test_parity.py::test_nearly_equal_images_are_as_exact_as_lpips",
-    "test_parity.py::test_gradient_in_float32_points_where_lpips_does",
+    *(
+        "unit/kernels/test_conv2d.py",
+        "unit/kernels/test_winograd.py",
+        "unit/engine/test_autograd.py",
+        "unit/engine/test_executor.py",
+    ),
+    "parity/test_peers.py::test_nearly_equal_images_are_as_exact_as_lpips",
+    "parity/test_peers.py::test_gradient_in_float32_points_where_lpips_does",
 )
 MORE = (
-    "test_parity.py",
-    "test_network.py",
-    "test_streaming.py",
-    "test_tiling.py",
-    "test_masks.py",
-    "test_properties.py",
+    "parity/test_peers.py",
+    "unit/test_network.py",
+    "unit/engine/test_streaming.py",
+    "unit/engine/test_tiling.py",
+    "unit/images/test_masks.py",
+    "unit/test_properties.py",
 )
 NARROWER = {  # by what PyTorch calls the processor: the settings that take something from it
     "AVX2": ["ATEN_CPU_CAPABILITY=default"],

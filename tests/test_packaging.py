@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -26,8 +27,16 @@ def test_the_core_imports_neither_lightning_nor_kornia_nor_the_rest():
     code = f"""
 import sys, torch, torchvision, torchmetrics
 before = set(sys.modules)
-import lpips_lightning.functional
+import lpips_lightning.data
 from lpips_lightning import *
+from lpips_lightning.backbones import *
+from lpips_lightning.compat import *
+from lpips_lightning.data import TwoAFCDataset
+from lpips_lightning.functional import *
+from lpips_lightning.images import *
+from lpips_lightning.io import read_image
+from lpips_lightning.metrics import *
+from lpips_lightning.weights import *
 new = {{name.partition(".")[0] for name in set(sys.modules) - before}}
 print(sorted(new & set("{heavy} matplotlib".split())), sorted(set(sys.modules) & set("{heavy}".split())))
 """
@@ -36,7 +45,7 @@ print(sorted(new & set("{heavy} matplotlib".split())), sorted(set(sys.modules) &
 
 def test_the_package_itself_imports_nothing_until_a_name_is_asked_for():
     code = """
-import sys, lpips_lightning
+import sys, lpips_lightning, {}
 print("torch" in sys.modules, sorted(set(lpips_lightning.__all__) - set(dir(lpips_lightning))))
 print(lpips_lightning.LPIPS is __import__("lpips_lightning.network").network.LPIPS)
 try:
@@ -44,7 +53,10 @@ try:
 except AttributeError as error:
     print(error)
 """
-    assert python(code, ROOT) == "False []\nTrue\nmodule 'lpips_lightning' has no attribute 'Lpips'\n"
+    assert (
+        python(code.format(", ".join(sorted(PACKAGES))), ROOT)
+        == "False []\nTrue\nmodule 'lpips_lightning' has no attribute 'Lpips'\n"
+    )
 
 
 def test_the_import_draws_no_random_numbers():
@@ -73,10 +85,10 @@ def refuse(*args, **kwargs):
     raise OSError("no network")
 socket.socket, socket.create_connection, socket.getaddrinfo = Shut, refuse, refuse
 warnings.simplefilter("ignore")
-sys.path.insert(0, {str(ROOT / "tests")!r})
+sys.path.insert(0, {str(ROOT / "tests" / "_helpers")!r})
 from lpips_lightning import *
 import lpips_lightning.callbacks, lpips_lightning.cli, lpips_lightning.recipes.superresolution
-import boring
+import boring_module as boring
 from lpips_lightning.callbacks import PerceptualScores
 boring.fit({str(tmp_path)!r}, [PerceptualScores("embedded", data_range=(0, 1))], boring.Boring(loss="embedded"))
 print(asked, "wandb" in sys.modules and sys.modules["wandb"].run)
@@ -107,25 +119,83 @@ print(len(opened), calls)
     assert 0 < opened < 200 and 0 < calls < 400_000
 
 
+def all_modules():
+    """Module name -> file, of every module that is installed. In a checkout pkgutil would find the folder in itself."""
+    for folder in ("lpips_lightning", "callbacks", "recipes", "weights"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            name = ".".join(parts if folder == "lpips_lightning" else ("lpips_lightning", *parts))
+            yield name.removesuffix(".__init__"), path
+
+
+PACKAGES = {name for name, path in all_modules() if path.name == "__init__.py"}
+
+
+def public_names():
+    """Module -> its ``__all__``, of every module that has one."""
+    return {
+        name: sorted(ast.literal_eval(statement.value))
+        for name, path in all_modules()
+        for statement in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__"
+    }
+
+
 def test_public_names_are_those_of_api_json():
-    public = json.loads((ROOT / "tests" / "api.json").read_text())
-    for module, names in public.items():
-        found = sorted(import_module(module).__all__)
-        assert found == names, (
-            f"{module}: the public names changed. A new name: add it to tests/api.json and the CHANGELOG. "
-            "A removed one breaks users: keep it for a release with a warning, then say so in the CHANGELOG."
+    listed = json.loads((ROOT / "tests" / "api.json").read_text())
+    found = public_names()
+    for module in sorted({*listed, *found}):
+        old, new = set(listed.get(module, ())), set(found.get(module, ()))
+        assert new <= old, (
+            f"{module} names {sorted(new - old)} in its __all__, tests/api.json does not: add a public name to both and"
+            " to the CHANGELOG; a module that is no public place carries no __all__."
         )
-        assert all(hasattr(import_module(module), name) for name in names)
-    assert len(public) >= 5
+        assert old <= new, (
+            f"{module} no longer names {sorted(old - new)}, which tests/api.json lists: removing a public name breaks"
+            " users. Put it back into __all__, or take it out of tests/api.json and say so in the CHANGELOG."
+        )
+    assert all(names == sorted(set(names)) for names in listed.values()), "tests/api.json: sort the names of a module"
+    assert (len(listed), sum(map(len, listed.values()))) == (12, 77), "say the new totals here when names move"
+
+
+def test_public_places_are_packages_and_compat_and_every_name_resolves():
+    listed = json.loads((ROOT / "tests" / "api.json").read_text())
+    assert len(PACKAGES) == 16
+    internal = {f"lpips_lightning.{name}" for name in ("cli", "comparison", "engine", "kernels", "recipes")}
+    assert set(listed) == PACKAGES - internal | {"lpips_lightning.compat"}
+    for name, names in listed.items():
+        module = import_module(name)
+        assert not [one for one in names if not hasattr(module, one)], name
+        assert set(names) <= set(dir(module)), name
+        assert module.__doc__ and all(f"`{one}`" in module.__doc__ for one in names), f"{name}: say what each name is"
+
+
+def test_what_type_checkers_see_is_what_is_imported():
+    lazy = 0
+    for name in sorted(PACKAGES):
+        module = import_module(name)
+        tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+        for block in (node for node in tree.body if isinstance(node, ast.If) and node.orelse):
+            (call,) = (node.value for node in block.orelse)
+            homes = {f"{name}.{home}": names for home, names in ast.literal_eval(call.args[1]).items()}
+            seen = {node.module: [alias.name for alias in node.names] for node in block.body}
+            assert homes == seen, f"{name}: the names under TYPE_CHECKING are not those of lazy_names"
+            assert sorted(one for names in homes.values() for one in names) == sorted(module.__all__)
+            assert all(
+                getattr(import_module(home), one) is getattr(module, one) for home in homes for one in homes[home]
+            )
+            lazy += 1
+    assert lazy == 10
 
 
 def test_every_package_folder_is_mapped_and_its_data_listed():
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert set(setup["package-dir"].values()) == {"callbacks", "recipes", "weights"}
+    assert set(setup["packages"]) == PACKAGES, "pyproject.toml: list every package, or it is not installed"
     suffixes = {pattern.removeprefix("*") for pattern in setup["package-data"]["*"]}
     for folder in ("lpips_lightning", "callbacks", "recipes", "weights"):
         assert (ROOT / folder / "__init__.py").is_file()
-        not_data = (".py", ".pyc", ".jpg")  # README's picture lies beside its recipe
+        not_data = (".py", ".pyc", ".jpg", ".md")  # pages of the repository: their links lead out of the package
         tracked = [p for p in (ROOT / folder).iterdir() if p.is_file() and p.suffix not in not_data]
         for path in tracked:
             assert path.suffix in suffixes or path.name in suffixes, f"{path} would not be installed"
@@ -133,9 +203,10 @@ def test_every_package_folder_is_mapped_and_its_data_listed():
 
 def test_the_lowest_versions_are_those_that_are_tested():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
     listed = [
         *project["dependencies"],
-        *(name for extra in ("recipes", "piq", "test") for name in project["optional-dependencies"][extra]),
+        *(name for extra in ("recipes", "piq", "completion", "docs", "test") for name in extras[extra]),
     ]
     lowest = {}
     for requirement in map(Requirement, listed):

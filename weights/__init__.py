@@ -1,8 +1,9 @@
-"""Numbers and their records: which file, from where, under which licence, with which sha256.
+"""Weight files and their records: file, source, license, sha256.
 
-A `Weights` record describes a small file that ships in this folder; `load` reads it and refuses anything else than the
-recorded bytes. A `TrunkFile` record describes ImageNet weights that do not ship; `lpips_lightning.weights.lookup` finds
-them on the user's machine.
+A `Weights` record describes a small file that ships in this folder; `load` reads it and verifies its sha256.
+`CALIBRATIONS` holds those of LPIPS by network and version. A `BackboneFile` record describes ImageNet weights that do
+not ship, `BACKBONE_FILES` all of them; `lpips_lightning.weights.lookup` lists where they may be on the user's machine.
+`WeightsError` is raised if weights are missing, damaged, or do not match their record.
 """
 
 from __future__ import annotations
@@ -17,74 +18,62 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "CALIBRATIONS",
-    "DIGEST",
-    "EMBEDDED",
-    "EXAMPLES",
-    "TRUNK_FILES",
-    "TrunkFile",
-    "Weights",
-    "WeightsError",
-    "load",
-    "read_tensors",
-    "tensors_sha256",
-]
+__all__ = ["BACKBONE_FILES", "CALIBRATIONS", "BackboneFile", "Weights", "WeightsError"]
 
 FOLDER = Path(__file__).parent
 DIGEST = "tensors_sha256"
-"""Label under which a safetensors file says the `tensors_sha256` of what it holds; those that we write do."""
+"""Metadata key under which the safetensors files we write store their `tensors_sha256`."""
 
 
 class WeightsError(RuntimeError):
-    """Weights that are missing, damaged, or not what their record says."""
+    """Weights that are missing, damaged, or do not match their record."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A file of numbers in this folder.
+    """A weight file in this folder.
 
     Attributes:
         file: Name of the safetensors file.
-        sha256: Of the file's bytes; checked on every load.
-        source: Where the numbers come from.
-        licence: SPDX identifier; the text is in NOTICE.
-        protocol: What the numbers were made for and how.
+        sha256: sha256 of the file; verified on every load.
+        source: Where the weights come from.
+        license: SPDX identifier; the text is in NOTICE.
+        protocol: How the weights were trained, and for what.
     """
 
     file: str
     sha256: str
     source: str
-    licence: str
+    license: str
     protocol: str
 
 
 @dataclass(frozen=True)
-class TrunkFile:
-    """ImageNet weights of a torchvision model; torchvision's file is looked for and, if need be, downloaded.
+class BackboneFile:
+    """ImageNet weights of a torchvision model, which do not ship.
 
     Attributes:
-        builder: torchvision's builder, and the stem of the file names we accept in a folder.
-        url: torchvision's download; the hex digits in the name begin the file's sha256.
-        convolutions_sha256: `tensors_sha256` of the convolutional part, or None where it has not been recorded.
-        name: The name torchvision gives these weights.
-        licence: SPDX identifier.
+        builder: Name of the torchvision model, and the stem of accepted file names in a folder.
+        url: Download URL; the hex digits in the file name are the start of its sha256.
+        convolutions_sha256: `tensors_sha256` of the convolutional part; None if not recorded.
+        name: torchvision's name of these weights.
+        license: SPDX identifier.
     """
 
     builder: str
     url: str
     convolutions_sha256: str | None
     name: str = "IMAGENET1K_V1"
-    licence: str = "BSD-3-Clause"
+    license: str = "BSD-3-Clause"
 
     @property
     def file(self) -> str:
-        """File name of torchvision's own."""
+        """File name of the download."""
         return self.url.rpartition("/")[2]
 
     @property
     def sha256_prefix(self) -> str:
-        """First hex digits of the sha256 of torchvision's file, as its name promises."""
+        """First hex digits of the file's sha256, from its name."""
         return self.file.rpartition("-")[2].removesuffix(".pth")
 
 
@@ -101,7 +90,7 @@ EMBEDDED = Weights(
     "BSD-2-Clause AND BSD-3-Clause",
     "distilled from LPIPS-alex v0.1, input scaled",
 )
-"""The embedded network: trunk as ``features.*`` and calibration as ``calibration.*`` in one file."""
+"""The embedded network: backbone as ``features.*`` and calibration as ``calibration.*`` in one file."""
 
 EXAMPLES = Weights(
     "examples.safetensors",
@@ -123,27 +112,27 @@ CALIBRATIONS: dict[tuple[str, str], Weights] = {
 }
 """Calibrations by (net_type, version). Tensors are named as the net's layers, shape ``(C,)``."""
 
-TRUNK_FILES: dict[str, TrunkFile] = {
+BACKBONE_FILES: dict[str, BackboneFile] = {
     record.builder: record
     for record in (
-        TrunkFile(
+        BackboneFile(
             "alexnet",
             "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
             "195266a4c8e96483085621ac3389a6c24f1dd0963c9ac0e001705d24ece83273",
         ),
-        TrunkFile("vgg16", "https://download.pytorch.org/models/vgg16-397923af.pth", None),
-        TrunkFile(
+        BackboneFile("vgg16", "https://download.pytorch.org/models/vgg16-397923af.pth", None),
+        BackboneFile(
             "squeezenet1_1",
             "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth",
             "e93098750a62e61ef70cc50f01c17f7eccd8b4c075997affea326c113b362a6e",
         ),
     )
 }
-"""torchvision's trunks by builder name."""
+"""torchvision's backbones by builder name."""
 
 
 def load(record: Weights) -> dict[str, Tensor]:
-    """The tensors of a shipped file, on the CPU.
+    """Load a shipped file, on the CPU.
 
     Args:
         record: One of this module's records.
@@ -152,7 +141,7 @@ def load(record: Weights) -> dict[str, Tensor]:
         Tensor by name.
 
     Raises:
-        WeightsError: If the file is missing or its bytes are not the recorded ones.
+        WeightsError: If the file is missing or its sha256 differs from the record.
 
     Example:
         >>> calibration = load(CALIBRATIONS["alex", "0.1"])
@@ -174,27 +163,27 @@ def load(record: Weights) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors`` file or of a ``torch.save`` file; code in a pickle is never executed.
+    """Read a ``.safetensors`` file or a ``torch.save`` file; code in a pickle is never executed.
 
-    What a file says of itself is checked: the checksums of the zip that ``torch.save`` writes, the `DIGEST` of the
-    safetensors that we write. A flipped bit among the numbers of other safetensors, and of what ``torch.save`` wrote
-    before zips (torch 1.6), cannot be seen from the file.
+    Checksums in the file are verified: those of the zip archive of ``torch.save``, and the `DIGEST` of safetensors
+    files that we write. Other safetensors files and ``torch.save`` files before torch 1.6 have none; there, a flipped
+    bit cannot be detected.
 
     Args:
-        path: The file. Everything that does not end in ``.safetensors`` is read as a ``torch.save`` file; of a
-            checkpoint that holds a ``state_dict`` among other things, that is read.
+        path: The file. Files without the suffix ``.safetensors`` are read as ``torch.save`` files; of a checkpoint,
+            only its ``state_dict`` is read.
 
     Returns:
         Tensor by name, on the CPU.
 
     Raises:
-        WeightsError: If the file cannot be read, is damaged, or holds anything else than a mapping of names to tensors.
+        WeightsError: If the file cannot be read, is damaged, or is not a mapping of names to tensors.
     """
     import torch
 
     try:
         content = _of_safetensors(path) if path.suffix == ".safetensors" else _of_torch_save(path)
-    except Exception as error:  # safetensors, zipfile and pickle each have their own
+    except Exception as error:  # safetensors, zipfile and pickle raise different errors
         raise WeightsError(f"{path}: expected a whole file of tensors, got {_reason(path, error)}") from error
     inner: Any = content.get("state_dict") if isinstance(content, dict) else None
     content = inner if isinstance(inner, dict) else content
@@ -209,7 +198,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 class _DamagedError(Exception):
-    """What the file says of itself is not so: the end of a sentence."""
+    """A checksum in the file does not match; the message completes an error message."""
 
 
 def _of_safetensors(path: Path) -> dict[str, Tensor]:
@@ -226,7 +215,7 @@ def _of_safetensors(path: Path) -> dict[str, Tensor]:
 def _of_torch_save(path: Path) -> Any:
     import torch
 
-    if zipfile.is_zipfile(path):  # torch does not look at the checksums that it writes
+    if zipfile.is_zipfile(path):  # torch.load does not verify the checksums
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
@@ -235,7 +224,7 @@ def _of_torch_save(path: Path) -> Any:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """The end of a sentence; torch's own words on pickles advise to execute them."""
+    """Completes an error message; torch's own message would advise to execute the pickle."""
     if isinstance(error, _DamagedError):
         return str(error)
     if path.is_dir():
@@ -247,17 +236,17 @@ def _reason(path: Path, error: Exception) -> str:
     if not beginning:
         return "an empty file"
     if beginning.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "a page of the web; download the file itself"
+        return "an HTML page; download the file itself"
     if path.suffix == ".safetensors":
-        return "a damaged file, or one of another kind than its name says"
-    return "a damaged file, or one of other things than tensors; nothing of it was executed"
+        return "a damaged file, or a file of another format"
+    return "a damaged file, or a file with other objects than tensors; no code in it was executed"
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 of names, shapes and float32 values, whatever file, precision or memory layout they come from.
+    """sha256 of names, shapes and float32 values, independent of file format, dtype and memory format.
 
     Args:
-        tensors: By name.
+        tensors: Tensors by name.
 
     Returns:
         64 hex digits.

@@ -16,9 +16,10 @@ from references import peer_lpips, peer_torchmetrics
 from torch import Tensor
 
 from lpips_lightning import LPIPS, PerceptualLoss
-from lpips_lightning.backbones import BACKBONES, FeatureExtractor, random_trunk
+from lpips_lightning.backbones.definition import BACKBONES
+from lpips_lightning.backbones.extractor import FeatureExtractor, random_backbone
+from lpips_lightning.backbones.fetch import find_backbone
 from lpips_lightning.weights import CALIBRATIONS, load
-from lpips_lightning.weights.lookup import find_trunk
 
 NETS = ("alex", "vgg", "squeeze", "embedded")
 PEERS = ("lpips", "torchmetrics", "piq")
@@ -87,15 +88,15 @@ def surroundings(setting: str, device: torch.device):
 
 
 @cache
-def trunk(net: str) -> dict[str, Tensor]:
-    """The ImageNet trunk where LPIPS_LIGHTNING_WEIGHTS has it, else a seeded random one; speed is the same."""
+def backbone_tensors(net: str) -> dict[str, Tensor]:
+    """The ImageNet backbone where LPIPS_LIGHTNING_WEIGHTS has it, else a seeded random one; speed is the same."""
     record = BACKBONES[net]
-    if record.own is not None:
-        return dict(record.own())
+    if record.default_weights is not None:
+        return dict(record.default_weights())
     folder = os.environ.get("LPIPS_LIGHTNING_WEIGHTS", "")
     if folder and any(path.name.startswith(record.builder) for path in Path(folder).glob("*")):
-        return dict(find_trunk(record.builder, folder).tensors)
-    return random_trunk(record, seed=0)
+        return dict(find_backbone(record.builder, folder).tensors)
+    return random_backbone(record, seed=0)
 
 
 def images(batch: int, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -117,8 +118,10 @@ def _same(images: Tensor) -> Tensor:
 def _ours(net: str, setting: str, device: torch.device, **options: int) -> Contender:
     # On a GPU the surrounding autocast says it; on a CPU ours is asked for it.
     precision = "fp32" if setting in ("fp32", "tf32") else "autocast" if device.type == "cuda" else setting
-    network = LPIPS(net, weights=trunk(net), precision=precision, **options).to(device)
-    loss = PerceptualLoss(net, data_range=(-1, 1), weights=trunk(net), precision=precision, **options).to(device)
+    network = LPIPS(net, weights=backbone_tensors(net), precision=precision, **options).to(device)
+    loss = PerceptualLoss(net, data_range=(-1, 1), weights=backbone_tensors(net), precision=precision, **options).to(
+        device
+    )
 
     def step(x: Tensor, y: Tensor) -> Tensor:
         value = loss(x, y)
@@ -134,10 +137,10 @@ def _ours_whole(net: str, setting: str, device: torch.device) -> Contender:
 
 def _floor(net: str, setting: str, device: torch.device) -> Contender:
     record = BACKBONES[net]
-    name, node = list(record.taps.items())[-1]
+    name, node = list(record.feature_layers.items())[-1]
     dtype = DTYPES.get(setting, torch.float32)
-    tensors = {key: value for key, value in trunk(net).items() if not key.startswith("calibration.")}
-    bare = FeatureExtractor(replace(record, taps={name: node}), tensors).requires_grad_(False)
+    tensors = {key: value for key, value in backbone_tensors(net).items() if not key.startswith("calibration.")}
+    bare = FeatureExtractor(replace(record, feature_layers={name: node}), tensors).requires_grad_(False)
     bare.to(device, dtype).to(memory_format=torch.channels_last)
     ones: dict[torch.Size, Tensor] = {}
 
@@ -171,7 +174,7 @@ def _without_autocast(call: Callable[..., Tensor], device: torch.device) -> Call
 
 
 def _lpips(net: str, setting: str, device: torch.device) -> Contender:
-    model = peer_lpips(net, trunk(net)).to(device)
+    model = peer_lpips(net, backbone_tensors(net)).to(device)
     model.lins.requires_grad_(True)  # as the package makes it
 
     def step(x: Tensor, y: Tensor) -> Tensor:
@@ -183,7 +186,7 @@ def _lpips(net: str, setting: str, device: torch.device) -> Contender:
 
 
 def _torchmetrics(net: str, setting: str, device: torch.device) -> Contender:
-    metric = peer_torchmetrics(net, trunk(net)).to(device)
+    metric = peer_torchmetrics(net, backbone_tensors(net)).to(device)
 
     def forward(x: Tensor, y: Tensor) -> Tensor:
         metric.update(x, y)
@@ -205,7 +208,7 @@ def _piq(net: str, setting: str, device: torch.device) -> Contender:
     from torchvision.models import vgg16
 
     official = load(CALIBRATIONS["vgg", "0.1"])
-    weights = [official[layer].view(1, -1, 1, 1) for layer in BACKBONES["vgg"].taps]
+    weights = [official[layer].view(1, -1, 1, 1) for layer in BACKBONES["vgg"].feature_layers]
     with torch.device("meta"):
         bare = vgg16(weights=None)  # its numbers come below
     with (
@@ -213,7 +216,7 @@ def _piq(net: str, setting: str, device: torch.device) -> Contender:
         mock.patch("piq.perceptual.vgg16", return_value=bare),
     ):
         loss = piq.LPIPS()
-    features = {name.removeprefix("features."): value for name, value in trunk("vgg").items()}
+    features = {name.removeprefix("features."): value for name, value in backbone_tensors("vgg").items()}
     loss.model.load_state_dict({name: features[name] for name in loss.model.state_dict()}, assign=True)
     loss.to(device)
 

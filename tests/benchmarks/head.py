@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import DTYPES, trunk
-from lpips_lightning.backbones import BACKBONES, FeatureExtractor
-from lpips_lightning.head_triton import available
+from benchmarks.contenders import DTYPES, backbone_tensors
+from lpips_lightning.backbones.definition import BACKBONES
+from lpips_lightning.backbones.extractor import FeatureExtractor
+from lpips_lightning.kernels.head_triton import available
 
 TIMES = 30
 COPIED = 2**30  # bytes
@@ -21,7 +22,7 @@ def measure(net: str, batch: int, side: int, device: torch.device) -> list[dict[
 
     Before every run something else goes through the cache, so that features come from memory.
     """
-    from lpips_lightning.head_kernels import launch
+    from lpips_lightning.kernels.head_triton_kernels import launch
 
     if not available(device):
         raise RuntimeError(f"{device}: expected a GPU on which the Triton kernels run")
@@ -44,7 +45,7 @@ def measure(net: str, batch: int, side: int, device: torch.device) -> list[dict[
 
 def tune(net: str, batch: int, side: int, device: torch.device) -> Iterator[str]:
     """For every layer and dtype a line with the fastest ways to cut the work, and that of `plan`."""
-    from lpips_lightning.head_kernels import launch, plan
+    from lpips_lightning.kernels.head_triton_kernels import launch, plan
 
     filler = torch.empty(COPIED // 16, device=device)
     for dtype in ("fp32", "bf16"):
@@ -70,9 +71,9 @@ def _features(
     """Of the shapes that a net gives; the numbers are of no account."""
     record = BACKBONES[net]
     with torch.no_grad():
-        shapes = FeatureExtractor(record, trunk(net))(torch.zeros(1, 3, side, side))
-    for layer, tap in shapes.items():
-        x, y = torch.randn(2, batch, *tap.shape[1:], device=device).relu().to(DTYPES.get(dtype, torch.float32))
+        shapes = FeatureExtractor(record, backbone_tensors(net))(torch.zeros(1, 3, side, side))
+    for layer, feature_map in shapes.items():
+        x, y = torch.randn(2, batch, *feature_map.shape[1:], device=device).relu().to(DTYPES.get(dtype, torch.float32))
         yield layer, tuple(part.contiguous(memory_format=torch.channels_last) for part in (x, y))
 
 

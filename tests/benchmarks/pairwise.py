@@ -10,11 +10,11 @@ from references import peer_lpips
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.contenders import images, trunk
+from benchmarks.contenders import backbone_tensors, images
 from lpips_lightning import LPIPS
 
 
-class TrunkPasses(TorchDispatchMode):
+class BackbonePasses(TorchDispatchMode):
     """Counts the images that pass the first convolution, whoever calls it; parts of an image by their area."""
 
     def __init__(self, side: int) -> None:
@@ -31,16 +31,16 @@ class TrunkPasses(TorchDispatchMode):
 
 
 def compare(net: str, count: int, side: int, device: torch.device) -> list[dict[str, object]]:
-    """Two rows, ours and lpips: seconds for all pairs, and trunk passes.
+    """Two rows, ours and lpips: seconds for all pairs, and backbone passes.
 
     Raises:
         RuntimeError: If the two do not compute the same.
     """
     x, _ = images(count, side, device)
-    ours = LPIPS(net, weights=trunk(net)).to(device)
-    theirs = peer_lpips(net, trunk(net)).to(device)
+    ours = LPIPS(net, weights=backbone_tensors(net)).to(device)
+    theirs = peer_lpips(net, backbone_tensors(net)).to(device)
     calls: list[int] = []
-    # Of its first slice: it calls its trunk's `forward`, past the hooks.
+    # Of its first slice: it calls its backbone's `forward`, past the hooks.
     theirs.net.slice1.register_forward_hook(lambda module, args, output: calls.append(len(args[0])))
 
     def loop(x: Tensor) -> Tensor:
@@ -53,10 +53,10 @@ def compare(net: str, count: int, side: int, device: torch.device) -> list[dict[
     with torch.no_grad():
         our_row, our_matrix = _timed("ours", ours.pairwise, x)
         their_row, their_matrix = _timed("lpips", loop, x)
-        their_row["trunk_passes"] = sum(calls) - 3 * 2  # without the warm-up
-        with TrunkPasses(side) as passes:  # apart from the timed run, which it would slow down
+        their_row["backbone_passes"] = sum(calls) - 3 * 2  # without the warm-up
+        with BackbonePasses(side) as passes:  # apart from the timed run, which it would slow down
             ours.pairwise(x)
-        our_row["trunk_passes"] = round(passes.count, 2)
+        our_row["backbone_passes"] = round(passes.count, 2)
     if not torch.allclose(our_matrix, their_matrix, rtol=1e-3, atol=1e-6):
         raise RuntimeError(f"pairwise {net}: expected equal distances, got {our_matrix} and {their_matrix}")
     return [our_row, their_row]

@@ -113,7 +113,7 @@ def _cpu_speed(rows: Rows) -> dict[str, list[Check]]:
     return {
         "float32, times faster than the fastest peer": faster,
         "over the floor": floor,
-        f"bfloat16 trunk against the fastest peer in float32 ({'AMX' if amx else 'no AMX here: no goal'})": half,
+        f"bfloat16 backbone against the fastest peer in float32 ({'AMX' if amx else 'no AMX here: no goal'})": half,
     }
 
 
@@ -194,8 +194,8 @@ def _pairs(rows: Rows) -> list[Check]:
         what = f"{net}, {count} images of {side}"
         goal = 20.0 if net in ("alex", "vgg") and count == 64 else None
         found.append(Check(f"{what}, times faster", theirs[f"{rows.by}_s"] / ours[f"{rows.by}_s"], goal))
-        passes = f"{what}, trunk passes (lpips: {theirs['trunk_passes']})"
-        found.append(Check(passes, ours["trunk_passes"], float(count), at_least=False, unit=""))
+        passes = f"{what}, backbone passes (lpips: {theirs['backbone_passes']})"
+        found.append(Check(passes, ours["backbone_passes"], float(count), at_least=False, unit=""))
     return found
 
 

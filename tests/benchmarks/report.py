@@ -1,4 +1,4 @@
-"""Results as Markdown and as a picture. `run.py` writes them; this does it again from the JSON.
+"""Results as Markdown and as a image. `run.py` writes them; this does it again from the JSON.
 
 python tests/benchmarks/report.py tests/benchmarks/results/MACHINE.json
 """
@@ -14,36 +14,36 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the checkout
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/
 
 from benchmarks.ratios import PEERS, Rows, checks
-from lpips_lightning.whole_files import whole_file
+from lpips_lightning.io.atomic import atomic_write
 
 COLUMNS = ("floor", "ours", *PEERS)
 
 
 def write_report(data: dict, path: Path) -> None:
-    """Write `path` (.md), and the picture beside it (.png) if there are timings.
+    """Write `path` (.md), and the image beside it (.png) if there are timings.
 
     Args:
         data: As `results.Results` writes it.
         path: The Markdown.
     """
     by = "cpu" if data["machine"]["device"] == "cpu" else "wall"
-    picture = path.with_suffix(".png")
+    image = path.with_suffix(".png")
     if data.get("timing"):
-        with whole_file(picture) as file:
+        with atomic_write(image) as file:
             _draw(data, by, file)
-    with whole_file(path) as file:
-        file.write_text("\n".join(_markdown(data, by, picture.name if data.get("timing") else None)) + "\n")
+    with atomic_write(path) as file:
+        file.write_text("\n".join(_markdown(data, by, image.name if data.get("timing") else None)) + "\n")
 
 
-def _markdown(data: dict, by: str, picture: str | None) -> list[str]:
+def _markdown(data: dict, by: str, image: str | None) -> list[str]:
     machine = data["machine"]
     dates = sorted({row["date"] for part in data.values() if isinstance(part, list) for row in part})
     lines = [f"# {machine.get('gpu') or machine['cpu']}", ""]
     lines += ["Written by `tests/benchmarks/run.py`; the rounds are in the JSON beside it.", ""]
     lines += [f"- {key}: {_plain(value)}" for key, value in machine.items()]
     lines += [f"- measured: {', '.join(dates)}", *_other_versions(data), ""]
-    if picture:
-        lines += [f"![Seconds over those of the bare convolutions]({picture})", ""]
+    if image:
+        lines += [f"![Seconds over those of the bare convolutions]({image})", ""]
     lines += _timings(data, by)
     lines += _memory(data)
     for heading, found in checks(data, by).items():
@@ -139,8 +139,8 @@ def _draw(data: dict, by: str, path: Path) -> None:
 
 
 def main() -> None:
-    """Write the Markdown and the picture beside a JSON."""
-    parser = argparse.ArgumentParser(description="Write the Markdown and the picture of a results file.")
+    """Write the Markdown and the image beside a JSON."""
+    parser = argparse.ArgumentParser(description="Write the Markdown and the image of a results file.")
     parser.add_argument("results", type=Path)
     args = parser.parse_args()
     write_report(json.loads(args.results.read_text()), args.results.with_suffix(".md"))

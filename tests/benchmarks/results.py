@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.contenders import NETS
 from benchmarks.machine import hardware, slug, stamp, versions
-from lpips_lightning.whole_files import whole_file
+from lpips_lightning.io.atomic import atomic_write
 
 CASE = ("net", "batch", "side", "work")  # rows that agree in these were measured together
 OTHER = "other_versions"  # of a row: the versions that are not those of the file
@@ -53,7 +53,7 @@ class Results:
         old = [row for row in self.data.get(part, []) if any(row[key] != case[key] for key in CASE)]
         rows = [case | row | stamp() for row in rows]
         self.data[part] = sorted(old + rows, key=lambda row: (NETS.index(row["net"]), row["side"], row["batch"]))
-        with whole_file(self.path) as file:
+        with atomic_write(self.path) as file:
             file.write_text(json.dumps(self.data, indent=1) + "\n")
 
     def opening(self) -> str:

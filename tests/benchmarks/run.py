@@ -1,4 +1,4 @@
-"""Measure ours, the peers and the bare convolutions side by side, and write JSON, Markdown and a picture.
+"""Measure ours, the peers and the bare convolutions side by side, and write JSON, Markdown and an image.
 
     python tests/benchmarks/run.py                     everything; about an hour on two CPU cores
     python tests/benchmarks/run.py --quick             a part of it in some minutes
@@ -131,7 +131,7 @@ def _head(args: argparse.Namespace, results: Results) -> None:
 
 
 def _said(row: dict[str, object]) -> str:
-    return f"{row['contender']} {row['wall_s']:.3g} s, {row['trunk_passes']} trunk passes"
+    return f"{row['contender']} {row['wall_s']:.3g} s, {row['backbone_passes']} backbone passes"
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

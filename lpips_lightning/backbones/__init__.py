@@ -1,0 +1,48 @@
+"""Frozen feature extractors: what a backbone is, those by name, and your own.
+
+`BACKBONES` holds the `Backbone` of every ``net_type``, and `get_backbone` finds one by name. `FeatureExtractor` is a
+backbone as a module, and `random_backbone` its seeded tensors.
+
+A backbone of your own goes wherever the name of a net goes, in network, metric and loss. `from_torchvision` takes
+torchvision's other models with their ImageNet weights, `from_module` any module, cut at named parts. There is no
+official calibration for them: pass ``calibration=PATH``, or ``calibrated=False``.
+
+>>> from torch import nn
+>>> from lpips_lightning import LearnedPerceptualImagePatchSimilarity
+>>> from lpips_lightning.backbones.custom import from_module, from_torchvision
+>>> deep = from_torchvision("convnext_tiny", ["features.1", "features.3", "features.5"])
+>>> deep.channels
+(96, 192, 384)
+>>> mine = from_module(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), ["1"], mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+>>> metric = LearnedPerceptualImagePatchSimilarity(mine, normalize=True, calibrated=False)
+
+Where weights are looked for, and what they are checked against: see `lpips_lightning.weights`.
+"""
+
+from typing import TYPE_CHECKING
+
+from lpips_lightning._lazy import lazy_names
+
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "FeatureExtractor",
+    "from_module",
+    "from_torchvision",
+    "get_backbone",
+    "random_backbone",
+]
+
+if TYPE_CHECKING:
+    from lpips_lightning.backbones.custom import from_module, from_torchvision
+    from lpips_lightning.backbones.definition import BACKBONES, Backbone, get_backbone
+    from lpips_lightning.backbones.extractor import FeatureExtractor, random_backbone
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "custom": ["from_module", "from_torchvision"],
+            "definition": ["BACKBONES", "Backbone", "get_backbone"],
+            "extractor": ["FeatureExtractor", "random_backbone"],
+        },
+    )

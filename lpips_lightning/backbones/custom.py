@@ -1,0 +1,183 @@
+"""Custom backbones: other torchvision models, or any module, with feature layers chosen by name."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from lpips_lightning.backbones.definition import Backbone, TorchvisionBuilder
+from lpips_lightning.backbones.extractor import cut, hooked_features
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_PROBE_SIDE = 256
+
+
+def from_torchvision(
+    builder: str,
+    feature_layers: Sequence[str] | Mapping[str, str],
+    *,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    smallest_side: int | None = None,
+) -> Backbone:
+    """A torchvision model as a backbone; its ``IMAGENET1K_V1`` weights are found as those of built-in backbones.
+
+    Args:
+        builder: Name of the model, for example ``"vgg19"``, ``"resnet50"``, ``"convnext_tiny"``.
+        feature_layers: Nodes whose outputs are compared, in order, named as by
+            `torchvision.models.feature_extraction.get_graph_node_names`; the keys of a mapping are your layer names.
+        mean: Input mean per channel, for images in [0, 1].
+        std: Input standard deviation per channel, for images in [0, 1].
+        smallest_side: Minimum image side in pixels; None determines it.
+
+    Returns:
+        A backbone for the `net_type` argument. It has no official calibration: pass ``calibration=`` or
+        ``calibrated=False``.
+
+    Raises:
+        ValueError: If the model or a node does not exist, or an output is not ``(N, C, h, w)``.
+
+    Example:
+        >>> backbone = from_torchvision("resnet18", ["relu", "layer1", "layer2"])
+        >>> backbone.channels, backbone.smallest_side
+        ((64, 64, 128), 1)
+    """
+    try:
+        with torch.device("meta"):
+            TorchvisionBuilder(builder)()
+    except ValueError as error:
+        raise ValueError(f"builder: expected the name of a torchvision model, got {builder!r}") from error
+    return _record(builder, builder, feature_layers, TorchvisionBuilder(builder), None, (mean, std), smallest_side)
+
+
+def from_module(
+    module: nn.Module,
+    feature_layers: Sequence[str] | Mapping[str, str],
+    *,
+    name: str = "custom",
+    mean: Sequence[float] = (0.5, 0.5, 0.5),
+    std: Sequence[float] = (0.5, 0.5, 0.5),
+    smallest_side: int | None = None,
+) -> Backbone:
+    """Any module as a backbone, with its current weights.
+
+    The module is copied in evaluation mode, so later training does not change the backbone. If torch.fx can trace it,
+    only the part up to the last feature layer is kept.
+
+    Args:
+        module: A module that takes images ``(N, 3, H, W)``.
+        feature_layers: Submodules whose outputs are compared, in order, named as by ``module.named_modules()``; the
+            keys of a mapping are your layer names.
+        name: Name in the fingerprint.
+        mean: Input mean per channel, for images in [0, 1]. By default the module gets images in [-1, 1].
+        std: Input standard deviation per channel, for images in [0, 1].
+        smallest_side: Minimum image side in pixels; None determines it.
+
+    Returns:
+        A backbone for the `net_type` argument. It has no official calibration: pass ``calibration=`` or
+        ``calibrated=False``.
+
+    Raises:
+        TypeError: If `module` is not an ``nn.Module``.
+        ValueError: If a submodule does not exist, or an output is not ``(N, C, h, w)``.
+
+    Example:
+        >>> module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2), nn.ReLU())
+        >>> backbone = from_module(module, {"first": "1", "second": "3"})
+        >>> backbone.channels, backbone.smallest_side
+        ((8, 16), 5)
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
+    build = _CopyBuilder(copy.deepcopy(module).to("cpu").eval())
+    return _record(name, "", feature_layers, build, build.state_dict, (mean, std), smallest_side)
+
+
+@dataclass(frozen=True)
+class _CopyBuilder:
+    module: nn.Module
+
+    def __call__(self) -> nn.Module:
+        return copy.deepcopy(self.module)
+
+    def state_dict(self) -> Mapping[str, Tensor]:
+        return self.module.state_dict()
+
+
+def _record(
+    name: str,
+    builder: str,
+    feature_layers: Sequence[str] | Mapping[str, str],
+    build: Callable[[], nn.Module],
+    default_weights: Callable[[], Mapping[str, Tensor]] | None,
+    scaling: tuple[Sequence[float], Sequence[float]],
+    smallest_side: int | None,
+) -> Backbone:
+    if isinstance(feature_layers, str) or not feature_layers:
+        raise ValueError(f"feature layers: expected names of parts of the backbone, got {feature_layers!r}")
+    by_layer = (
+        dict(feature_layers)
+        if isinstance(feature_layers, Mapping)
+        else {feature_map: feature_map for feature_map in feature_layers}
+    )
+    mean, std = (_three(values, what) for values, what in zip(scaling, ("mean", "std"), strict=True))
+    if min(std) <= 0:
+        raise ValueError(f"std: expected three positive numbers, got {std}")
+    shift, scale = (2 * mean[0] - 1, 2 * mean[1] - 1, 2 * mean[2] - 1), (2 * std[0], 2 * std[1], 2 * std[2])
+    record = Backbone(name, builder, by_layer, (), smallest_side or 1, build, shift, scale, default_weights)
+    channels, found_side = _probe(record, smallest_side)
+    return replace(record, channels=channels, smallest_side=found_side)
+
+
+def _three(values: Sequence[float], what: str) -> tuple[float, float, float]:
+    if len(values) != 3:
+        raise ValueError(f"{what}: expected three numbers, got {values!r}")
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def _probe(record: Backbone, smallest_side: int | None) -> tuple[tuple[int, ...], int]:
+    """Channels of every feature layer, and the smallest image side that works."""
+    backbone, _ = cut(record)
+    device = "meta"
+    try:
+        shapes = _shapes(backbone.to("meta"), record.feature_layers, smallest_side or _PROBE_SIDE, device)
+    except Exception:  # the module cannot run on the meta device
+        device, (backbone, _) = "cpu", cut(record)
+        side = smallest_side or _PROBE_SIDE
+        try:
+            shapes = _shapes(backbone, record.feature_layers, side, device)
+        except Exception as error:
+            raise ValueError(f"{record.name}: expected a backbone that takes {side}x{side} images: {error}") from error
+    for layer, shape in shapes.items():
+        if shape is None or len(shape) != 4 or 0 in shape:
+            raise ValueError(f"feature layers: expected an output of shape (N, C, h, w) at {layer!r}, got {shape}")
+    channels = tuple(shape[1] for shape in shapes.values() if shape)
+    if smallest_side is not None:
+        return channels, smallest_side
+    low, high = 0, _PROBE_SIDE  # bisect: `low` fails, `high` works
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _works(backbone, record.feature_layers, middle, device) else (middle, high)
+    return channels, high
+
+
+def _works(backbone: nn.Module, feature_layers: Mapping[str, str], side: int, device: str) -> bool:
+    try:
+        shapes = _shapes(backbone, feature_layers, side, device)
+    except Exception:  # layers raise different errors for small images
+        return False
+    return all(shape is not None and 0 not in shape for shape in shapes.values())
+
+
+@torch.no_grad()
+def _shapes(
+    backbone: nn.Module, feature_layers: Mapping[str, str], side: int, device: str
+) -> dict[str, tuple[int, ...] | None]:
+    outputs = hooked_features(backbone, feature_layers, torch.zeros(1, 3, side, side, device=device))
+    return {layer: tuple(output.shape) if isinstance(output, Tensor) else None for layer, output in outputs.items()}

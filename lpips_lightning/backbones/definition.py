@@ -1,0 +1,135 @@
+"""The table of backbones: architecture, feature layers, input scaling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lpips_lightning.backbones.plain import embedded_backbone
+from lpips_lightning.weights import EMBEDDED, load
+from lpips_lightning.weights.lookup import backbone_places
+
+
+@dataclass(frozen=True)
+class TorchvisionBuilder:
+    """Builds a torchvision model by name.
+
+    Attributes:
+        builder: Name of the model, for example ``"vgg16"``.
+    """
+
+    builder: str
+
+    def __call__(self) -> nn.Module:
+        """The model with random weights."""
+        from torchvision import models
+
+        return models.get_model(self.builder, weights=None)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Definition of a backbone.
+
+    Attributes:
+        name: The ``net_type``.
+        builder: Name of the torchvision model, which names the weight files; ``"embedded"`` ships with the package.
+        feature_layers: Graph node by layer name, in execution order; nodes are named as by
+            `torchvision.models.feature_extraction.get_graph_node_names`. The layer is the output of the node.
+        channels: Channels of each feature layer.
+        smallest_side: Minimum image side in pixels; below it, the last feature layer would be empty.
+        build: Builds the model; its initial weights are not used.
+        shift: Subtracted per channel from images in ``[-1, 1]`` (v0.1 only).
+        scale: Divisor per channel after the shift (v0.1 only).
+        default_weights: Returns the default weights; None looks for torchvision's weights.
+    """
+
+    name: str
+    builder: str
+    feature_layers: Mapping[str, str]
+    channels: tuple[int, ...]
+    smallest_side: int
+    build: Callable[[], nn.Module]
+    shift: tuple[float, float, float] = (-0.030, -0.088, -0.188)
+    scale: tuple[float, float, float] = (0.458, 0.448, 0.450)
+    default_weights: Callable[[], Mapping[str, Tensor]] | None = None
+
+    @property
+    def is_available(self) -> bool:
+        """Whether the default weights are available without a download."""
+        return self.default_weights is not None or any(place.is_file() for place in backbone_places(self.builder))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Entries of the table keep their identity in copies and in other processes.
+        return (get_backbone, (self.name,)) if BACKBONES.get(self.name) is self else super().__reduce_ex__(protocol)
+
+
+def _sequential(
+    name: str, builder: str, feature_layers: Mapping[str, int], channels: tuple[int, ...], side: int
+) -> Backbone:
+    nodes = {layer: f"features.{index}" for layer, index in feature_layers.items()}
+    return Backbone(name, builder, nodes, channels, side, TorchvisionBuilder(builder))
+
+
+def _embedded() -> Backbone:
+    with torch.device("meta"):  # only names are needed; importing must not draw random numbers
+        backbone = embedded_backbone()
+    nodes = {layer: f"features.{index}" for layer, index in backbone.feature_layers.items()}
+    return Backbone(
+        "embedded", "embedded", nodes, backbone.channels, 31, embedded_backbone, default_weights=partial(load, EMBEDDED)
+    )
+
+
+BACKBONES: dict[str, Backbone] = {
+    record.name: record
+    for record in (
+        _sequential(
+            "alex",
+            "alexnet",
+            {"relu1": 1, "relu2": 4, "relu3": 7, "relu4": 9, "relu5": 11},
+            (64, 192, 384, 256, 256),
+            31,
+        ),
+        _sequential(
+            "vgg",
+            "vgg16",
+            {"relu1_2": 3, "relu2_2": 8, "relu3_3": 15, "relu4_3": 22, "relu5_3": 29},
+            (64, 128, 256, 512, 512),
+            16,
+        ),
+        _sequential(
+            "squeeze",
+            "squeezenet1_1",
+            {"relu1": 1, "relu2": 4, "relu3": 7, "relu4": 9, "relu5": 10, "relu6": 11, "relu7": 12},
+            (64, 128, 256, 384, 384, 512, 512),
+            17,
+        ),
+        _embedded(),
+    )
+}
+"""Backbones by net_type. Feature layers are those of ``lpips/pretrained_networks.py``, by index in ``.features``."""
+
+
+def get_backbone(net_type: str | Backbone) -> Backbone:
+    """Look up a backbone by name; a `Backbone` is returned as it is.
+
+    Args:
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"``, or a backbone from
+            `lpips_lightning.backbones.custom`.
+
+    Returns:
+        The definition.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if isinstance(net_type, Backbone):
+        return net_type
+    if not isinstance(net_type, str) or net_type not in BACKBONES:
+        raise ValueError(f"net_type: expected one of {', '.join(map(repr, BACKBONES))}, got {net_type!r}")
+    return BACKBONES[net_type]

@@ -1,0 +1,172 @@
+"""Find backbone files on this machine or download them: atomically, one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lpips_lightning.io.download import Report, download, silent
+from lpips_lightning.weights import BackboneFile, WeightsError, read_tensors
+from lpips_lightning.weights.lookup import FOLDER_VARIABLE, backbone_file, backbone_places, file_sha256, with_promise
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_CONNECT_SECONDS = 15.0  # offline clusters drop packets instead of refusing connections
+_log = logging.getLogger("lpips_lightning")
+
+
+@dataclass(frozen=True)
+class FoundBackbone:
+    """Tensors of a backbone file and the path of the file."""
+
+    tensors: dict[str, Tensor]
+    origin: str
+
+
+def find_backbone(builder: str, path: str | os.PathLike[str] | None = None) -> FoundBackbone:
+    """Load the first backbone file in the order of `backbone_places`, or download torchvision's.
+
+    A download goes to torchvision's cache, and its sha256 is verified.
+
+    Args:
+        builder: Name of the torchvision model, for example ``"alexnet"``.
+        path: A file or folder; if given, nothing else is searched.
+
+    Returns:
+        The tensors, not yet matched to an architecture, and the path of the file.
+
+    Raises:
+        WeightsError: If no file is found, or the file is damaged.
+    """
+    places = backbone_places(builder, path)
+    for place in places:
+        if place.is_file():
+            return FoundBackbone(_read(place, backbone_file(builder)), str(place))
+    if path is not None:
+        raise WeightsError(f"weights: expected a file, or a folder with one, got {path}; looked for {_listing(places)}")
+    record = backbone_file(builder)
+    if record is None:
+        raise WeightsError(_nothing_found(builder, record, places, None))
+    from lpips_lightning.io.progress import progress_report
+
+    target = places[-1]
+    _log.info("downloading %s to %s", record.url, target)
+    try:
+        with progress_report() as report:
+            fetch_backbone(record, target.parent, report=report)
+    except (OSError, WeightsError) as error:
+        raise WeightsError(_nothing_found(builder, record, places, error.__cause__ or error)) from error
+    return FoundBackbone(_read(target, record), str(target))
+
+
+def fetch_backbone(
+    record: BackboneFile, folder: str | os.PathLike[str], mirror: str | None = None, report: Report = silent
+) -> bool:
+    """Download torchvision's file of a backbone to a folder, unless a complete file is there.
+
+    The file gets its name after its sha256 was verified. An interrupted download resumes. Processes that fetch the same
+    file to the same folder wait for each other; without file locks, each downloads its own copy, and the last one wins.
+
+    Args:
+        record: Record of the file.
+        folder: Target folder; created if missing.
+        mirror: Folder or http, https or file URL that holds a file of the same name; None for torchvision's URL.
+        report: Progress callback.
+
+    Returns:
+        Whether the file was downloaded.
+
+    Raises:
+        OSError: If the file cannot be downloaded or written.
+        WeightsError: If the download has a wrong sha256; it is deleted.
+    """
+    target = Path(folder) / record.file
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(target.with_name(f".{record.file}.lock")) as alone:
+        if target.is_file() and file_sha256(target).startswith(record.sha256_prefix):
+            return False
+        url = record.url if mirror is None else _address(mirror, record.file)
+        loaded = target.with_name(f".{record.file}.{'download' if alone else os.getpid()}")
+        try:
+            download(url, loaded, report, _CONNECT_SECONDS)
+        except OSError as error:
+            raise OSError(
+                f"{url}: expected to download it, got {error}; run again to go on where it stopped, name another"
+                f" source with --mirror, or put the file into '{target.parent}' as {record.file} yourself"
+            ) from error
+        _check(loaded, url, record)
+        loaded.replace(target)
+    return True
+
+
+def _address(mirror: str, file: str) -> str:
+    prefix = mirror if "://" in mirror else Path(mirror).expanduser().resolve().as_uri()
+    return f"{prefix.rstrip('/')}/{file}"
+
+
+def _check(loaded: Path, url: str, record: BackboneFile) -> None:
+    found = file_sha256(loaded)
+    if not found.startswith(record.sha256_prefix):
+        size = loaded.stat().st_size
+        loaded.unlink()
+        raise WeightsError(
+            f"{url}: expected a file whose sha256 begins with {record.sha256_prefix}, got {found[:12]} ({size} bytes);"
+            " it was deleted"
+        )
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[bool]:
+    """Hold a file lock; yields False where locks are not supported."""
+    from filelock import FileLock
+
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except PermissionError:  # read-only folder: the file may be complete already
+        yield False
+        return
+    except (OSError, NotImplementedError):  # cluster file systems without locks
+        path.unlink(missing_ok=True)
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        with contextlib.suppress(PermissionError):  # on Windows, release deletes the file
+            path.unlink(missing_ok=True)  # delete while locked: waiting processes notice and lock a new file
+        lock.release()
+
+
+def _read(path: Path, record: BackboneFile | None) -> dict[str, Tensor]:
+    try:
+        return read_tensors(path)
+    except WeightsError as error:
+        raise with_promise(error, path, record) from error
+
+
+def _listing(places: list[Path]) -> str:
+    return ", ".join(str(place) for place in places) or "nowhere"
+
+
+def _nothing_found(builder: str, record: BackboneFile | None, places: list[Path], error: BaseException | None) -> str:
+    lines = [f"The pretrained backbone {builder!r} was not found."]
+    if record is not None:
+        lines.append(
+            f"  file:      {record.file} (torchvision {record.name}, sha256 begins with {record.sha256_prefix})\n"
+            f"  source:    {record.url}" + (f" (download failed: {error})" if error else "")
+        )
+    lines.append(f"  searched:  {_listing(places)}")
+    if not os.environ.get(FOLDER_VARIABLE):
+        lines.append(f"             the environment variable {FOLDER_VARIABLE} is not set")
+    lines.append(
+        "  ways out:  fetch the file on a machine with a network and pass weights=PATH, or put it into a folder and "
+        f"set {FOLDER_VARIABLE} to that folder"
+    )
+    return "\n".join(lines)

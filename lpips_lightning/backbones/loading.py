@@ -1,0 +1,207 @@
+"""Find, validate and load the weights of a backbone and its calibration."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lpips_lightning.backbones.definition import BACKBONES, Backbone, get_backbone
+from lpips_lightning.backbones.extractor import FeatureExtractor, random_backbone
+from lpips_lightning.backbones.fetch import find_backbone
+from lpips_lightning.backbones.frozen import FrozenNetwork, Specification, get_or_create
+from lpips_lightning.backbones.state_dict import check_tensors
+from lpips_lightning.io.tensor_files import read_record
+from lpips_lightning.weights import CALIBRATIONS, WeightsError, load, read_tensors, tensors_sha256
+from lpips_lightning.weights.lookup import backbone_file, file_sha256, is_torchvision_file, with_promise
+
+WeightsSource: TypeAlias = str | os.PathLike[str] | Mapping[str, Tensor] | None
+"""Source of weights: None (look up), a path, tensors by name, or ``"random"`` (backbones only)."""
+
+
+_PREFIX = "calibration."  # of calibration tensors in a file that holds a backbone too
+_NO_FILES = ("tensors", "random", "embedded", "custom")  # origins of weights
+_log = logging.getLogger("lpips_lightning")
+
+
+def resolve_network(
+    net_type: str | Backbone,
+    version: str,
+    calibrated: bool,
+    weights: WeightsSource,
+    calibration: WeightsSource,
+    seed: int,
+) -> tuple[Specification, FrozenNetwork]:
+    """Find and validate all weights of a network, and build it on the CPU in float32.
+
+    Args:
+        net_type: Name of a backbone, or a custom backbone.
+        version: ``"0.0"`` or ``"0.1"``.
+        calibrated: False for the baseline.
+        weights: Source of the backbone weights.
+        calibration: Source of the calibration; None for the official one.
+        seed: Seed for ``weights="random"``.
+
+    Returns:
+        The specification of the network and the network.
+
+    Raises:
+        ValueError: If an argument has an unknown value.
+        WeightsError: If weights are missing, damaged or of another architecture.
+    """
+    record = get_backbone(net_type)
+    in_table = BACKBONES.get(record.name) is record
+    versions = [known for net, known in CALIBRATIONS if net == record.name] if in_table else ["0.1"]
+    if version not in versions:
+        known = ", ".join(map(repr, versions))
+        raise ValueError(f"version: expected one of {known} for net_type {record.name!r}, got {version!r}")
+    if calibration is not None and not calibrated:
+        raise ValueError("calibration: expected None with calibrated=False, got a calibration that would not be used")
+    with torch.inference_mode(False), torch.no_grad():
+        tensors, origin = _backbone_tensors(record, weights, seed)
+        source = "weights" if origin in _NO_FILES else origin
+        tensors, own_calibration = _split(tensors, source)
+        calibration = calibration if calibration is not None else own_calibration
+        if calibrated and calibration is None and not in_table:
+            raise ValueError(
+                f"calibration: expected a path or tensors for net_type {record.name!r}, which has no official "
+                "calibration; or pass calibrated=False"
+            )
+        try:
+            extractor = FeatureExtractor(record, tensors, source)
+        except WeightsError as error:
+            raise with_promise(error, origin, backbone_file(record.builder)) from error
+        source = "calibration" if calibration is not own_calibration or source == "weights" else source
+        values = calibration_tensors(record, version, calibration, source) if calibrated else None
+        backbone_sha256 = tensors_sha256(extractor.graph.state_dict())
+        found = Specification(
+            record.name,
+            version,
+            calibrated,
+            _backbone_name(record, backbone_sha256, origin, looked_up=weights is None),
+            backbone_sha256,
+            tensors_sha256(values) if values is not None else "",
+            "" if in_table else _layout(record, extractor),
+        )
+        key = (found, torch.device("cpu"), torch.float32)
+        return found, get_or_create(key, lambda: FrozenNetwork(record, extractor, values, version))
+
+
+def _backbone_tensors(record: Backbone, weights: WeightsSource, seed: int) -> tuple[Mapping[str, Tensor], str]:
+    """Unchecked tensors and their origin: a path, or one of `_NO_FILES`."""
+    if isinstance(weights, Mapping):
+        return weights, "tensors"
+    if weights == "random":
+        return random_backbone(record, seed), "random"
+    if weights is None and record.default_weights is not None:
+        return record.default_weights(), "embedded" if record is BACKBONES["embedded"] else "custom"
+    found = find_backbone(record.builder, None if weights is None else _path(weights, "weights"))
+    return found.tensors, found.origin
+
+
+def _path(source: str | os.PathLike[str], name: str) -> Path:
+    if not isinstance(source, str | os.PathLike) or not str(source):
+        way_out = "; of a module, give .state_dict()" if isinstance(source, nn.Module) else ""
+        raise TypeError(f"{name}: expected None, a path or tensors by name, got {source!r:.80}{way_out}")
+    return Path(source).expanduser()
+
+
+def _split(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    """Split a file that holds backbone and calibration, as distillation writes it."""
+    check_tensors(tensors, source)
+    own = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(_PREFIX)}
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(_PREFIX)}, own or None
+
+
+def _backbone_name(record: Backbone, backbone_sha256: str, origin: str, looked_up: bool) -> str:
+    """Readable name of the weights; an error if their hash contradicts the name of their file."""
+    if origin in ("random", "embedded"):
+        return origin
+    official = backbone_file(record.builder)
+    if official is None:
+        return "custom"
+    if backbone_sha256 == official.convolutions_sha256 or is_torchvision_file(origin, official):
+        return official.name
+    if origin not in _NO_FILES and Path(origin).name == official.file:
+        raise WeightsError(
+            f"{origin}: expected a sha256 that begins with {official.sha256_prefix}, as torchvision's {official.name}"
+            f" has, got {file_sha256(Path(origin))}; delete the file, or give other weights another name"
+        )
+    if not looked_up:
+        return "custom"
+    if official.convolutions_sha256 is not None:
+        raise WeightsError(
+            f"{origin}: expected torchvision's {official.name}, tensors of sha256 {official.convolutions_sha256}, got"
+            f" {backbone_sha256}; to use other weights, pass weights=PATH"
+        )
+    _log.warning("%s: whether these are torchvision's %s is not known: no sha256 is recorded", origin, official.name)
+    return "unverified"
+
+
+def _layout(record: Backbone, extractor: FeatureExtractor) -> str:
+    """Hash of what the weights of a custom backbone do not determine."""
+    structure = f"{type(extractor.graph)!r} {extractor.graph!r} {getattr(extractor.graph, 'code', '')}"
+    said = (sorted(record.feature_layers.items()), record.shift, record.scale, structure)
+    return hashlib.sha256(repr(said).encode()).hexdigest()
+
+
+def calibration_tensors(
+    record: Backbone, version: str, calibration: WeightsSource, source: str = "calibration"
+) -> dict[str, Tensor]:
+    """Load and validate a calibration, on the CPU.
+
+    Args:
+        record: Definition of the backbone.
+        version: ``"0.1"`` or ``"0.0"``.
+        calibration: Source of the calibration; None for the official one.
+        source: Name for error messages if the calibration is given as tensors.
+
+    Returns:
+        Shape ``(C,)`` by layer name.
+
+    Raises:
+        WeightsError: If weights are missing, negative, not finite, or of other layers or shapes.
+    """
+    if calibration is None:
+        tensors: Mapping[str, Tensor] = load(CALIBRATIONS[record.name, version])
+        name = "the official calibration"
+    elif isinstance(calibration, Mapping):
+        tensors, name = calibration, source
+    else:
+        path = _path(calibration, "calibration")
+        tensors, name = read_tensors(path), str(path)
+        if path.suffix == ".safetensors" and (made_for := read_record(path).get("version", version)) != version:
+            raise WeightsError(f"{name}: expected a calibration of version {version!r}, got one of {made_for!r}")
+    tensors = _split(tensors, name)[1] or tensors  # the file may hold a backbone too
+    official_names = [f"lin{index}.model.1.weight" for index in range(len(record.feature_layers))]
+    if set(tensors) == set(official_names):
+        tensors = {
+            layer: tensors[old].flatten() for layer, old in zip(record.feature_layers, official_names, strict=True)
+        }
+    if set(tensors) != set(record.feature_layers):
+        raise WeightsError(
+            f"{name}: expected weights of the layers {list(record.feature_layers)}, got {sorted(tensors)}"
+        )
+    widths = zip(record.feature_layers, record.channels, strict=True)
+    checked = {layer: _weight(tensors[layer], channels, f"{name}: {layer}") for layer, channels in widths}
+    if not any(bool(weight.any()) for weight in checked.values()):
+        raise WeightsError(f"{name}: expected weights of which some are above 0, got zeros alone")
+    return checked
+
+
+def _weight(given: Tensor, channels: int, name: str) -> Tensor:
+    """A validated copy of one layer's calibration, on the CPU."""
+    if given.shape != (channels,):
+        raise WeightsError(f"{name}: expected shape ({channels},), got {tuple(given.shape)}")
+    if not given.is_floating_point():
+        raise WeightsError(f"{name}: expected finite weights >= 0, got {given.dtype}")
+    weight = given.detach().to("cpu", torch.float32, copy=True)
+    if not bool(((weight >= 0) & weight.isfinite()).all()):
+        raise WeightsError(f"{name}: expected finite weights >= 0, got a smallest of {float(weight.min()):g}")
+    return weight

@@ -1,0 +1,76 @@
+"""Check that a backbone reproduces the distances of the reference implementation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lpips_lightning.backbones.frozen import FrozenNetwork
+from lpips_lightning.backbones.loading import calibration_tensors
+from lpips_lightning.distance import layer_distances
+from lpips_lightning.images.preprocessing import to_backbone
+from lpips_lightning.weights import EXAMPLES, WeightsError, load
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Distances of the reference implementation's example patches under LPIPS v0.1.
+
+    Attributes:
+        p0: Between ``ex_ref.png`` and ``ex_p0.png``.
+        p1: Between ``ex_ref.png`` and ``ex_p1.png``.
+        source: Where the distances come from.
+    """
+
+    p0: float
+    p1: float
+    source: str
+
+
+_COMPUTED = "lpips 0.1.4 in float32, torchvision's IMAGENET1K_V1 backbone"
+GOLDEN = {
+    "alex": Golden(0.721880674, 0.137565538, _COMPUTED),
+    "vgg": Golden(0.569, 0.422, "richzhang/PerceptualSimilarity, README"),
+    "squeeze": Golden(0.711047649, 0.147901624, _COMPUTED),
+    "embedded": Golden(0.821794514, 0.126430342, "lpips_lightning in float64, the shipped weights"),
+}
+"""Recorded distances by net_type."""
+
+_TOLERANCE = 2e-3  # three published digits; 10-bit mantissa of TF32 convolutions
+
+
+def selfcheck(net_type: str, network: FrozenNetwork) -> dict[str, float]:
+    """Compare distances of the example patches with the recorded ones.
+
+    Args:
+        net_type: Key of the recorded distances.
+        network: Its backbone is used, with the official v0.1 calibration and input scaling.
+
+    Returns:
+        Distances to the reference patch, ``"p0"`` and ``"p1"``.
+
+    Raises:
+        WeightsError: If the distances differ from the recorded ones.
+        ValueError: If no distances are recorded for `net_type`.
+    """
+    if net_type not in GOLDEN:
+        raise ValueError(f"selfcheck: expected one of {', '.join(map(repr, GOLDEN))}, got the backbone {net_type!r}")
+    parameter = next(network.extractor.parameters())
+    record, patches = network.record, {name: patch.to(parameter.device) for name, patch in load(EXAMPLES).items()}
+    shift, scale = (torch.tensor(values, device=parameter.device) for values in (record.shift, record.scale))
+    calibration = calibration_tensors(record, "0.1", None)
+    weights = {layer: weight.to(parameter.device) for layer, weight in calibration.items()}
+    batch = torch.stack([patches[name] for name in ("ref", "p0", "p1")])
+    with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
+        layers = network.extractor(to_backbone(batch, (0, 255), shift, scale, parameter.dtype, clamp=False))
+        reference = {layer: feature_map[:1].expand(2, -1, -1, -1) for layer, feature_map in layers.items()}
+        terms = layer_distances(reference, {layer: feature_map[1:] for layer, feature_map in layers.items()}, weights)
+    p0, p1 = torch.stack(list(terms.values())).sum(0).tolist()
+    golden = GOLDEN[net_type]
+    if not (abs(p0 - golden.p0) <= _TOLERANCE * golden.p0 and abs(p1 - golden.p1) <= _TOLERANCE * golden.p1):
+        raise WeightsError(
+            f"selfcheck: expected distances of {golden.p0:.3f} and {golden.p1:.3f} ({golden.source}) on the example "
+            f"patches, got {p0:.3f} and {p1:.3f}: these are not the weights of LPIPS {net_type}"
+        )
+    return {"p0": p0, "p1": p1}

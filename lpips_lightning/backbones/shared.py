@@ -1,0 +1,135 @@
+"""Base class of modules that use a shared frozen network without owning it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import nn
+from typing_extensions import override
+
+from lpips_lightning.backbones.definition import Backbone
+from lpips_lightning.backbones.frozen import FrozenNetwork, get_network
+from lpips_lightning.backbones.loading import WeightsSource, resolve_network
+from lpips_lightning.weights import WeightsError
+
+# State dict keys of `lpips` 0.1.4 and torchmetrics: backbone slices, calibration (two names) and input scaling.
+_LEGACY = re.compile(
+    r"(net\.){0,2}(slice\d+|slices\.\d+)\.\d+\..+"
+    r"|(net\.)?(lin\d+|lins\.\d+)\.model\.\d+\.weight"
+    r"|(net\.)?scaling_layer\.(shift|scale)"
+)
+
+
+class DropsLegacyKeys(nn.Module):
+    """Ignores the frozen network of `lpips` or torchmetrics in a state dict, so that ``strict=True`` loads.
+
+    Those weights are frozen and not needed here. Every other unknown key is still an error.
+
+    Example:
+        >>> model = nn.ModuleDict({"loss": DropsLegacyKeys()})
+        >>> model.load_state_dict({"loss.net.slice1.0.weight": 0, "loss.lin0.model.1.weight": 0}, strict=True)
+        <All keys matched successfully>
+    """
+
+    @override
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        for key in list(state_dict):
+            if key.startswith(prefix) and _LEGACY.fullmatch(key, len(prefix)):
+                del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+_BASE = (torch.device("cpu"), torch.float32)
+
+
+class SharedNetworkModule(DropsLegacyKeys):
+    """A module that uses a shared frozen network, on any device and in any dtype.
+
+    The network is found and validated on construction. Nothing is registered: `parameters()`, `state_dict()`, `.half()`
+    and `.train()` do not see it. Deep copies share it. Pickles store the source of the weights, and the weights
+    themselves only if they were passed as tensors.
+
+    Args:
+        record: Definition of the backbone.
+        version: ``"0.1"`` or ``"0.0"``.
+        calibrated: False for the baseline.
+        weights: Source of the backbone weights.
+        calibration: Source of the calibration; None for the official one.
+
+    Raises:
+        ValueError: If an argument has an unknown value.
+        WeightsError: If weights are missing, damaged or of another architecture.
+    """
+
+    def __init__(
+        self, record: Backbone, version: str, calibrated: bool, weights: WeightsSource, calibration: WeightsSource
+    ) -> None:
+        super().__init__()
+        self._record = record
+        self.version = version
+        self.calibrated = calibrated
+        self._weights = weights
+        self._calibration = calibration
+        self._seed = int(torch.randint(2**62, (), device="cpu")) if weights == "random" else 0
+        self._specification, base = resolve_network(record, version, calibrated, weights, calibration, self._seed)
+        # A plain dict, so that nothing is registered as a submodule.
+        self._networks: dict[tuple[torch.device, torch.dtype], FrozenNetwork] = {_BASE: base}
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the feature layers, in execution order."""
+        return tuple(self._record.feature_layers)
+
+    def frozen_network(self, device: torch.device = _BASE[0], dtype: torch.dtype = _BASE[1]) -> FrozenNetwork:
+        """The network, shared with every user of the same weights in this process.
+
+        Args:
+            device: Target device.
+            dtype: Target dtype of the backbone.
+
+        Returns:
+            The network; do not modify it.
+
+        Raises:
+            WeightsError: If this object was unpickled and its source now holds other weights.
+        """
+        network = self._networks.get((device, dtype))
+        if network is None:
+            found = (
+                self._resolved()
+                if (device, dtype) == _BASE
+                else get_network(self.frozen_network(), self._specification, device, dtype)
+            )
+            network = self._networks[device, dtype] = found
+        return network
+
+    def _resolved(self) -> FrozenNetwork:
+        options = (self.version, self.calibrated, self._weights, self._calibration, self._seed)
+        found, base = resolve_network(self._record, *options)
+        if found != self._specification:
+            raise WeightsError(f"weights: expected those of {self._specification}, found {found}")
+        return base
+
+    @override
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # Nothing to move, but create the network on the new device before the first (compiled) step.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        device = fn(torch.empty(0, device="cpu")).device
+        if device.type not in ("cpu", "meta"):
+            self.frozen_network(device, torch.float32)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**self.__dict__, "_networks": {}}
+        if isinstance(self._weights, Mapping):
+            state["_weights"] = dict(self.frozen_network().extractor.graph.state_dict())
+        return state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        clone = type(self).__new__(type(self))
+        clone.__dict__ = {**self.__dict__, "_networks": dict(self._networks)}
+        memo[id(self)] = clone
+        return clone

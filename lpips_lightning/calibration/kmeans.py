@@ -1,0 +1,179 @@
+"""A backbone without labels: stacked k-means, every layer's filters the clusters of the patches that it sees.
+
+Kraehenbuehl, Doersch, Donahue, Darrell 2016, "Data-dependent Initializations of Convolutional Neural Networks"
+(arXiv:1511.06856): layer by layer from the input on, patches of what the layer sees are whitened and clustered
+(spherical k-means, as Coates and Ng do it), and every channel's output is brought to mean `beta` and variance 1 over
+the data. The paper of LPIPS calls it "K-means" in its Table 5. Their last step, which evens out the learning rates of
+the layers, scales whole layers; LPIPS scales activations to unit length, so it would change nothing and is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from lpips_lightning.backbones.definition import Backbone
+from lpips_lightning.images.preprocessing import to_backbone
+
+_BATCH = 16
+
+
+def stacked_kmeans(
+    record: Backbone,
+    images: Tensor,
+    *,
+    patches: int = 20_000,
+    iterations: int = 10,
+    beta: float = 0.0,
+    seed: int = 0,
+    report: Callable[[int, int], None] | None = None,
+) -> dict[str, Tensor]:
+    """Weights for a backbone that is a plain chain of convolutions, ReLUs and max-pools (alex, vgg, embedded).
+
+    Args:
+        record: The architecture.
+        images: Shape ``(N, 3, H, W)`` on [-1, 1]; a few hundred.
+        patches: To cluster in every layer; at least as many as a layer has channels.
+        iterations: Of k-means.
+        beta: Mean of every channel before its ReLU.
+        seed: Equal seeds and images give equal weights on one machine.
+        report: Called with the layers done and all layers.
+
+    Returns:
+        Tensor by torchvision's names.
+
+    Raises:
+        ValueError: If the backbone is no plain chain, or there are fewer patches than channels.
+
+    Example:
+        >>> from lpips_lightning.backbones.definition import get_backbone
+        >>> images = torch.rand(4, 3, 48, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        >>> backbone = stacked_kmeans(get_backbone("embedded"), images, patches=300, iterations=2)
+        >>> backbone["features.0.weight"].shape
+        torch.Size([48, 3, 11, 11])
+    """
+    layers = _chain(record)
+    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+    widest = max(layer.out_channels for layer in convolutions)
+    if patches < widest:
+        raise ValueError(f"patches: expected at least {widest}, the channels of the widest layer, got {patches}")
+    shift, scale = (torch.tensor(values) for values in (record.shift, record.scale))
+    seen = to_backbone(images, (-1.0, 1.0), shift, scale, torch.float32, clamp=True)
+    generator = Generator().manual_seed(seed)
+    done = 0
+    with torch.no_grad():
+        for layer in layers:
+            if isinstance(layer, nn.Conv2d):
+                _fill(layer, seen, patches, iterations, beta, generator)
+                done += 1
+                if report is not None:
+                    report(done, len(convolutions))
+            seen = torch.cat([layer(part) for part in seen.split(_BATCH)])
+    state = {f"features.{name}": tensor for name, tensor in layers.state_dict().items()}
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def spherical_kmeans(rows: Tensor, clusters: int, iterations: int, generator: Generator) -> Tensor:
+    """Unit vectors that the rows point to, by Lloyd's algorithm on cosine similarity.
+
+    Args:
+        rows: Shape ``(N, D)``, not all zero; at least as many as `clusters`.
+        clusters: How many.
+        iterations: How often to assign and average.
+        generator: Draws the rows to start from, and new ones for clusters that lost all rows.
+
+    Returns:
+        Shape ``(clusters, D)``, each of length 1.
+
+    Example:
+        >>> rows = torch.tensor([[1.0, 0.2], [0.9, 0.0], [0.0, 1.0], [0.1, 0.8]])
+        >>> centers = spherical_kmeans(rows, 2, 5, torch.Generator().manual_seed(1))
+        >>> [[round(value, 1) for value in row] for row in sorted(centers.tolist())]
+        [[0.1, 1.0], [1.0, 0.1]]
+    """
+    unit = F.normalize(rows, dim=1)
+    centers = unit[torch.randperm(len(unit), generator=generator)[:clusters]]
+    for _ in range(iterations):
+        nearest = torch.cat([(part @ centers.T).argmax(1) for part in unit.split(4096)])
+        # Summed by a product with the assignment: index_add_ on a GPU, and threads, would sum in any order.
+        sums = torch.zeros_like(centers)
+        for part, assigned in zip(unit.split(4096), nearest.split(4096), strict=True):
+            sums += F.one_hot(assigned, clusters).to(unit.dtype).T @ part
+        empty = sums.norm(dim=1) < 1e-6
+        if bool(empty.any()):
+            drawn = torch.randint(len(unit), (int(empty.sum()),), generator=generator)
+            sums[empty] = unit[drawn]
+        centers = F.normalize(sums, dim=1)
+    return centers
+
+
+def whitening(rows: Tensor, share: float = 0.1) -> Tensor:
+    """The symmetric matrix (ZCA) that makes the rows' coordinates about uncorrelated and of variance about 1.
+
+    Args:
+        rows: Shape ``(N, D)``.
+        share: Of the mean variance, added to every eigenvalue: keeps directions without signal small.
+
+    Returns:
+        Shape ``(D, D)``, to multiply centered rows with.
+    """
+    centered = (rows - rows.mean(0)).double()
+    values, vectors = torch.linalg.eigh(centered.T @ centered / len(rows))
+    values = values.clamp(min=0)
+    factors = (values + share * values.mean() + 1e-12).rsqrt()
+    return (vectors * factors @ vectors.T).to(rows.dtype)
+
+
+def _chain(record: Backbone) -> nn.Sequential:
+    """The backbone's layers up to the last feature layer, with memory for weights."""
+    with torch.device("meta"):
+        features = getattr(record.build(), "features", None)
+    plain = (nn.Conv2d, nn.ReLU, nn.MaxPool2d)
+    last = [name.removeprefix("features.") for name in record.feature_layers.values()][-1]
+    if not isinstance(features, nn.Sequential) or not last.isdigit():
+        raise ValueError(f"net: expected a plain chain of convolutions such as alex, got {record.name!r}")
+    layers = features[: int(last) + 1]
+    if not all(isinstance(layer, plain) and getattr(layer, "groups", 1) == 1 for layer in layers):
+        raise ValueError(f"net: expected a plain chain of convolutions such as alex, got {record.name!r}")
+    for layer in layers:
+        if isinstance(layer, nn.ReLU):
+            layer.inplace = False
+    return layers.to_empty(device="cpu")
+
+
+def _fill(layer: nn.Conv2d, seen: Tensor, patches: int, iterations: int, beta: float, generator: Generator) -> None:
+    """Give a layer the clusters of what it sees, and outputs of mean beta and variance 1."""
+    rows = _patches(layer, seen, patches, generator)
+    matrix = whitening(rows)
+    centers = spherical_kmeans((rows - rows.mean(0)) @ matrix, layer.out_channels, iterations, generator)
+    layer.weight.copy_((centers @ matrix).view_as(layer.weight))  # the filter whitens and compares
+    bias = cast("Tensor", layer.bias).zero_()
+    total = square = torch.zeros(layer.out_channels, dtype=torch.float64)
+    count = 0
+    for part in seen.split(_BATCH):
+        output = layer(part).double()
+        total = total + output.sum((0, 2, 3))
+        square = square + output.square().sum((0, 2, 3))
+        count += output.shape[0] * output.shape[2] * output.shape[3]
+    mean = total / count
+    deviation = (square / count - mean.square()).clamp(min=1e-12).sqrt()
+    layer.weight.div_(deviation.float().view(-1, 1, 1, 1))
+    bias.copy_((beta - mean / deviation).float())
+
+
+def _patches(layer: nn.Conv2d, seen: Tensor, count: int, generator: Generator) -> Tensor:
+    """Patches as the layer sees them, ``(count, D)``, from all images alike, without those that lie over the border."""
+    kernel = cast("tuple[int, int]", layer.kernel_size)
+    pad = [max(0, side - have) for side, have in zip(kernel, seen.shape[2:], strict=True)]
+    padded = F.pad(seen, (0, pad[1], 0, pad[0]))
+    images = torch.arange(count) % len(seen)
+    tops = torch.randint(padded.shape[2] - kernel[0] + 1, (count,), generator=generator)
+    lefts = torch.randint(padded.shape[3] - kernel[1] + 1, (count,), generator=generator)
+    rows = tops[:, None, None] + torch.arange(kernel[0])[:, None]
+    columns = lefts[:, None, None] + torch.arange(kernel[1])
+    taken = padded.permute(0, 2, 3, 1)[images[:, None, None], rows, columns]  # (count, kh, kw, C)
+    return taken.permute(0, 3, 1, 2).flatten(1)

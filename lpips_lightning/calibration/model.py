@@ -1,0 +1,231 @@
+"""LPIPS with parameters, which calibration trains, and the small network that turns two distances into a vote."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, Literal, Self, cast, get_args
+
+import torch
+from torch import Generator, Tensor, nn
+from typing_extensions import override
+
+from lpips_lightning.backbones.definition import Backbone
+from lpips_lightning.backbones.loading import WeightsSource, resolve_network
+from lpips_lightning.distance import layer_distances, unit_normalize
+from lpips_lightning.images.preprocessing import to_backbone
+
+Mode = Literal["lin", "tune", "scratch"]
+Initialization = Literal["random", "official"]
+
+
+class TrainableLPIPS(nn.Module):
+    """LPIPS whose calibration, and in some modes backbone, are parameters.
+
+    In evaluation mode its distances are those of `LPIPS` with the same numbers. In training mode every squared
+    difference is dropped with probability `dropout`, element by element, before the calibration, as in the paper.
+
+    Args:
+        net_type: As for `LPIPS`.
+        version: As for `LPIPS`.
+        weights: Of the backbone, as for `LPIPS`; with mode ``"scratch"`` it must be None.
+        mode: ``"lin"``: the backbone is frozen and stays in evaluation mode. ``"tune"``: it is trained too.
+            ``"scratch"``: it starts from Gaussian weights and is trained.
+        init: Of the calibration: ``"random"`` as in the paper, or ``"official"``.
+        dropout: Probability, in [0, 1).
+        seed: Of every random number; the global generator is not touched.
+
+    Attributes:
+        extractor: The backbone.
+        layers: Names of the layers, from the input on.
+
+    Raises:
+        ValueError: If an argument is none of the known ones.
+        WeightsError: If weights are missing, damaged or of another architecture.
+    """
+
+    shift: Tensor | None
+    scale: Tensor | None
+
+    def __init__(
+        self,
+        net_type: str | Backbone = "alex",
+        *,
+        version: str = "0.1",
+        weights: WeightsSource = None,
+        mode: Mode = "lin",
+        init: Initialization = "random",
+        dropout: float = 0.5,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_choice("mode", mode, get_args(Mode))
+        check_choice("init", init, get_args(Initialization))
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout: expected a probability in [0, 1), got {dropout}")
+        if mode == "scratch" and weights not in (None, "random"):
+            raise ValueError(f"weights: expected None with mode 'scratch', which draws its own, got {weights!r}")
+        source = "random" if mode == "scratch" else weights
+        _, frozen = resolve_network(cast("Any", net_type), version, init == "official", source, None, seed)
+        self.mode, self.dropout = mode, dropout
+        self.layers, self.record = frozen.layers, frozen.record
+        self.extractor = copy.deepcopy(frozen.extractor).requires_grad_(mode != "lin")
+        for name in ("shift", "scale"):
+            value = getattr(frozen, name)
+            self.register_buffer(name, None if value is None else value.clone(), persistent=False)
+        start = frozen.calibration or random_calibration(frozen.record, seed)
+        self._weights = nn.ParameterList([start[layer].clone() for layer in self.layers])
+        self.train()
+
+    @property
+    def calibration(self) -> dict[str, Tensor]:
+        """Weights ``(C,)`` by layer name, as they are now."""
+        return {layer: weight.detach() for layer, weight in zip(self.layers, self._weights, strict=True)}
+
+    @property
+    def calibration_parameters(self) -> list[nn.Parameter]:
+        """The calibration alone, a parameter a layer."""
+        return list(self._weights)
+
+    def set_calibration(self, calibration: Mapping[str, Tensor]) -> None:
+        """Take weights ``(C,)`` by layer name."""
+        with torch.no_grad():
+            for layer, weight in zip(self.layers, self._weights, strict=True):
+                weight.copy_(calibration[layer])
+
+    def clamp_calibration(self) -> None:
+        """Bring negative weights of the calibration back to 0, in place; the backbone is left alone."""
+        with torch.no_grad():
+            for weight in self._weights:
+                weight.clamp_(min=0)
+
+    @override
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.mode == "lin":
+            self.extractor.eval()
+        return self
+
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        """Activations by layer of images ``(N, 3, H, W)`` on [-1, 1]; without a graph in mode ``"lin"``."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.mode != "lin"):
+            return self.extractor(to_backbone(images, (-1.0, 1.0), self.shift, self.scale, images.dtype, clamp=True))
+
+    def distance(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor], generator: Generator | None = None) -> Tensor:
+        """Distance of every pair of activations: ``(N,)``.
+
+        Args:
+            x: From `encode`.
+            y: From `encode`.
+            generator: Draws what is dropped, on the device of the activations; None for PyTorch's global one.
+        """
+        if not (self.training and self.dropout):
+            calibration = dict(zip(self.layers, self._weights, strict=True))
+            return torch.stack(list(layer_distances(x, y, calibration).values())).sum(0)
+        pooled = pooled_differences(x, y, self.dropout, generator)
+        # Not a matrix product: autocast would round it.
+        terms = [(pooled[layer] * weight).sum(1) for layer, weight in zip(self.layers, self._weights, strict=True)]
+        return torch.stack(terms).sum(0)
+
+    @override
+    def forward(self, ref: Tensor, *others: Tensor, generator: Generator | None = None) -> tuple[Tensor, ...]:
+        """Distances ``(N,)`` of images ``(N, 3, H, W)`` on [-1, 1] to `ref`, one tensor for each of `others`."""
+        layers = self.encode(torch.cat([ref, *others]))
+        parts = [
+            dict(zip(layers, split, strict=True))
+            for split in zip(*(features.split(len(ref)) for features in layers.values()), strict=True)
+        ]
+        return tuple(self.distance(parts[0], part, generator) for part in parts[1:])
+
+
+class RankNetwork(nn.Module):
+    """The paper's G: two distances -> the logit of the share of people who find the second one nearer.
+
+    Layers of 5, 32, 32 and 1 numbers with LeakyReLU 0.2 on ``(d0, d1, d0 - d1, d0 / (d1 + 0.1), d1 / (d0 + 0.1))``. The
+    reference writes them as 1 x 1 convolutions and ends in a sigmoid; here it is part of the loss, which is then
+    finite for any logit.
+
+    Args:
+        seed: Of its weights; the global generator is not touched.
+        width: Of the hidden layers.
+    """
+
+    def __init__(self, seed: int = 0, width: int = 32) -> None:
+        super().__init__()
+        sizes = ((5, width), (width, width), (width, 1))
+        first, second, last = (nn.utils.skip_init(nn.Linear, *size) for size in sizes)
+        self.body = nn.Sequential(first, nn.LeakyReLU(0.2), second, nn.LeakyReLU(0.2), last)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for linear in (first, second, last):
+                bound = linear.in_features**-0.5  # PyTorch's default for convolutions and linear layers alike
+                for parameter in (linear.weight, linear.bias):
+                    parameter.copy_((2 * torch.rand(parameter.shape, generator=generator) - 1) * bound)
+
+    @override
+    def forward(self, d0: Tensor, d1: Tensor) -> Tensor:
+        """Shape ``(N,)`` twice -> logits ``(N,)``."""
+        ratios = (d0 / (d1 + 0.1), d1 / (d0 + 0.1))
+        with torch.autocast(d0.device.type, enabled=False):  # half precision would round near distances to equal ones
+            return self.body(torch.stack([d0, d1, d0 - d1, *ratios], 1)).squeeze(1)
+
+
+def pooled_differences(
+    x: Mapping[str, Tensor], y: Mapping[str, Tensor], dropout: float = 0.0, generator: Generator | None = None
+) -> dict[str, Tensor]:
+    """Mean over space of the squared difference of unit activations: what a calibration is multiplied with.
+
+    Args:
+        x: Activations ``(N, C, h, w)`` by layer name.
+        y: Activations of the same names and shapes.
+        dropout: Probability to drop a squared difference; the others grow to make up for it.
+        generator: Draws what is dropped, on the device of the activations; None for PyTorch's global one.
+
+    Returns:
+        Shape ``(N, C)`` by layer name.
+
+    Example:
+        >>> x = {"relu1": torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)}
+        >>> y = {"relu1": torch.tensor([0.0, 1.0]).view(1, 2, 1, 1)}
+        >>> pooled_differences(x, y)["relu1"]
+        tensor([[0.3600, 0.0400]])
+    """
+    pooled = {}
+    for layer in x:
+        square = _square_difference(x[layer], y[layer])
+        if dropout:
+            keep = torch.empty_like(square).bernoulli_(1 - dropout, generator=generator)
+            square = square * keep / (1 - dropout)
+        pooled[layer] = square.mean((2, 3))
+    return pooled
+
+
+def random_calibration(record: Backbone, seed: int) -> dict[str, Tensor]:
+    """A calibration to start from: PyTorch's default for 1 x 1 convolutions, negative weights brought to 0.
+
+    The reference brings them to 0 after the first step.
+
+    Args:
+        record: The backbone.
+        seed: Equal seeds give equal weights; the global generator is not touched.
+
+    Returns:
+        Weights ``(C,)`` by layer name.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        layer: ((2 * torch.rand(channels, generator=generator) - 1) * channels**-0.5).clamp(min=0)
+        for layer, channels in zip(record.feature_layers, record.channels, strict=True)
+    }
+
+
+def check_choice(argument: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise a ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{argument}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _square_difference(x: Tensor, y: Tensor) -> Tensor:
+    if x.dtype != torch.float64:
+        x, y = x.float(), y.float()
+    return (unit_normalize(x) - unit_normalize(y)).square()

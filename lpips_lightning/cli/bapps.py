@@ -1,0 +1,93 @@
+"""The command ``lpips-lightning bapps``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from lpips_lightning.cli import evaluate as evaluate_cli
+from lpips_lightning.cli.options import NETS
+from lpips_lightning.io.atomic import check_output_path
+from lpips_lightning.io.progress import progress_report
+
+if TYPE_CHECKING:
+    from lpips_lightning.data.bapps_generate import Distance
+
+_JUDGES = (*NETS, "l2", "none")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run ``bapps evaluate``, ``bapps make`` or ``bapps sheet``.
+
+    Args:
+        args: Command line without the program's name; None takes ``sys.argv``.
+    """
+    options = parser().parse_args(args)
+    options.run(options)
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    made = argparse.ArgumentParser("lpips-lightning bapps", description="The data set of LPIPS, and ones like it.")
+    commands = made.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_evaluate, _add_make, _add_sheet):
+        add(commands)
+    return made
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = commands.add_parser("evaluate", help="how often distances agree with people: the paper's Table 5")
+    evaluate_cli.add_arguments(parser)
+    parser.set_defaults(run=evaluate_cli.run)
+
+
+def _add_make(commands: Any) -> None:
+    text = "write a data set in BAPPS' layout from any photographs, with the paper's 20 traditional distortions"
+    parser = commands.add_parser("make", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    parser.set_defaults(run=_make)
+    parser.add_argument("--images", required=True, help="folder of photographs, searched through")
+    parser.add_argument("--out", required=True, help="folder to write, new or empty")
+    for part, count, what in (("train", 1000, "training triplets"), ("val", 200, "validation triplets")):
+        parser.add_argument(f"--{part}", type=int, default=count, help=f"{what} (default: %(default)s)")
+    parser.add_argument("--jnd", type=int, help="pairs (default: 200, without a judge 0)")
+    parser.add_argument(
+        "--judge", choices=_JUDGES, default="embedded", help="who judges; none: people (default: %(default)s)"
+    )
+    parser.add_argument("--weights", help="backbone weights of the judge: a file or a folder")
+    parser.add_argument("--set", dest="set_name", default="traditional", help="its name (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=64, help="side of the patches (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal files (default: %(default)s)")
+
+
+def _make(options: argparse.Namespace) -> None:
+    from lpips_lightning.data.bapps_generate import make_bapps
+
+    arguments = {name: value for name, value in vars(options).items() if name not in ("run", "judge", "weights")}
+    with progress_report("items") as report:
+        make_bapps(**arguments, distance=_distance(options.judge, options.weights), report=report)
+
+
+def _distance(judge: str, weights: str | None) -> Distance | None:
+    from lpips_lightning.data.bapps_generate import l2
+    from lpips_lightning.network import LPIPS
+
+    if judge == "none":
+        return None
+    return l2 if judge == "l2" else LPIPS(judge, weights=weights)
+
+
+def _add_sheet(commands: Any) -> None:
+    text = "draw every distortion at 5 strengths, on one sheet"
+    parser = commands.add_parser("sheet", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    parser.set_defaults(run=_sheet)
+    parser.add_argument("--images", required=True, help="a photograph, or a folder of which it takes the first ones")
+    parser.add_argument("--out", required=True, help="PNG to write")
+    parser.add_argument("--seed", type=int, default=0, help="of directions, signs and noise (default: %(default)s)")
+
+
+def _sheet(options: argparse.Namespace) -> None:
+    check_output_path(options.out, "out")
+
+    from lpips_lightning.data.distortion_sheet import write_sheet
+
+    write_sheet(options.images, options.out, options.seed)

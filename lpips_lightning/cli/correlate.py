@@ -1,0 +1,101 @@
+"""The command ``lpips-lightning correlate``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lpips_lightning.cli.options import add_network_options, choose_device, network_options
+from lpips_lightning.io.atomic import check_output_path
+from lpips_lightning.io.progress import progress_report
+from lpips_lightning.io.tables import write_table
+
+if TYPE_CHECKING:
+    from lpips_lightning.evaluation.opinion_scores import FrameDistance
+    from lpips_lightning.functional.correlation import Correlations
+
+
+def main(args: list[str] | None = None) -> None:
+    """Print the correlations of LPIPS with the opinion scores of a CSV.
+
+    Args:
+        args: Command line without the program's name; None takes ``sys.argv``.
+    """
+    options = parser().parse_args(args)
+    if options.csv:
+        check_output_path(options.csv, "csv")
+
+    network = network_options(options)
+
+    import torch
+
+    from lpips_lightning.evaluation.opinion_scores import measure, read_opinion_scores
+    from lpips_lightning.functional.correlation import by_group, check_scores, correlate
+    from lpips_lightning.network import LPIPS
+
+    device = choose_device(options.device)
+    net = LPIPS(options.net, **network)
+    opinions = read_opinion_scores(options.file, options.root, options.columns.split(","), options.group)
+    scores = torch.tensor([opinion.score for opinion in opinions], dtype=torch.float64)
+    names = [opinion.group for opinion in opinions] if options.group else None
+    check_scores(scores, names)  # now, not after the measuring
+    with progress_report("items") as report:
+        distances, frames = measure(opinions, net, device, report)
+    whole = correlate(distances, scores, options.score)
+    groups = by_group(distances, scores, names, options.score) if names else {}
+    console = Console()
+    sense = "higher is better, LPIPS is negated" if options.score == "mos" else "higher is worse, as LPIPS is"
+    console.print(f"LPIPS against opinion scores ({options.score}: {sense})", soft_wrap=True, highlight=False)
+    console.print(_table(whole, groups))
+    console.print(net.fingerprint, soft_wrap=True, highlight=False)
+    if whole.srcc < 0:
+        other = {"mos": "dmos", "dmos": "mos"}[options.score]
+        console.print(f"Negative: are these scores {other}? Then say --score {other}.", style="yellow", highlight=False)
+    if options.csv:
+        _write_frames(Path(options.csv), frames)
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    made = argparse.ArgumentParser(
+        "lpips-lightning correlate",
+        description="Correlate LPIPS with opinion scores: SRCC, PLCC after the 4-parameter logistic, KRCC.",
+    )
+    add = made.add_argument
+    add("file", help="CSV with the columns reference, distorted, score; images or folders of frames")
+    add("--root", help="folder that the paths begin in (default: that of the CSV)")
+    columns = "reference,distorted,score"
+    add("--columns", default=columns, metavar="A,B,C", help="what the CSV calls them (default: %(default)s)")
+    add("--score", choices=("mos", "dmos"), default="mos", help="mos: higher is better; dmos: worse (default: mos)")
+    add("--group", metavar="COLUMN", help="also within each group, and the mean over groups")
+    add("--csv", metavar="FILE", help="write the distance of every image or frame")
+    add_network_options(made)
+    return made
+
+
+def _table(whole: Correlations, groups: dict[str, Correlations]) -> Table:
+    from lpips_lightning.functional.correlation import mean_over_groups
+
+    table = Table()
+    table.add_column("")
+    for heading in ("n", "SRCC", "PLCC", "KRCC"):
+        table.add_column(heading, justify="right")
+    rows = [*groups.items(), ("all together", whole)]
+    if groups:
+        rows.insert(-1, ("mean over groups", mean_over_groups(groups)))
+        rows.insert(-1, ("mean by Fisher's z and size", mean_over_groups(groups, fisher=True)))
+    for name, row in rows:
+        style = "" if name in groups else "bold"
+        table.add_row(Text(name), str(row.count), *(f"{x:.4f}" for x in (row.srcc, row.plcc, row.krcc)), style=style)
+    return table
+
+
+def _write_frames(path: Path, frames: Sequence[FrameDistance]) -> None:
+    rows = ([row.reference, row.distorted, row.frame, f"{row.distance:.9g}"] for row in frames)
+    write_table(path, ["reference", "distorted", "frame", "lpips"], rows)

@@ -1,0 +1,129 @@
+"""The command ``lpips-lightning``: hands a subcommand everything after its name, and says errors in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+
+from rich.console import Console
+from rich.table import Table
+
+TRACEBACK_VARIABLE = "LPIPS_LIGHTNING_TRACEBACK"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand.
+
+    Attributes:
+        summary: Its line on the help screen.
+        target: ``"module:function"``, imported when it is called with the arguments after its name.
+        parser: ``"module:function"`` that makes its argparse parser without importing torch, for shell completion.
+        actions: What may follow its name, for shell completion, where there is no such parser.
+    """
+
+    summary: str
+    target: str
+    parser: str = ""
+    actions: tuple[str, ...] = ()
+
+
+def _with_parser(summary: str, module: str) -> Command:
+    return Command(summary, f"lpips_lightning.{module}:main", f"lpips_lightning.{module}:parser")
+
+
+_RECIPES = "lpips_lightning.recipes"
+RECIPE_ACTIONS = ("fit", "validate", "test", "predict")  # LightningCLI's
+
+
+def _recipe(summary: str, module: str, *more: str) -> Command:
+    return Command(summary, f"{_RECIPES}.{module}:main", actions=(*RECIPE_ACTIONS, *more))
+
+
+COMMANDS = {
+    "compare": _with_parser("LPIPS of two images, two folders, or all pairs", "cli.compare"),
+    "demo": Command("superresolution in minutes: a table and an image", f"{_RECIPES}.demo:main"),
+    "superresolution": _recipe("enlarge images: fit, validate, test, predict", "superresolution", "tradeoff"),
+    "colorization": _recipe("color gray images: fit, validate, test, predict", "colorization", "tradeoff"),
+    "frame-interpolation": _recipe(
+        "the frame between two: fit, validate, test, predict", "frame_interpolation", "tradeoff"
+    ),
+    "distillation": _recipe("teach a small backbone the distances of a large one", "distillation"),
+    "calibration": _recipe("teach LPIPS from judgments: fit, validate, test, fast", "calibration", "fast"),
+    "bapps": _with_parser("evaluate against people; make a judged data set", "cli.bapps"),
+    "correlate": _with_parser("LPIPS against opinion scores: SRCC, PLCC, KRCC", "cli.correlate"),
+    "kmeans": _with_parser("a backbone without labels, by stacked k-means", "cli.kmeans"),
+    "weights": _with_parser("list, fetch or check the files of weights", "cli.weights"),
+    "completion": _with_parser("complete commands and options: bash, zsh, fish", "cli.completion"),
+}
+"""Subcommands by name, in the order of the help screen."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: Command line without the program's name; None takes ``sys.argv``.
+
+    Returns:
+        The exit code: 0, 2 after bad input, 130 after an interrupt; a subcommand may exit with its own.
+    """
+    name, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
+    if name in ("-h", "--help"):
+        _help()
+        return 0
+    if name in ("-V", "--version"):
+        from lpips_lightning import __version__
+
+        Console().print(f"lpips_lightning {__version__}", highlight=False)
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        hint = f"did you mean {near[0]!r}?" if near else "lpips-lightning --help lists them"
+        return _fail(f"expected a subcommand, got {name!r}; {hint}")
+    return _run(COMMANDS[name], rest)
+
+
+def _run(command: Command, args: list[str]) -> int:
+    module, _, function = command.target.partition(":")
+    try:
+        getattr(import_module(module), function)(args)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if os.environ.get(TRACEBACK_VARIABLE) or not _is_users(error):
+            raise
+        return _fail(str(error))
+    return 0
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether the message says what to do: everything we raise on purpose, and files that cannot be opened."""
+    from lpips_lightning.weights import WeightsError
+
+    purposeful = (ValueError, OSError, ModuleNotFoundError, WeightsError)
+    return isinstance(error, purposeful) or type(error).__name__ == "MisconfigurationException"
+
+
+def _fail(sentence: str) -> int:
+    from lpips_lightning.io.image_decoding import printable
+
+    sentence = "\n".join(map(printable, sentence.split("\n")))  # names of files may hold anything
+    Console(stderr=True).print(
+        f"lpips-lightning: {sentence}", soft_wrap=True, highlight=False, markup=False, emoji=False
+    )
+    return 2
+
+
+def _help() -> None:
+    console = Console(highlight=False)
+    console.print("Usage: lpips-lightning COMMAND ...\n\nLPIPS as a metric, a loss and ready recipes.\n")
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, command in COMMANDS.items():
+        table.add_row(f"  [bold]{name}[/bold]", command.summary)
+    console.print(table)
+    console.print("\nlpips-lightning COMMAND --help says more; --version the version.")
+    console.print(f"{TRACEBACK_VARIABLE}=1 shows where an error came from.")

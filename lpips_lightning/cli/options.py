@@ -1,0 +1,137 @@
+"""Options that several commands have: the network's, and the device."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from lpips_lightning.options import LPIPSOptions
+
+NETS = ("alex", "vgg", "squeeze", "embedded")
+"""Names of the backbones, without importing torch."""
+
+_VERSIONS = ("0.1", "0.0")
+_PRECISIONS = ("fp32", "bf16", "fp16")  # no autocast: nothing surrounds a command
+_COLORS = ("white", "black")
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--net`` and the network's options.
+
+    Args:
+        parser: Of the command.
+    """
+    add = parser.add_argument_group("the network").add_argument
+    add("--net", choices=NETS, default="alex", metavar="NET", help="alex (default), vgg, squeeze or embedded")
+    add("--version", choices=_VERSIONS, default="0.1", metavar="V", help="0.1 (default) or 0.0")
+    add("--baseline", action="store_true", help="without calibration")
+    add("--weights", metavar="PATH", help="backbone weights: a file or a folder")
+    add("--calibration", metavar="FILE", help="a calibration of your own")
+    add(
+        "--precision",
+        choices=_PRECISIONS,
+        default="fp32",
+        metavar="P",
+        help="of the backbone: fp32 (default), bf16, fp16",
+    )
+    add("--gray", action="store_true", help="take gray images, as three equal channels")
+    add("--background", metavar="COLOR", help="under transparent pixels: white, black, or R,G,B on [0, 1]")
+    add("--resize", metavar="PX", help="bring all images to one size first: 256, or HEIGHTxWIDTH")
+    add("--frame-chunk", type=int, metavar="N", help="images in one pass of the backbone at most")
+    add("--memory-budget", metavar="B", help="bytes beyond weights and images: 500000000, 512M or 2G")
+    add_device_option(parser)
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device``.
+
+    Args:
+        parser: Of the command.
+    """
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto (default: cuda if there is one), cpu, cuda:1, ..."
+    )
+
+
+def network_options(options: argparse.Namespace) -> LPIPSOptions:
+    """What was said by `add_network_options`, as the network takes it; ``options.net`` is its name.
+
+    Args:
+        options: Of the command line.
+
+    Raises:
+        ValueError: If a text stands for no value.
+    """
+    return {
+        "version": options.version,
+        "calibrated": not options.baseline,
+        "weights": options.weights,
+        "calibration": options.calibration,
+        "precision": options.precision,
+        "gray": "repeat" if options.gray else None,
+        "background": None if options.background is None else _color(options.background),
+        "resize": None if options.resize is None else _size(options.resize),
+        "frame_chunk": _positive(options.frame_chunk, "frame-chunk"),
+        "memory_budget": None if options.memory_budget is None else _bytes(options.memory_budget),
+    }
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that a user names.
+
+    Args:
+        name: ``"auto"``: CUDA if there is one, else the CPU; or one of torch's, such as ``"cuda:1"``.
+
+    Raises:
+        ValueError: If there is none of this name here.
+
+    Example:
+        >>> choose_device("cpu")
+        device(type='cpu')
+    """
+    import torch
+
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.zeros(1, device=device).cpu()
+    except Exception as error:  # every backend has its own: RuntimeError, AssertionError, NotImplementedError, ...
+        said = str(error).partition("\n")[0]
+        raise ValueError(f"device: expected auto, cpu, cuda or another that is here, got {name!r} ({said})") from error
+    return device
+
+
+def _positive(number: int | None, name: str) -> int | None:
+    if number is not None and number < 1:
+        raise ValueError(f"{name}: expected a positive number, got {number}")
+    return number
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
+    if found is None:
+        raise ValueError(f"resize: expected a number of pixels, or HEIGHTxWIDTH, got {text!r}")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def _color(text: str) -> Any:
+    if text in _COLORS:
+        return text
+    try:
+        parts = [float(part) for part in text.split(",")]
+    except ValueError:
+        parts = []
+    if len(parts) != 3 or not all(0 <= part <= 1 for part in parts):
+        raise ValueError(f"background: expected white, black, or R,G,B on [0, 1], got {text!r}")
+    return parts
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"([1-9]\d{0,15})([KMG]?)", text, re.IGNORECASE)
+    if found is None:
+        raise ValueError(f"memory-budget: expected a number of bytes, or one with K, M or G, got {text!r}")
+    return int(found[1]) * _UNITS[found[2].upper()]

@@ -1,0 +1,202 @@
+"""BAPPS, the Berkeley-Adobe Perceptual Patch Similarity data set, as items of tensors.
+
+On disk: ``2afc/{train,val}/<set>/{ref,p0,p1,judge}`` and ``jnd/val/<set>/{p0,p1,same}``; the images of a triplet
+share one file name, and the judgment is ``<name>.npy``, one number in [0, 1].
+
+Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018, section 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lpips_lightning.io.image_files import IMAGE_SUFFIXES, read_image, resize_image
+
+Split = Literal["train", "val"]
+
+TRAIN_SETS = ("traditional", "cnn", "mix")
+VAL_SETS = ("traditional", "cnn", "superres", "deblur", "color", "frameinterp")
+JND_SETS = ("traditional", "cnn")
+
+
+class _JudgedPatches(Dataset[dict[str, Any]]):
+    """Patches of equal names in several folders of every set, with one judged number each."""
+
+    images: tuple[str, ...]
+    judgment: str
+
+    def __init__(self, root: str | Path, below: str, sets: Sequence[str], size: int | None) -> None:
+        check_size(size)
+        self.root, self.size = Path(root), size
+        self.sets = _check_sets(self.root / below, sets)
+        self.items = [
+            (f"{below}/{name}", file) for name in self.sets for file in self._files_of(self.root / below / name)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        folder, file = self.items[index]
+        paths = {kind: self.root / folder / kind / file for kind in self.images}
+        item: dict[str, Any] = read_images(paths, self.size)
+        item[self.judgment] = _read_judgment((self.root / folder / self.judgment / file).with_suffix(".npy"))
+        item["set"] = folder.rpartition("/")[2]
+        item["path"] = f"{folder}/{self.images[0]}/{file}"
+        return item
+
+    def _files_of(self, folder: Path) -> list[str]:
+        """Names of the images, after a look whether each is there in every folder and judged."""
+        first, *others = (_list(folder / kind, IMAGE_SUFFIXES) for kind in self.images)
+        files = sorted(first)
+        judged = _list(folder / self.judgment, (".npy",))
+        checks = [
+            *((kind, set(files), found) for kind, found in zip(self.images[1:], others, strict=True)),
+            (self.judgment, {f"{Path(file).stem}.npy" for file in files}, judged),
+        ]
+        for kind, expected, found in checks:
+            if lacking := expected - found:
+                there = folder / self.images[0]
+                raise FileNotFoundError(
+                    f"{folder / kind / min(lacking)}: expected a file for each of the {len(files)} images in {there},"
+                    f" got none for {len(lacking)}"
+                )
+            if surplus := found - expected:
+                raise FileNotFoundError(
+                    f"{folder / kind / min(surplus)}: expected an image of this name in '{self.images[0]}', got none"
+                )
+        if not files:
+            raise FileNotFoundError(f"{folder / self.images[0]}: expected images ({' '.join(IMAGE_SUFFIXES)})")
+        return files
+
+
+class TwoAFCDataset(_JudgedPatches):
+    """Triplets of a reference and two distorted patches, with the share of people who found `p1` the nearer one.
+
+    An item is a dict: ``ref``, ``p0``, ``p1``, shape ``(3, H, W)`` in [-1, 1]; ``judge``, shape ``()`` in [0, 1], 1
+    where all prefer `p1`; ``set``, the set's name; ``path``, that of the reference below `root`.
+
+    Args:
+        root: The folder that holds ``2afc``.
+        split: ``"train"`` or ``"val"``.
+        sets: Names of the sets; None takes the paper's of the split.
+        size: Side that images are resized to (see `resize_image`); None leaves them as they are.
+
+    Raises:
+        ValueError: If an argument is off; when an item is read, if an image or a judgment is damaged.
+        FileNotFoundError: If a set, an image or a judgment is missing.
+    """
+
+    images = ("ref", "p0", "p1")
+    judgment = "judge"
+
+    def __init__(
+        self, root: str | Path, split: Split = "val", sets: Sequence[str] | None = None, size: int | None = 64
+    ) -> None:
+        if split not in get_args(Split):
+            raise ValueError(f"split: expected one of {get_args(Split)}, got {split!r}")
+        papers = TRAIN_SETS if split == "train" else VAL_SETS
+        super().__init__(root, f"2afc/{split}", papers if sets is None else sets, size)
+
+
+class JNDDataset(_JudgedPatches):
+    """Pairs of patches, with the share of people who could not tell them apart.
+
+    An item is a dict: ``p0``, ``p1``, shape ``(3, H, W)`` in [-1, 1]; ``same``, shape ``()`` in [0, 1]; ``set``, the
+    set's name; ``path``, that of `p0` below `root`.
+
+    Args:
+        root: The folder that holds ``jnd``.
+        sets: Names of the sets.
+        size: Side that images are resized to (see `resize_image`); None leaves them as they are.
+
+    Raises:
+        ValueError: If an argument is off; when an item is read, if an image or a judgment is damaged.
+        FileNotFoundError: If a set, an image or a judgment is missing.
+    """
+
+    images = ("p0", "p1")
+    judgment = "same"
+
+    def __init__(self, root: str | Path, sets: Sequence[str] = JND_SETS, size: int | None = 64) -> None:
+        super().__init__(root, "jnd/val", sets, size)
+
+
+def check_size(size: int | None) -> None:
+    """Raise a ValueError unless `size` is None or positive."""
+    if size is not None and size < 1:
+        raise ValueError(f"size: expected at least 1 or None, got {size}")
+
+
+def read_images(paths: dict[str, Path], size: int | None) -> dict[str, Tensor]:
+    """The images of one triplet or pair by their names in it, shape ``(3, H, W)`` in [-1, 1].
+
+    Raises:
+        ValueError: If one is damaged, or they differ in size.
+        FileNotFoundError: If one is missing.
+    """
+    read = {kind: read_image(path) for kind, path in paths.items()}
+    check_same_size(read, paths)
+    return {kind: to_signed(resize_image(image, size)) for kind, image in read.items()}
+
+
+def check_same_size(images: dict[str, Tensor], paths: dict[str, Path]) -> None:
+    """Raise a ValueError that names the file unless all `images` ``(3, H, W)`` are of the first one's size."""
+    first, *others = images
+    for other in others:
+        if images[other].shape != images[first].shape:
+            (height, width), (expected_height, expected_width) = images[other].shape[1:], images[first].shape[1:]
+            raise ValueError(
+                f"{paths[other]}: expected the size of {paths[first]}, {expected_height}x{expected_width}"
+                f" (height x width), got {height}x{width}"
+            )
+
+
+def to_signed(image: Tensor) -> Tensor:
+    """8-bit image -> float32 in [-1, 1]."""
+    return image.float().div(255).mul(2).sub(1)
+
+
+def _check_sets(folder: Path, sets: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(sets, str) or not sets or len(set(sets)) < len(sets):
+        raise ValueError(f"sets: expected different names of sets, got {sets!r}")
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"root: expected the folder of a BAPPS data set, got none at '{folder}';"
+            " BAPPSDataModule(download=True) fetches it, lpips-lightning bapps make makes one"
+        )
+    here = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    for name in sets:
+        if name not in here:
+            raise FileNotFoundError(f"sets: expected some of {', '.join(here) or 'none'} in '{folder}', got {name!r}")
+    return tuple(sets)
+
+
+def _list(folder: Path, suffixes: tuple[str, ...]) -> set[str]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: expected a folder of {' '.join(suffixes)} files, got none")
+    names = (path.name for path in folder.iterdir() if path.suffix.lower() in suffixes)
+    return {name for name in names if not name.startswith(".")}
+
+
+def _read_judgment(path: Path) -> Tensor:
+    try:
+        value = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: expected the judgment, got no such file") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path}: expected a NumPy file of one number, got {type(error).__name__}: {error}") from error
+    if not isinstance(value, np.ndarray) or value.size != 1 or value.dtype.kind not in "fiu":
+        found = f"shape {value.shape} of {value.dtype}" if isinstance(value, np.ndarray) else "an archive"
+        raise ValueError(f"{path}: expected one number, got {found}")
+    number = float(value.reshape(()))
+    if not 0 <= number <= 1:
+        raise ValueError(f"{path}: expected a number in [0, 1], got {number}")
+    return torch.tensor(number, dtype=torch.float32)

@@ -1,0 +1,294 @@
+"""A data set in BAPPS' layout from any photographs: the paper's traditional distortions, judged by a metric or people.
+
+The paper's way (section 2): a square patch of a photograph is the reference; each candidate is the patch after one
+distortion, or after two in an order of their own, at a continuous strength. Photographs of the validation sets are kept
+out of the training set.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from lpips_lightning.data.crops import crops
+from lpips_lightning.data.distortions import DISTORTIONS, distort, ordered_pairs
+from lpips_lightning.io.download import Report, silent
+from lpips_lightning.io.image_files import find_images, image_size, read_image, write_image
+from lpips_lightning.io.tables import write_table
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""uint8 images ``(N, 3, H, W)`` twice -> distances ``(N,)``; an `LPIPS` is one."""
+
+_PARTS = ("2afc/train", "2afc/val", "jnd/val")
+_VAL_SHARE = 0.2  # of the photographs
+_BATCH = 32
+_SMALLEST = 16  # of the distortions
+
+
+@dataclass
+class _Item:
+    """A triplet, or a pair whose first image is the untouched patch.
+
+    Attributes:
+        part: One of `_PARTS`.
+        name: Of its files, without suffix.
+        photograph: Name of the photograph.
+        candidates: Distortions and their strengths of each altered image.
+        generator: Where its draws go on.
+        distances: Of each candidate to the patch; empty where people judge.
+    """
+
+    part: str
+    name: str
+    photograph: str
+    candidates: list[tuple[tuple[str, ...], list[float]]]
+    generator: Generator
+    distances: tuple[float, ...] = ()
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return ("p0", "p1") if self.part == "jnd/val" else ("ref", "p0", "p1")
+
+
+def l2(x: Tensor, y: Tensor) -> Tensor:
+    """The mean squared difference of uint8 images, as a distance to judge with.
+
+    Args:
+        x: ``(N, 3, H, W)``, uint8.
+        y: As `x`.
+
+    Returns:
+        ``(N,)``, float32, in [0, 1].
+    """
+    return (x.float() - y.float()).div(255).square().mean((1, 2, 3))
+
+
+def make_bapps(
+    images: str | Path,
+    out: str | Path,
+    *,
+    distance: Distance | None,
+    train: int = 1000,
+    val: int = 200,
+    jnd: int | None = None,
+    set_name: str = "traditional",
+    size: int = 64,
+    seed: int = 0,
+    report: Report = silent,
+) -> Path:
+    """Write ``2afc/train/<set>``, ``2afc/val/<set>`` and ``jnd/val/<set>`` for `TwoAFCDataset` and `JNDDataset`.
+
+    A distance gives ``judge`` 1 where it finds `p1` nearer, 0 where `p0`, and ``same`` 1 to the half of the pairs
+    that it finds nearest. Without one no judgment is written, but ``judge_train.csv`` and
+    ``judge_val.csv`` with empty votes, for people to fill in and `TripletDataModule` to read (with `out` as its folder
+    of images). ``made.csv`` beside the images says how each was made, ``made.json`` in `out` from what.
+
+    Args:
+        images: Folder of photographs, searched through.
+        out: Folder to write: new, or empty. It appears when it is whole.
+        distance: Judges the patches, such as ``LPIPS("embedded")`` or `l2`; takes uint8 images
+            ``(N, 3, H, W)`` twice, returns ``(N,)``. None: people will judge.
+        train: Training triplets.
+        val: Validation triplets.
+        jnd: Pairs; None: 200, or none without a distance.
+        set_name: The set's name.
+        size: Side of the patches.
+        seed: Equal arguments and seeds give equal files, and more triplets leave the first ones as they are.
+        report: Told the progress, in triplets and pairs.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ValueError: If an argument is off, a photograph is too small, or there are too few to keep some out.
+        FileExistsError: If `out` holds something.
+        FileNotFoundError: If `images` is no folder of images.
+        TypeError: If `distance` returns no tensor.
+    """
+    counts = _check_counts(train, val, jnd, judged=distance is not None)
+    _check_options(set_name, size, seed)
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"out: expected a new or an empty folder, got '{out}', which holds something")
+    photographs = find_images(images)
+    _check_photographs(photographs, size)
+    items = _draw(counts, _share_out(list(photographs), counts, seed), seed)
+    about = {"images": list(photographs), "counts": counts, "set": set_name, "size": size, "seed": seed}
+    about["judge"] = _judge_name(distance)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    workshop = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        made = workshop / "made"
+        done = 0
+        for photograph, group in _by_photograph(items).items():
+            image = read_image(photographs[photograph])
+            for batch in (group[start : start + _BATCH] for start in range(0, len(group), _BATCH)):
+                _write_images(batch, image, made, set_name, size, distance)
+                done += len(batch)
+                report("making patches", done, len(items))
+        for part in (part for part, count in counts.items() if count):
+            _write_tables([item for item in items if item.part == part], made, set_name)
+        (made / "made.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        if out.exists():
+            out.rmdir()
+        made.rename(out)
+    finally:
+        shutil.rmtree(workshop)
+    return out
+
+
+def _check_counts(train: int, val: int, jnd: int | None, judged: bool) -> dict[str, int]:
+    """How many of each part."""
+    pairs = (200 if judged else 0) if jnd is None else jnd
+    if pairs and not judged:
+        raise ValueError(f"jnd: expected 0 without a judging distance (people fill in triplets alone), got {jnd}")
+    for argument, count in (("train", train), ("val", val), ("jnd", pairs)):
+        if count < 0:
+            raise ValueError(f"{argument}: expected at least 0, got {count}")
+    if not train + val + pairs:
+        raise ValueError("train: expected some triplets or pairs, got 0 of all")
+    return dict(zip(_PARTS, (train, val, pairs), strict=True))
+
+
+def _check_options(set_name: str, size: int, seed: int) -> None:
+    if size < _SMALLEST:
+        raise ValueError(f"size: expected at least {_SMALLEST}, got {size}")
+    if seed < 0:
+        raise ValueError(f"seed: expected at least 0, got {seed}")
+    if not set_name or Path(set_name).name != set_name or set_name.startswith("."):
+        raise ValueError(f"set_name: expected a name of a folder, got {set_name!r}")
+
+
+def _check_photographs(photographs: dict[str, Path], size: int) -> None:
+    for path in photographs.values():
+        height, width = image_size(path)
+        if min(height, width) < size:
+            raise ValueError(f"images: expected sides of at least {size} pixels, got {height}x{width} in {path}")
+
+
+def _share_out(names: list[str], counts: dict[str, int], seed: int) -> dict[str, list[str]]:
+    """The photographs of each part; those of the validation parts are kept out of training."""
+    if not (counts["2afc/train"] and counts["2afc/val"] + counts["jnd/val"]):
+        return dict.fromkeys(_PARTS, names)
+    if len(names) < 2:
+        raise ValueError(
+            "images: expected at least 2, as those to validate on are kept out of training, got 1; with train or with"
+            " val and jnd at 0, one is enough"
+        )
+    order = torch.randperm(len(names), generator=_generator(seed, len(_PARTS))).tolist()
+    kept_out = set(order[: max(1, round(_VAL_SHARE * len(names)))])
+    val = [name for index, name in enumerate(names) if index in kept_out]
+    return {"2afc/train": [name for name in names if name not in val], "2afc/val": val, "jnd/val": val}
+
+
+def _generator(*entropy: int) -> Generator:
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1)
+
+
+def _draw(counts: dict[str, int], names: dict[str, list[str]], seed: int) -> list[_Item]:
+    items = []
+    for code, (part, count) in enumerate(counts.items()):
+        for index in range(count):
+            generator = _generator(seed, code, index)
+            photograph = names[part][int(torch.randint(len(names[part]), (), generator=generator))]
+            pair = part == "jnd/val"
+            candidates = [_draw_distortions(generator, near=pair) for _ in range(1 if pair else 2)]
+            items.append(_Item(part, f"{index:06d}", photograph, candidates, generator))
+    return items
+
+
+def _draw_distortions(generator: Generator, near: bool) -> tuple[tuple[str, ...], list[float]]:
+    """One distortion as often as two; `near`: mostly weak ones, about which people may not agree."""
+    choices: Sequence[tuple[str, ...]] = [(name,) for name in DISTORTIONS]
+    if int(torch.randint(2, (), generator=generator)):
+        choices = ordered_pairs()
+    names = choices[int(torch.randint(len(choices), (), generator=generator))]
+    strengths = torch.rand(len(names), generator=generator)
+    return names, (strengths.square() if near else strengths).tolist()
+
+
+def _by_photograph(items: list[_Item]) -> dict[str, list[_Item]]:
+    """So that each photograph is read once, and one at a time is in memory."""
+    groups: dict[str, list[_Item]] = {}
+    for item in items:
+        groups.setdefault(item.photograph, []).append(item)
+    return groups
+
+
+def _judge_name(distance: Distance | None) -> str:
+    """What ``made.json`` says of the judge: the fingerprint of a network, the name of a function."""
+    if distance is None:
+        return "none"
+    return str(getattr(distance, "fingerprint", None) or getattr(distance, "__name__", type(distance).__name__))
+
+
+def _judged(distance: Distance, references: Tensor, others: Tensor) -> list[float]:
+    with torch.inference_mode():
+        found = distance(references, others)
+    if not isinstance(found, Tensor):
+        raise TypeError(f"distance: expected a callable that returns a tensor (N,), got {type(found).__name__} from it")
+    return found.tolist()
+
+
+def _write_images(
+    items: list[_Item], photograph: Tensor, made: Path, set_name: str, size: int, distance: Distance | None
+) -> None:
+    """Patches of one photograph and their candidates; notes the distances in the items."""
+    photographs: list[list[Tensor]] = []
+    for item in items:
+        patch = crops([photograph], 1, size, item.generator)
+        altered = [
+            distort(patch, names, torch.tensor(strengths).unsqueeze(1), item.generator)
+            for names, strengths in item.candidates
+        ]
+        photographs.append([image[0].mul(255).round().to(torch.uint8) for image in (patch, *altered)])
+        for kind, image in zip(item.kinds, photographs[-1], strict=True):
+            write_image(image, made / item.part / set_name / kind / f"{item.name}.png")
+    if distance is not None:
+        references = torch.stack([patch for patch, *altered in photographs for _ in altered])
+        others = torch.stack([image for _, *altered in photographs for image in altered])
+        distances = iter(_judged(distance, references, others))
+        for item in items:
+            item.distances = tuple(next(distances) for _ in item.candidates)
+
+
+def _write_tables(items: list[_Item], made: Path, set_name: str) -> None:
+    """The judgments of a part, or the table to judge in, and how each candidate was made."""
+    part, folder = items[0].part, made / items[0].part / set_name
+    if not items[0].distances:
+        votes = [[*(f"{part}/{set_name}/{kind}/{item.name}.png" for kind in item.kinds), "", ""] for item in items]
+        columns = ["ref", "p0", "p1", "votes_p0", "votes_p1"]
+        write_table(made / f"judge_{part.rpartition('/')[2]}.csv", columns, votes)
+    else:
+        kind = "same" if part == "jnd/val" else "judge"
+        (folder / kind).mkdir()
+        for item, judgment in zip(items, _judgments(items), strict=True):
+            np.save(folder / kind / f"{item.name}.npy", np.float32(judgment))
+    candidates = ("p1",) if part == "jnd/val" else ("p0", "p1")
+    columns = ["name", "photograph", *(f"{c}{what}" for c in candidates for what in ("", "_strength", "_distance"))]
+    write_table(folder / "made.csv", columns, map(_recipe, items))
+
+
+def _recipe(item: _Item) -> list[str]:
+    """How an item was made, as a row of ``made.csv``."""
+    cells = [item.name, item.photograph]
+    for index, (names, strengths) in enumerate(item.candidates):
+        distance = f"{item.distances[index]:.9g}" if item.distances else ""
+        cells += ["+".join(names), "+".join(f"{strength:.9g}" for strength in strengths), distance]
+    return cells
+
+
+def _judgments(items: list[_Item]) -> list[float]:
+    """1 where `p1` is nearer than `p0`; of pairs, 1 for the nearer half."""
+    if len(items[0].distances) == 2:
+        return [0.5 if d0 == d1 else float(d1 < d0) for d0, d1 in (item.distances for item in items)]
+    middle = float(np.median([item.distances[0] for item in items]))
+    return [float(item.distances[0] <= middle) for item in items]

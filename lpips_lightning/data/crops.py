@@ -1,0 +1,26 @@
+"""Random crops of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+
+def crops(images: Sequence[Tensor], count: int, size: int, generator: Generator) -> Tensor:
+    """Square crops of random images, places and scales: ``(count, 3, size, size)`` in ``[0, 1]``.
+
+    A crop covers 0.75 to 3 times ``size`` (as far as the image reaches) and is resampled to it.
+    """
+    chosen = torch.randint(len(images), (count,), generator=generator).tolist()
+    unit = torch.rand(count, 3, generator=generator).tolist()
+    result = torch.empty(count, 3, size, size)
+    for row, image, (zoom, top, left) in zip(result, (images[k] for k in chosen), unit, strict=True):
+        height, width = image.shape[1:]
+        side = min(round(size * 0.75 * 4**zoom), height, width)
+        y, x = int(top * (height - side + 1)), int(left * (width - side + 1))
+        window = image[None, :, y : y + side, x : x + side] / 255
+        row.copy_(F.interpolate(window, size=(size, size), mode="bicubic", antialias=True)[0])
+    return result.clamp_(0, 1)

@@ -1,0 +1,218 @@
+"""Judged triplets for Lightning: BAPPS, and judgments of your own."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
+
+from lpips_lightning.data.bapps import JND_SETS, TRAIN_SETS, VAL_SETS, JNDDataset, TwoAFCDataset, check_size
+from lpips_lightning.data.bapps_download import ARCHIVES, fetch
+from lpips_lightning.data.samplers import EpochSampler, Mirrored, ResumableLoader
+from lpips_lightning.data.triplets import SplitBy, TripletDataset, read_triplets, split_triplets
+from lpips_lightning.io.progress import progress_report
+
+Item = dict[str, Any]
+
+
+class _JudgedDataModule(LightningDataModule):
+    """Loaders over judged data sets; the order of a training epoch depends on the seed and its number alone."""
+
+    def __init__(self, batch_size: int, num_workers: int, size: int | None, mirror: bool, seed: int) -> None:
+        super().__init__()
+        check_size(size)
+        for argument, value, least in (
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{argument}: expected at least {least}, got {value}")
+        self.batch_size, self.num_workers, self.size, self.mirror, self.seed = (
+            batch_size,
+            num_workers,
+            size,
+            mirror,
+            seed,
+        )
+        self.train_data: Dataset[Item] | None = None
+        self.val_data: dict[str, Dataset[Item]] = {}
+        self.test_data: dict[str, Dataset[Item]] = {}
+
+    @property
+    def val_names(self) -> tuple[str, ...]:
+        """What each validation loader holds, in their order; known after ``setup``."""
+        return tuple(self.val_data)
+
+    @property
+    def test_names(self) -> tuple[str, ...]:
+        """What each test loader holds, in their order; known after ``setup``."""
+        return tuple(self.test_data)
+
+    @override
+    def train_dataloader(self) -> DataLoader[Item]:
+        if self.train_data is None:
+            raise ValueError("train_dataloader: expected setup('fit') before it")
+        data = Mirrored(self.train_data) if self.mirror else self.train_data
+        ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        sampler = EpochSampler(data, self.seed, ranks, rank)
+        return ResumableLoader(data, sampler=sampler, **self._options())
+
+    @override
+    def val_dataloader(self) -> list[DataLoader[Item]]:
+        return [DataLoader(data, **self._options()) for data in self.val_data.values()]
+
+    @override
+    def test_dataloader(self) -> list[DataLoader[Item]]:
+        return [DataLoader(data, **self._options()) for data in self.test_data.values()]
+
+    def _options(self) -> dict[str, Any]:
+        # With a generator of their own, loaders leave the global one to the training.
+        return {
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "generator": torch.Generator().manual_seed(self.seed),
+        }
+
+
+class BAPPSDataModule(_JudgedDataModule):
+    """BAPPS: one training loader over all `train_sets`, one validation loader a set, test on 2AFC and JND sets.
+
+    Batches are those of `TwoAFCDataset`, and of `JNDDataset` for the test loaders that `test_names` calls ``"jnd/..."``
+    (the others are called ``"2afc/..."``; `val_names` are the sets').
+
+    ``prepare_data`` downloads what is missing as a whole: the archive of a folder ``2afc/train``, ``2afc/val`` or
+    ``jnd/val`` that does not exist. One process at a time may do so. It shows its progress on the terminal.
+
+    Args:
+        root: Folder of the data set; also one that ``lpips-lightning bapps make`` wrote.
+        train_sets: Of 2AFC; empty to train on nothing.
+        val_sets: Of 2AFC; empty to validate on nothing.
+        jnd_sets: Empty to test on none.
+        batch_size: Triplets (pairs) a batch; the paper's is 50.
+        num_workers: Processes that read.
+        size: Side that images are resized to; the paper's is 64. None leaves them as they are.
+        mirror: Mirror half of the training triplets left to right, drawn anew each epoch; the paper does not.
+        seed: Of the training order.
+        download: False never downloads.
+
+    Raises:
+        ValueError: If a number is off.
+        FileNotFoundError: If a set or a file is missing (in ``setup``).
+        OSError: If a download fails, with what to do by hand (in ``prepare_data``).
+    """
+
+    def __init__(
+        self,
+        root: str = "data/bapps",
+        train_sets: Sequence[str] = TRAIN_SETS,
+        val_sets: Sequence[str] = VAL_SETS,
+        jnd_sets: Sequence[str] = JND_SETS,
+        batch_size: int = 50,
+        num_workers: int = 0,
+        size: int | None = 64,
+        mirror: bool = False,
+        seed: int = 0,
+        download: bool = True,
+    ) -> None:
+        super().__init__(batch_size, num_workers, size, mirror, seed)
+        self.root, self.download = root, download
+        self.sets = {"2afc/train": tuple(train_sets), "2afc/val": tuple(val_sets), "jnd/val": tuple(jnd_sets)}
+
+    @override
+    def prepare_data(self) -> None:
+        if not self.download:
+            return
+        with progress_report() as report:
+            for part, sets in self.sets.items():
+                if sets:
+                    fetch(ARCHIVES[part], self.root, report)
+
+    @override
+    def setup(self, stage: str) -> None:
+        train, val, jnd = self.sets.values()
+        if stage == "fit" and train:
+            self.train_data = TwoAFCDataset(self.root, "train", train, self.size)
+        two_afc = {name: TwoAFCDataset(self.root, "val", (name,), self.size) for name in val}
+        if stage in ("fit", "validate"):
+            self.val_data = dict(two_afc)
+        if stage == "test":
+            pairs = {f"jnd/{name}": JNDDataset(self.root, (name,), self.size) for name in jnd}
+            self.test_data = {**{f"2afc/{name}": data for name, data in two_afc.items()}, **pairs}
+
+
+class TripletDataModule(_JudgedDataModule):
+    """Your own judgments: a CSV (see `lpips_lightning.data.triplets`) and a folder of images of any size.
+
+    Batches are those of `TripletDataset`. There is one validation loader, ``"triplets"``, and the test loader, called
+    ``"2afc/triplets"``, holds the same.
+
+    Args:
+        csv: Judgments to train on, and to hold some out of.
+        images: The folder of the images that it names.
+        val_csv: Judgments to validate on, over the same folder, instead of some of `csv`.
+        val_fraction: Share of `csv` that is held out if there is no `val_csv`.
+        split_by: ``"triplet"`` keeps rows about the same images in one part; ``"reference"`` all of a reference's.
+        columns: What the files call our columns, for those that they call something else: ``{"ref": "reference"}``.
+        batch_size: Triplets a batch.
+        num_workers: Processes that read; 0 suits a few hundred images, which stay in memory.
+        size: Side that images are resized to (see `resize_image`); None leaves them as they are.
+        mirror: Mirror half of the training triplets left to right, drawn anew each epoch.
+        seed: Of the split and the training order.
+        cache_megabytes: Decoded images are kept in memory up to this size, in every process that reads.
+
+    Raises:
+        ValueError: If a number, a column or a value is off (those that need the files: in ``setup``).
+        FileNotFoundError: If a file is missing (in ``setup``).
+    """
+
+    def __init__(
+        self,
+        csv: str,
+        images: str,
+        val_csv: str | None = None,
+        val_fraction: float = 0.1,
+        split_by: SplitBy = "triplet",
+        columns: dict[str, str] | None = None,
+        batch_size: int = 50,
+        num_workers: int = 0,
+        size: int | None = 64,
+        mirror: bool = False,
+        seed: int = 0,
+        cache_megabytes: int = 1024,
+    ) -> None:
+        super().__init__(batch_size, num_workers, size, mirror, seed)
+        self.csv, self.images, self.val_csv, self.columns = csv, images, val_csv, columns
+        self.val_fraction, self.split_by, self.cache_bytes = val_fraction, split_by, cache_megabytes << 20
+
+    @override
+    def setup(self, stage: str) -> None:
+        if not self.val_data and not self.test_data:
+            train, val = self._split()
+            self.train_data = self._data(train)
+            self._held_out = self._data(val)
+        if stage in ("fit", "validate"):
+            self.val_data = {"triplets": self._held_out}
+        if stage == "test":
+            self.test_data = {"2afc/triplets": self._held_out}
+
+    def _data(self, triplets: list[Any]) -> TripletDataset:
+        return TripletDataset(triplets, self.images, self.size, cache_bytes=self.cache_bytes)
+
+    def _split(self) -> tuple[list[Any], list[Any]]:
+        train = read_triplets(self.csv, self.images, self.columns)
+        if self.val_csv is None:
+            return split_triplets(train, self.val_fraction, self.seed, self.split_by)
+        val = read_triplets(self.val_csv, self.images, self.columns)
+        known = {triplet.images for triplet in train}
+        if both := sum(triplet.images in known for triplet in val):
+            warnings.warn(
+                f"val_csv: {both} of its {len(val)} rows are about triplets that csv judges too", stacklevel=2
+            )
+        return train, val

@@ -1,0 +1,90 @@
+"""Distances as one autograd function that computes the input gradient already in its forward pass.
+
+A distance is a scalar per pair, so the gradient of any loss built on it is ``d loss / d distance * d distance / dx``.
+The second factor is computed here together with the distance; the backward pass only multiplies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpips_lightning.backbones.frozen import without_autocast
+from lpips_lightning.batch import cat, chunks
+from lpips_lightning.engine.executor import pair_gradient
+from lpips_lightning.engine.inputs import Pairs
+from lpips_lightning.engine.tiling import tiled_gradient
+
+
+def distances(pairs: Pairs) -> Tensor:
+    """Distance of every pair, differentiable w.r.t. `pairs.x`.
+
+    Args:
+        pairs: The image pairs; `pairs.y` must not require grad.
+
+    Returns:
+        Shape ``(M,)``; float32, or float64 for float64 images.
+    """
+    found, _ = _Distances.apply(pairs.x, pairs)
+    return found
+
+
+class _Distances(torch.autograd.Function):
+    """x -> (distances, d distance / dx). The second output only passes the gradient on to `setup_context`."""
+
+    @staticmethod
+    def forward(x: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        pairs = replace(pairs, x=x)  # under torch.func, x is a different tensor than pairs.x
+        plan = pairs.plan(gradient=True)
+        with without_autocast(x.device):
+            if plan.way == "tiles" and isinstance(pairs.y, Tensor):
+                preprocess = (pairs.preprocess_x, pairs.preprocess_y)
+                by_layer, gradient = tiled_gradient(pairs.network, x, pairs.y, *preprocess, plan.tile)
+                return torch.stack(list(by_layer.values())).sum(0), gradient
+            found, gradients = zip(*(_with_gradient(pairs, part) for part in chunks(x, plan.images)), strict=True)
+        return cat(found), cat(gradients)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, ctx.pairs = inputs
+        ctx.versions = ctx.pairs.versions()
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None]:
+        x, gradient = ctx.saved_tensors
+        if upstream is None:
+            return None, None
+        if torch.is_grad_enabled():  # create_graph=True: the gradient itself must be differentiable
+            return _gradient_with_graph(ctx.pairs, x, upstream, ctx.versions), None
+        return (upstream.view(-1, 1, 1, 1) * gradient).to(x.dtype), None
+
+
+def _gradient_with_graph(pairs: Pairs, x: Tensor, upstream: Tensor, versions: tuple[int, ...]) -> Tensor:
+    """Recompute the gradient by plain autograd; an error if `pairs.y` was modified since the forward pass."""
+    if pairs.versions() != versions:
+        raise RuntimeError(
+            "backward: expected unmodified images for create_graph=True, got images that were modified in place since "
+            "the forward pass; pass a .clone() of tensors that you overwrite"
+        )
+    with without_autocast(x.device):
+        found = pairs.autograd_distances(x)
+    if not found.requires_grad:
+        raise RuntimeError(
+            "backward: expected a derivative by torch.autograd, torch.func.grad or torch.func.jvp, got one by "
+            "torch.func.vjp or jacrev, which are not supported"
+        )
+    return torch.autograd.grad(found, x, upstream, create_graph=True)[0]
+
+
+@torch.no_grad()
+def _with_gradient(pairs: Pairs, part: slice) -> tuple[Tensor, Tensor]:
+    """Distances ``(m,)`` of some of the pairs and their gradient ``(m, 3, H, W)`` w.r.t. the images."""
+    by_layer, gradient = pair_gradient(pairs.network, pairs.inputs_x(part).detach(), pairs.inputs_y(part))
+    total = torch.stack([by_layer[layer] for layer in pairs.network.layers]).sum(0)
+    return total, gradient * pairs.preprocessing_derivative(part)

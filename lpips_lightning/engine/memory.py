@@ -1,0 +1,215 @@
+"""Estimate the peak memory of an evaluation.
+
+The evaluation runs once on ``meta`` tensors, which have no data, and the bytes of all live tensors are counted. So the
+estimate works for any backbone.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lpips_lightning.backbones.frozen import FrozenNetwork
+from lpips_lightning.engine.constants import ESTIMATE_SIDE, STREAM_SIDE_STEP
+from lpips_lightning.engine.executor import pair_distances, pair_gradient
+from lpips_lightning.engine.state import Engine
+from lpips_lightning.engine.streaming import stream
+from lpips_lightning.engine.tiling import AxisTile, tile_gradient
+from lpips_lightning.images.preprocessing import to_backbone
+from lpips_lightning.kernels.conv2d import FastConv2d
+
+Shape: TypeAlias = tuple[int, int, int, int]
+Preprocess: TypeAlias = Callable[[Tensor], Tensor]
+Work: TypeAlias = Literal["forward", "gradient", "tile"]
+
+
+def estimate(network: FrozenNetwork, shape: Shape, work: Work) -> int:
+    """Estimated peak bytes to evaluate a batch of pairs in one pass, in addition to weights and images.
+
+    Args:
+        network: The frozen network, on any device; its dtype matters.
+        shape: ``(N, 3, H, W)`` of each of the two batches.
+        work: ``"forward"`` for distances, ``"gradient"`` for distances and the gradient w.r.t. the first images,
+            ``"tile"`` for the same of a tile.
+
+    Returns:
+        Bytes, the gradient included. The workspace of library convolutions is a rule of thumb.
+    """
+    pixels = shape[2] * shape[3]
+    side = ESTIMATE_SIDE if pixels <= 4 * ESTIMATE_SIDE**2 else 4 * ESTIMATE_SIDE
+    side = max(side, 2 * network.record.smallest_side)
+    costs = Engine.of(network).pixel_costs
+    if (side, work) not in costs:
+        evaluate = {"forward": _forward, "gradient": _gradient, "tile": _tile}[work]
+        small, large = (_peak_of(network, (1, 3, length, length), evaluate) for length in (side, 2 * side))
+        per_pixel = max(large - small, 1) / (3 * side**2)
+        costs[side, work] = max(small - per_pixel * side**2, 0.0), per_pixel
+    fixed, per_pixel = costs[side, work]
+    return int(fixed + per_pixel * shape[0] * pixels) + _workspace_bytes(network)
+
+
+def estimate_stream(network: FrozenNetwork, shape: Shape, strip_bytes: int) -> int:
+    """Estimated peak bytes of `lpips_lightning.engine.streaming.stream`, in addition to weights and images.
+
+    Args:
+        network: The frozen network, on any device; its dtype matters.
+        shape: ``(N, 3, H, W)`` of each of the two batches.
+        strip_bytes: See `stream`.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        ValueError: If the backbone is not supported: see `lpips_lightning.engine.graph.unsupported_reason`.
+    """
+    layer_graph = Engine.of(network).layer_graph
+    tall, wide = (-(-side // STREAM_SIDE_STEP) * STREAM_SIDE_STEP for side in shape[2:])
+    element_size = next(network.extractor.parameters()).element_size()
+    receptive_fields = {name: rows for name, (rows, _) in layer_graph.receptive_fields.items()}
+    deepest = max(
+        strip_bytes // (element_size * depth * columns) * receptive_fields[name].jump
+        + receptive_fields[name].before
+        + receptive_fields[name].after
+        for name, (depth, _, columns) in layer_graph.shapes((wide, wide)).items()
+    )
+    tall = min(tall, deepest + deepest // 4)  # the peak is reached once the deepest layer has rows
+    costs = Engine.of(network).stream_costs
+    if (tall, wide, strip_bytes) not in costs:
+        evaluate = partial(stream, strip_bytes=strip_bytes)
+        costs[tall, wide, strip_bytes] = _peak_of(network, (1, 3, tall, wide), evaluate)
+    return costs[tall, wide, strip_bytes] + _workspace_bytes(network)
+
+
+def peak_bytes(run: Callable[[], object], given: Iterable[Tensor]) -> int:
+    """Peak bytes of all tensors that a function allocates on the ``meta`` device.
+
+    Args:
+        run: A function on ``meta`` tensors.
+        given: Tensors that exist before; they are not counted.
+
+    Returns:
+        Bytes; tensors saved by autograd are included.
+
+    Example:
+        >>> x = torch.empty(1000, device="meta")
+        >>> peak_bytes(lambda: (x + 1).exp().sum(), [x])
+        8000
+    """
+    grad_enabled = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.set_grad_enabled(grad_enabled), _LiveBytes(given) as live:
+        run()
+    return live.peak
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of live storages.
+
+    The outputs of an operation depend only on the shapes of its inputs, so each distinct call runs once and is then
+    served from a cache, which is much faster.
+    """
+
+    def __init__(self, given: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._given = [tensor.untyped_storage() for tensor in given]
+        self._counted = {storage._cdata for storage in self._given}
+        self._outputs: dict[object, list[tuple[Any, Any, torch.dtype] | None]] = {}
+        self._live = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = self._run(func, args, kwargs or {})
+        for result in results if isinstance(results, list | tuple) else [results]:
+            if isinstance(result, Tensor):
+                self._count(result.untyped_storage())
+        self.peak = max(self.peak, self._live)
+        return results
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        aliases = [returned.alias_info for returned in func._schema.returns]
+        if any(aliases) or any(str(returned.type) != "Tensor" for returned in func._schema.returns):
+            return func(*args, **kwargs)
+        key = (func, _hashable(args), _hashable(kwargs))
+        if key not in self._outputs:
+            results = func(*args, **kwargs)
+            outputs = results if isinstance(results, tuple) else [results]
+            self._outputs[key] = [None if out is None else (out.shape, out.stride(), out.dtype) for out in outputs]
+            return results
+        made = [
+            None if layout is None else torch.empty_strided(layout[0], layout[1], dtype=layout[2], device="meta")
+            for layout in self._outputs[key]
+        ]
+        return made[0] if len(made) == 1 else tuple(made)
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata not in self._counted:
+            self._counted.add(storage._cdata)
+            self._live += storage.nbytes()
+            weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+
+    def _free(self, storage: int, size: int) -> None:
+        self._counted.discard(storage)
+        self._live -= size
+
+
+def _hashable(value: Any) -> object:
+    """Arguments of an operation as a cache key; tensors by shape, strides and dtype."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, list | tuple):
+        return tuple(map(_hashable, value))
+    return tuple((key, _hashable(part)) for key, part in value.items()) if isinstance(value, dict) else value
+
+
+def _peak_of(network: FrozenNetwork, shape: Shape, evaluate: Callable[..., object]) -> int:
+    """Peak bytes of ``evaluate(network, x, y, preprocess_x, preprocess_y)``."""
+    clone = _meta_copy(network)
+    dtype = next(clone.extractor.parameters()).dtype
+    x, y = (torch.empty(shape, device="meta") for _ in range(2))
+
+    def preprocess(images: Tensor) -> Tensor:
+        return to_backbone(images, (0.0, 1.0), clone.shift, clone.scale, dtype, clamp=True)
+
+    run = partial(evaluate, clone, x, y, preprocess, preprocess)
+    return peak_bytes(run, [x, y, *clone.parameters(), *clone.buffers()])
+
+
+@torch.no_grad()
+def _forward(network: FrozenNetwork, x: Tensor, y: Tensor, prep_x: Preprocess, prep_y: Preprocess) -> list[Tensor]:
+    return list(pair_distances(network, prep_x(x), prep_y(y)).values())
+
+
+def _gradient(network: FrozenNetwork, x: Tensor, y: Tensor, prep_x: Preprocess, prep_y: Preprocess) -> Tensor:
+    return pair_gradient(network, prep_x(x), prep_y(y))[1] * torch.ones_like(x)
+
+
+def _tile(network: FrozenNetwork, x: Tensor, y: Tensor, prep_x: Preprocess, prep_y: Preprocess) -> Tensor:
+    whole = AxisTile(slice(None), dict.fromkeys(network.layers, slice(None)))
+    positions = dict.fromkeys(network.layers, 1)
+    return tile_gradient(network, (x, y), (prep_x, prep_y), (whole, whole), positions)[1]
+
+
+def _workspace_bytes(network: FrozenNetwork) -> int:
+    """Rule of thumb for the workspace of library convolutions; `FastConv2d` allocates its own on ``meta``."""
+    engine = Engine.of(network)
+    if engine.workspace_bytes is None:
+        modules = (module for module in network.extractor.modules() if not isinstance(module, FastConv2d))
+        weights = [tensor.nbytes for module in modules for tensor in module.parameters(recurse=False)]
+        engine.workspace_bytes = 2 * max(weights, default=0)
+    return engine.workspace_bytes
+
+
+def _meta_copy(network: FrozenNetwork) -> FrozenNetwork:
+    engine = Engine.of(network)
+    if engine.meta_copy is None:
+        with torch.inference_mode(False), torch.no_grad():
+            empty: dict[int, Any] = {id(tensor): tensor.to("meta") for tensor in network.buffers()}
+            for tensor in network.parameters():
+                empty[id(tensor)] = nn.Parameter(tensor.to("meta"), requires_grad=False)
+            engine.meta_copy = copy.deepcopy(network, empty).eval()
+    return engine.meta_copy

@@ -1,0 +1,212 @@
+"""The paper's evaluation: how often distances agree with people, method by method and set by set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lpips_lightning.evaluation.methods import Method
+from lpips_lightning.evaluation.table5 import PAPER_SETS, TABLE_5, paper_row
+from lpips_lightning.functional.judgments import agreement, bootstrap_interval, jnd_score
+from lpips_lightning.io.tables import read_table
+
+Kind = Literal["2afc", "jnd"]
+KINDS: tuple[Kind, ...] = ("2afc", "jnd")
+HUMAN = "human"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Distances of one method on one set, and what people said.
+
+    Attributes:
+        kind: ``"2afc"`` for triplets, ``"jnd"`` for pairs.
+        distances: ``(M, 2)`` to the reference for triplets, ``(M, 1)`` for pairs.
+        shares: Of people who find the second one nearer, or who saw no difference, ``(M,)``.
+    """
+
+    kind: Kind
+    distances: Tensor
+    shares: Tensor
+
+
+@dataclass(frozen=True)
+class Score:
+    """One cell of the table.
+
+    Attributes:
+        method: Its name; `HUMAN` for the score of one more person.
+        set: The set's name.
+        kind: ``"2afc"``: 2AFC score. ``"jnd"``: average precision.
+        value: In per cent.
+        low: Lower end of the bootstrap interval of 95 %, in per cent.
+        high: Upper end.
+        count: Triplets or pairs.
+        paper: The paper's value in per cent, or None.
+    """
+
+    method: str
+    set: str
+    kind: Kind
+    value: float
+    low: float
+    high: float
+    count: int
+    paper: float | None
+
+
+def measure(
+    methods: Sequence[Method],
+    sets: Mapping[str, Dataset[dict[str, Any]]],
+    batch_size: int = 50,
+    num_workers: int = 0,
+    device: str | torch.device = "cpu",
+    report: Callable[[str, int, int], None] | None = None,
+) -> dict[str, dict[str, Judged]]:
+    """Every method's distances on every set; images are read once.
+
+    Args:
+        methods: What to measure.
+        sets: Triplets as of `TwoAFCDataset`, or pairs as of `JNDDataset`, by name; two of one name need a prefix such
+            as ``"jnd/"``.
+        batch_size: Triplets or pairs at a time.
+        num_workers: Processes that read.
+        device: Where to compute.
+        report: Called with a set's name, the rows done and all rows.
+
+    Returns:
+        By method, then by set.
+    """
+    found: dict[str, dict[str, Judged]] = {method.name: {} for method in methods}
+    for name, data in sets.items():
+        loader = DataLoader(data, batch_size, num_workers=num_workers)
+        parts: dict[str, list[Tensor]] = {method.name: [] for method in methods}
+        shares: list[Tensor] = []
+        kind: Kind = "2afc"
+        for batch in loader:
+            kind = "2afc" if "judge" in batch else "jnd"
+            first, *others = ("ref", "p0", "p1") if kind == "2afc" else ("p0", "p1")
+            images = {image: batch[image].to(device) for image in (first, *others)}
+            with torch.inference_mode():
+                for method in methods:
+                    columns = [method.distance(images[first], images[other]) for other in others]
+                    parts[method.name].append(torch.stack(columns, 1).cpu().double())
+            shares.append(batch["judge" if kind == "2afc" else "same"].double())
+            if report is not None:
+                report(name, sum(map(len, shares)), len(data))  # type: ignore[arg-type]
+        for method in methods:
+            found[method.name][name] = Judged(kind, torch.cat(parts[method.name]), torch.cat(shares))
+    return found
+
+
+def read_distances(path: str | Path) -> dict[str, Judged]:
+    """Distances that something else computed.
+
+    Args:
+        path: A CSV with the columns ``path``, ``d0``, ``d1``, ``judge`` (triplets) or ``path``, ``distance``, ``same``
+            (pairs), or a folder of such. The set is the name of the folder above that of the image, as in
+            ``2afc/val/cnn/p0/000000.png``.
+
+    Returns:
+        By set.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a column is missing or a value is off, with the number of the line.
+    """
+    files = sorted(Path(path).glob("*.csv")) if Path(path).is_dir() else [Path(path)]
+    if not files:
+        raise FileNotFoundError(f"distances: expected CSV files in '{path}', got none")
+    rows: dict[tuple[Kind, str], list[list[float]]] = {}
+    for file in files:
+        table = read_table(file)
+        kind: Kind = "jnd" if "same" in table.columns else "2afc"
+        columns = ("d0", "d1", "judge") if kind == "2afc" else ("distance", "same")
+        table.require(["path", *columns])
+        for row in table.rows:
+            folders = Path(row["path"].replace("\\", "/")).parts
+            if len(folders) < 3:
+                raise ValueError(f"{row.place}: path: expected <set>/<kind>/<image>, got {row['path']!r}")
+            numbers = [row.number(column) for column in columns]
+            if not 0 <= numbers[-1] <= 1:
+                raise ValueError(f"{row.place}: {columns[-1]}: expected a share in [0, 1], got {numbers[-1]:g}")
+            rows.setdefault((kind, folders[-3]), []).append(numbers)
+    found = {}
+    in_order = sorted(rows, key=lambda key: (key[0], PAPER_SETS.index(key[1]) if key[1] in PAPER_SETS else len(rows)))
+    for kind, name in in_order:
+        values = rows[kind, name]
+        whole = torch.tensor(values, dtype=torch.float64)
+        found[name if kind == "2afc" else f"jnd/{name}"] = Judged(kind, whole[:, :-1], whole[:, -1])
+    return found
+
+
+def score(
+    measured: Mapping[str, Mapping[str, Judged]],
+    papers: Mapping[str, str | None] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[Score]:
+    """The table's cells: the human ceiling of every set of triplets first, then every method on every set.
+
+    Args:
+        measured: By method, then by set; from `measure` and `read_distances`.
+        papers: Rows of the paper's Table 5 by method.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+
+    Returns:
+        In the order of the methods and sets.
+    """
+    scores: list[Score] = []
+    seen: dict[str, Judged] = {}
+    for sets in measured.values():
+        seen |= {name: judged for name, judged in sets.items() if name not in seen and judged.kind == "2afc"}
+    for name, judged in seen.items():
+        share = judged.shares
+        per_row = share.square() + (1 - share).square()
+        scores.append(_score(HUMAN, name, judged, torch.mean, (per_row,), paper_row(HUMAN), resamples, seed))
+    for method, sets in measured.items():
+        row = (papers or {}).get(method)
+        for name, judged in sets.items():
+            if judged.kind == "2afc":
+                d0, d1 = judged.distances.unbind(1)
+                columns: tuple[Tensor, ...] = (agreement(d0, d1, judged.shares),)
+                scores.append(_score(method, name, judged, torch.mean, columns, row, resamples, seed))
+            else:
+                columns = (judged.distances[:, 0], judged.shares)
+                scores.append(_score(method, name, judged, jnd_score, columns, None, resamples, seed))
+    return scores
+
+
+def summary(scores: Iterable[Score], kind: Kind) -> dict[str, float]:
+    """Mean over the sets of a kind, in per cent, by method; of those that have all of its sets."""
+    values: dict[str, dict[str, float]] = {}
+    for cell in scores:
+        if cell.kind == kind:
+            values.setdefault(cell.method, {})[cell.set] = cell.value
+    sets = {name for found in values.values() for name in found}
+    return {method: sum(found.values()) / len(found) for method, found in values.items() if set(found) == sets}
+
+
+def _score(
+    method: str,
+    name: str,
+    judged: Judged,
+    function: Callable[..., Tensor],
+    columns: tuple[Tensor, ...],
+    row: str | None,
+    resamples: int,
+    seed: int,
+) -> Score:
+    low, high = bootstrap_interval(function, *columns, resamples=resamples, seed=seed)
+    paper = TABLE_5[row][PAPER_SETS.index(name)] if row is not None and name in PAPER_SETS else None
+    value = 100 * float(function(*columns))
+    return Score(
+        method, name.removeprefix("jnd/"), judged.kind, value, 100 * low, 100 * high, len(judged.shares), paper
+    )

@@ -1,0 +1,163 @@
+"""Distances by name, for the evaluation: LPIPS in all its forms, and the older measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpips_lightning.backbones.definition import BACKBONES
+from lpips_lightning.evaluation.table5 import paper_row
+from lpips_lightning.io.tensor_files import read_record
+from lpips_lightning.network import LPIPS
+from lpips_lightning.weights import read_tensors
+
+_OPTIONS = ("calibration", "weights", "kmeans")
+_MS_SSIM_SIDE = 160  # four halvings of a side below it leave less than the 11 pixels of the window
+
+
+@dataclass(frozen=True)
+class Method:
+    """A distance of two batches of images.
+
+    Attributes:
+        name: As it was asked for.
+        distance: Images ``(N, 3, H, W)`` on [-1, 1], twice -> ``(N,)``; lower is more similar.
+        paper: The row of the paper's Table 5, or None.
+    """
+
+    name: str
+    distance: Callable[[Tensor, Tensor], Tensor]
+    paper: str | None
+
+
+def parse_method(name: str) -> Method:
+    """The method that a name asks for.
+
+    ``NET`` is LPIPS with its official calibration; ``NET:baseline`` is uncalibrated; ``NET:random`` has a Gaussian
+    backbone; ``NET:calibration=FILE`` has a calibration of one's own; ``NET:kmeans=FILE`` and ``NET:weights=FILE`` have
+    another backbone, uncalibrated unless the file holds a calibration too. Networks are those of `LPIPS`; `OTHERS` are
+    the rest.
+
+    Args:
+        name: One of these.
+
+    Returns:
+        The method, ready to run.
+
+    Raises:
+        ValueError: If there is none of this name.
+        WeightsError: If weights are missing, damaged or of another architecture.
+        ModuleNotFoundError: If it needs a package that is not installed.
+
+    Example:
+        >>> x = torch.zeros(1, 3, 64, 64)
+        >>> parse_method("l2").distance(x, x + 0.5)
+        tensor([0.0625])
+    """
+    head, _, variant = name.partition(":")
+    if head in OTHERS and not variant:
+        return Method(name, OTHERS[head](), paper_row(head))
+    if head not in BACKBONES:
+        known = ", ".join([*BACKBONES, *OTHERS])
+        raise ValueError(
+            f"method: expected one of {known}, or a network with a variant such as alex:baseline, got {name!r}"
+        )
+    return _lpips(name, head, variant)
+
+
+def _lpips(name: str, net_type: str, variant: str) -> Method:
+    option, _, file = variant.partition("=")
+    if option in ("", "baseline") and not file:
+        net = LPIPS(net_type, calibrated=not option)
+        return Method(name, net, paper_row(net_type, option or "lin"))
+    if option == "random" and not file:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            net = LPIPS(net_type, calibrated=False, weights="random")
+        return Method(name, net, paper_row(net_type, "random"))
+    if option not in _OPTIONS or not file:
+        choices = ", ".join(["baseline", "random", *(f"{choice}=FILE" for choice in _OPTIONS)])
+        raise ValueError(f"method: expected {net_type} with one of {choices}, got {name!r}")
+    if option == "calibration":
+        return Method(name, LPIPS(net_type, calibration=file), paper_row(net_type, "lin"))
+    own = any(key.startswith("calibration.") for key in read_tensors(Path(file).expanduser()))
+    mode = (
+        "kmeans"
+        if option == "kmeans"
+        else str(read_record(file).get("mode", ""))
+        if file.endswith(".safetensors")
+        else ""
+    )
+    return Method(name, LPIPS(net_type, weights=file, calibrated=own), paper_row(net_type, mode) if mode else None)
+
+
+def _l2() -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, y: (_unit(x) - _unit(y)).square().mean((1, 2, 3))
+
+
+def _l2_lab() -> Callable[[Tensor, Tensor], Tensor]:
+    from kornia.color import rgb_to_lab
+
+    # In units of 100, about the range of each channel.
+    return lambda x, y: ((rgb_to_lab(_unit(x)) - rgb_to_lab(_unit(y))) / 100).square().mean((1, 2, 3))
+
+
+def _psnr() -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, y: 10 * (_unit(x) - _unit(y)).square().mean((1, 2, 3)).log10()
+
+
+def _ssim() -> Callable[[Tensor, Tensor], Tensor]:
+    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        found: Any = ssim(_unit(x), _unit(y), data_range=1.0, reduction="none")
+        return 1 - torch.as_tensor(found).reshape(len(x))
+
+    return distance
+
+
+def _ms_ssim() -> Callable[[Tensor, Tensor], Tensor]:
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
+
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        if min(height, width) <= _MS_SSIM_SIDE:
+            raise ValueError(
+                f"ms-ssim: expected sides of more than {_MS_SSIM_SIDE} pixels, got {height}x{width}; "
+                "ask for a larger --size, or leave ms-ssim out"
+            )
+        return 1 - ms_ssim(_unit(x), _unit(y), data_range=1.0, reduction="none").reshape(len(x))
+
+    return distance
+
+
+def _fsim() -> Callable[[Tensor, Tensor], Tensor]:
+    if find_spec("piq") is None:
+        raise ModuleNotFoundError(
+            'fsim: expected the package piq, which is not installed: pip install "lpips_lightning[piq]"'
+        )
+    from piq import fsim
+
+    return lambda x, y: 1 - fsim(_unit(x), _unit(y), data_range=1.0, reduction="none")
+
+
+def _unit(images: Tensor) -> Tensor:
+    """From [-1, 1] to [0, 1]."""
+    return ((images + 1) / 2).clamp(0, 1)
+
+
+OTHERS: dict[str, Callable[[], Callable[[Tensor, Tensor], Tensor]]] = {
+    "l2": _l2,
+    "l2-lab": _l2_lab,
+    "psnr": _psnr,
+    "ssim": _ssim,
+    "ms-ssim": _ms_ssim,
+    "fsim": _fsim,
+}
+"""Makers of the measures that are no network, by name."""

@@ -1,0 +1,53 @@
+"""Functions of tensors: LPIPS, agreement with human judgments, and correlation with mean opinion scores.
+
+`learned_perceptual_image_patch_similarity` is LPIPS with torchmetrics' name and arguments. `two_afc_score`,
+`jnd_score`, `jnd_curve`, `human_ceiling` and `agreement` score distances against human judgments, with
+`bootstrap_interval` around a mean. `correlate`, `by_group` and `mean_over_groups` give SRCC, PLCC after the
+four-parameter logistic, and KRCC as `Correlations`.
+"""
+
+from typing import TYPE_CHECKING
+
+from lpips_lightning._lazy import lazy_names
+
+__all__ = [
+    "Correlations",
+    "agreement",
+    "bootstrap_interval",
+    "by_group",
+    "correlate",
+    "human_ceiling",
+    "jnd_curve",
+    "jnd_score",
+    "learned_perceptual_image_patch_similarity",
+    "mean_over_groups",
+    "two_afc_score",
+]
+
+if TYPE_CHECKING:
+    from lpips_lightning.functional.correlation import Correlations, by_group, correlate, mean_over_groups
+    from lpips_lightning.functional.judgments import (
+        agreement,
+        bootstrap_interval,
+        human_ceiling,
+        jnd_curve,
+        jnd_score,
+        two_afc_score,
+    )
+    from lpips_lightning.functional.lpips import learned_perceptual_image_patch_similarity
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "correlation": ["Correlations", "by_group", "correlate", "mean_over_groups"],
+            "judgments": [
+                "agreement",
+                "bootstrap_interval",
+                "human_ceiling",
+                "jnd_curve",
+                "jnd_score",
+                "two_afc_score",
+            ],
+            "lpips": ["learned_perceptual_image_patch_similarity"],
+        },
+    )

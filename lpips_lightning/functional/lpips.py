@@ -1,0 +1,148 @@
+"""LPIPS as a function of two batches of images."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from functools import lru_cache
+from typing import Any, Literal, Unpack, overload
+
+from torch import Tensor
+
+from lpips_lightning.backbones.definition import Backbone
+from lpips_lightning.functional.reduction import Reduction, check_reduction, choose_range, reduced
+from lpips_lightning.images.ranges import DataRange
+from lpips_lightning.network import LPIPS, measure
+from lpips_lightning.options import LPIPSOptions, check_names, check_not_given, with_options
+
+
+@overload
+def learned_perceptual_image_patch_similarity(
+    img1: Tensor,
+    img2: Tensor,
+    net_type: str | Backbone | LPIPS = "alex",
+    reduction: Reduction = "mean",
+    normalize: bool = False,
+    *,
+    data_range: DataRange | None = None,
+    spatial: bool = False,
+    per_layer: Literal[False] = False,
+    mask: Tensor | None = None,
+    erode: bool = False,
+    **options: Unpack[LPIPSOptions],
+) -> Tensor: ...
+
+
+@overload
+def learned_perceptual_image_patch_similarity(
+    img1: Tensor,
+    img2: Tensor,
+    net_type: str | Backbone | LPIPS = "alex",
+    reduction: Reduction = "mean",
+    normalize: bool = False,
+    *,
+    data_range: DataRange | None = None,
+    spatial: bool = False,
+    per_layer: Literal[True],
+    mask: Tensor | None = None,
+    erode: bool = False,
+    **options: Unpack[LPIPSOptions],
+) -> dict[str, Tensor]: ...
+
+
+@overload
+def learned_perceptual_image_patch_similarity(
+    img1: Tensor,
+    img2: Tensor,
+    net_type: str | Backbone | LPIPS = "alex",
+    reduction: Reduction = "mean",
+    normalize: bool = False,
+    *,
+    data_range: DataRange | None = None,
+    spatial: bool = False,
+    per_layer: bool,
+    mask: Tensor | None = None,
+    erode: bool = False,
+    **options: Unpack[LPIPSOptions],
+) -> Tensor | dict[str, Tensor]: ...
+
+
+@with_options()
+def learned_perceptual_image_patch_similarity(
+    img1: Tensor,
+    img2: Tensor,
+    net_type: str | Backbone | LPIPS = "alex",
+    reduction: Reduction = "mean",
+    normalize: bool = False,
+    *,
+    data_range: DataRange | None = None,
+    spatial: bool = False,
+    per_layer: bool = False,
+    mask: Tensor | None = None,
+    erode: bool = False,
+    **options: Unpack[LPIPSOptions],
+) -> Tensor | dict[str, Tensor]:
+    """LPIPS of two batches; arguments up to `normalize` are torchmetrics'.
+
+    The last few networks that were asked for stay in memory, unless their weights were handed over as tensors.
+
+    Args:
+        img1: Images ``(N, 3, H, W)`` or videos ``(B, T, 3, H, W)``, floating on the range or uint8 on [0, 255].
+        img2: Images of the same shape.
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"``, which ships; from
+            `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network serves, with its options.
+        reduction: Over the batch: ``"mean"``, ``"sum"``, or ``"none"`` (None) for ``(N,)``; for videos over all frames,
+            or ``(B, T)``.
+        normalize: True if images are on [0, 1], False if on [-1, 1].
+        data_range: Instead of `normalize`: ``(low, high)``, or ``high`` alone for ``(0, high)``.
+        spatial: Maps instead of means: every image's term is ``(1, H, W)``.
+        per_layer: A dict of the layers' terms instead of their sum.
+        mask: Which pixels count, see `LPIPS.forward`. Images of which nothing is left are NaN under ``"none"``, and
+            left out of mean and sum.
+        erode: See `LPIPS.forward`.
+        options: See `lpips_lightning.options.LPIPSOptions`. Checking pixel values waits for the device.
+
+    Returns:
+        A 0-dimensional tensor, or ``(N,)`` for ``"none"``; float32, float64 for float64 images.
+
+    Raises:
+        TypeError: If an argument is of the wrong type, or an option does not exist.
+        ValueError: If an argument, a shape or a pixel value does not fit, or an option is given beside a built network.
+        WeightsError: If weights are missing, damaged or of another architecture.
+
+    Example:
+        >>> import torch
+        >>> from lpips_lightning.backbones.definition import BACKBONES
+        >>> from lpips_lightning.backbones.extractor import random_backbone
+        >>> x = torch.zeros(2, 3, 64, 64)
+        >>> backbone = random_backbone(BACKBONES["squeeze"], seed=0)
+        >>> learned_perceptual_image_patch_similarity(x, x, "squeeze", weights=backbone)
+        tensor(0.)
+    """
+    check_reduction(reduction)
+    low_high = choose_range(normalize, data_range)
+    net = _network(net_type, options)
+    shown = measure(
+        net,
+        img1,
+        img2,
+        low_high,
+        spatial=spatial,
+        per_layer=per_layer,
+        mask=mask,
+        erode=erode,
+        names=("img1", "img2"),
+    )
+    return reduced(shown, reduction)
+
+
+def _network(net_type: str | Backbone | LPIPS, options: LPIPSOptions) -> LPIPS:
+    check_names(options, learned_perceptual_image_patch_similarity)
+    if isinstance(net_type, LPIPS):
+        check_not_given(options)
+        return net_type
+    given: dict[str, Any] = dict(sorted(options.items()))
+    lasting = given.get("weights") != "random" and all(isinstance(one, Hashable) for one in (net_type, *given.values()))
+    return (_kept if lasting else LPIPS)(net_type, **given)
+
+
+_kept = lru_cache(maxsize=4, typed=True)(LPIPS)  # 1 is no True, for the checks of `LPIPS`

@@ -1,0 +1,48 @@
+"""What an image batch is: shapes, value ranges, masks, preprocessing.
+
+`DataRange`, `Gray` and `Background` are the types of the options ``data_range``, ``gray`` and ``background``.
+`RangeError` is raised where values leave the range.
+
+Images are ``(N, 3, H, W)``, floating on the declared ``data_range`` (``(low, high)``, or ``high`` alone for
+``(0, high)``), or uint8 on [0, 255]. Unequal sizes are an error; nothing is broadcast or resized silently.
+
+**Pixel values are checked.** Rounding overshoot up to 1e-3 is clamped. Anything else off the range is a `RangeError`
+that names the likely mistake: [0, 255] floats, ``2x - 1`` applied twice, ImageNet normalization, ... A declared range
+that the images visibly do not use ([-1, 1] never below 0, [0, 255] never above 1) is a warning, once. In the loss,
+predictions may overshoot, as an untrained network does. On a GPU neither metric nor loss waits for the check: `compute`
+of the metric and a later call of the loss report what was found. ``validate_args=False`` switches the check off.
+
+>>> import torch
+>>> from lpips_lightning import LPIPS
+>>> net = LPIPS("embedded")
+>>> x = torch.rand(2, 3, 64, 64)
+>>> net(255 * x, 255 * x, data_range=(0, 1))
+Traceback (most recent call last):
+    ...
+lpips_lightning.images.ranges.RangeError: x: expected values on [0, 1], got values from ...
+
+**Other images** are accepted when you say how: ``gray="repeat"`` or ``"per_channel"``, ``background="white"`` or a
+color for alpha channels, ``resize=(H, W)``. All three are in the fingerprint.
+
+>>> gray = LPIPS("embedded", gray="repeat")
+>>> gray(x[:, :1], x[:, :1], data_range=(0, 1))
+tensor([0., 0.])
+"""
+
+from typing import TYPE_CHECKING
+
+from lpips_lightning._lazy import lazy_names
+
+__all__ = ["Background", "DataRange", "Gray", "RangeError"]
+
+if TYPE_CHECKING:
+    from lpips_lightning.images.preprocessing import Background, Gray
+    from lpips_lightning.images.ranges import DataRange, RangeError
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "preprocessing": ["Background", "Gray"],
+            "ranges": ["DataRange", "RangeError"],
+        },
+    )

@@ -1,0 +1,286 @@
+"""Validate image batches and convert them to backbone inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, cast, get_args
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+
+from lpips_lightning.batch import BatchLayout
+
+Gray = Literal["repeat", "per_channel"]
+Background: TypeAlias = Literal["white", "black"] | Sequence[float]
+"""Background color for images with alpha: a name, or red, green, blue in [0, 1]."""
+
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
+_COLORS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
+
+
+@dataclass(frozen=True)
+class ImagePolicy:
+    """Which image layouts are accepted besides ``(N, 3, H, W)``. All shape checks are here.
+
+    Attributes:
+        gray: ``"repeat"`` repeats one channel three times; ``"per_channel"`` compares every channel of
+            ``(N, C, H, W)``, for any C, as a gray image and averages the distances.
+        background: Red, green, blue in [0, 1]: background of RGBA images, whose alpha has the range of the colors.
+        resize: ``(H, W)`` to which every image is resized, bilinear with antialiasing.
+        videos: Accept videos ``(B, T, C, H, W)``, compared frame by frame.
+    """
+
+    gray: Gray | None = None
+    background: tuple[float, float, float] | None = None
+    resize: tuple[int, int] | None = None
+    videos: bool = True
+
+    @classmethod
+    def parse(cls, gray: Gray | None, background: Background | None, resize: int | Sequence[int] | None) -> ImagePolicy:
+        """Create a policy from user arguments.
+
+        Args:
+            gray: See `ImagePolicy`.
+            background: ``"white"``, ``"black"``, or three numbers in [0, 1].
+            resize: ``(H, W)``, or one number for both.
+
+        Returns:
+            The policy.
+
+        Raises:
+            ValueError: If an argument has an unknown value.
+        """
+        if gray is not None and gray not in get_args(Gray):
+            raise ValueError(f"gray: expected None or one of {get_args(Gray)}, got {gray!r}")
+        return cls(gray, None if background is None else _color(background), None if resize is None else _size(resize))
+
+    def __str__(self) -> str:
+        """The preprocessing steps, for the fingerprint; empty if there are none."""
+        parts = [f"gray {self.gray}"] if self.gray else []
+        parts += [f"alpha over {list(self.background)}"] if self.background else []
+        parts += ["resize {}x{} bilinear antialias".format(*self.resize)] if self.resize else []
+        return ", ".join(parts)
+
+    def check(self, images: Tensor, name: str, net_type: str, smallest_side: int) -> None:
+        """Raise unless `images` is a valid batch for the network.
+
+        Args:
+            images: ``(N, C, H, W)`` or ``(B, T, C, H, W)``, floating-point or uint8; N, B and T may be 0.
+            name: Argument name for error messages.
+            net_type: Network name for error messages.
+            smallest_side: Minimum of H and W in pixels.
+
+        Raises:
+            TypeError: If `images` is not a dense tensor of floats or uint8.
+            ValueError: If the shape is not accepted, or a side is too small.
+        """
+        _check_type(images, name)
+        shape = tuple(images.shape)
+        if len(shape) not in ((4, 5) if self.videos else (4,)):
+            way_out = "; add the batch dimension with .unsqueeze(0)" if len(shape) == 3 else ""
+            expected = "(N, 3, H, W) or (B, T, 3, H, W)" if self.videos else "(N, 3, H, W)"
+            raise ValueError(f"{name}: expected shape {expected}, got {shape}{way_out}")
+        self._check_channels(shape, name)
+        height, width = self.resize or shape[-2:]
+        if min(height, width) < smallest_side:
+            raise ValueError(
+                f"{name}: expected sides of at least {smallest_side} pixels for net_type {net_type!r}, got {height}x"
+                f"{width}; enlarge both images alike with resize=, or choose a net that accepts smaller images"
+            )
+
+    def check_pair(self, x: Tensor, y: Tensor, names: tuple[str, str], net_type: str, smallest_side: int) -> None:
+        """Raise unless two batches are valid pairs of images.
+
+        Args:
+            x: See `check`.
+            y: Images of the same shape on the same device; with `resize`, height and width may differ.
+            names: Argument names for error messages.
+            net_type: Network name for error messages.
+            smallest_side: Minimum of H and W in pixels.
+
+        Raises:
+            TypeError: See `check`.
+            ValueError: See `check`; also if the two differ in shape or device.
+        """
+        self.check(x, names[0], net_type, smallest_side)
+        self.check(y, names[1], net_type, smallest_side)
+        if self._comparable(x) != self._comparable(y):
+            raise ValueError(
+                f"{names[1]}: expected the shape of {names[0]}, {tuple(x.shape)}, got {tuple(y.shape)}; "
+                "nothing is broadcast or resized: crop or resize one to the other, or both with resize=(H, W)"
+            )
+        if x.device != y.device:
+            raise ValueError(f"{names[1]}: expected device {x.device}, that of {names[0]}, got {y.device}")
+
+    def to_flat_rgb(self, images: Tensor, data_range: tuple[float, float]) -> tuple[Tensor, tuple[float, float]]:
+        """Convert checked images to a flat RGB batch: frames, gray, alpha, resize.
+
+        Args:
+            images: Images that passed `check`.
+            data_range: Value range ``(low, high)`` of floating-point images.
+
+        Returns:
+            Images ``(M, 3, H, W)`` and their value range.
+        """
+        low, high = data_range = (0.0, 255.0) if images.dtype == torch.uint8 else data_range
+        flat = images.flatten(0, 1) if images.dim() == 5 else images
+        if self.gray == "per_channel":
+            flat = flat.flatten(0, 1).unsqueeze(1)
+        if flat.shape[1] == 1:
+            flat = flat.expand(-1, 3, -1, -1)
+        if flat.shape[1] == 4 and self.background is not None:
+            flat = flat if flat.dtype == torch.float64 else flat.float()
+            alpha = ((flat[:, 3:] - low) / (high - low)).clamp(0, 1)
+            color = torch.tensor(self.background, device=flat.device, dtype=flat.dtype).view(1, 3, 1, 1)
+            flat = alpha * flat[:, :3] + (1 - alpha) * (low + (high - low) * color)
+        if self.resize is not None and tuple(flat.shape[2:]) != self.resize:
+            flat = flat if flat.dtype == torch.float64 else flat.float()
+            flat = F.interpolate(flat, self.resize, mode="bilinear", antialias=True, align_corners=False)
+        return flat, data_range
+
+    def batch_layout(self, images: Tensor) -> BatchLayout:
+        """How the batch of `to_flat_rgb` maps to the given images.
+
+        Args:
+            images: Images that passed `check`.
+
+        Returns:
+            The layout.
+        """
+        return BatchLayout(tuple(images.shape[:-3]), images.shape[-3] if self.gray == "per_channel" else 1)
+
+    def _comparable(self, images: Tensor) -> tuple[int, ...]:
+        """The part of the shape in which two batches must agree."""
+        *lead, channels, height, width = images.shape
+        return (*lead, channels if self.gray == "per_channel" else 3, *((height, width) if not self.resize else ()))
+
+    def _check_channels(self, shape: tuple[int, ...], name: str) -> None:
+        channels = shape[-3]
+        if self.gray == "per_channel" and channels > 0:
+            return
+        known = [3] + [1] * (self.gray == "repeat") + [4] * (self.background is not None)
+        if channels in known:
+            return
+        way_out = {1: "; gray images: say gray='repeat'", 4: "; alpha channels: say background='white' or another"}
+        hint = "; channels come second: use .permute(0, 3, 1, 2)" if shape[-1] == 3 else way_out.get(channels, "")
+        expected = " or ".join(map(str, sorted(known)))
+        raise ValueError(f"{name}: expected {expected} channels (N, {expected}, H, W), got shape {shape}{hint}")
+
+
+PLAIN = ImagePolicy(videos=False)
+"""Accepts only RGB images ``(N, 3, H, W)``."""
+
+
+def to_backbone(
+    images: Tensor,
+    data_range: tuple[float, float],
+    shift: Tensor | None,
+    scale: Tensor | None,
+    dtype: torch.dtype,
+    clamp: bool,
+) -> Tensor:
+    """Backbone input: images mapped to ``[-1, 1]``, shifted and scaled.
+
+    Args:
+        images: ``(N, 3, H, W)``; uint8 has the range [0, 255] regardless of `data_range`.
+        data_range: Value range ``(low, high)`` of floating-point images.
+        shift: Subtracted per channel, shape ``(3,)``; None for v0.0, which does not scale its input.
+        scale: Divisor per channel after the shift, shape ``(3,)``; None for v0.0.
+        dtype: Dtype of the result; arithmetic runs in float32, or in float64 for float64.
+        clamp: Clamp values to the range.
+
+    Returns:
+        Shape ``(N, 3, H, W)``, dtype `dtype`, ``channels_last`` memory.
+    """
+    low, high = (0.0, 255.0) if images.dtype == torch.uint8 else data_range
+    clamp = clamp and images.dtype != torch.uint8
+    working = torch.float64 if dtype == torch.float64 else torch.float32
+    # Fresh memory costs more time than arithmetic, so tensors created here are modified in place. Object identity does
+    # not tell them from the caller's: for tensor subclasses (torch.func), `.to` may return a new object that aliases.
+    ours = clamp or images.dtype != working
+    images = images.to(working)
+    if clamp:
+        images = _clamped(images, low, high)
+    if (low, high) != (-1.0, 1.0):
+        images = images.sub_(low) if ours else images - low
+        images = images.mul_(2 / (high - low)).sub_(1)
+        ours = True
+    if shift is not None and scale is not None:
+        shift, scale = (values.to(working).view(1, 3, 1, 1) for values in (shift, scale))
+        images = (images.sub_(shift) if ours else images - shift).div_(scale)
+    return images.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _clamped(images: Tensor, low: float, high: float) -> Tensor:
+    """Clamp with derivative 1 at the ends of the range too, where torch.clamp gives 0 or 1 depending on the version."""
+    if not torch.compiler.is_compiling():
+        differentiated = torch.is_grad_enabled() and images.requires_grad
+        if not differentiated and forward_ad.unpack_dual(images).tangent is None:
+            return images.clamp(low, high)
+    inside = (images >= low) & (images <= high)
+    return torch.where(inside, images, images.detach().clamp(low, high))
+
+
+def _color(background: Background) -> tuple[float, float, float]:
+    parts: Sequence[object] = _COLORS.get(background, ()) if isinstance(background, str) else background
+    if not isinstance(parts, Sequence) or len(parts) != 3 or not all(map(_is_fraction, parts)):
+        raise ValueError(f"background: expected 'white', 'black' or three numbers on [0, 1], got {background!r}")
+    red, green, blue = (float(cast("float", part)) for part in parts)
+    return red, green, blue
+
+
+def _is_fraction(part: object) -> bool:
+    return isinstance(part, int | float) and 0 <= part <= 1
+
+
+def _size(resize: int | Sequence[int]) -> tuple[int, int]:
+    sides = resize if isinstance(resize, Sequence) else (resize, resize)
+    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+        raise ValueError(f"resize: expected (H, W) or one number, in pixels, got {resize!r}")
+    return sides[0], sides[1]
+
+
+def check_dense(given: object, name: str, expected: str) -> Tensor:
+    """Raise unless an argument is a dense (strided) tensor.
+
+    Args:
+        given: Any object.
+        name: Argument name for error messages.
+        expected: What the error says was expected.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        TypeError: If it is not a tensor, or is sparse, nested, quantized, or batched by `torch.vmap`.
+    """
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{name}: expected {expected}, got {type(given).__name__}")
+    if given.layout != torch.strided or given.is_quantized or given.is_nested:
+        layout = "nested" if given.is_nested else given.layout
+        raise TypeError(f"{name}: expected a dense tensor, got layout {layout}, dtype {given.dtype}")
+    if not torch.compiler.is_compiling() and _is_vmapped(given):
+        raise TypeError(f"{name}: expected {expected}, got a tensor mapped by torch.vmap; give whole batches instead")
+    return given
+
+
+def _is_vmapped(given: Tensor) -> bool:
+    """Whether torch.vmap hides a batch dimension of a tensor."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(given):
+        if functorch.is_batchedtensor(given):
+            return True
+        given = functorch.get_unwrapped(given)
+    return False
+
+
+def _check_type(images: Tensor, name: str) -> None:
+    check_dense(images, name, "a tensor (N, 3, H, W)")
+    if images.dtype not in _DTYPES:
+        raise TypeError(
+            f"{name}: expected floating-point values, or uint8 on [0, 255], got {images.dtype}; "
+            "convert with .float() and say data_range=, or with .to(torch.uint8)"
+        )

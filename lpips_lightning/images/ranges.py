@@ -1,0 +1,252 @@
+"""Value ranges of images, and checks that pixel values are in range."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+DataRange: TypeAlias = float | tuple[float, float] | Sequence[float]
+"""``(low, high)``, or ``high`` alone for ``(0, high)``."""
+
+OVERSHOOT = 1e-3  # relative to the largest magnitude of the range: rounding of float32 resampling and of 2x - 1
+_MIN_WIDTH = 10 * OVERSHOOT  # relative to the largest magnitude: in narrower ranges, OVERSHOOT would hide errors
+_SMALLEST, _LARGEST = 1e-30, 1e30  # widths by which float32 can divide
+_FIRST_BATCHES = 3  # three batches of photographs always have a pixel below mid-gray
+_COPY_EVERY, _READ_AFTER = 8, 4  # calls: copy the device's extremes every 8 calls, read the copy 4 calls later
+
+
+class RangeError(ValueError):
+    """Pixel values outside the declared range."""
+
+
+def parse_range(data_range: DataRange) -> tuple[float, float]:
+    """Lowest and highest pixel value.
+
+    Args:
+        data_range: ``(low, high)``, or ``high`` alone: ``1.0`` is ``(0, 1)`` and ``255`` is ``(0, 255)``.
+
+    Returns:
+        ``(low, high)``.
+
+    Raises:
+        TypeError: If `data_range` is neither a number nor a pair of numbers.
+        ValueError: If ``low < high`` does not hold, either is not finite, or the range is too narrow for float32.
+
+    Example:
+        >>> parse_range(255), parse_range((-1, 1))
+        ((0.0, 255.0), (-1.0, 1.0))
+    """
+    pair = data_range if isinstance(data_range, Sequence) and not isinstance(data_range, bytes) else (0.0, data_range)
+    if len(pair) != 2 or not all(map(_is_number, pair)):
+        raise TypeError(f"data_range: expected a pair (low, high) or a number, got {data_range!r}")
+    try:
+        low, high = float(pair[0]), float(pair[1])
+    except OverflowError:  # an int beyond float64
+        low = high = math.inf
+    if not (low < high and abs(low) < math.inf and abs(high) < math.inf):
+        raise ValueError(f"data_range: expected low < high, both finite, got {data_range!r:.80}")
+    if high - low < _MIN_WIDTH * max(-low, high) or not _SMALLEST < high - low < _LARGEST:
+        raise ValueError(f"data_range: expected low < high that float32 can tell apart, got {data_range!r:.80}")
+    return low, high
+
+
+def training_tolerance(data_range: tuple[float, float]) -> float:
+    """Tolerance for the output of a network in training, which may overshoot its range.
+
+    It still finds wrong ranges: [0, 255] images exceed [0, 1] by 254 ranges; 2x - 1 applied twice reaches -3.
+
+    Args:
+        data_range: ``(low, high)``.
+
+    Returns:
+        Tolerance as a multiple of the range: 1 for ``(0, high)``, 0.25 for others.
+    """
+    return 1.0 if data_range[0] == 0 else 0.25
+
+
+def check_values(images: Tensor, name: str, data_range: tuple[float, float], tolerance: float = 0.0) -> None:
+    """Raise if pixel values are outside the declared range by more than rounding. Synchronizes with the device.
+
+    Args:
+        images: Floating-point images; uint8 always passes.
+        name: Argument name for error messages.
+        data_range: Declared range ``(low, high)``.
+        tolerance: See `RangeChecker.observe`.
+
+    Raises:
+        RangeError: For values outside the range and for NaN; names the likely mistake.
+    """
+    RangeChecker(immediate=True).observe(images, name, data_range, tolerance)
+
+
+@dataclass
+class _Extremes:
+    """Extremes under one name: `lowest` and `highest` on the host, `gathered` on a device."""
+
+    name: str
+    data_range: tuple[float, float]
+    tolerance: float
+    margin: float = 0.0
+    calls: int = 0
+    lowest: float = math.inf
+    highest: float = -math.inf
+    gathered: Tensor | None = field(default=None, repr=False)
+    copied: tuple[Tensor, torch.cuda.Event | None] | None = field(default=None, repr=False)
+
+
+class RangeChecker:
+    """Checks the pixel values of many batches: an error for values out of range, one warning for suspicious ranges.
+
+    A range is suspicious if it includes negative values but the first batches have none, or if it reaches 255 but the
+    first batches stay in [0, 1].
+
+    CPU images are checked immediately. On other devices, minima and maxima are gathered without synchronization and
+    checked in `flush` or, if `periodic`, a few calls later.
+
+    Args:
+        immediate: Check immediately on every device; synchronizes.
+        periodic: Check gathered values every few calls.
+    """
+
+    def __init__(self, *, immediate: bool = False, periodic: bool = False) -> None:
+        self.immediate = immediate
+        self.periodic = periodic
+        self._tracked: dict[str, _Extremes] = {}
+        self._warned = False
+
+    def observe(self, images: Tensor, name: str, data_range: tuple[float, float], tolerance: float = 0.0) -> None:
+        """Check a batch, or gather its extremes for a later check.
+
+        Args:
+            images: Floating-point images; uint8 always passes.
+            name: Argument name for messages; values are tracked by name.
+            data_range: Declared range ``(low, high)``.
+            tolerance: How far values may exceed the range, as a multiple of the range, in addition to rounding. If
+                positive, NaN passes and there is no warning: for the output of a network in training.
+
+        Raises:
+            RangeError: For values outside the range and for NaN; names the likely mistake.
+            ValueError: If the tensor has no data.
+        """
+        if images.is_meta or type(images).__name__ == "FakeTensor":
+            raise ValueError(f"{name}: expected values, got a tensor without; validate_args=False gives shapes alone")
+        if images.dtype == torch.uint8 or images.numel() == 0 or math.isinf(tolerance):
+            return
+        known = self._tracked.get(name)
+        if known is None or (known.data_range, known.tolerance) != (data_range, tolerance):
+            known = self._tracked[name] = _Extremes(name, data_range, tolerance)
+        rounding = max(OVERSHOOT, torch.finfo(images.dtype).eps) * max(map(abs, data_range))
+        known.margin = max(known.margin, rounding + tolerance * (data_range[1] - data_range[0]))
+        known.calls += 1
+        extremes = torch.stack(torch.aminmax(images.detach())).float()
+        if self.immediate or _on_host(images):
+            self._check(known, extremes)
+        elif not (images.is_cuda and torch.cuda.is_current_stream_capturing()):
+            self._gather(known, extremes)
+
+    def flush(self) -> None:
+        """Check everything that was gathered and start anew. Synchronizes with the devices.
+
+        Raises:
+            RangeError: For values outside the range and for NaN; names the likely mistake.
+        """
+        tracked, self._tracked = self._tracked, {}
+        for known in tracked.values():
+            if known.gathered is not None:
+                self._check(known, known.gathered)
+            self._warn_if_suspicious(known)
+
+    def _gather(self, known: _Extremes, extremes: Tensor) -> None:
+        if known.tolerance:  # NaN of a diverged network must not hide later values
+            extremes = extremes.nan_to_num(nan=sum(known.data_range) / 2, posinf=math.inf, neginf=-math.inf)
+        if known.gathered is not None:
+            extremes = torch.stack(
+                (
+                    torch.minimum(known.gathered[0], extremes[0]),
+                    torch.maximum(known.gathered[1], extremes[1]),
+                )
+            )
+        known.gathered = extremes
+        if not self.periodic:
+            return
+        if known.calls % _COPY_EVERY == 1:
+            known.copied = _begin_copy(extremes)
+        elif known.calls % _COPY_EVERY == 1 + _READ_AFTER and known.copied is not None:
+            (copy, done), known.copied = known.copied, None
+            if done is not None:
+                done.synchronize()  # recorded calls ago: does not wait
+            self._check(known, copy)
+
+    def _check(self, known: _Extremes, extremes: Tensor) -> None:
+        lowest, highest = (value.item() for value in extremes)  # torch.func tensors have no .tolist() in torch 2.6
+        low, high = known.data_range
+        if known.tolerance and math.isnan(lowest):
+            return
+        if not (lowest >= low - known.margin and highest <= high + known.margin):
+            raise RangeError(
+                f"{known.name}: expected values on [{low:g}, {high:g}], got values from {lowest:g} to {highest:g}"
+                f"{_likely_mistake(lowest, highest, low, high)}"
+            )
+        known.lowest, known.highest = min(known.lowest, lowest), max(known.highest, highest)
+        if known.calls == _FIRST_BATCHES or known.gathered is not None:
+            self._warn_if_suspicious(known)
+
+    def _warn_if_suspicious(self, known: _Extremes) -> None:
+        low, high = known.data_range
+        if self._warned or known.tolerance or not known.lowest < known.highest:  # constant images prove nothing
+            return
+        if low < 0 <= known.lowest:
+            seen = "no value below 0"
+        elif low == 0 and high >= 255 and known.highest <= 1 + OVERSHOOT:
+            seen = "no value above 1"
+        else:
+            return
+        self._warned = True
+        warnings.warn(
+            f"{known.name}: declared on [{low:g}, {high:g}], but {seen} in the first {known.calls} batches; if they "
+            "are on [0, 1], say data_range=(0, 1) (normalize=True)",
+            stacklevel=2,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies and pickles start empty; gathered values are checked by the original.
+        return {**self.__dict__, "_tracked": {}}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _on_host(images: Tensor) -> bool:
+    return images.device.type == "cpu"
+
+
+def _begin_copy(extremes: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """A copy on the host and the event that marks its completion; None if it is complete."""
+    if not extremes.is_cuda:
+        return extremes.cpu(), None
+    copy = extremes.to("cpu", non_blocking=True)
+    done = torch.cuda.Event()
+    done.record(torch.cuda.current_stream(extremes.device))
+    return copy, done
+
+
+def _likely_mistake(lowest: float, highest: float, low: float, high: float) -> str:
+    if lowest != lowest:
+        return "; a NaN usually comes from a diverged network"
+    if lowest >= min(-0.5, low) and 2 < highest <= 256 and high <= 1:
+        return "; these look like [0, 255]: pass data_range=255 or uint8 images, or divide by 255"
+    if low == 0 and high == 1 and -1.01 <= lowest < 0 and highest <= 1.01:
+        return "; these look like [-1, 1]: pass data_range=(-1, 1) (normalize=False)"
+    if -3.01 <= lowest < -1.5 and highest <= 1.01 and low == -1:
+        return "; 2x - 1 was applied twice"
+    if -2.2 <= lowest < -1.5 and 1.5 < highest <= 2.7:
+        return "; these look normalized by ImageNet's mean and standard deviation: undo that first"
+    return "; clamp the images to the range first"

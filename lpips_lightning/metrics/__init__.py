@@ -1,0 +1,29 @@
+"""torchmetrics metrics: LPIPS, diversity, and agreement with human judgments.
+
+`LearnedPerceptualImagePatchSimilarity` takes the place of torchmetrics' class: same arguments and defaults, only the
+import changes. `LPIPSDiversity` is the mean LPIPS over all pairs of a group's samples. `TwoAFCScore`, `JNDScore` and
+`HumanCeiling` score distances against human judgments.
+
+All return the single-process result for any sharding over batches and ranks. ``index=`` of ``update`` takes the dataset
+index of each sample, so that samples which a `DistributedSampler` repeats count once.
+"""
+
+from typing import TYPE_CHECKING
+
+from lpips_lightning._lazy import lazy_names
+
+__all__ = ["HumanCeiling", "JNDScore", "LPIPSDiversity", "LearnedPerceptualImagePatchSimilarity", "TwoAFCScore"]
+
+if TYPE_CHECKING:
+    from lpips_lightning.metrics.diversity import LPIPSDiversity
+    from lpips_lightning.metrics.judgments import HumanCeiling, JNDScore, TwoAFCScore
+    from lpips_lightning.metrics.lpips import LearnedPerceptualImagePatchSimilarity
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "diversity": ["LPIPSDiversity"],
+            "judgments": ["HumanCeiling", "JNDScore", "TwoAFCScore"],
+            "lpips": ["LearnedPerceptualImagePatchSimilarity"],
+        },
+    )

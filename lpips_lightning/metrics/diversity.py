@@ -1,0 +1,122 @@
+"""How different the samples of a generator are, as a torchmetrics metric."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Unpack
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lpips_lightning.backbones.definition import Backbone
+from lpips_lightning.batch import SUM_DTYPE
+from lpips_lightning.functional.reduction import choose_range
+from lpips_lightning.images.preprocessing import check_dense
+from lpips_lightning.images.ranges import DataRange
+from lpips_lightning.metrics.indexed import METRIC_DEFAULTS, ImageMetric, MetricOptions
+from lpips_lightning.network import LPIPS
+from lpips_lightning.options import with_options
+
+
+@with_options(METRIC_DEFAULTS)
+class LPIPSDiversity(ImageMetric):
+    """Mean LPIPS over all pairs of a group's samples, averaged over groups; higher is more diverse.
+
+    A group holds the samples a generator drew for one condition (Zhu et al. 2017, "Toward Multimodal Image-to-Image
+    Translation", section 5.1). Each image passes the backbone once, whatever the number of pairs. On an accelerator no
+    update waits for the check of pixel values: `compute` raises what it finds.
+
+    As input to `update` and `forward`: ``images`` of shape ``(K, 3, H, W)`` for one group or ``(G, K, 3, H, W)`` for
+    several, K >= 2. As output: a 0-dimensional float32 tensor; NaN for no group.
+
+    Args:
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"``, which ships; from
+            `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network is shared and whose options
+            hold.
+        normalize: True if images are on [0, 1], False if on [-1, 1].
+        data_range: Instead of `normalize`: ``(low, high)``, or ``high`` alone for ``(0, high)``.
+        options: See `lpips_lightning.options.LPIPSOptions`.
+        kwargs: See `torchmetrics.Metric`.
+
+    Attributes:
+        fingerprint: One citeable line: everything that decides the number.
+
+    Raises:
+        TypeError: If an option does not exist.
+        ValueError: If an argument is none of the known ones, or an option is given beside a built network.
+        WeightsError: If weights are missing, damaged or of another architecture.
+
+    Example:
+        >>> metric = LPIPSDiversity("squeeze", normalize=True, weights="random")
+        >>> metric(torch.ones(4, 3, 64, 64))
+        tensor(0.)
+    """
+
+    is_differentiable = True
+    higher_is_better = True
+    full_state_update = False
+    plot_lower_bound = 0.0
+
+    total: Tensor
+    groups: Tensor
+
+    def __init__(
+        self,
+        net_type: str | Backbone | LPIPS = "alex",
+        normalize: bool = False,
+        *,
+        data_range: DataRange | None = None,
+        **options: Unpack[MetricOptions],
+    ) -> None:
+        low_high = choose_range(normalize, data_range)
+        super().__init__(net_type, options)
+        self.data_range = low_high
+        self.fingerprint = f"diversity by {self.net.fingerprint}, range {list(self.data_range)}"
+        self.add_state("total", default=torch.zeros((), dtype=SUM_DTYPE), dist_reduce_fx="sum")
+        self.add_state("groups", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    @override
+    def update(self, images: Tensor, index: Tensor | Sequence[int] | None = None) -> None:
+        """Add one group or several.
+
+        Args:
+            images: ``(K, 3, H, W)`` or ``(G, K, 3, H, W)``, floating on the range or uint8 on [0, 255]; K >= 2.
+            index: Number in the data set of each group, ``(G,)``; what comes again, as a distributed sampler has it,
+                is counted once. In every update or in none.
+
+        Raises:
+            TypeError: If it is not an image batch by its type.
+            ValueError: If a shape or a side does not fit, K is below 2, or pixel values are off the range.
+        """
+        check_dense(images, "images", "a tensor (K, 3, H, W) or (G, K, 3, H, W)")
+        groups = images.unsqueeze(0) if images.dim() == 4 else images
+        if groups.dim() != 5 or groups.shape[1] < 2:
+            raise ValueError(
+                "images: expected (K, 3, H, W) or (G, K, 3, H, W) with at least 2 samples K a group, "
+                f"got {tuple(images.shape)}"
+            )
+        numbers = self._checked_index(index, len(groups))
+        for group in groups:
+            self.net.check_shapes(group, group, ("images", "images"))
+        means = [self._mean(group) for group in groups]
+        if numbers is not None:
+            if means:
+                self._keep(numbers, torch.stack(means).unsqueeze(1))
+            return
+        for mean in means:
+            self.total = self.total + mean
+        self.groups = self.groups + len(groups)
+
+    def _mean(self, group: Tensor) -> Tensor:
+        samples = len(group)
+        budget = self.net.memory_budget or 2**30  # of features at once, as is pairwise's own default
+        distances = self.net.pairwise(group, data_range=self.data_range, memory_budget=budget)
+        return distances.sum(dtype=SUM_DTYPE) / (samples * (samples - 1))
+
+    @override
+    def compute(self) -> Tensor:
+        """Mean over groups of the mean over pairs."""
+        self._flush_range_checks()
+        rows = self._kept(self.groups)
+        return (self.total / self.groups if rows is None else rows.mean()).float()

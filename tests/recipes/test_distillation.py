@@ -1,0 +1,286 @@
+"""The distillation recipe: groups, the start from the teacher, learning, the file it writes, the command line."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from frozen_networks import frozen_network
+from PIL import Image
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from safetensors import safe_open
+
+from lpips_lightning import LPIPS
+from lpips_lightning.backbones.loading import resolve_network
+from lpips_lightning.backbones.plain import EMBEDDED, PlainBackbone, Stage
+from lpips_lightning.recipes import distillation
+from lpips_lightning.recipes.distillation import Distillation, StudentFile, main, mirror
+from lpips_lightning.recipes.distillation_data import DistillationData, Groups, public_domain_photographs
+from lpips_lightning.recipes.distillation_student import Student, pair_maps, prune_into
+
+TINY = [{"channels": 8, "kernel": 11, "stride": 4, "padding": 2}, {"channels": 8, "pool": 1}]
+pytestmark = [
+    # 2026-11-21, pytorch_lightning/trainer/connectors/data_connector.py: noise for a few images.
+    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
+    # 2026-11-21, pytorch_lightning/loops/fit_loop.py: few batches in a test.
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    # 2026-11-21, torchmetrics 1.7: distances of a random backbone hardly vary.
+    pytest.mark.filterwarnings("ignore:The variance of predictions or target is close to zero"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three images of soft colored shapes."""
+    generator = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        path = tmp_path / "images" / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        small = Image.fromarray(generator.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+        small.resize((96, 72), Image.Resampling.BICUBIC).save(path)
+    return path.parent
+
+
+@pytest.fixture
+def data(folder):
+    return DistillationData(
+        [str(folder)], public_domain=False, held_out=["c"], sizes={64: 16, 96: 4}, val_groups=8, batch_size=4
+    )
+
+
+def trainer(tmp_path, **options):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    options = {"max_epochs": 2, "enable_checkpointing": False, "gradient_clip_val": 1.0, **quiet, **options}
+    return Trainer(default_root_dir=tmp_path, **options)
+
+
+def random_alex():
+    return resolve_network("alex", "0.1", True, "random", None, seed=0)[1]
+
+
+def images(groups=2, versions=2, side=64):
+    return torch.randn(groups * (1 + versions), 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def test_pair_maps_are_the_distances_that_lpips_gives():
+    net = LPIPS("alex", weights="random")
+    batch = images().clamp(-1, 1)
+    maps = pair_maps(net.encode(batch).layers, frozen_network(net).calibration, versions=2)
+    first, second = batch[[0, 0, 1, 3, 3, 4]], batch[[1, 2, 2, 4, 5, 5]]
+    expected = net(first, second, per_layer=True)
+    assert len(maps) == 5
+    for layer_map, distance in zip(maps, expected.values(), strict=True):
+        torch.testing.assert_close(layer_map.mean((2, 3)).flatten(), distance)
+
+
+def test_a_student_as_wide_as_its_teacher_starts_as_its_teacher():
+    stages = [Stage(64, 11, 4, 2), Stage(192, 5, 1, 2, pool=True), Stage(384, pool=True), Stage(256), Stage(256)]
+    student, teacher = Student(stages), random_alex()
+    prune_into(student, teacher, images(), versions=2)
+    mine, given = student.encode(images()), teacher.extractor(images())
+    assert len(mine) == 5
+    for (layer, activations), expected in zip(mine.items(), given.values(), strict=True):
+        torch.testing.assert_close(activations, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(student.calibration[layer].detach(), teacher.calibration[layer] + 0.02)
+
+
+def test_a_narrow_student_starts_from_the_channels_that_tell_most():
+    student, teacher = Student(EMBEDDED), random_alex()
+    prune_into(student, teacher, images(), versions=2)
+    given = teacher.extractor.graph.state_dict()["features.0.weight"]
+    same = (student.features[0].weight[:, None] == given[None]).flatten(2).all(2)
+    assert (same.sum(1) == 1).all()
+    taken = same.int().argmax(1)
+    assert len(set(taken.tolist())) == 48
+    expected = teacher.calibration["relu1"][taken] + 0.02
+    torch.testing.assert_close(student.calibration["relu1"].detach(), expected)
+    left_out = sorted(set(range(64)) - set(taken.tolist()))
+    assert teacher.calibration["relu1"][taken].mean() > teacher.calibration["relu1"][left_out].mean()
+
+
+@pytest.mark.parametrize("net_type", ["vgg", "squeeze"])
+def test_starting_from_a_teacher_of_another_shape_is_refused(net_type):
+    teacher = resolve_network(net_type, "0.1", True, "random", None, seed=0)[1]
+    with pytest.raises(ValueError, match="initialize: expected 'random'"):
+        prune_into(Student(EMBEDDED), teacher, images(), versions=2)
+
+
+def test_groups_begin_with_the_image_itself_and_follow_the_seed():
+    images = [torch.full((3, 64, 64), 200, dtype=torch.uint8)]
+    one, two, other = (Groups(images, 64, 32, 3, 0.0, seed).groups for seed in (1, 1, 2))
+    assert one.shape == (64, 4, 3, 32, 32)
+    assert (one[:, 0] == 200).all()
+    assert (one[:, 1:] != 200).any()
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+
+
+def test_every_batch_has_one_size_and_about_as_many_pixels(data):
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    assert sorted(tuple(batch.shape) for batch in batches) == [(2, 5, 3, 96, 96)] * 2 + [(4, 5, 3, 64, 64)] * 4
+    assert all(batch.dtype == torch.uint8 for batch in batches)
+    validation = [list(data.val_dataloader()) for _ in range(2)]
+    assert len(validation[0]) == 2 + 4
+    assert all(torch.equal(one, two) for one, two in zip(*validation, strict=True))
+
+
+def test_held_out_images_are_not_trained_on(data, folder):
+    data.setup("fit")
+    assert data.trained_on == ["a", "b"]
+    unknown = DistillationData([str(folder)], public_domain=False, held_out=["z"])
+    with pytest.raises(ValueError, match=r"held_out: expected names among a, b, c, got z"):
+        unknown.setup("fit")
+    with pytest.raises(ValueError, match="expected images to train on"):
+        DistillationData(public_domain=False).setup("fit")
+
+
+@pytest.mark.parametrize(("options", "message"), [({"versions": 1}, "versions"), ({"procedural_share": 2}, "share")])
+def test_impossible_data_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        DistillationData(**options)
+
+
+def test_public_domain_photographs_are_those_in_the_installed_scikit_image():
+    found = public_domain_photographs()
+    assert {"astronaut", "camera", "chelsea", "coffee", "rocket"} <= set(found)
+    assert all(path.is_file() for path in found.values())
+
+
+def test_mirroring_treats_all_images_alike_and_only_moves_numbers():
+    batch = torch.arange(2 * 3 * 4 * 4).view(2, 3, 4, 4)
+    seen = [mirror(batch) for _ in range(40)]
+    assert len({tuple(turned.flatten().tolist()) for turned in seen}) > 8
+    for turned in seen:
+        assert torch.equal(turned[1] - turned[0], batch[1] - batch[0])
+        assert torch.equal(turned.flatten().sort()[0], batch.flatten())
+
+
+def error_after_training(folder, tmp_path, epochs=10, seed=0, **options):
+    """Mean absolute error of the distance on the groups trained on."""
+    torch.manual_seed(seed)
+    data = DistillationData([str(folder)], public_domain=False, sizes={64: 32}, val_groups=8, batch_size=4)
+    model = Distillation(teacher_weights="random", warmup_steps=2, **options)
+    fit = trainer(tmp_path, max_epochs=epochs, limit_val_batches=0)
+    fit.fit(model, data)
+    images = fit.train_dataloader.dataset.banks[0].groups.flatten(0, 1)
+    given = pair_maps(model.teacher.extractor(model.to_backbone(images)), model.teacher.calibration, 4)
+    mine = pair_maps(model(images), model.averaged.calibration, 4)
+    return float(model.terms(mine, given, 4)["absolute"])
+
+
+def test_a_student_learns_its_teachers_distances(folder, tmp_path):
+    student = {"stages": TINY, "initialize": "random"}
+    before, after = (error_after_training(folder, tmp_path, lr=lr, **student) for lr in (1e-9, 1e-3))
+    assert after < 0.5 * before
+
+
+def test_a_start_from_the_teacher_is_a_head_start(folder, tmp_path):
+    pruned, blank = (
+        np.mean([error_after_training(folder, tmp_path, 1, seed, lr=1e-9, initialize=start) for seed in range(3)])
+        for start in ("teacher", "random")
+    )
+    assert pruned < 0.8 * blank  # 0.3 with torch 2.15, 0.7 with torch 2.6, whose random weights start nearer
+
+
+def test_calibration_never_turns_negative(data, tmp_path):
+    model = Distillation(teacher_weights="random", stages=TINY, initialize="random", lr=0.5, warmup_steps=0)
+    trainer(tmp_path, max_epochs=1).fit(model, data)
+    assert sum(int((weight == 0).sum()) for weight in model.student.calibration.values()) > 0
+    assert all((weight >= 0).all() for weight in model.student.calibration.values())
+
+
+def test_the_file_holds_the_averaged_student_and_its_record(data, tmp_path):
+    path = tmp_path / "made" / "student.safetensors"
+    model = Distillation(teacher_weights="random", stages=TINY, initialize="random")
+    trainer(tmp_path, callbacks=[StudentFile(str(path))]).fit(model, data)
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        record = json.loads(file.metadata()["record"])
+    names = {"calibration.relu1", "calibration.relu2"} | {
+        f"features.{i}.{n}" for i in (0, 3) for n in ("weight", "bias")
+    }
+    assert set(tensors) == names
+    for name, value in model.averaged.state_dict().items():
+        assert torch.equal(tensors[name], value)
+    assert any(not torch.equal(tensors[name], value) for name, value in model.student.state_dict().items())
+    backbone = PlainBackbone([Stage(**stage) for stage in record["stages"]])
+    backbone.load_state_dict({name: value for name, value in tensors.items() if name.startswith("features")})
+    assert record["teacher"] == "LPIPS-alex v0.1"
+    assert record["data"] == ["a", "b"]
+    assert record["held_out"] == ["c"]
+    assert record["steps"] == 12
+    assert {f"val/{score}_{size}" for score in ("spearman", "pearson", "scale") for size in (64, 96)} == set(
+        record["agreement"]
+    )
+    assert str(tmp_path) not in json.dumps(record)
+
+
+def test_a_checkpoint_loads_as_plain_data_without_the_teacher_and_goes_on(data, tmp_path):
+    model = Distillation(teacher_weights="random", stages=TINY, initialize="random")
+    fit = trainer(tmp_path)
+    fit.fit(model, data)
+    fit.save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert {name.split(".")[0] for name in saved} == {"student", "averaged"}
+    resumed = Distillation.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    assert resumed.stages == model.stages
+    taken_up = {}
+
+    class Start(Callback):
+        def on_train_start(self, trainer, pl_module):
+            taken_up.update({name: value.clone() for name, value in pl_module.state_dict().items()})
+
+    longer = trainer(tmp_path, max_epochs=3, callbacks=[Start()])
+    longer.fit(resumed, data, ckpt_path=tmp_path / "last.ckpt")
+    assert longer.global_step == 18
+    assert taken_up.keys() == saved.keys()
+    assert all(torch.equal(value, saved[name]) for name, value in taken_up.items())
+
+
+def test_validated_scores_are_those_of_all_pairs_with_the_image(data, tmp_path):
+    model = Distillation(teacher_weights="random", stages=TINY, initialize="random")
+    fit = trainer(tmp_path)
+    scores = fit.validate(model, data, verbose=False)[0]
+    batches = [batch for batch in data.val_dataloader() if batch.shape[-1] == 64]
+    mine, given = [], []
+    teacher = LPIPS("alex", weights=model.teacher.extractor.graph.state_dict())
+    for batch in batches:
+        for group in batch:
+            pairs = group[:1].expand(4, -1, -1, -1), group[1:]
+            given.append(teacher(*pairs, data_range=(0, 255)))
+            maps = pair_maps(model(group), model.averaged.calibration, 4)
+            mine.append(torch.stack([layer.mean((2, 3)) for layer in maps]).sum(0)[0, :4])
+    mine, given = torch.cat(mine), torch.cat(given)
+    assert scores["val/scale_64"] == pytest.approx(float(mine.mean() / given.mean()), rel=1e-3)
+    assert scores["val/pearson_64"] == pytest.approx(float(torch.corrcoef(torch.stack([mine, given]))[0, 1]), abs=1e-4)
+
+
+def test_the_packaged_yaml_makes_the_embedded_backbone_and_takes_a_step(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["distillation"])
+    packaged = yaml.safe_load(Path(distillation.__file__).with_suffix(".yaml").read_text())
+    assert tuple(Stage(**stage) for stage in packaged["model"]["stages"]) == EMBEDDED
+    small = f"--data.folders=[{folder}] --data.public_domain=false --data.val_groups=4"
+    short = (
+        "--data.batch_size=2 --trainer.max_epochs=1 --trainer.enable_progress_bar=false --file.path=made.safetensors"
+    )
+    main(["fit", "--model.teacher_weights=random", "--data.sizes={64: 4}", *small.split(), *short.split()])
+    with safe_open(tmp_path / "made.safetensors", "pt") as file:
+        assert file.get_tensor("features.0.weight").shape == (48, 3, 11, 11)
+
+
+def test_training_without_the_data_module_is_refused_before_the_first_step(data, tmp_path):
+    data.setup("fit")
+    model = Distillation(teacher_weights="random", stages=TINY, initialize="random")
+    with pytest.raises(MisconfigurationException, match="datamodule: expected DistillationData, got none"):
+        trainer(tmp_path).fit(model, data.train_dataloader(), data.val_dataloader())
+
+
+def test_an_unknown_start_is_refused():
+    with pytest.raises(ValueError, match=r"initialize: expected one of \('teacher', 'random'\), got 'warm'"):
+        Distillation(initialize="warm")

@@ -1,0 +1,40 @@
+"""The photographs inside the scikit-image wheel, and the choice of images by name."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from lpips_lightning.io.image_files import image_size, read_image
+from lpips_lightning.recipes.photographs import bundled_photographs, select_images
+
+
+def test_bundled_photographs_are_five_large_color_images():
+    photographs = bundled_photographs()
+    assert list(photographs) == ["astronaut", "chelsea", "coffee", "motorcycle", "rocket"]
+    for path in photographs.values():
+        image = read_image(path)
+        assert image.dtype == torch.uint8
+        assert tuple(image.shape) == (3, *image_size(path))
+        assert min(image.shape[1:]) >= 300
+        assert (image[0].float() - image[2].float()).abs().mean() > 5  # not gray
+
+
+def test_without_scikit_image_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("lpips_lightning.recipes.photographs.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "lpips_lightning\[recipes\]"'):
+        bundled_photographs()
+
+
+def test_scikit_image_without_its_images_is_reported(monkeypatch, tmp_path):
+    empty = importlib.util.spec_from_file_location("skimage", tmp_path / "__init__.py")
+    monkeypatch.setattr("lpips_lightning.recipes.photographs.find_spec", lambda name: empty)
+    with pytest.raises(FileNotFoundError, match=r"the installed scikit-image lacks astronaut.png, .*rocket.jpg in"):
+        bundled_photographs()
+
+
+def test_unknown_name_is_refused_with_the_known_ones(tmp_path):
+    images = dict.fromkeys("abcdefghij", tmp_path)
+    assert list(select_images(images, ["b", "a"], "held_out")) == ["b", "a"]
+    with pytest.raises(ValueError, match=r"held_out: expected names among a, b, c, d, e, f, g, h, \.\.\., got 'z'"):
+        select_images(images, ["z"], "held_out")

@@ -1,0 +1,230 @@
+"""The trade-off table: rows, weights, equal batches, what is kept, what is said."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from small_data import write_noise
+from torch import Tensor
+
+from lpips_lightning import LPIPS, PerceptualLoss
+from lpips_lightning.recipes.superresolution import SuperResolution, main
+from lpips_lightning.recipes.tradeoff_table import TradeoffRow, markdown, read_rows, write_rows
+
+OUT = Path("outputs/superresolution/tradeoff")
+SMALL = [
+    *["--model.n_resblocks=1", "--model.n_feats=4", "--data.folder=images", "--data.held_out=[d]"],
+    *["--data.patch_size=32", "--data.val_patch_size=32", "--data.epoch_size=4", "--data.batch_size=2"],
+    *["--trainer.max_epochs=2", "--trainer.accelerator=cpu"],
+]
+
+
+@pytest.fixture(autouse=True)
+def _images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "150")
+    write_noise("images")
+
+
+def tradeoff(losses, *more, judges="embedded"):
+    """Make a table; its rows by loss, with numbers for numbers."""
+    main(["tradeoff", f"--losses={losses}", f"--judges={judges}", *SMALL, *more])
+    return rows()
+
+
+def rows():
+    with (OUT / "tradeoff.csv").open() as file:
+        return {(row["loss"], row["seed"]): row for row in csv.DictReader(file)}
+
+
+def no_training(monkeypatch):
+    monkeypatch.setattr(SuperResolution, "training_step", lambda *args: pytest.fail("a model was trained"))
+
+
+def test_every_loss_has_a_row_a_model_and_a_image(capsys):
+    made = tradeoff("untrained,pixel,embedded,baseline,vgg", "--model.loss_weight=0.2")
+    assert [loss for loss, _ in made] == ["untrained", "pixel", "embedded", "embedded:baseline", "vgg"]
+    trained = ["pixel", "embedded", "embedded:baseline"]
+    scores = {loss: [float(made[loss, "0"][name]) for name in ("psnr", "ssim", "lpips_embedded")] for loss in trained}
+    assert len({tuple(values) for values in scores.values()}) == 3
+    assert made["vgg", "0"]["note"] == "left out: the backbone of vgg is not on this machine"
+    assert made["vgg", "0"]["psnr"] == ""
+    stems = ["pixel_seed0", "embedded_seed0", "embedded_baseline_seed0"]
+    assert {path.stem for path in OUT.glob("*.ckpt")} == set(stems)
+    assert {path.stem for path in OUT.glob("*.png")} == {*stems, "untrained_seed0", "target", "input", "tradeoff"}
+    said = capsys.readouterr().out
+    for words in ("bicubic", "+ embedded:baseline", "+ vgg: left out: the backbone of vgg is not on this machine"):
+        assert words in said
+    text = (OUT / "tradeoff.md").read_text()
+    assert text.count("\u2020 |") == 2  # of the embedded net's own two rows
+    assert "`lpips-lightning superresolution tradeoff --losses=" in text
+    check_weights(made)
+
+
+def check_weights(made):
+    """None for pixels, the recipe's for nets, and for baselines what makes the untrained model's loss the same."""
+    weights = {loss: float(row["weight"]) for (loss, _), row in made.items()}
+    assert weights["untrained"] == weights["pixel"] == 0
+    assert weights["embedded"] == 0.2
+    target, preds = (read(f"{OUT}/{name}.png") for name in ("target", "untrained_seed0"))
+    calibrated, plain = (LPIPS("embedded", calibrated=on)(preds, target, (0, 1)) for on in (True, False))
+    # Over both crops in the table, over one of them here.
+    assert weights["embedded:baseline"] == pytest.approx(0.2 * float(calibrated / plain), rel=0.1)
+    model = torch.load(OUT / "embedded_baseline_seed0.ckpt", weights_only=True)["hyper_parameters"]
+    assert model["loss_net"] == "embedded"
+    assert not model["loss_calibrated"]
+    assert model["loss_weight"] == pytest.approx(weights["embedded:baseline"], rel=1e-5)
+
+
+def read(file) -> Tensor:
+    from lpips_lightning.io.image_files import read_image
+
+    return read_image(file)[None] / 255
+
+
+def test_every_training_starts_the_same_and_sees_the_same(monkeypatch):
+    seen: list[list[float]] = []
+    step = SuperResolution.training_step
+
+    def watched(self, batch, batch_idx):
+        if self.trainer.global_step == 0:
+            seen.append([float(parameter.detach().sum()) for parameter in self.network.parameters()])
+        seen[-1].append(float(batch[1].sum()))
+        return step(self, batch, batch_idx)
+
+    # One loss draws more random numbers than another while it is made.
+    monkeypatch.setattr(SuperResolution, "on_fit_start", lambda self: torch.rand(1 + len(seen)), raising=False)
+    monkeypatch.setattr(SuperResolution, "training_step", watched)
+    tradeoff("pixel,embedded", "--seeds=0,1")
+    assert len(seen) == 4
+    assert seen[0] == seen[2]
+    assert seen[1] == seen[3]
+    assert seen[0] != seen[1]
+
+
+def test_a_second_run_trains_nothing_and_a_further_loss_alone(monkeypatch):
+    before = tradeoff("untrained,embedded")
+    text = (OUT / "tradeoff.csv").read_text()
+    with monkeypatch.context() as patch:
+        no_training(patch)
+        assert tradeoff("untrained,embedded") == before
+    assert (OUT / "tradeoff.csv").read_text() == text
+    more = tradeoff("pixel")
+    assert set(more) == {("pixel", "0"), *before}
+    assert {key: more[key] for key in before} == before
+
+
+def test_a_further_judge_needs_no_training(monkeypatch):
+    before = tradeoff("pixel")
+    no_training(monkeypatch)
+    judge = LPIPS("squeeze", weights="random")
+    monkeypatch.setattr(LPIPS, "of", lambda net_type, options, owner, **defaults: judge)
+    after = tradeoff("pixel", judges="embedded,squeeze")
+    assert float(after["pixel", "0"]["lpips_squeeze"]) > 0
+    assert after["pixel", "0"]["psnr"] == before["pixel", "0"]["psnr"]
+    assert after["pixel", "0"]["seconds"] == before["pixel", "0"]["seconds"]
+
+
+def test_a_training_that_fails_says_so_and_the_others_go_on(monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(PerceptualLoss, "forward", lambda *args: 1 / 0)
+        with pytest.warns(UserWarning, match="embedded_seed0: ZeroDivisionError: division by zero"):
+            made = tradeoff("embedded,pixel")
+    assert made["embedded", "0"]["note"] == "failed: ZeroDivisionError"
+    assert made["pixel", "0"]["note"] == ""
+    assert "+ embedded: failed: ZeroDivisionError" in capsys.readouterr().out
+    assert tradeoff("embedded,pixel")["embedded", "0"]["note"] == ""
+
+
+def test_an_interrupted_run_keeps_what_is_finished_and_goes_on(monkeypatch, capsys):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PerceptualLoss, "forward", interrupt)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            tradeoff("pixel,embedded")
+    assert set(rows()) == {("pixel", "0")}
+    assert "pixel" in capsys.readouterr().out
+    assert not list(OUT.glob("embedded*"))
+    steps = []
+    step = SuperResolution.training_step
+    monkeypatch.setattr(SuperResolution, "training_step", lambda *args: steps.append(0) or step(*args))
+    assert set(tradeoff("pixel,embedded")) == {("pixel", "0"), ("embedded", "0")}
+    assert len(steps) == 4  # of the embedded net's training alone
+
+
+def test_a_table_of_other_options_is_not_continued():
+    tradeoff("pixel", "--data.cache=true")
+    with pytest.raises(ValueError, match="out: expected the options of the table in .* another --out starts another"):
+        tradeoff("pixel")
+    assert json.loads((OUT / "settings.json").read_text())["options"][-1] == "--data.cache=true"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--losses=pixel,lpips"], "losses: expected some of untrained, pixel, baseline, alex, .* got 'lpips'"),
+        (["--losses=alex:tuned"], "losses: expected some of .* got 'alex:tuned'"),
+        (["--judges=ssim"], "judges: expected some of alex, vgg, squeeze, embedded, got 'ssim'"),
+        (
+            ["--judges=embedded", "--data.folder=nowhere"],
+            "folder: expected an existing folder of images, got 'nowhere'",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_trained(args, message, monkeypatch):
+    no_training(monkeypatch)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        main(["tradeoff", *SMALL, *args])
+    assert not (OUT / "settings.json").exists()
+
+
+def test_bad_command_lines_are_refused_with_usage(capsys):
+    for args, message in ((["--seeds=one"], "--seeds"), (["now"], "expected options, got 'now'")):
+        with pytest.raises(SystemExit, match="2"):
+            main(["tradeoff", *args])
+        assert message in capsys.readouterr().err
+
+
+def test_seeds_are_one_line_with_mean_and_spread(tmp_path):
+    bicubic = {"psnr": 25.0, "ssim": 0.8, "lpips_alex": 0.3, "lpips_vgg": 0.4}
+    one = {"psnr": 26.0, "ssim": 0.8, "lpips_alex": 0.1, "lpips_vgg": 0.2, "delta": 3}
+    two = one | {"psnr": 27.0, "lpips_alex": 0.2, "delta": 5}
+    scored = [
+        TradeoffRow("untrained", 0, scores=bicubic),
+        TradeoffRow("alex", 0, 0.05, 60, "", one),
+        TradeoffRow("alex", 1, 0.05, 70, "", two),
+    ]
+    write_rows(tmp_path / "rows.csv", scored)
+    assert read_rows(tmp_path / "rows.csv") == scored
+    table = markdown(scored, {"untrained": "bicubic"}).splitlines()
+    assert (
+        table[0]
+        == "| loss | weight | time | PSNR \u2191 | SSIM \u2191 | LPIPS(alex) \u2193 | LPIPS(vgg) \u2193 | delta |"
+    )
+    assert table[2] == "| bicubic | 0 | \u2013 | 25.00 | 0.800 | 0.300 | 0.400 | \u2013 |"
+    alex = "26.50 \u00b1 0.71 | 0.800 \u00b1 0.000 | 0.150 \u00b1 0.071\u2020 | 0.200 \u00b1 0.000 | 4.000 \u00b1 1.414"
+    assert table[3] == f"| + alex | 0.05 | 65 s | {alex} |"
+    assert "over the seeds 0, 1." in table[-1]
+
+
+def test_a_damaged_table_is_refused(tmp_path):
+    (tmp_path / "rows.csv").write_text("loss,seed\npixel,0\n")
+    with pytest.raises(ValueError, match="expected the columns loss, seed, weight, seconds, note"):
+        read_rows(tmp_path / "rows.csv")
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_lpips_as_loss_is_a_quarter_below_bicubic_and_below_pixels_alone(real_weights, monkeypatch):
+    monkeypatch.setenv("LPIPS_LIGHTNING_WEIGHTS", str(real_weights))
+    losses = "--losses=untrained,pixel,embedded"
+    main(["tradeoff", losses, "--judges=alex", "--trainer.max_epochs=3", "--trainer.accelerator=cpu"])
+    found = {loss: float(row["lpips_alex"]) for (loss, _), row in rows().items()}
+    assert found["embedded"] < 0.75 * found["untrained"]
+    assert found["embedded"] < found["pixel"]

@@ -1,0 +1,226 @@
+"""The pages are true: snippets run, commands and options exist, links and names lead somewhere, the docs build."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import yaml
+from references import BUILDERS
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader, TensorDataset
+
+from lpips_lightning.cli.main import COMMANDS, main
+from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS
+
+ROOT = Path(__file__).parents[1]
+# Python snippets by page.
+PAGES = {
+    "README.md": 3,
+    "CHANGELOG.md": 0,
+    "callbacks/README.md": 5,
+    "recipes/README.md": 1,
+    "tests/README.md": 0,
+    "weights/README.md": 1,
+}
+TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
+README = TEXTS["README.md"]
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", TEXTS[page], re.DOTALL)
+
+
+SNIPPETS = [(page, number) for page in PAGES for number in range(len(blocks(page, "python")))]
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch, tmp_path, backbones):
+    """Seeded backbones where ImageNet's are looked for."""
+    for net, tensors in backbones.items():
+        save_file(tensors, tmp_path / f"{BUILDERS[net]}.safetensors")
+        record = BACKBONE_FILES[BUILDERS[net]]
+        monkeypatch.setitem(BACKBONE_FILES, record.builder, replace(record, convolutions_sha256=None))
+    monkeypatch.setenv("LPIPS_LIGHTNING_WEIGHTS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+
+def run(page, number):
+    names = {}
+    exec(compile(blocks(page, "python")[number], f"{page}, snippet {number + 1}", "exec"), names)
+    return names
+
+
+def test_every_page_is_tested():
+    pages = {path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/README.md")]}
+    assert pages == set(PAGES)
+    assert {page: len(blocks(page, "python")) for page in PAGES} == PAGES
+
+
+@pytest.mark.parametrize(("page", "number"), SNIPPETS[1:])
+def test_snippets_run(page, number):
+    run(page, number)
+
+
+def test_the_first_snippet_shows_how_training_lowers_lpips(capsys):
+    run("README.md", 0)
+    shown = capsys.readouterr().out
+    blurred, restored = map(float, re.fullmatch(r"LPIPS: (\S+) blurred, (\S+) restored\n", shown).groups())
+    assert blurred == 0.18  # as the comment beside it says
+    assert restored < 0.12
+
+
+# 2026-11-21, pytorch_lightning/trainer/connectors/data_connector.py: its advice on loaders.
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.parametrize(("page", "number"), [("README.md", 1), ("callbacks/README.md", 4)])
+def test_modules_of_snippets_train_and_their_checkpoints_hold_the_network_alone(page, number, tmp_path):
+    names = run(page, number)
+    model = names["Restoration"](torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.Sigmoid()))
+    loader = DataLoader(TensorDataset(*torch.rand(2, 4, 3, 32, 32)), batch_size=3)
+    callbacks = [
+        made for made in getattr(names.get("trainer"), "callbacks", []) if "lpips_lightning" in type(made).__module__
+    ]
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = pl.Trainer(max_epochs=1, callbacks=callbacks, **quiet)
+    trainer.fit(model, loader, loader) if callbacks else trainer.validate(model, loader, verbose=False)
+    assert 0 < float(trainer.callback_metrics["val/lpips"]) < 10
+    assert sorted(trainer.strategy.lightning_module_state_dict()) == ["network.0.bias", "network.0.weight"]
+
+
+def test_configurations_name_classes_and_their_arguments():
+    tested = 0
+    for page in PAGES:
+        for block in blocks(page, "yaml"):
+            for entry in yaml.safe_load(block)["trainer"]["callbacks"]:
+                module, _, name = entry["class_path"].rpartition(".")
+                assert isinstance(getattr(import_module(module), name)(**entry["init_args"]), pl.Callback)
+                tested += 1
+    assert tested == 2
+
+
+def test_the_root_page_is_short_and_begins_with_a_snippet():
+    assert README.count("\n") <= 150
+    assert README[: README.index("```python")].count("\n") < 15
+    assert {"PerceptualLoss", "LearnedPerceptualImagePatchSimilarity"} <= set(
+        re.findall(r"\w+", blocks("README.md", "python")[0])
+    )
+    assert "PerceptualScores" in blocks("README.md", "python")[1]
+
+
+def command_lines():
+    """Command lines in blocks and in running text."""
+    found = []
+    for text in TEXTS.values():
+        plain = [block for language, block in re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL) if not language]
+        found += [line for block in plain for line in block.splitlines() if line.startswith("lpips-lightning ")]
+        found += re.findall(r"`(lpips-lightning [^`]+)`", text)
+    return [line for line in found if line.split()[1] != "--help"]
+
+
+def options_in(text):
+    return re.findall(r"(?<![\w-])--[a-z][\w.-]*", text)
+
+
+def test_commands_and_their_options_exist(capsys):
+    lines = command_lines()
+    assert len(lines) >= 30
+    assert {line.split()[1] for line in lines} == set(COMMANDS)
+    shown = {}
+
+    def options_of(call):
+        """Everything that ``--help`` names after some words, which must be a command."""
+        if call not in shown:
+            with pytest.raises(SystemExit) as end:
+                main([*call, "--help"])
+            assert not end.value.code, call
+            shown[call] = set(options_in(capsys.readouterr().out))
+        return shown[call]
+
+    for line in lines:
+        words = shlex.split(line, comments=True)[1:]
+        call = tuple(words[: next((index for index, word in enumerate(words) if word.startswith("-")), len(words))])
+        known = options_of(call)
+        if call[1:] == ("tradeoff",):  # it takes those of its recipe too
+            known = known | options_of((call[0], "fit"))
+        assert set(options_in(line)) <= known, line
+    running = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", "".join(TEXTS.values()), flags=re.DOTALL))
+    named = {option for code in running if not code.startswith("pip ") for option in options_in(code)}
+    assert len(named) >= 10
+    assert named <= {"--help"}.union(*shown.values())
+
+
+def test_targets_of_make_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    named = {
+        target for text in TEXTS.values() for target in re.findall(r"(?:^|`)make ([a-z][a-z-]*)", text, re.MULTILINE)
+    }
+    assert {"demo", "test", "bench", "docs"} <= named
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in named)
+
+
+def test_every_calibration_is_listed_with_its_sha256():
+    assert all(f"`{record.sha256}`" in TEXTS["weights/README.md"] for record in CALIBRATIONS.values())
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_relative_links_lead_somewhere(page):
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", TEXTS[page]):
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
+
+
+def test_names_in_pages_and_docstrings_of_packages_exist():
+    texts = [*TEXTS.values()]
+    for path in [*ROOT.glob("*/__init__.py"), *ROOT.glob("lpips_lightning/*/__init__.py")]:
+        texts.append(path.read_text(encoding="utf-8"))
+    named = {name for text in texts for name in re.findall(r"\blpips_lightning(?:\.[A-Za-z_]\w*)+", text)}
+    named -= {name for name in named if name.endswith((".html", ".py"))}
+    assert len(named) >= 25
+    assert [name for name in sorted(named) if not exists(name)] == []
+
+
+def exists(name):
+    module, names = name, []
+    while module:
+        try:
+            found = import_module(module)
+        except ModuleNotFoundError:
+            module, _, last = module.rpartition(".")
+            names.insert(0, last)
+        else:
+            for part in names:
+                found = getattr(found, part, None)
+            return found is not None
+    return False
+
+
+def test_the_engine_tells_of_each_of_its_files():
+    told = import_module("lpips_lightning.engine").__doc__
+    files = [path.stem for path in (ROOT / "lpips_lightning" / "engine").glob("*.py") if path.stem != "__init__"]
+    assert len(files) >= 10
+    assert [name for name in files if f"\n**{name}** " not in told] == []
+
+
+def test_the_docs_build_without_warnings(tmp_path):
+    built = subprocess.run(
+        [sys.executable, str(ROOT / ".ci" / "docs.py"), str(tmp_path)], capture_output=True, text=True
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert (tmp_path / "tests.html").is_file()
+    pages = ["lpips_lightning", "lpips_lightning/engine", "lpips_lightning/callbacks", "lpips_lightning/compat"]
+    pages += [f"lpips_lightning/{path.parent.name}" for path in (ROOT / "lpips_lightning").glob("*/__init__.py")]
+    for page in pages:
+        content = (tmp_path / f"{page}.html").read_text(encoding="utf-8")
+        names = getattr(import_module(page.replace("/", ".")), "__all__", [])
+        assert [name for name in names if f'id="{name}"' not in content] == []

@@ -1,0 +1,163 @@
+"""CalibrationReport: drawn once a run, the same in every logger, and refused where there is nothing to report."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from boring_module import Boring, board, board_events, fit, loader, trainer, wandb
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from PIL import Image
+from pytorch_lightning.loggers import CSVLogger
+
+from lpips_lightning.callbacks import CalibrationReport
+from lpips_lightning.callbacks._loggers import log_image
+
+# 2026-11-21, pytorch_lightning/trainer/connectors/data_connector.py: its advice on loaders.
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
+
+
+class Calibration(Boring):
+    """Has what a calibration has; its scores are those of its last validation or test."""
+
+    def __init__(self):
+        super().__init__()
+        self.calibration_scores, self.human_ceilings, self.jnd_scores, self.jnd_curves = {}, {}, {}, {}
+        self.calibration = {"relu1": torch.linspace(0, 1, 8), "relu2": torch.zeros(5), "relu3": torch.ones(3)}
+
+    def on_validation_epoch_end(self):
+        self.calibration_scores = {"traditional": 0.7, "my set": 0.8}
+        self.human_ceilings = {"traditional": 0.81, "my set": 0.85}
+        self.jnd_scores = {"cnn": 0.6}
+        self.jnd_curves = {"cnn": (torch.linspace(0, 1, 9), torch.linspace(1, 0.5, 9))}
+
+    on_test_epoch_end = on_validation_epoch_end
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What is handed to the loggers: name, step, pixels."""
+    found = []
+
+    def note(trainer, name, pixels, step, **options):
+        found.append((name, step, pixels))
+        log_image(trainer, name, pixels, step, **options)
+
+    monkeypatch.setattr("lpips_lightning.callbacks.calibration_report.log_image", note)
+    return found
+
+
+def read(path):
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+def test_every_logger_and_the_folder_get_the_same_image_once(tmp_path, drawn):
+    tensorboard, table = board(tmp_path), CSVLogger(tmp_path, name="csv")
+    weights_and_biases = wandb(tmp_path)
+    fit(tmp_path, [CalibrationReport("Alex-lin")], Calibration(), logger=[tensorboard, table, weights_and_biases])
+    ((name, step, pixels),) = drawn
+    assert (name, step) == ("val/calibration_report", 6)
+    (event,) = board_events(tensorboard).Images(name)
+    (media,) = tmp_path.rglob("files/media/images/val/*.png")
+    files = [Path(logger.log_dir) / f"{name}_step_00000006.png" for logger in (tensorboard, table)]
+    for shown in (io.BytesIO(event.encoded_image_string), media, *files):
+        assert np.array_equal(read(shown), pixels)
+    assert len(list(tmp_path.rglob("*.png"))) == 3
+    weights_and_biases.experiment.finish()
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_a_validation_or_a_test_alone_is_reported_too(tmp_path, drawn, stage):
+    getattr(trainer(tmp_path, [CalibrationReport()]), stage)(Calibration(), loader(), verbose=False)
+    prefix = {"validate": "val", "test": "test"}[stage]
+    assert [name for name, _, _ in drawn] == [f"{prefix}/calibration_report"]
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")] == [
+        f"{prefix}/calibration_report_step_00000000.png"
+    ]
+
+
+def test_a_rehearsal_draws_and_writes_nothing(tmp_path, drawn):
+    fit(tmp_path / "new", [CalibrationReport()], Calibration(), fast_dev_run=True)
+    assert len(drawn) == 1
+    assert not (tmp_path / "new").exists()
+
+
+def axes_of(monkeypatch, model, paper=None):
+    """The axes that the report draws, by title."""
+    from matplotlib.figure import Figure
+
+    figures = []
+    subplots = Figure.subplots
+    monkeypatch.setattr(
+        Figure, "subplots", lambda figure, *args, **kw: figures.append(figure) or subplots(figure, *args, **kw)
+    )
+    pixels = CalibrationReport(paper).draw(model)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape[2] == 3
+    return {axis.get_title(): axis for axis in figures[0].axes}
+
+
+def test_the_drawing_has_the_numbers(monkeypatch):
+    model = Calibration()
+    model.on_test_epoch_end()
+    axes = axes_of(monkeypatch, model, "VGG-tune")
+    assert list(axes) == ["Agreement with people", "Just noticeable differences", "The calibration"]
+    bars = axes["Agreement with people"]
+    assert [bar.get_height() for bar in bars.patches] == pytest.approx([70, 80])
+    lines = {lines.get_label(): [segment[0][1] for segment in lines.get_segments()] for lines in bars.collections}
+    assert lines["human ceiling"] == pytest.approx([81, 85])
+    assert lines["VGG-tune (paper)"] == pytest.approx([79.3])  # a set of one's own is not in the paper
+    (curve,) = axes["Just noticeable differences"].lines
+    assert curve.get_label() == "cnn, AP 60.0 %"
+    assert curve.get_ydata() == pytest.approx(np.linspace(100, 50, 9))
+    weights = axes["The calibration"].lines
+    assert [line.get_label() for line in weights][1] == "relu2, 5 channels, 100 % below 0.01"
+    assert weights[0].get_ydata() == pytest.approx(np.linspace(1, 0, 8))
+
+
+def test_before_the_first_validation_there_are_the_weights_alone(monkeypatch):
+    assert list(axes_of(monkeypatch, Calibration())) == ["The calibration"]
+
+
+def test_scores_of_ones_own_stand_beside(monkeypatch):
+    model = Calibration()
+    model.on_test_epoch_end()
+    collections = axes_of(monkeypatch, model, {"my set": 0.75})["Agreement with people"].collections
+    assert {lines.get_label() for lines in collections} == {"paper", "human ceiling"}
+
+
+def test_the_papers_rows_have_the_papers_means():
+    printed = {  # Table 5, last column
+        "Squeeze-lin": 70.0,
+        "Alex-lin": 69.8,
+        "VGG-lin": 69.2,
+        "Squeeze-scratch": 69.2,
+        "Alex-scratch": 70.2,
+        "VGG-scratch": 70.0,
+        "Squeeze-tune": 69.6,
+        "Alex-tune": 69.7,
+        "VGG-tune": 69.8,
+    }
+    means = {name: 100 * sum(CalibrationReport(name).paper.values()) / 6 for name in printed}
+    assert means == pytest.approx(printed, abs=0.06)  # the scores are rounded too
+
+
+def test_other_models_and_scores_are_refused(tmp_path, monkeypatch):
+    message = (
+        "model: expected a calibration .* got Boring without calibration, calibration_scores, human_ceilings, jnd_"
+    )
+    with pytest.raises(MisconfigurationException, match=message):
+        fit(tmp_path, [CalibrationReport()], Boring())
+    with pytest.raises(ValueError, match=r"paper: expected one of \('Human', .* got 'Alex'"):
+        CalibrationReport("Alex")
+    with pytest.raises(ValueError, match=r"paper: expected scores on \[0, 1\], got 70.6 for 'cnn'; divide per cents"):
+        CalibrationReport({"cnn": 70.6})
+    monkeypatch.setattr("lpips_lightning.callbacks.calibration_report.find_spec", lambda name: None)
+    with pytest.raises(
+        ModuleNotFoundError, match="CalibrationReport draws with matplotlib, which is not installed: pip"
+    ):
+        fit(tmp_path, [CalibrationReport()], Calibration())

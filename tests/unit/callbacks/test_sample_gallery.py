@@ -1,0 +1,308 @@
+"""SampleGallery: the right samples, the same pixels in every logger, memory for k, nothing of the model changed."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from boring_module import SIZE, Boring, board, board_events, fit, images, loader, trainer, wandb
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from PIL import Image
+from pytorch_lightning.loggers import CSVLogger
+from torch.utils.data import DataLoader, TensorDataset
+
+from lpips_lightning import LPIPS
+from lpips_lightning.callbacks import SampleGallery
+from lpips_lightning.callbacks._loggers import check_pixels, log_image
+from lpips_lightning.callbacks._sample_panel import Sample, Scored, sample_panel, to_pixels
+from lpips_lightning.io.heatmap import heatmap_colors, heatmap_indices
+
+# 2026-11-21, pytorch_lightning/trainer/connectors/data_connector.py: its advice on loaders.
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
+NAMES = [f"val/gallery/{kind}_{place}" for kind in ("worst", "best") for place in (1, 2)]
+
+
+def gallery(**options):
+    return SampleGallery("embedded", **{"data_range": (0, 1), "k": 2, **options})
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What is handed to the loggers: name, step, pixels."""
+    found = []
+
+    def note(trainer, name, pixels, step):
+        found.append((name, step, pixels))
+        log_image(trainer, name, pixels, step)
+
+    monkeypatch.setattr("lpips_lightning.callbacks.sample_gallery.log_image", note)
+    return found
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """Which samples are drawn: label and whose score."""
+    found = []
+
+    def note(sample, scored, place, *args):
+        found.append((place, scored))
+        return sample_panel(sample, scored, place, *args)
+
+    monkeypatch.setattr("lpips_lightning.callbacks.sample_gallery.sample_panel", note)
+    return found
+
+
+def read(path):
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+def test_the_worst_and_the_best_are_chosen(tmp_path, chosen):
+    model = Boring()
+    loaders = [loader(n=7, seed=1), loader(n=3, seed=2)]
+    trainer(tmp_path, [gallery()]).validate(model, loaders, verbose=False)
+    expected = []
+    for index, one in enumerate(loaders):
+        x, target = one.dataset.tensors
+        scores = LPIPS("embedded")(model(x), target, data_range=(0, 1)).tolist()
+        expected += [(score, index, number) for number, score in enumerate(scores)]
+    expected = sorted(expected, reverse=True)[:2] + sorted(expected)[:2]
+    assert [place for place, _ in chosen] == ["worst 1 of 2", "worst 2 of 2", "best 1 of 2", "best 2 of 2"]
+    assert [scored[1:3] for _, scored in chosen] == [one[1:] for one in expected]
+    assert [scored.score for _, scored in chosen] == pytest.approx([one[0] for one in expected], rel=1e-5)
+
+
+def test_every_logger_shows_the_same_pixels(tmp_path, drawn):
+    tensorboard, table = board(tmp_path), CSVLogger(tmp_path, name="csv")
+    weights_and_biases = wandb(tmp_path)
+    fit(tmp_path, [gallery()], logger=[tensorboard, table, weights_and_biases])
+    assert [(name, step) for name, step, _ in drawn] == [(name, step) for step in (3, 6) for name in NAMES]
+    events = board_events(tensorboard)
+    assert sorted(events.Tags()["images"]) == sorted(NAMES)
+    media = {read(path).tobytes() for path in tmp_path.rglob("files/media/images/val/gallery/*_*_*.png")}
+    assert len(list(tmp_path.rglob("files/media/images/val/gallery/*_*_*.png"))) == len(drawn)
+    for name, step, pixels in drawn:
+        assert pixels.dtype == np.uint8
+        (shown,) = [event for event in events.Images(name) if event.step == step]
+        assert np.array_equal(read(io.BytesIO(shown.encoded_image_string)), pixels)
+        assert np.array_equal(read(f"{table.log_dir}/{name}_step_{step:08d}.png"), pixels)
+        assert pixels.tobytes() in media
+    assert len(list(tmp_path.rglob("*.png"))) == len(drawn) + len(list(tmp_path.rglob("files/media/**/*.png")))
+    tables = sorted(tmp_path.rglob("files/media/table/val/*.table.json"))
+    assert len(tables) == 2
+    content = json.loads(tables[0].read_text())
+    assert content["columns"] == ["kind", "place", "lpips", "dataloader_idx", "image", "sample"]
+    assert [row[:2] for row in content["data"]] == [["worst", 1], ["worst", 2], ["best", 1], ["best", 2]]
+    assert all(isinstance(row[2], float) for row in content["data"])
+    weights_and_biases.experiment.finish()
+
+
+def test_mlflow_shows_the_same_pixels(tmp_path, drawn, monkeypatch):
+    pytest.importorskip("mlflow")
+    from pytorch_lightning.loggers import MLFlowLogger
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    logger = MLFlowLogger(tracking_uri=f"file:{tmp_path / 'runs'}")
+    fit(tmp_path, [gallery()], logger=logger, max_epochs=1)
+    assert len(drawn) == 4
+    for name, step, pixels in drawn:
+        file = logger.experiment.download_artifacts(logger.run_id, f"{name}_step_{step:08d}.png", str(tmp_path))
+        assert np.array_equal(read(file), pixels)
+
+
+def test_without_a_logger_images_are_files_and_tests_have_them_too(tmp_path, drawn):
+    trainer(tmp_path, [gallery(k=1)]).test(Boring(), loader(), verbose=False)
+    assert [name for name, _, _ in drawn] == ["test/gallery/worst_1", "test/gallery/best_1"]
+    for name, _, pixels in drawn:
+        assert np.array_equal(read(tmp_path / f"{name}_step_00000000.png"), pixels)
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == [
+        "best_1_step_00000000.png",
+        "worst_1_step_00000000.png",
+    ]
+
+
+def test_a_rehearsal_draws_and_writes_nothing_and_the_sanity_check_does_not_draw(tmp_path, drawn):
+    fit(tmp_path / "new", [gallery()], fast_dev_run=True)
+    assert len(drawn) == 4  # of two samples, each is among the worst and the best
+    assert not (tmp_path / "new").exists()
+    drawn.clear()
+    fit(tmp_path, [gallery()], limit_val_batches=1, max_epochs=0)
+    fit(tmp_path, [gallery(every_n_epochs=2)], max_epochs=5)
+    assert [step for _, step, _ in drawn] == [6] * 4 + [12] * 4
+
+
+def test_memory_is_bounded_by_k(tmp_path):
+    most = []
+
+    class Watching(SampleGallery):
+        def on_validation_batch_end(self, *args, **kwargs):
+            super().on_validation_batch_end(*args, **kwargs)
+            most.append(len(self._samples))
+
+    callback = Watching("embedded", data_range=(0, 1), k=2)
+    fit(tmp_path, [callback], val=loader(n=12, seed=1), max_epochs=1, num_sanity_val_steps=0)
+    assert max(most) == 4
+    assert not callback._samples
+
+
+def test_mode_and_random_numbers_are_as_found(tmp_path):
+    model, states = Boring(), []
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    model.train()
+    trainer(tmp_path, [gallery()]).validate(model, loader(), verbose=False)
+    states.append(torch.get_rng_state())
+    torch.set_rng_state(before)
+    trainer(tmp_path, []).validate(model, loader(), verbose=False)
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert model.training
+
+
+def cells(pixels, count=4, height=SIZE, factor=6):
+    """The images inside the image, at their own size."""
+    text = max(13, min(SIZE * factor // 17, 26))
+    top, gap = round(text * 2.9), round(text * 0.6)
+    side = SIZE * factor
+    found = [pixels[top : top + side, gap + i * (side + gap) :][:, :side] for i in range(count)]
+    small = [one[::factor, ::factor] for one in found]
+    for one, large in zip(small, found, strict=True):
+        assert np.array_equal(one.repeat(factor, 0).repeat(factor, 1), large)
+    return small
+
+
+def test_the_image_shows_input_prediction_target_and_map(tmp_path, drawn):
+    model = Boring(lambda x, pred, target: {"input": x[:, :1, ::4, ::4], "preds": pred, "target": target})
+    x, target = images(1)
+    trainer(tmp_path, [gallery(k=1)]).validate(model, DataLoader(TensorDataset(x, target)), verbose=False)
+    low, pred, truth, heat = cells(drawn[0][2])
+    expected = to_pixels(x[0, :1, ::4, ::4], (0, 1)).repeat(4, 0).repeat(4, 1)
+    assert np.array_equal(low, expected)
+    assert np.array_equal(truth, to_pixels(target[0], (0, 1)))
+    with torch.no_grad():
+        made = model(x)
+        heat_map = LPIPS("embedded")(made, target, data_range=(0, 1), spatial=True)[0, 0]
+    assert np.array_equal(pred, to_pixels(made[0], (0, 1)))
+    assert np.array_equal(heat, heatmap_colors()[(heat_map * 255).round().clamp(max=255).long().numpy()])
+
+
+def test_larger_distances_are_brighter():
+    brightness = heatmap_colors() @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(brightness) > -0.5).all()
+    assert brightness[0] < 5
+    assert brightness[-1] > 240
+    assert (brightness[16:] - brightness[:-16]).min() > 5
+
+
+def test_equal_distances_have_equal_colors_in_all_images():
+    rising = torch.linspace(0, 2, 64).expand(64, 64)
+    assert heatmap_indices(rising, 1.0)[0, :33].max() == 255
+    assert heatmap_indices(torch.full((2, 2), 0.5), 1.0).tolist() == [[128, 128], [128, 128]]
+    black = np.zeros((64, 64, 3), np.uint8)
+    one = Sample(black, black, None, heatmap_indices(rising, 1.0))
+    two = Sample(black, black, None, heatmap_indices(rising / 2, 1.0))
+    first, second = (sample_panel(each, Scored(0.3, 0, 0, 0), "best 1 of 1", "alex v0.1", 1.0) for each in (one, two))
+    middle = first.shape[0] // 2
+    assert len({tuple(color) for color in second[middle]} - {tuple(color) for color in first[middle]}) < 40
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize(("height", "width"), [(512, 31), (31, 512), (300, 500)])
+def test_any_shape_is_drawn_in_its_own_pixels(height, width):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    sample = Sample(image, image, image, image[..., 0])
+    drawn = sample_panel(sample, Scored(0.123, 1, 12345, 0), "worst 10 of 10", "squeeze v0.1", 1.0)
+    windows = np.lib.stride_tricks.sliding_window_view(drawn[..., 0], (height, width))
+    assert (windows[:, :, 0, 0] == image[0, 0, 0]).any()
+    matches = [(windows[y, x] == image[..., 0]).all() for y, x in np.argwhere(windows[..., 0, 0] == image[0, 0, 0])]
+    assert sum(matches) == 3
+
+
+def test_inputs_that_are_no_images_are_refused_or_left_out(tmp_path, drawn):
+    model = Boring(lambda x, pred, target: {"input": torch.cat([x, x], 1), "pred": pred, "target": target})
+    message = r"input_key: expected images \(2, 3, h, w\) or \(2, 1, h, w\), .*\(2, 6, 48, 48\); pass input_key=None"
+    with pytest.raises(MisconfigurationException, match=message):
+        fit(tmp_path, [gallery()], model)
+    trainer(tmp_path, [gallery(k=1, input_key=None)]).validate(model, loader(), verbose=False)
+    assert len(cells(drawn[0][2], count=3)) == 3
+    with pytest.raises(MisconfigurationException, match="validation_step: expected a mapping .* got None; return"):
+        fit(tmp_path, [gallery()], Boring(lambda *args: None))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": 0}, "k: expected at least 1, got 0"),
+        ({"every_n_epochs": 0}, "every_n_epochs: expected at least 1, got 0"),
+        ({"heatmap_max": 0.0}, "heatmap_max: expected a positive distance, got 0.0"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        gallery(**arguments)
+
+
+def test_only_uint8_reaches_a_logger():
+    with pytest.raises(TypeError, match="pixels: expected uint8, got float64"):
+        check_pixels(np.zeros((4, 4, 3)))
+    with pytest.raises(ValueError, match=r"pixels: expected shape \(H, W, 3\), got \(3, 4, 4\)"):
+        check_pixels(np.zeros((3, 4, 4), np.uint8))
+    values = torch.tensor([-0.2, 0.0, 0.5, 1.0, 1.2]).expand(3, 1, 5)
+    assert to_pixels(values, (0, 1))[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+    assert to_pixels(values, (-1, 1))[0, :, 0].tolist() == [102, 128, 191, 255, 255]
+
+
+@pytest.mark.parametrize("memory_budget", [None, 2**24])
+@pytest.mark.parametrize("kind", ["gray", "alpha", "resize", "channels"])
+def test_samples_are_shown_as_the_network_sees_them(tmp_path, monkeypatch, kind, memory_budget):
+    """Prediction, target, heat map and score of every kind are those of the color images that it stands for."""
+    kept = []
+    monkeypatch.setattr(
+        "lpips_lightning.callbacks.sample_gallery.sample_panel",
+        lambda sample, scored, place, *args: (kept.append((place, sample, scored)), sample.target)[1],
+    )
+    alpha = torch.linspace(0, 1, SIZE).expand(1, SIZE, SIZE)
+    make, see, options = {
+        "gray": (lambda t: t[:, :1], lambda t: t[:, :1].expand(-1, 3, -1, -1), {"gray": "repeat"}),
+        "alpha": (
+            lambda t: torch.cat([t, alpha.expand(len(t), -1, -1, -1)], 1),
+            lambda t: t * alpha + (1 - alpha),
+            {"background": "white"},
+        ),
+        "resize": (
+            lambda t: t,
+            lambda t: torch.nn.functional.interpolate(t, (40, 44), mode="bilinear", antialias=True),
+            {"resize": (40, 44)},
+        ),
+        "channels": (lambda t: t, lambda t: t.mean(1, keepdim=True).expand(-1, 3, -1, -1), {"gray": "per_channel"}),
+    }[kind]
+    returns = {
+        True: lambda x, pred, target: {"input": make(x), "preds": make(pred), "target": make(target)},
+        False: lambda x, pred, target: {"input": x, "preds": see(pred), "target": see(target)},
+    }
+    for own in (True, False):
+        model = Boring(returns[own])
+        said = {**options, "memory_budget": memory_budget} if own else {}
+        trainer(tmp_path, [gallery(**said)]).validate(model, loader(seed=1), verbose=False)
+    assert len(kept) == 8
+    net = LPIPS("embedded", **options)
+    by_number = {scored.number: sample for _, sample, scored in kept[4:]}
+    for place, sample, scored in kept[:4]:
+        x, target = (batch[scored.number : scored.number + 1] for batch in images(5, 1))
+        pred = (0.8 * x).clamp(0, 1)
+        expected = float(net(make(pred), make(target), (0, 1)))
+        assert scored.score == pytest.approx(expected, rel=1e-4), place
+        assert np.abs(sample.target.astype(int) - to_pixels(see(target)[0], (0, 1))).max() <= 1
+        assert np.abs(sample.pred.astype(int) - to_pixels(see(pred)[0], (0, 1))).max() <= 1
+        assert sample.input.shape == (SIZE, SIZE, 3) and sample.heat.shape == sample.target.shape[:2]
+        if kind != "channels" and scored.number in by_number:
+            assert np.abs(sample.heat.astype(int) - by_number[scored.number].heat).max() <= 1
+
+
+def test_transparent_inputs_need_a_background(tmp_path):
+    model = Boring(lambda x, pred, target: {"input": torch.cat([x, x[:, :1]], 1), "preds": pred, "target": target})
+    with pytest.raises(MisconfigurationException, match="^input_key: expected images .*; a background= takes transp"):
+        trainer(tmp_path, [gallery()]).validate(model, loader(), verbose=False)
+    trainer(tmp_path, [gallery(background="black")]).validate(model, loader(), verbose=False)

@@ -1,0 +1,122 @@
+"""Shell completion: shtab's scripts know every command, action and option, and offer them in bash; torch stays out."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from lpips_lightning import recipes
+from lpips_lightning.backbones.definition import BACKBONES
+from lpips_lightning.cli import completion
+from lpips_lightning.cli import correlate as correlate_cli
+from lpips_lightning.cli import main as cli
+from lpips_lightning.evaluation.opinion_scores import COLUMNS
+from lpips_lightning.functional.correlation import Score
+from lpips_lightning.options import Precision
+
+ACTIONS = ["fit", "validate", "test", "predict"]
+WANTED = {  # words before the last, the last, as it stands: what is offered
+    ("", "co"): ["compare", "colorization", "correlate", "completion"],
+    ("", "--v"): ["--version"],
+    ("weights", ""): ["list", "doctor", "fetch"],
+    ("weights", "f"): ["fetch"],
+    ("weights fetch", "--"): ["--help", "--to", "--net", "--mirror", "--from"],
+    ("weights fetch --to", "w"): ["w.png"],
+    ("compare", "w"): ["w.png"],
+    ("compare", "--c"): ["--calibration", "--common", "--csv"],
+    ("compare w.png", "--res"): ["--resize"],
+    ("compare --csv", "w"): ["w.png"],
+    ("compare --precision", ""): ["fp32", "bf16", "fp16"],
+    ("compare a b --net", "s"): ["squeeze"],
+    ("superresolution", ""): [*ACTIONS, "tradeoff"],
+    ("superresolution fit", "--c"): ["--config", "--ckpt_path"],
+    ("superresolution fit --config", "w"): ["w.png"],
+    ("distillation", "p"): ["predict"],
+    ("calibration", ""): [*ACTIONS, "fast"],
+    ("bapps", ""): ["evaluate", "make", "sheet"],
+    ("bapps make --judge", "l"): ["l2"],
+    ("bapps evaluate", "--jnd"): ["--jnd-sets"],
+    ("correlate x.csv --score", ""): ["mos", "dmos"],
+    ("completion", ""): ["bash", "zsh", "fish", "tcsh"],
+}
+
+
+def parser(*names):
+    """The parser of a command, and of its action."""
+    found = completion.whole_parser()
+    for name in names:
+        (commands,) = (action for action in found._actions if isinstance(action, argparse._SubParsersAction))
+        found = commands.choices[name]
+    return found
+
+
+def words(found):
+    (commands,) = (action for action in found._actions if isinstance(action, argparse._SubParsersAction))
+    return list(commands.choices)
+
+
+def choices(option, *names):
+    return list(parser(*names)._option_string_actions[option].choices)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "tcsh"])
+def test_scripts_name_every_command_and_are_made_without_torch(shell):
+    code = f"import sys; from lpips_lightning.cli.main import main; main(['completion', '{shell}'])"
+    code += "; print('torch' in sys.modules, file=sys.stderr)"
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert made.stderr == "False\n"
+    for name in (*cli.COMMANDS, "tradeoff", "doctor"):
+        assert name in made.stdout
+    assert ("per-layer" in made.stdout) and made.stdout.endswith("\n")
+
+
+def test_bash_offers_what_may_follow(tmp_path, capsys):
+    assert cli.main(["completion", "bash"]) == 0
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    (tmp_path / "w.png").touch()
+    lines = ["compopt() { :; }", "source ./script"]  # compopt works only while the shell completes
+    for before, last in WANTED:
+        typed = " ".join(f"'{word}'" for word in ["lpips-lightning", *before.split(), last])
+        lines.append(f"COMP_WORDS=({typed}); COMP_CWORD={len(before.split()) + 1}; COMPREPLY=()")
+        lines.append(f"_shtab_lpips_lightning lpips-lightning '{last}'; echo \"${{COMPREPLY[*]}}\"")
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("bash is not installed")
+    options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "check": True, "timeout": 60}
+    offered = subprocess.run([bash, "-c", "\n".join(lines)], cwd=tmp_path, **options).stdout.splitlines()
+    assert dict(zip(WANTED, map(str.split, offered), strict=True)) == WANTED
+
+
+def test_every_command_is_known_and_every_recipe_takes_lightnings_actions():
+    assert words(parser()) == list(cli.COMMANDS)
+    fitting = {name for name, command in cli.COMMANDS.items() if "fit" in command.actions}
+    yamls = {path.stem.replace("_", "-") for path in Path(recipes.__file__).parent.glob("*.yaml")}
+    assert fitting == yamls & set(cli.COMMANDS) and len(fitting) >= 3
+    for name in fitting:
+        assert words(parser(name)) == list(cli.COMMANDS[name].actions)
+
+
+def test_choices_that_are_said_twice_are_the_same():
+    assert choices("--net", "compare") == list(BACKBONES)
+    assert set(choices("--precision", "compare")) == set(get_args(Precision)) - {"autocast"}
+    assert choices("--score", "correlate") == list(get_args(Score))
+    assert correlate_cli.parser().get_default("columns") == ",".join(COLUMNS)
+    assert {*BACKBONES, "l2", "none"} == set(choices("--judge", "bapps", "make"))
+
+
+def test_an_unknown_shell_is_code_two(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["completion", "pwsh"])
+    assert exit_.value.code == 2 and "invalid choice: 'pwsh'" in capsys.readouterr().err
+
+
+def test_without_shtab_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(completion, "find_spec", lambda name: None)
+    assert cli.main(["completion", "bash"]) == 2
+    assert capsys.readouterr().err == 'lpips-lightning: shtab is missing: pip install "lpips_lightning[completion]"\n'

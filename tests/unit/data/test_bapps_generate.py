@@ -1,0 +1,230 @@
+"""Data sets made from photographs: whole, deterministic, judged as they say; and the sheet of distortions."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lpips_lightning import LPIPS
+from lpips_lightning.cli import main as cli
+from lpips_lightning.data import bapps_generate as bapps_make
+from lpips_lightning.data.bapps import JNDDataset, TwoAFCDataset
+from lpips_lightning.data.bapps_generate import l2, make_bapps
+from lpips_lightning.data.datamodules import TripletDataModule
+from lpips_lightning.data.distortion_sheet import SHOWN, STRENGTHS, corner, write_sheet
+from lpips_lightning.data.distortions import DISTORTIONS
+from lpips_lightning.io.image_files import read_image
+
+SMALL = {"train": 6, "val": 4, "jnd": 4, "size": 32}
+EMBEDDED = LPIPS("embedded")
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Four images of smooth colors with edges."""
+    folder = tmp_path_factory.mktemp("photographs")
+    numbers = torch.Generator().manual_seed(0)
+    for name in "abcd":
+        coarse = torch.rand(1, 3, 5, 6, generator=numbers)
+        smooth = torch.nn.functional.interpolate(coarse, (72, 80), mode="bicubic")[0]
+        smooth[:, 20:50, 30:60] = torch.rand(3, 1, 1, generator=numbers)
+        Image.fromarray((smooth.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy().copy()).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(photographs, tmp_path_factory):
+    return make_bapps(photographs, tmp_path_factory.mktemp("made") / "bapps", **SMALL, distance=EMBEDDED)
+
+
+def files_in(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_what_is_made_is_read_as_bapps(made):
+    for split, count in (("train", 6), ("val", 4)):
+        data = TwoAFCDataset(made, split, ("traditional",), size=None)
+        assert len(data) == count
+        assert all(data[i][kind].shape == (3, 32, 32) for i in range(count) for kind in ("ref", "p0", "p1"))
+        assert all(not torch.equal(data[i]["p0"], data[i]["p1"]) for i in range(count))
+        assert {float(data[i]["judge"]) for i in range(count)} <= {0.0, 1.0}
+    pairs = JNDDataset(made, ("traditional",), size=None)
+    assert sorted(float(pairs[index]["same"]) for index in range(4)) == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("judge", ["embedded", "l2"])
+def test_judgments_are_those_of_the_metric_on_the_written_images(made, photographs, tmp_path, judge):
+    root = made if judge == "embedded" else make_bapps(photographs, tmp_path / "l2", **SMALL, distance=l2)
+    net = LPIPS("embedded")
+
+    def distance(x, y):
+        return float(net(x[None], y[None])) if judge == "embedded" else float(((x - y) / 2).square().mean())
+
+    data = TwoAFCDataset(root, "train", ("traditional",), size=None)
+    table = rows(root / "2afc/train/traditional/made.csv")
+    for item, row in zip((data[index] for index in range(6)), table, strict=True):
+        d0, d1 = distance(item["ref"], item["p0"]), distance(item["ref"], item["p1"])
+        assert [float(row["p0_distance"]), float(row["p1_distance"])] == pytest.approx([d0, d1], rel=1e-4)
+        assert item["judge"] == float(d1 < d0)
+    pairs = JNDDataset(root, ("traditional",), size=None)
+    distances = [distance(pairs[index]["p0"], pairs[index]["p1"]) for index in range(4)]
+    same = [float(pairs[index]["same"]) for index in range(4)]
+    assert max(d for d, s in zip(distances, same, strict=True) if s) < min(
+        d for d, s in zip(distances, same, strict=True) if not s
+    )
+
+
+def test_the_record_says_how_each_image_was_made(made):
+    table = rows(made / "2afc/train/traditional/made.csv") + rows(made / "2afc/val/traditional/made.csv")
+    for row in table:
+        for candidate in ("p0", "p1"):
+            names, strengths = row[candidate].split("+"), row[f"{candidate}_strength"].split("+")
+            assert len(names) == len(strengths) == len(set(names)) <= 2
+            assert set(names) <= set(DISTORTIONS)
+            assert all(0 <= float(strength) <= 1 for strength in strengths)
+    assert {len(row["p0"].split("+")) for row in table} == {1, 2}
+    about = json.loads((made / "made.json").read_text())
+    assert about["counts"] == {"2afc/train": 6, "2afc/val": 4, "jnd/val": 4}
+    assert about["images"] == ["a", "b", "c", "d"]
+    assert about["judge"].startswith("LPIPS embedded v0.1")
+
+
+def test_photographs_to_validate_on_are_kept_out_of_training(made):
+    train = {row["photograph"] for row in rows(made / "2afc/train/traditional/made.csv")}
+    val = {row["photograph"] for part in ("2afc", "jnd") for row in rows(made / part / "val/traditional/made.csv")}
+    assert train and len(val) == 1 and not train & val
+
+
+def test_the_seed_decides_and_more_triplets_leave_the_first_ones_as_they_are(made, photographs, tmp_path):
+    again = files_in(make_bapps(photographs, tmp_path / "again", **SMALL, distance=EMBEDDED))
+    assert again == files_in(made)
+    more = files_in(make_bapps(photographs, tmp_path / "more", **(SMALL | {"train": 9}), distance=EMBEDDED))
+    images = [name for name in again if name.endswith(".png")]
+    assert len(images) == 6 * 3 + 4 * 3 + 4 * 2
+    assert all(more[name] == again[name] for name in images)
+    other = files_in(make_bapps(photographs, tmp_path / "other", **SMALL, distance=EMBEDDED, seed=1))
+    assert not any(other[name] == again[name] for name in images)
+
+
+def test_people_fill_in_a_table_that_the_data_module_reads(photographs, tmp_path):
+    root = make_bapps(photographs, tmp_path / "people", train=6, val=2, size=32, distance=None)
+    assert not list(root.rglob("*.npy")) and not (root / "jnd").exists()
+    for name, votes in (("judge_train.csv", "3,1"), ("judge_val.csv", "0,5")):
+        text = (root / name).read_text()
+        assert text.count("\n") == text.count(",,\n") + 1
+        (root / name).write_text(text.replace(",,\n", f",{votes}\n"))
+    data = TripletDataModule(str(root / "judge_train.csv"), str(root), str(root / "judge_val.csv"), size=32)
+    data.setup("fit")
+    (batch,) = data.train_dataloader()
+    assert batch["judge"].tolist() == [0.25] * 6
+    (batch,) = data.val_dataloader()[0]
+    assert batch["judge"].tolist() == [1.0] * 2
+    stored = read_image(root / "2afc/val/traditional/p1/000001.png").float() / 255 * 2 - 1
+    assert torch.equal(batch["p1"][1], stored)
+
+
+def test_parts_can_be_left_out(photographs, tmp_path):
+    root = make_bapps(photographs, tmp_path / "val", train=0, val=3, jnd=0, size=32, distance=l2, set_name="mine")
+    assert sorted(path.name for path in root.iterdir()) == ["2afc", "made.json"]
+    assert len(TwoAFCDataset(root, "val", ("mine",))) == 3
+    assert {row["photograph"] for row in rows(root / "2afc/val/mine/made.csv")} <= set("abcd")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train": -1}, "train: expected at least 0, got -1"),
+        ({"train": 0, "val": 0, "jnd": 0}, "train: expected some triplets or pairs, got 0 of all"),
+        ({"distance": None}, r"jnd: expected 0 without a judging distance \(people fill in triplets alone\), got 4"),
+        ({"seed": -1}, "seed: expected at least 0, got -1"),
+        ({"size": 73}, r"images: expected sides of at least 73 pixels, got 72x80 in .*a.png"),
+        ({"size": 8}, "size: expected at least 16, got 8"),
+        ({"set_name": "../evil"}, "set_name: expected a name of a folder, got '../evil'"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_written(photographs, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_bapps(photographs, tmp_path / "out", **(SMALL | {"distance": l2} | options))
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_photograph_cannot_be_kept_out_of_training(photographs, tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/a.png").write_bytes((photographs / "a.png").read_bytes())
+    with pytest.raises(ValueError, match="images: expected at least 2, as those to validate on are kept out"):
+        make_bapps(tmp_path / "one", tmp_path / "out", **SMALL, distance=l2)
+    make_bapps(tmp_path / "one", tmp_path / "out", train=2, val=0, jnd=0, distance=l2)
+
+
+def test_a_folder_that_holds_something_is_refused_and_an_empty_one_taken(photographs, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="out: expected a new or an empty folder, got '.*out', which holds"):
+        make_bapps(photographs, out, **SMALL, distance=l2)
+    (out / "notes.txt").unlink()
+    make_bapps(photographs, out, train=1, val=0, jnd=0, distance=l2)
+    assert (out / "made.json").is_file()
+
+
+def test_a_distance_that_returns_no_tensor_is_refused(photographs, tmp_path):
+    with pytest.raises(TypeError, match="distance: expected a callable that returns a tensor .*, got float from it"):
+        make_bapps(photographs, tmp_path / "out", **SMALL, distance=lambda x, y: 1.0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_leaves_nothing_behind(photographs, tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(bapps_make, "_write_tables", fail)
+    with pytest.raises(OSError, match="disk full"):
+        make_bapps(photographs, tmp_path / "out", **SMALL, distance=l2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_command_makes_a_data_set_and_says_mistakes_in_one_sentence(photographs, tmp_path, capsys):
+    command = ["bapps", "make", f"--images={photographs}", f"--out={tmp_path / 'out'}", "--judge=l2", "--size=32"]
+    assert cli.main([*command, "--train=2", "--val=1", "--jnd=0"]) == 0
+    assert len(TwoAFCDataset(tmp_path / "out", "train", ("traditional",))) == 2
+    assert "3/3" in capsys.readouterr().err
+    assert cli.main([*command, "--train=2"]) == 2
+    assert capsys.readouterr().err.startswith("lpips-lightning: out: expected a new or an empty folder, got")
+    for wrong in (["bapps"], ["bapps", "mak"], ["bapps", "make"], [*command, "--judge=x"]):
+        with pytest.raises(SystemExit) as exit_:
+            cli.main(wrong)
+        assert exit_.value.code == 2
+        assert "lpips-lightning bapps" in capsys.readouterr().err
+
+
+def test_sheet_shows_every_distortion_at_rising_strengths(photographs, tmp_path, capsys):
+    assert cli.main(["bapps", "sheet", f"--images={photographs / 'a.png'}", f"--out={tmp_path / 'new/sheet.png'}"]) == 0
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["sheet.png"]
+    sheet = np.array(Image.open(tmp_path / "new/sheet.png"))
+    for index, name in enumerate(DISTORTIONS):
+        corners = [corner(index, column) for column in range(1 + len(STRENGTHS))]
+        row = [sheet[top : top + SHOWN, left : left + SHOWN].astype(float) for left, top in corners]
+        damage = [np.square(image - row[0]).mean() for image in row[1:]]
+        assert damage[0] > 0 and damage[-1] > 2 * damage[0], name
+    last = corner(len(DISTORTIONS) - 1, len(STRENGTHS))
+    assert sheet.shape[0] > last[1] + SHOWN and sheet.shape[1] > last[0] + SHOWN
+    assert not (sheet[last[1] + SHOWN :] != 255).any()  # it ends in a margin
+
+
+def test_sheet_takes_turns_through_a_folder_and_refuses_other_formats(photographs, tmp_path):
+    one = write_sheet(photographs / "a.png", tmp_path / "one.png").read_bytes()
+    all_four = write_sheet(photographs, tmp_path / "four.png").read_bytes()
+    assert one != all_four
+    assert write_sheet(photographs, tmp_path / "again.png").read_bytes() == all_four
+    with pytest.raises(ValueError, match=r"out: expected a path that ends in .png, got '.*sheet.jpg'"):
+        write_sheet(photographs, tmp_path / "sheet.jpg")
+    with pytest.raises(FileNotFoundError, match="gone: expected an image file, got no such file"):
+        write_sheet(photographs / "gone", tmp_path / "sheet.png")

@@ -1,0 +1,240 @@
+"""Judgments of your own: every way to write the CSV, every mistake named by its line, splits that do not leak."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lpips_lightning.data.datamodules import TripletDataModule
+from lpips_lightning.data.triplets import Triplet, TripletDataset, read_triplets, split_triplets
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Six images of three sizes."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    numbers = np.random.default_rng(0)
+    for index, (height, width) in enumerate([(20, 20), (20, 30), (40, 20)] * 2):
+        noise = numbers.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{'abcdef'[index]}.png")
+    return folder
+
+
+@pytest.fixture
+def table(tmp_path, images):
+    """table(text): the triplets read from it."""
+
+    def read(text, columns=None, encoding="utf-8"):
+        (tmp_path / "judged.csv").write_bytes(text.encode(encoding))
+        return read_triplets(tmp_path / "judged.csv", images, columns)
+
+    return read
+
+
+VOTES = "ref,p0,p1,votes_p0,votes_p1\na.png,b.png,c.png,1,3\na.png,c.png,d.png,2,0\n"
+
+
+def test_the_judgment_is_the_share_that_preferred_p1(table):
+    expected = [Triplet("a.png", "b.png", "c.png", 0.75), Triplet("a.png", "c.png", "d.png", 0.0)]
+    assert table(VOTES) == expected
+    assert table("judge,ref,p0,p1\n0.75,a.png,b.png,c.png\n0,a.png,c.png,d.png\n") == expected
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda text: "\ufeff" + text,
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.replace(",", ";"),
+        lambda text: text.replace(",", "\t"),
+        lambda text: text.replace(",", " , "),
+        lambda text: text.replace("a.png", '"a.png"').replace("\n", "\n\n"),
+        lambda text: text.replace("\n", ",a note\n").rstrip(),
+    ],
+)
+def test_byte_order_marks_quotes_separators_and_other_columns_do_not_matter(table, write):
+    assert table(write(VOTES)) == table(VOTES)
+
+
+def test_a_quoted_name_may_hold_a_comma(table, images):
+    (images / "b.png").rename(images / "b,1.png")
+    assert table('ref,p0,p1,judge\na.png,"b,1.png",c.png,1\n')[0].p0 == "b,1.png"
+
+
+def test_columns_of_other_names_can_be_named(table):
+    text = VOTES.replace("ref,p0,p1", "reference,left,right")
+    assert table(text, {"ref": "reference", "p0": "left", "p1": "right"}) == table(VOTES)
+    with pytest.raises(ValueError, match="columns: expected some of ref, p0, .* as keys, got 'left'"):
+        table(VOTES, {"left": "p0"})
+
+
+def test_rows_that_nobody_has_judged_yet_are_passed_over(table, caplog):
+    with caplog.at_level(logging.INFO, "lpips_lightning"):
+        assert len(table(VOTES + "a.png,b.png,d.png,,\n")) == 2
+    assert "passed over 1 rows that nobody has judged yet" in caplog.text
+    with pytest.raises(ValueError, match=r"judged.csv: expected judged rows, got 1 that nobody has judged yet"):
+        table("ref,p0,p1,votes_p0,votes_p1\na.png,b.png,d.png,,\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "judged.csv: expected a header and rows, got nothing"),
+        ("ref,p0,p1,judge\n", "expected a header and rows, got a header alone"),
+        ("ref,p0,judge\na,b,1", "line 1: expected the columns ref, p0, p1, judge, got ref, p0, judge: without p1"),
+        ("ref,p0,p1\na.png,b.png,c.png", "line 1: expected the columns .*: without votes_p0, votes_p1"),
+        ("ref,p0,p1,votes_p0,judge\na.png,b.png,c.png,1,1", "line 1: expected the columns .*: without votes_p1"),
+        ("ref,p0,p1,ref,judge\n1,2,3,4,5", "line 1: expected different names of columns, got ref, p0, p1, ref"),
+        (VOTES + "a.png,b.png,c.png,1\n", "line 4: expected 5 values as in the header, got 4"),
+        (VOTES + "a.png,b.png,c.png,1,2,3\n", "line 4: expected 5 values as in the header, got 6"),
+        (
+            VOTES + "\n\na.png,b.png,c.png,0,0\n",
+            "line 6: expected votes, none below 0 and not both 0, got votes_p0 0 and",
+        ),
+        (VOTES + "a.png,b.png,c.png,-1,2\n", "line 4: expected votes, none below 0"),
+        (VOTES + "a.png,b.png,c.png,one,2\n", "line 4: votes_p0: expected a number, got 'one'"),
+        (VOTES + "a.png,b.png,c.png,1,\n", "line 4: votes_p1: expected a number, got ''"),
+        (VOTES + "a.png,b.png,c.png,1,inf\n", "line 4: votes_p1: expected a number, got 'inf'"),
+        ("ref,p0,p1,judge\na.png,b.png,c.png,1.5\n", r"line 2: judge: expected a share in \[0, 1\], got 1.5"),
+        ('ref,p0,p1,judge\na.png,"b.png,c.png,1\n', "line 2: expected a CSV row, got unexpected end of data"),
+    ],
+)
+def test_mistakes_are_named_by_their_line(table, text, message):
+    with pytest.raises(ValueError, match=message):
+        table(text)
+
+
+def test_missing_files_are_named_by_their_line(table, tmp_path, images):
+    with pytest.raises(FileNotFoundError, match=r"line 4: p1: expected a file in '.*images', got 'z.png'"):
+        table(VOTES + "a.png,b.png,z.png,1,2\n")
+    with pytest.raises(FileNotFoundError, match=r"line 4: ref: expected a file in '.*images', got ''"):
+        table(VOTES + ",b.png,a.png,1,2\n")
+    with pytest.raises(FileNotFoundError, match=r"gone.csv: expected a CSV file, got no such file"):
+        read_triplets(tmp_path / "gone.csv", images)
+    with pytest.raises(FileNotFoundError, match="images: expected an existing folder of images, got 'gone'"):
+        read_triplets(tmp_path / "judged.csv", "gone")
+
+
+def test_another_encoding_is_told(table):
+    with pytest.raises(ValueError, match=r"judged.csv: expected UTF-8 text, got byte 0xff at 0"):
+        table(VOTES, encoding="utf-16")
+
+
+def test_items_are_those_of_bapps_from_images_of_any_size(images):
+    data = TripletDataset([Triplet("a.png", "b.png", "c.png", 0.25)], images, size=16)
+    item = data[0]
+    assert sorted(item) == ["judge", "p0", "p1", "path", "ref", "set"]
+    assert all(item[kind].shape == (3, 16, 16) for kind in ("ref", "p0", "p1"))
+    assert item["judge"] == 0.25 and item["judge"].shape == ()
+    assert (item["set"], item["path"]) == ("triplets", "a.png|b.png|c.png")
+    assert -1 <= item["ref"].min() < item["ref"].max() <= 1
+    with pytest.raises(ValueError, match=r"b.png: expected the size of .*a.png, 20x20 \(height x width\), got 20x30"):
+        TripletDataset(data.triplets, images, size=None)[0]
+
+
+def test_images_stay_in_memory_up_to_a_bound(images, monkeypatch):
+    reads = []
+    from lpips_lightning.data import triplets as module
+
+    read_image = module.read_image
+    monkeypatch.setattr(module, "read_image", lambda path: reads.append(path.name[0]) or read_image(path))
+    rows = [Triplet("a.png", "b.png", "c.png", 0), Triplet("a.png", "b.png", "d.png", 0)]
+    image = 3 * 16 * 16
+
+    def walk(cache_bytes):
+        reads.clear()
+        data = TripletDataset(rows, images, size=16, cache_bytes=cache_bytes)
+        items = [data[index]["p1"] for index in (0, 1, 0, 1)]
+        assert torch.equal(items[1], items[3]) and not torch.equal(items[0], items[1])
+        return "".join(reads)
+
+    assert walk(4 * image) == "abcd"
+    assert walk(3 * image) == "abcdcd"  # a and b were used last, so c and d take turns
+    assert walk(0) == "abcabdabcabd"
+
+
+def test_split_keeps_rows_about_the_same_images_together():
+    rows = [Triplet("r", f"{i}", f"{j}", 0.5) for i in range(8) for j in range(8) if i != j]
+    first, second = split_triplets(rows, 0.25, seed=1)
+    assert len(first) == 42 and len(second) == 14  # 28 groups of a pair in both orders
+    assert not {frozenset((row.p0, row.p1)) for row in first} & {frozenset((row.p0, row.p1)) for row in second}
+    assert sorted(map(str, first + second)) == sorted(map(str, rows))
+    assert split_triplets(rows, 0.25, seed=1) == (first, second)
+    assert split_triplets(rows, 0.25, seed=2)[1] != second
+    shuffled = [rows[index] for index in torch.randperm(len(rows)).tolist()]
+    assert {row.images for row in split_triplets(shuffled, 0.25, seed=1)[1]} == {row.images for row in second}
+
+
+def test_split_by_reference_keeps_all_of_a_reference_together():
+    rows = [Triplet(f"r{i}", "a", f"{j}", 0.5) for i in range(4) for j in range(5)]
+    first, second = split_triplets(rows, 0.5, seed=0, by="reference")
+    assert len(second) == 10
+    assert not {row.ref for row in first} & {row.ref for row in second}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fraction": 0.0}, "val_fraction: expected a number between 0 and 1, got 0"),
+        ({"fraction": 1.0}, "val_fraction: expected a number between 0 and 1"),
+        ({"fraction": 0.1}, r"val_fraction: expected to leave both parts some of the 2 groups \(triplet\), got 0.1"),
+        ({"by": "image"}, r"split_by: expected one of \('triplet', 'reference'\), got 'image'"),
+    ],
+)
+def test_wrong_splits_are_refused(options, message):
+    rows = [Triplet("r", "a", "b", 0), Triplet("r", "a", "c", 0)]
+    with pytest.raises(ValueError, match=message):
+        split_triplets(rows, **({"fraction": 0.5, "seed": 0} | options))
+
+
+@pytest.fixture
+def judged(tmp_path, images):
+    """Path of a CSV with 20 triplets."""
+    names = "abcdef"
+    rows = [
+        f"{r}.png,{p}.png,{q}.png,{i % 3},{1 + i % 2}"
+        for i, (r, p, q) in enumerate(
+            [(r, p, q) for r in names for p in names for q in names if len({r, p, q}) == 3][:20]
+        )
+    ]
+    path = tmp_path / "judged.csv"
+    path.write_text("ref,p0,p1,votes_p0,votes_p1\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def test_data_module_trains_on_one_part_and_holds_the_other_out(judged, images):
+    data = TripletDataModule(str(judged), str(images), val_fraction=0.2, batch_size=4, size=16)
+    data.setup("fit")
+    paths = [path for batch in data.train_dataloader() for path in batch["path"]]
+    (val,) = data.val_dataloader()
+    held_out = [path for batch in val for path in batch["path"]]
+    assert data.val_names == ("triplets",)
+    assert len(paths) + len(held_out) == 20 and held_out
+    assert not set(paths) & set(held_out)
+    data.setup("test")
+    (test,) = data.test_dataloader()
+    assert data.test_names == ("2afc/triplets",)
+    assert [path for batch in test for path in batch["path"]] == held_out
+    other = TripletDataModule(str(judged), str(images), val_fraction=0.2, batch_size=4, size=16)
+    other.setup("fit")
+    assert [path for batch in other.train_dataloader() for path in batch["path"]] == paths
+
+
+def test_a_csv_of_its_own_for_validation_warns_of_what_both_judge(judged, images, tmp_path):
+    text = judged.read_text().splitlines()
+    (tmp_path / "val.csv").write_text("\n".join([text[0], "f.png,a.png,b.png,1,0", text[1]]))
+    data = TripletDataModule(str(judged), str(images), val_csv=str(tmp_path / "val.csv"), size=16)
+    with pytest.warns(match="val_csv: 1 of its 2 rows are about triplets that csv judges too"):
+        data.setup("validate")
+    assert len(data.val_data["triplets"]) == 2
+    assert len(data.train_data) == 20
+
+
+def test_mirrored_triplets_make_no_epoch_longer(judged, images):
+    data = TripletDataModule(str(judged), str(images), val_fraction=0.2, batch_size=8, size=16, mirror=True)
+    data.setup("fit")
+    paths = [path for batch in data.train_dataloader() for path in batch["path"]]
+    assert len(paths) == len(set(paths)) == len(data.train_data)

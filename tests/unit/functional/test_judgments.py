@@ -1,0 +1,215 @@
+"""2AFC and JND scores: closed forms, slow loops, published figures, batches and ranks, bad input."""
+
+import csv
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from references import slow_jnd, slow_two_afc
+
+from lpips_lightning.functional.judgments import (
+    agreement,
+    bootstrap_interval,
+    human_ceiling,
+    jnd_curve,
+    jnd_score,
+    two_afc_score,
+)
+from lpips_lightning.metrics.judgments import JNDScore, TwoAFCScore
+
+NAN = float("nan")
+# Means of the score column and of p^2 + (1 - p)^2, in per cent: data/README.md beside the files.
+PUBLISHED = {
+    "traditional": (4720, 77.48, 80.84),
+    "cnn": (4720, 82.87, 84.35),
+    "superres": (10856, 71.19, 73.60),
+    "deblur": (9440, 61.04, 66.09),
+    "color": (4720, 65.23, 68.83),
+    "frameinterp": (1888, 62.43, 68.61),
+}
+
+
+@pytest.fixture
+def bapps():
+    """Folder of the recorded distances and judgments, or a visible skip."""
+    root = os.environ.get("LPIPS_LIGHTNING_DATA")
+    if not root or not (Path(root) / "bapps").is_dir():
+        pytest.skip("LPIPS_LIGHTNING_DATA does not name a folder with bapps/alex_vanilla and bapps/pim1_user_jnd_*.npy")
+    return Path(root) / "bapps"
+
+
+def judged(count, seed, levels=None):
+    generator = torch.Generator().manual_seed(seed)
+    d0, d1 = torch.rand(2, count, generator=generator, dtype=torch.float64)
+    if levels:  # few different distances: ties
+        d0, d1 = (d0 * levels).floor(), (d1 * levels).floor()
+    return d0, d1, torch.randint(6, (count,), generator=generator) / 5
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_scorer_gives_the_published_means_and_ceilings(bapps, name):
+    with (bapps / "alex_vanilla" / f"{name}.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    d0, d1, judge, score = (
+        torch.tensor([float(row[column]) for row in rows], dtype=torch.float64)
+        for column in ("d0", "d1", "judge", "score")
+    )
+    count, mean, ceiling = PUBLISHED[name]
+    assert len(rows) == count
+    assert round(100 * float(two_afc_score(d0, d1, judge)), 2) == mean
+    assert round(100 * float(human_ceiling(judge)), 2) == ceiling
+    assert torch.allclose(agreement(d0, d1, judge), score, rtol=0, atol=1e-7)  # the column was written in float32
+
+
+def test_jnd_scorer_gives_the_published_average_precision(bapps):
+    distances, same = (torch.from_numpy(np.load(bapps / f"pim1_user_jnd_{name}.npy")) for name in ("ds", "sames"))
+    assert len(distances) == 301
+    assert round(float(jnd_score(distances, same)), 8) == 0.77088508
+
+
+def test_closed_forms():
+    d0, d1 = torch.tensor([0.0, 1.0, 0.5, 0.2]), torch.tensor([1.0, 0.0, 0.5, 0.3])
+    judge = torch.tensor([0.2, 0.2, 0.9, 0.5])
+    assert float(two_afc_score(d0, d1, judge)) == pytest.approx((0.8 + 0.2 + 0.5 + 0.5) / 4)
+    assert float(human_ceiling(judge)) == pytest.approx((0.68 + 0.68 + 0.82 + 0.5) / 4)
+    assert float(jnd_score(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 1.0, 0.0]))) == 1.0
+    assert float(jnd_score(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([1.0, 0.0, 0.0]))) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("levels", [None, 4])
+@pytest.mark.parametrize("count", [1, 7, 60])
+def test_scores_are_those_of_slow_loops(count, levels):
+    d0, d1, judge = judged(count, seed=count, levels=levels)
+    judge[0] = 1.0
+    assert float(two_afc_score(d0, d1, judge)) == pytest.approx(slow_two_afc(d0, d1, judge), abs=1e-12)
+    assert float(jnd_score(d0, judge)) == pytest.approx(slow_jnd(d0, judge), abs=1e-12)
+
+
+@given(st.integers(0, 2**31), st.integers(2, 30))
+@settings(max_examples=30, deadline=None)
+def test_scores_know_neither_the_order_nor_the_scale(seed, count):
+    d0, d1, judge = judged(count, seed, levels=5)
+    judge[0] = 1.0
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    again = two_afc_score(3 * d0[order], 3 * d1[order], judge[order])
+    assert float(again) == pytest.approx(float(two_afc_score(d0, d1, judge)), abs=1e-12)
+    assert float(two_afc_score(d1, d0, 1 - judge)) == pytest.approx(float(two_afc_score(d0, d1, judge)), abs=1e-6)
+    assert float(jnd_score(3 * d0[order], judge[order])) == pytest.approx(float(jnd_score(d0, judge)), abs=1e-12)
+
+
+def test_a_distance_that_knows_nothing_scores_as_chance_whatever_its_shape():
+    generator = torch.Generator().manual_seed(0)
+    same = (torch.rand(4000, generator=generator) < 0.3).float()
+    flat = jnd_score(torch.rand(4000, generator=generator), same)
+    assert float(flat) == pytest.approx(0.3, abs=0.03)
+    distances = torch.rand(4000, 1, 1, 1, generator=generator)  # as the reference's network returns them
+    assert float(jnd_score(distances, same)) == pytest.approx(0.3, abs=0.03)
+    assert torch.equal(jnd_score(distances, same), jnd_score(distances.flatten(), same))
+    assert float(jnd_score(torch.zeros(4000), same)) == pytest.approx(float(same.mean()))
+
+
+def test_curve_has_a_point_for_each_distance_and_ends_at_the_mean():
+    recall, precision = jnd_curve(torch.tensor([0.2, 0.1, 0.2, 0.4]), torch.tensor([1.0, 0.0, 0.0, 1.0]))
+    assert recall.tolist() == [0.0, 0.5, 1.0]
+    assert precision.tolist() == pytest.approx([0.0, 1 / 3, 0.5])
+
+
+def test_nothing_seen_is_nan():
+    nothing = torch.zeros(0)
+    assert all(
+        score.isnan()
+        for score in (
+            two_afc_score(nothing, nothing, nothing),
+            human_ceiling(nothing),
+            jnd_score(nothing, nothing),
+            jnd_score(torch.rand(3), torch.zeros(3)),
+        )
+    )
+    assert all(math.isnan(end) for end in bootstrap_interval(torch.mean, nothing))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"d0": torch.zeros(3)}, "d1: expected as many as d0, 3 on cpu, got 4"),
+        ({"judge": torch.zeros(1)}, "judge: expected as many as d0, 4 on cpu, got 1"),
+        ({"d0": torch.zeros(())}, r"d0: expected shape \(M,\), .* got \(\)"),
+        ({"d0": torch.zeros(1, 4)}, r"d0: expected shape \(M,\), .* got \(1, 4\); flatten it yourself"),
+        ({"d1": torch.zeros(4, 1, 2, 2)}, r"d1: expected shape \(M,\), .* got \(4, 1, 2, 2\)"),
+        ({"d1": torch.tensor([0.0, NAN, NAN, 1.0])}, "d1: expected numbers, got 2 NaN of 4"),
+        ({"judge": torch.tensor([0.0, NAN, 0.5, 1.0])}, "judge: expected numbers, got 1 NaN of 4"),
+        ({"judge": torch.tensor([0.0, 4.0, 0.5, 1.0])}, r"judge: expected shares in \[0, 1\], got values from 0 to 4"),
+        ({"judge": torch.tensor([0.0, -0.1, 0.5, 1.0])}, r"judge: expected shares in \[0, 1\], got values from -0.1"),
+    ],
+)
+def test_bad_judgments_are_refused(change, message):
+    arguments = {"d0": torch.rand(4), "d1": torch.rand(4), "judge": torch.rand(4)} | change
+    with pytest.raises(ValueError, match=message):
+        two_afc_score(**arguments)
+    with pytest.raises(ValueError, match=message):
+        TwoAFCScore().update(**arguments)
+    if "d1" not in change:
+        message = message.replace("d1", "same").replace("judge", "same").replace("d0", "distances")
+        with pytest.raises(ValueError, match=message):
+            jnd_score(arguments["d0"], arguments["judge"])
+
+
+@pytest.mark.parametrize("wrong", [[0.5], torch.zeros(1, dtype=torch.complex64)])
+def test_what_is_no_tensor_of_numbers_is_refused(wrong):
+    with pytest.raises(TypeError, match="judge: expected a tensor of numbers"):
+        human_ceiling(wrong)
+
+
+def test_interval_covers_the_score_narrows_with_data_and_repeats():
+    few, many = judged(40, 0), judged(4000, 0)
+    low, high = bootstrap_interval(two_afc_score, *few, resamples=200)
+    assert low < float(two_afc_score(*few)) < high
+    narrow = bootstrap_interval(two_afc_score, *many, resamples=200)
+    assert narrow[1] - narrow[0] < 0.3 * (high - low)
+    assert bootstrap_interval(two_afc_score, *few, resamples=200) == (low, high)
+    assert bootstrap_interval(two_afc_score, *few, resamples=200, seed=1) != (low, high)
+    # The mean of many: its interval is the normal one.
+    scores = agreement(*many)
+    error = float(scores.std()) / len(scores) ** 0.5
+    low, high = bootstrap_interval(torch.mean, scores, resamples=1000)
+    assert (high - low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"confidence": 1.0}, "confidence: expected a number between 0 and 1, got 1.0"),
+        ({"resamples": 0}, "resamples: expected at least 1, got 0"),
+    ],
+)
+def test_bad_intervals_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_interval(torch.mean, torch.rand(3), **arguments)
+    with pytest.raises(ValueError, match=r"columns: expected tensors of one length, got lengths \[3, 2\]"):
+        bootstrap_interval(two_afc_score, torch.rand(3), torch.rand(2))
+
+
+def test_metrics_take_distances_as_the_reference_returns_them_and_give_the_curve():
+    d0, d1, judge = judged(20, 3, levels=6)
+    afc, jnd = TwoAFCScore(), JNDScore()
+    afc.update(d0.view(-1, 1, 1, 1), d1, judge)
+    assert torch.equal(afc.compute(), two_afc_score(d0, d1, judge))
+    jnd.update(d0[:14], judge[:14])
+    jnd.update(d0[14:], judge[14:])
+    assert torch.equal(jnd.compute(), jnd_score(d0, judge))
+    assert torch.equal(jnd.curve()[1], jnd_curve(d0, judge)[1])
+    for metric, columns in ((TwoAFCScore(), (d0, d1, judge)), (JNDScore(), (d0, judge))):
+        metric.update(*(column[:0] for column in columns))
+        assert metric.compute().isnan()
+
+
+def test_unchecked_values_still_have_checked_shapes():
+    metric = TwoAFCScore(validate_args=False)
+    metric.update(torch.tensor([0.1]), torch.tensor([NAN]), torch.tensor([0.3]))
+    with pytest.raises(ValueError, match="d1: expected as many as d0"):
+        metric.update(torch.rand(2), torch.rand(3), torch.rand(2))

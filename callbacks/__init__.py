@@ -1,8 +1,8 @@
 """Lightning callbacks: perceptual validation scores and images in any model.
 
-`PerceptualScores` logs LPIPS, PSNR and SSIM, `SampleGallery` the worst and best samples; `LossSchedule` says when a
-`PerceptualLoss` sets in. `ImageWriter` writes predictions as PNG files. `CalibrationReport` and `CalibrationFile`
-show and write what a `PerceptualCalibration` learned.
+`PerceptualScores` logs LPIPS, PSNR and SSIM. `SampleGallery` logs the worst and best samples as images. `LossSchedule`
+sets the weight of a `PerceptualLoss` during training. `ImageWriter` writes predictions as PNG files.
+`CalibrationReport` plots and `CalibrationFile` writes the calibration of a `PerceptualCalibration`.
 """
 
 from typing import TYPE_CHECKING

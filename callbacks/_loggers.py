@@ -1,6 +1,7 @@
-"""Hands images, tables and hyperparameters to whatever loggers a Trainer has, chosen by what they can do.
+"""Log images, tables and hyperparameters to every logger of a Trainer.
 
-Not by class: a `pytorch_lightning` callback also runs in a `lightning.pytorch` Trainer, whose loggers are others.
+Loggers are told apart by their methods, not by class: the loggers of `lightning.pytorch` are other classes than those
+of `pytorch_lightning`.
 """
 
 from __future__ import annotations
@@ -19,28 +20,28 @@ from lpips_lightning.io.atomic import atomic_write
 from lpips_lightning.io.tables import table_text
 
 Pixels = npt.NDArray[np.uint8]
-"""An image ``(H, W, 3)``, uint8: the one kind that no logger rescales."""
+"""Image ``(H, W, 3)``, uint8; loggers rescale other dtypes."""
 
 
 def log_image(trainer: Trainer, name: str, pixels: Pixels, step: int, *, always_png: bool = False) -> None:
-    """Give an image to every logger; loggers that show none, or no logger at all, get a PNG file.
+    """Log an image to every logger, and write a PNG file for loggers without images and for no logger.
 
-    TensorBoard, wandb and MLflow show it under `name`; the file is ``<log folder>/<name>_step_<step>.png``. Only rank
-    zero does anything, and nobody in a ``fast_dev_run``.
+    TensorBoard, wandb and MLflow show it as `name`; the file is ``<log folder>/<name>_step_<step>.png``. Only rank zero
+    logs, and never in a ``fast_dev_run``.
 
     Args:
-        trainer: Whose loggers.
-        name: Such as ``val/gallery/worst_1``.
+        trainer: Trainer with the loggers.
+        name: For example ``val/gallery/worst_1``.
         pixels: Shape ``(H, W, 3)``, uint8.
-        step: The Trainer's global step.
-        always_png: Write the file, in the first logger's folder, also if every logger shows the image.
+        step: Global step of the Trainer.
+        always_png: Write the file to the first logger's folder even if every logger shows images.
 
     Raises:
-        TypeError: If it is not uint8.
-        ValueError: If the shape is another.
+        TypeError: If `pixels` is not uint8.
+        ValueError: If `pixels` has another shape.
     """
     check_pixels(pixels)
-    if not trainer.is_global_zero or _is_rehearsal(trainer):
+    if not trainer.is_global_zero or _is_fast_dev_run(trainer):
         return
     file = _file(name, step, "png")
     if always_png:
@@ -66,17 +67,17 @@ def log_table(
     *,
     otherwise_csv: bool = True,
 ) -> None:
-    """Give a table to every logger that shows one (wandb); the others, or none, get a CSV file.
+    """Log a table to every logger with tables (wandb), and write a CSV file for other loggers and for no logger.
 
     Args:
-        trainer: Whose loggers.
-        name: Such as ``val/scores``; the file is ``<log folder>/<name>_step_<step>.csv``.
-        columns: Headings.
-        rows: Plain values; arrays ``(H, W, 3)`` of uint8 become images.
-        step: The Trainer's global step.
-        otherwise_csv: False leaves out loggers that show no table.
+        trainer: Trainer with the loggers.
+        name: For example ``val/scores``; the file is ``<log folder>/<name>_step_<step>.csv``.
+        columns: Column names.
+        rows: Plain values; uint8 arrays ``(H, W, 3)`` become images.
+        step: Global step of the Trainer.
+        otherwise_csv: False writes no CSV file.
     """
-    if not trainer.is_global_zero or _is_rehearsal(trainer):
+    if not trainer.is_global_zero or _is_fast_dev_run(trainer):
         return
     for logger in _loggers(trainer):
         if hasattr(logger, "log_table"):
@@ -86,29 +87,29 @@ def log_table(
 
 
 def log_hyperparameters(trainer: Trainer, pl_module: LightningModule, entries: Mapping[str, Any]) -> None:
-    """Add entries to the hyperparameters, or the configuration, that every logger keeps; call it in `setup`.
+    """Add entries to the hyperparameters of every logger; call it in `setup`.
 
-    TensorBoard shows only the first set that a run gets, and Lightning gives it the model's after `setup`; so the
-    model's and the data's own go along here. The others are content to get the same values twice.
+    TensorBoard shows only the first set of a run, and Lightning logs the model's set after `setup`. Therefore the
+    hyperparameters of model and datamodule are logged here too; other loggers accept the same values twice.
 
     Args:
-        trainer: Whose loggers.
-        pl_module: Whose hyperparameters Lightning is about to log.
+        trainer: Trainer with the loggers.
+        pl_module: Model, whose hyperparameters Lightning logs later.
         entries: Plain values.
     """
-    if not trainer.is_global_zero or _is_rehearsal(trainer):
+    if not trainer.is_global_zero or _is_fast_dev_run(trainer):
         return
     merged: dict[str, Any] = {}
     for source in (pl_module, getattr(trainer, "datamodule", None)):
-        if getattr(source, "_log_hyperparams", False):  # what save_hyperparameters(logger=...) said
+        if getattr(source, "_log_hyperparams", False):  # set by save_hyperparameters(logger=...)
             merged |= dict(source.hparams_initial)  # type: ignore[union-attr]
-    merged.pop("_class_path", None)  # LightningCLI's own
+    merged.pop("_class_path", None)  # added by LightningCLI
     for logger in trainer.loggers:
         logger.log_hyperparams({**merged, **entries})
 
 
 def log_folder(trainer: Trainer, logger: Any) -> Path:
-    """Where the files of a logger go, as ModelCheckpoint has it; for None the Trainer's root folder."""
+    """Folder for a logger's files, as in ModelCheckpoint; for None the Trainer's root folder."""
     if logger is None:
         return Path(trainer.default_root_dir)
     own = getattr(logger, "log_dir", None)
@@ -119,17 +120,17 @@ def log_folder(trainer: Trainer, logger: Any) -> Path:
 
 
 def write_png(path: Path, pixels: Pixels) -> None:
-    """Write an image ``(H, W, 3)``, whole or not at all; folders are made as needed."""
-    with atomic_write(path) as beside:
-        Image.fromarray(pixels).save(beside, format="PNG")
+    """Write an image ``(H, W, 3)`` atomically; missing folders are created."""
+    with atomic_write(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
 
 
 def check_pixels(pixels: Pixels) -> None:
-    """Refuse what is not uint8 ``(H, W, 3)``: loggers rescale floats, each in its own way.
+    """Check for uint8 ``(H, W, 3)``: loggers rescale floating images in different ways.
 
     Raises:
-        TypeError: If it is not uint8.
-        ValueError: If the shape is another.
+        TypeError: If `pixels` is not uint8.
+        ValueError: If `pixels` has another shape.
     """
     if pixels.dtype != np.uint8:
         raise TypeError(f"pixels: expected uint8, got {pixels.dtype}")
@@ -137,7 +138,7 @@ def check_pixels(pixels: Pixels) -> None:
         raise ValueError(f"pixels: expected shape (H, W, 3), got {pixels.shape}")
 
 
-def _is_rehearsal(trainer: Trainer) -> bool:
+def _is_fast_dev_run(trainer: Trainer) -> bool:
     return bool(getattr(trainer, "fast_dev_run", False))
 
 
@@ -158,5 +159,5 @@ def _write_text(trainer: Trainer, logger: Any, file: str, text: str) -> None:
     if hasattr(logger, "run_id") and hasattr(experiment, "log_text"):
         experiment.log_text(logger.run_id, text, artifact_file=file)
         return
-    with atomic_write(log_folder(trainer, logger) / file) as beside:
-        beside.write_text(text)
+    with atomic_write(log_folder(trainer, logger) / file) as temporary:
+        temporary.write_text(text)

@@ -1,4 +1,4 @@
-"""Predictions and targets as the scores want them: checked, on their range, and as features of the LPIPS network."""
+"""Checks and converts predictions and targets for the scores, and computes their LPIPS."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from lpips_lightning.options import DEFAULTS, LPIPSOptions, check_names
 
 
 class PairScorer:
-    """Checks pairs of images and shows them to an LPIPS network.
+    """Checks image pairs and computes their LPIPS by layer.
 
     Args:
-        net_type: A backbone or a built network.
-        data_range: Of predictions and targets: ``(low, high)``, or ``high`` alone for ``(0, high)``.
-        options: See `LPIPSOptions`; those on images hold for every score.
-        owner: What the options were given to, for errors.
-        lpips: False for other scores alone: no backbone is looked for.
-        clamp: Bring predictions onto the range first; without it, values off the range are an error.
-        cache_bytes: Most memory for the features of targets.
+        net_type: A backbone or a built `LPIPS`.
+        data_range: Range of predictions and targets: ``(low, high)``, or ``high`` alone for ``(0, high)``.
+        options: See `LPIPSOptions`; the image options apply to every score.
+        owner: Class that the options were given to, for errors.
+        lpips: False for scores other than LPIPS: no backbone is loaded.
+        clamp: Clamp predictions to the range; otherwise values outside it are an error.
+        cache_bytes: Memory limit for cached target features.
 
     Attributes:
         data_range: ``(low, high)``.
-        images: What images are taken, and how they are made color images; no videos.
-        target_features: What the network saw in targets.
+        images: Which images are accepted, and how they are converted to color images; no videos.
+        target_features: Cache of target features.
 
     Raises:
         TypeError: If `data_range` is neither a pair nor a number, or an option does not exist.
-        ValueError: If an argument is none of the known ones, or an option is given beside a built network.
+        ValueError: If an argument has an unknown value, or an option is given with a built `LPIPS`.
         WeightsError: If weights are missing, damaged or of another architecture.
     """
 
@@ -59,47 +59,47 @@ class PairScorer:
         if lpips or isinstance(net_type, LPIPS):
             self._net = net = LPIPS.of(net_type, options, owner)
             images = net.images
-            # The values are checked here, under the names that the user knows, and not once more by the network.
+            # Values are checked here with the user's argument names; the network must not check them again.
             self.validate_args, net.validate_args = net.validate_args, False
             self._smallest = net.smallest_side if lpips else 1
         else:
             check_names(options, owner)
-            said: LPIPSOptions = {**DEFAULTS, **options}
-            images = ImagePolicy.parse(said["gray"], said["background"], said["resize"])
-            self.validate_args = said["validate_args"]
+            values: LPIPSOptions = {**DEFAULTS, **options}
+            images = ImagePolicy.parse(values["gray"], values["background"], values["resize"])
+            self.validate_args = values["validate_args"]
         self.images = replace(images, videos=False)
 
     @property
     def net(self) -> LPIPS:
-        """The network.
+        """LPIPS network.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If there is none, since only other scores are computed.
         """
         if self._net is None:
-            raise ValueError("metrics: expected 'lpips' among them, got other scores alone")
+            raise ValueError("metrics: expected 'lpips' among them, got only other scores")
         return self._net
 
     @property
     def fingerprint(self) -> str:
-        """One citeable line: everything that decides the number."""
+        """One line to cite: everything that determines the score."""
         return f"{self.net.fingerprint}, range {list(self.data_range)}{', predictions clamped' * self.clamp}"
 
     def check(self, pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Both on their range, rounding overshoot clamped.
+        """Check a pair and clamp overshoot, which is due to rounding unless `clamp` is set.
 
         Args:
-            pred: ``(N, 3, H, W)``, or other channels if the options say so, floating on the range or uint8 on [0, 255].
-            target: The same shape.
+            pred: ``(N, 3, H, W)``, or other channels if the options allow, floating on the range or uint8 on [0, 255].
+            target: Same shape.
 
         Raises:
-            TypeError: If either is not an image batch by its type.
-            ValueError: If shapes, devices or sides do not fit, or pixel values are off the range.
+            TypeError: If either is of the wrong type.
+            ValueError: If shapes, sizes or devices do not match, or pixel values are outside the range.
         """
         net_type = "None" if self._net is None else self._net.net_type
         self.images.check_pair(pred, target, ("pred", "target"), net_type, self._smallest)
         if self.validate_args:
-            # Predictions to be clamped may lie as far off as those of a loss; [0, 255] floats still stand out.
+            # With clamp, predictions have the tolerance of a loss, which still detects floats on [0, 255].
             check_values(pred, "pred", self.data_range, training_tolerance(self.data_range) if self.clamp else 0.0)
             check_values(target, "target", self.data_range)
         if self.validate_args or self.clamp:
@@ -107,61 +107,62 @@ class PairScorer:
         return pred, self._clamped(target) if self.validate_args else target
 
     def layers(self, pred: Tensor, target: Tensor, key: Hashable = None) -> list[Tensor]:
-        """LPIPS by layer, each ``(N,)``, of a checked pair; the features of a known target are not computed again.
+        """LPIPS by layer, each ``(N,)``, of a checked pair, with cached target features.
 
         Args:
             pred: ``(N, 3, H, W)``.
-            target: The same shape.
-            key: Says which batch of a fixed data set it is; None for none. Under a memory budget nothing is kept.
+            target: Same shape.
+            key: Identifies a batch of a fixed dataset for the cache; None does not cache. With a memory budget nothing
+                is cached.
         """
-        net, known = self.net, self.target_features
+        net, cache = self.net, self.target_features
         features = None
-        if key is not None and known.limit and net.memory_budget is None:
-            features = known.get(key, target)
+        if key is not None and cache.limit and net.memory_budget is None:
+            features = cache.get(key, target)
             if features is None:
                 features = net.encode(target, self.data_range)
-                known.put(key, target, features)
+                cache.put(key, target, features)
         terms = net(pred, target if features is None else features, self.data_range, per_layer=True)
         return list(terms.values())
 
-    def unit(self, images: Tensor) -> Tensor:
-        """Checked images on [0, 1], float32 or float64, for scores that know one range only.
+    def to_unit_range(self, images: Tensor) -> Tensor:
+        """Convert checked images to [0, 1], float32 or float64, for PSNR and SSIM.
 
-        They are the color images that the network sees: gray ones repeated, transparent ones over their background,
-        resized.
+        The result is the input of the LPIPS network: gray channels repeated, transparent images composited over the
+        background, and resized.
 
         Args:
             images: ``(N, C, H, W)``.
 
         Returns:
-            ``(N, 3, H, W)``; ``(N * C, 3, H, W)`` for ``gray="per_channel"``, one image a channel.
+            ``(N, 3, H, W)``; ``(N * C, 3, H, W)`` for ``gray="per_channel"``, one image per channel.
         """
         images, (low, high) = self.images.to_flat_rgb(images, self.data_range)
         images = images if images.dtype == torch.float64 else images.float()
         return images if (low, high) == (0.0, 1.0) else (images - low) / (high - low)
 
-    def shown(self, images: Tensor) -> tuple[Tensor, tuple[float, float]]:
-        """Checked images as the network sees them, one each: the mean of the channels for ``gray="per_channel"``.
+    def display(self, images: Tensor) -> tuple[Tensor, tuple[float, float]]:
+        """Convert checked images to the network's input, for display; the channel mean for ``gray="per_channel"``.
 
         Args:
             images: ``(N, C, H, W)``.
 
         Returns:
-            ``(N, 3, H, W)``, and their range.
+            ``(N, 3, H, W)``, and its range.
         """
         flat, data_range = self.images.to_flat_rgb(images, self.data_range)
         if len(flat) != len(images):
             flat = flat.float().unflatten(0, (len(images), -1)).mean(1)
         return flat, data_range
 
-    def shown_input(self, images: Tensor) -> tuple[Tensor, tuple[float, float]]:
-        """A model's input as color images, in its own size.
+    def display_input(self, images: Tensor) -> tuple[Tensor, tuple[float, float]]:
+        """Convert a model's input to color images of the same size, for display.
 
         Args:
-            images: ``(N, 3, h, w)``, ``(N, 1, h, w)`` or, if there is a background, ``(N, 4, h, w)``.
+            images: ``(N, 3, h, w)``, ``(N, 1, h, w)`` or, with a background, ``(N, 4, h, w)``.
 
         Returns:
-            ``(N, 3, h, w)``, and their range.
+            ``(N, 3, h, w)``, and its range.
         """
         return replace(self.images, gray=None, resize=None).to_flat_rgb(images, self.data_range)
 
@@ -170,14 +171,14 @@ class PairScorer:
 
 
 class TargetFeatures:
-    """Features of the targets of a fixed validation set, up to a bound of memory, on the device they were made on.
+    """Memory-limited cache of target features for a fixed validation set, on the device of the images.
 
-    Each entry keeps the target that it was made from, and counts only as long as the target that comes is equal to it,
-    pixel for pixel; otherwise it is dropped. On a GPU the comparison waits for the device, once a batch, as a digest of
-    the pixels would too; whether to run the backbone has to be known on the host, and a wrong score would cost more.
+    An entry also stores its target and is used only if the new target is equal pixel for pixel; otherwise it is
+    dropped. The comparison synchronizes with a GPU once per batch, since the host must know whether to run the
+    backbone. A hash of the pixels would synchronize too.
 
     Args:
-        limit: Bytes of features and targets together; 0 keeps nothing.
+        limit: Bytes of features and targets together; 0 disables the cache.
 
     Raises:
         ValueError: If `limit` is negative.
@@ -194,26 +195,26 @@ class TargetFeatures:
         return len(self._entries)
 
     def get(self, key: Hashable, target: Tensor) -> Features | None:
-        """The features made from exactly this target; None, and the entry dropped, if it was another."""
+        """Cached features of exactly this target, or None; an entry of another target is dropped."""
         entry = self._entries.get(key)
         if entry is None:
             return None
-        kept, features = entry
-        if kept.dtype == target.dtype and kept.device == target.device and torch.equal(kept, target):
+        cached, features = entry
+        if cached.dtype == target.dtype and cached.device == target.device and torch.equal(cached, target):
             return features
         del self._entries[key]
-        self.size -= _bytes(kept, features)
+        self.size -= _bytes(cached, features)
         return None
 
     def put(self, key: Hashable, target: Tensor, features: Features) -> None:
-        """Keep the features, unless they would not fit."""
+        """Store the features if they fit."""
         size = _bytes(target, features)
         if key not in self._entries and self.size + size <= self.limit:
             self._entries[key] = target.clone(), features
             self.size += size
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop all entries."""
         self._entries.clear()
         self.size = 0
 

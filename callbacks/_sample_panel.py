@@ -1,4 +1,4 @@
-"""One scored sample as one image: input | prediction | target | LPIPS heat map, with its score and a scale."""
+"""Draws a scored sample as one image: input | prediction | target | LPIPS heatmap, with score and color scale."""
 
 from __future__ import annotations
 
@@ -16,48 +16,48 @@ from lpips_lightning.io.heatmap import heatmap_colors
 
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-_SMALLEST_CELL = 256  # pixels of the longer side; smaller images are enlarged by a whole factor
+_SMALLEST_CELL = 256  # pixels of the longer side; smaller images are enlarged by an integer factor
 _INK, _GRAY = (20, 20, 20), (110, 110, 110)
 
 
 class Scored(NamedTuple):
-    """A sample's score, and which sample it is.
+    """Score and identity of a sample.
 
     Attributes:
         score: LPIPS.
-        dataloader_idx: Of the loader it came from.
-        number: In its data set.
-        rank: Of the process that scored it.
+        dataloader_idx: Index of its dataloader.
+        index: Dataset index.
+        rank: Rank of the process that scored it.
     """
 
     score: float
     dataloader_idx: int
-    number: int
+    index: int
     rank: int
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample's images, in uint8.
+    """Images of a sample, uint8.
 
     Attributes:
         pred: ``(H, W, 3)``.
         target: ``(H, W, 3)``.
         input: ``(h, w, 3)`` or None.
-        heat: ``(H, W)``: the local distance, 255 for the scale's end and beyond.
+        heatmap: ``(H, W)``: local distance; 255 is the maximum of the color scale or more.
     """
 
     pred: Pixels
     target: Pixels
     input: Pixels | None
-    heat: npt.NDArray[np.uint8]
+    heatmap: npt.NDArray[np.uint8]
 
 
 def to_pixels(image: Tensor, data_range: tuple[float, float]) -> Pixels:
-    """An image as uint8, clamped and rounded.
+    """Convert an image to uint8, clamped and rounded.
 
     Args:
-        image: ``(3, H, W)`` or, gray, ``(1, H, W)``; floating on `data_range` or uint8 on [0, 255].
+        image: ``(3, H, W)``, or gray ``(1, H, W)``; floating on `data_range` or uint8 on [0, 255].
         data_range: ``(low, high)``.
 
     Returns:
@@ -69,37 +69,37 @@ def to_pixels(image: Tensor, data_range: tuple[float, float]) -> Pixels:
     return image.expand(3, -1, -1).permute(1, 2, 0).contiguous().cpu().numpy()
 
 
-def sample_panel(sample: Sample, scored: Scored, place: str, net: str, heatmap_max: float) -> Pixels:
+def sample_panel(sample: Sample, scored: Scored, rank: str, net: str, heatmap_max: float) -> Pixels:
     """Draw a sample.
 
-    The images' own pixels are shown, each as a square of 1, 2, 3, ... pixels; an input of another size is enlarged to
-    its neighbors' by repeating pixels.
+    Images are enlarged by an integer factor without interpolation; an input of another size is enlarged to the target's
+    size by nearest neighbor.
 
     Args:
-        sample: What to draw.
-        scored: Its score, and which it is.
-        place: Such as ``"worst 1 of 4"``.
+        sample: Images of the sample.
+        scored: Score and identity of the sample.
+        rank: For example ``"worst 1 of 4"``.
         net: Name of the network.
-        heatmap_max: Local distance that has the brightest color.
+        heatmap_max: Local distance of the brightest color.
 
     Returns:
-        Shape ``(H, W, 3)``, the same for equal arguments.
+        Shape ``(H, W, 3)``; deterministic.
     """
     height, width = sample.target.shape[:2]
     factor = -(-_SMALLEST_CELL // max(height, width))
     size = (width * factor, height * factor)
-    source = f"image {scored.number}" + f", loader {scored.dataloader_idx}" * (scored.dataloader_idx > 0)
+    source = f"image {scored.index}" + f", loader {scored.dataloader_idx}" * (scored.dataloader_idx > 0)
     cells = [
-        ("Prediction", place, sample.pred),
+        ("Prediction", rank, sample.pred),
         ("Target", source, sample.target),
-        (f"LPIPS {scored.score:.3f}", net, heatmap_colors()[sample.heat]),
+        (f"LPIPS {scored.score:.3f}", net, heatmap_colors()[sample.heatmap]),
     ]
     if sample.input is not None:
         given = sample.input.shape
         cells.insert(0, ("Input", f"{given[1]} x {given[0]}", sample.input))
 
     text = max(13, min(size[0] // 17, 26))
-    column = max(size[0], 8 * text)  # of a narrow image: as wide as its heading
+    column = max(size[0], 8 * text)  # at least as wide as the heading
     title, subtitle = _font(text), _font(round(text * 0.8))
     top, gap, bar = round(text * 2.9), round(text * 0.6), round(text * 0.8)
     canvas = (gap + len(cells) * (column + gap) + bar + round(text * 2.4), top + size[1] + gap)
@@ -125,4 +125,4 @@ def _scale(image: Image.Image, box: tuple[int, int, int, int], heatmap_max: floa
 
 
 def _font(size: int) -> Font:
-    return ImageFont.load_default(size)  # comes with Pillow: the image is the same on every machine
+    return ImageFont.load_default(size)  # bundled with Pillow, so the image is the same on every machine

@@ -1,4 +1,4 @@
-"""Finds prediction, target and input in what a step returned, and the number of each image in its data set."""
+"""Reads prediction, target and input from the outputs of a step."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pytorch_lightning import Trainer
 from torch import Tensor
 
 Adapter: TypeAlias = Callable[[Any, Any], Mapping[str, Any]]
-"""``(what the step returned, batch) -> {"pred": ..., "target": ..., "input": ...}``; the input may be missing."""
+"""``(step outputs, batch) -> {"pred": ..., "target": ..., "input": ...}``; the input is optional."""
 
 PREDICTION_KEYS = ("pred", "preds")
 
 
 class StepOutputs(NamedTuple):
-    """The images of one batch.
+    """Images of one batch.
 
     Attributes:
         pred: ``(N, 3, H, W)``.
         target: ``(N, 3, H, W)``.
-        input: ``(N, C, h, w)``, or None where there is none.
+        input: ``(N, C, h, w)``, or None.
     """
 
     pred: Tensor
@@ -30,16 +30,16 @@ class StepOutputs(NamedTuple):
 
 
 class OutputReader:
-    """What a step returned -> its images.
+    """Reads the images from the outputs of a step.
 
     Args:
-        pred_key: Of the prediction; None takes ``"pred"`` or ``"preds"``.
-        target_key: Of the target.
-        input_key: Of the input; None, or a key that is not there, for no input.
-        adapter: For steps that return something else: called with it and the batch, returns a mapping with these keys.
+        pred_key: Key of the prediction; None for ``"pred"`` or ``"preds"``.
+        target_key: Key of the target.
+        input_key: Key of the input; None or a missing key for no input.
+        adapter: Converts other outputs: called with outputs and batch, returns a mapping with these keys.
 
     Raises:
-        TypeError: If `adapter` cannot be called.
+        TypeError: If `adapter` is not callable.
     """
 
     def __init__(
@@ -57,15 +57,15 @@ class OutputReader:
         self.adapter = adapter
 
     def read(self, outputs: Any, batch: Any, step: str) -> StepOutputs:
-        """The images of a batch.
+        """Read the images of a batch.
 
         Args:
-            outputs: What the step returned.
-            batch: What it was given.
-            step: Its name, for the error.
+            outputs: Outputs of the step.
+            batch: Batch of the step.
+            step: Name of the step, for errors.
 
         Raises:
-            MisconfigurationException: If there is no prediction or no target.
+            MisconfigurationException: If prediction or target is missing.
         """
         source = f"{step}" if self.adapter is None else f"adapter, after {step},"
         found = outputs if self.adapter is None else self.adapter(outputs, batch)
@@ -76,14 +76,14 @@ class OutputReader:
             wanted = " or ".join(map(repr, self.pred_keys))
             raise MisconfigurationException(
                 f"{source}: expected a mapping with tensors {wanted} and {self.target_key!r}, got {_describe(found)}; "
-                "return these, name your own keys with pred_key= and target_key=, or convert with adapter="
+                "return these, pass other keys as pred_key= and target_key=, or convert the outputs with adapter="
             )
         given = images.get(self.input_key) if self.input_key is not None else None
         return StepOutputs(pred.detach(), target.detach(), given.detach() if isinstance(given, Tensor) else None)
 
 
 def count_dataloaders(trainer: Trainer) -> int:
-    """How many loaders the validation or test that is running goes through."""
+    """Number of dataloaders of the running validation or test."""
     batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
     return len(batches) if isinstance(batches, list) else 1
 

@@ -1,4 +1,4 @@
-"""Writes the calibration when training ends."""
+"""Writes the calibration at the end of training."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from lpips_lightning.io.atomic import check_output_path
 
 
 class CalibrationFile(Callback):
-    """Writes what a `PerceptualCalibration` learned, as it is at the end of ``fit``.
+    """Writes the calibration of a `PerceptualCalibration` at the end of ``fit``.
 
     Args:
-        path: A ``.safetensors`` file; it appears when it is complete.
-        rescale_to: ``"official"``: at the level of the official calibration, measured over the first validation
-            triplets; see `PerceptualCalibration.export`.
-        rescale_pairs: Over how many of them, at most.
+        path: A ``.safetensors`` file, written atomically.
+        rescale_to: ``"official"`` scales distances to the mean of the official calibration, measured on validation
+            triplets; see `PerceptualCalibration.export`. None does not scale.
+        rescale_pairs: Most triplets for this measurement.
     """
 
     def __init__(
@@ -56,24 +56,24 @@ class CalibrationFile(Callback):
 
     def _pairs(self, trainer: Trainer, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         loaders: Any = trainer.val_dataloaders or trainer.train_dataloader
-        left = self.rescale_pairs
+        remaining = self.rescale_pairs
         for batch in itertools.chain.from_iterable(loaders if isinstance(loaders, list) else [loaders]):
-            if left <= 0:
+            if remaining <= 0:
                 return
             if "judge" in batch:
-                ref, *others = (batch[name][:left].to(device) for name in ("ref", "p0", "p1"))
+                ref, *others = (batch[name][:remaining].to(device) for name in ("ref", "p0", "p1"))
                 yield from ((ref, other) for other in others)
-                left -= len(ref)
+                remaining -= len(ref)
 
 
 def check_tensor_file(path: str) -> None:
-    """Refuse what cannot be written when a long training has ended, before it begins.
+    """Check before a long training that its output file can be written.
 
     Args:
-        path: What will be a ``.safetensors`` file.
+        path: Path of a ``.safetensors`` file.
 
     Raises:
-        MisconfigurationException: If it has another suffix, or cannot be written.
+        MisconfigurationException: If the path has another suffix or is not writable.
     """
     if not path.endswith(".safetensors"):
         raise MisconfigurationException(f"path: expected a file that ends in .safetensors, got {path!r}")

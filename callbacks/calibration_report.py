@@ -1,4 +1,4 @@
-"""One image of what a calibration learned: agreement with people, just noticeable differences, and its weights."""
+"""Figure of a calibration: agreement with human judgments, just noticeable differences, and weights."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from lpips_lightning.evaluation.table5 import PAPER_SETS, TABLE_5
 
 @runtime_checkable
 class CalibrationResults(Protocol):
-    """What a LightningModule has to expose for the report; empty before its first validation or test.
+    """Attributes that a LightningModule must have for the report; empty before its first validation or test.
 
     Attributes:
-        calibration_scores: 2AFC score in [0, 1] by set.
-        human_ceilings: 2AFC score in [0, 1] of one more person, by set.
-        jnd_curves: Recall and precision, each ``(M,)``, by set.
-        jnd_scores: Average precision in [0, 1] by set.
+        calibration_scores: 2AFC score in [0, 1] by dataset.
+        human_ceilings: Expected 2AFC score of one more person, in [0, 1], by dataset.
+        jnd_curves: Recall and precision, each ``(M,)``, by dataset.
+        jnd_scores: Average precision in [0, 1] by dataset.
     """
 
     calibration_scores: dict[str, float]
@@ -35,31 +35,31 @@ class CalibrationResults(Protocol):
 
     @property
     def calibration(self) -> Mapping[str, Tensor]:
-        """Weights ``(C,)`` by layer name."""
+        """Calibration weights ``(C,)`` by layer name."""
 
 
 class CalibrationReport(Callback):
-    """Draws a calibration's results at the end of its fit, validation or test.
+    """Plots the results of a calibration at the end of fit, validation or test.
 
-    Bars of the 2AFC scores by set, beside the human ceiling and the paper's; precision over recall for just noticeable
-    differences; the weights of each layer from the largest to the smallest. Loggers that show images get it as
-    ``val/calibration_report`` or ``test/calibration_report``; a PNG file is written in the log folder always.
+    The figure shows the 2AFC scores by dataset with the human ceiling and the paper's scores, precision over recall for
+    just noticeable differences, and the sorted weights of each layer. Loggers with images get it as
+    ``val/calibration_report`` or ``test/calibration_report``; a PNG file is always written to the log folder.
 
     Args:
-        paper: The paper's scores to draw beside: a key of `lpips_lightning.evaluation.table5.TABLE_5` such as
-            ``"Alex-lin"``, or scores in [0, 1] by set; None for none.
+        paper: The paper's scores: a key of `lpips_lightning.evaluation.table5.TABLE_5` such as ``"Alex-lin"``, or
+            scores in [0, 1] by dataset; None for none.
 
     Raises:
-        ValueError: If `paper` is no such key, or a score is not on [0, 1].
+        ValueError: If `paper` is an unknown key, or a score is outside [0, 1].
     """
 
     def __init__(self, paper: str | Mapping[str, float] | None = None) -> None:
         if isinstance(paper, str) and paper not in TABLE_5:
-            raise ValueError(f"paper: expected one of {tuple(TABLE_5)} or scores by set, got {paper!r}")
+            raise ValueError(f"paper: expected one of {tuple(TABLE_5)} or scores by dataset, got {paper!r}")
         row = _paper_scores(paper) if isinstance(paper, str) else dict(paper or {})
         for name, score in row.items():
             if not 0 <= score <= 1:
-                raise ValueError(f"paper: expected scores on [0, 1], got {score} for {name!r}; divide per cents by 100")
+                raise ValueError(f"paper: expected scores on [0, 1], got {score} for {name!r}; divide percent by 100")
         self.paper = row
         self.paper_label = f"{paper} (paper)" if isinstance(paper, str) else "paper"
 
@@ -67,8 +67,7 @@ class CalibrationReport(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if find_spec("matplotlib") is None:
             raise ModuleNotFoundError(
-                "CalibrationReport draws with matplotlib, which is not installed: "
-                'pip install "lpips_lightning[recipes]"'
+                'CalibrationReport needs matplotlib, which is not installed: pip install "lpips_lightning[recipes]"'
             )
         if stage != "predict" and not isinstance(pl_module, CalibrationResults):
             wanted = [name for name in dir(CalibrationResults) if not name.startswith("_")]
@@ -93,10 +92,10 @@ class CalibrationReport(Callback):
         self._log(trainer, pl_module, "test")
 
     def draw(self, results: CalibrationResults) -> Pixels:
-        """The report as an image.
+        """Draw the figure.
 
         Args:
-            results: Usually the LightningModule.
+            results: Calibration results, usually the LightningModule.
 
         Returns:
             Shape ``(H, W, 3)``, uint8.
@@ -127,7 +126,7 @@ class CalibrationReport(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         name = f"{stage}/calibration_report"
-        if isinstance(pl_module, CalibrationResults):  # as setup has seen
+        if isinstance(pl_module, CalibrationResults):  # checked in setup
             log_image(trainer, name, self.draw(pl_module), trainer.global_step, always_png=True)
 
     def _draw_scores(self, axis: Any, results: CalibrationResults) -> None:
@@ -145,7 +144,7 @@ class CalibrationReport(Callback):
                 places, values = np.array(known).T
                 axis.hlines(values, places - 0.42, places + 0.42, label=label, **style)
                 levels += values.tolist()
-        # A coin agrees with people half of the time: what a score means begins there.
+        # Chance level is 50 %.
         axis.set_ylim(min(50.0, np.floor(min(levels)) - 2), max(levels) + 2)
         axis.set_xticks(range(len(sets)), sets)
         axis.set_ylabel("2AFC score, %", fontsize=9)
@@ -169,13 +168,13 @@ def _draw_weights(axis: Any, results: CalibrationResults) -> None:
     from matplotlib import colormaps
 
     layers = list(results.calibration.items())
-    for number, (layer, weights) in enumerate(layers):
+    for index, (layer, weights) in enumerate(layers):
         values = np.sort(weights.detach().float().cpu().numpy().ravel())[::-1]
-        share = 100 * (np.arange(len(values)) + 0.5) / len(values)
+        percent = 100 * (np.arange(len(values)) + 0.5) / len(values)
         label = f"{layer}, {len(values)} channels, {100 * (values < 0.01).mean():.0f} % below 0.01"
-        color = colormaps["viridis"](0.05 + 0.85 * number / max(len(layers) - 1, 1))
-        axis.plot(share, values, color=color, label=label, linewidth=1.6)
-    # Few channels carry most of the weight: a linear scale would show these alone.
+        color = colormaps["viridis"](0.05 + 0.85 * index / max(len(layers) - 1, 1))
+        axis.plot(percent, values, color=color, label=label, linewidth=1.6)
+    # A few channels carry most of the weight; a linear scale would show only these.
     axis.set_yscale("symlog", linthresh=1e-2, linscale=0.3)
     axis.set_ylim(bottom=0)
     axis.set_xlim(0, 100)

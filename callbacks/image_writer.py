@@ -1,4 +1,4 @@
-"""Writes what a recipe predicts as image files."""
+"""Writes predicted images as PNG files."""
 
 from pathlib import Path
 from typing import Any
@@ -13,24 +13,24 @@ from lpips_lightning.callbacks._sample_panel import to_pixels
 
 
 def save_image(path: Path, image: Tensor) -> None:
-    """Write an image as PNG, atomically; its folder is made when needed.
+    """Write an image as PNG atomically; missing folders are created.
 
     Args:
-        path: Of the file, which is overwritten.
+        path: Path of the file; an existing file is overwritten.
         image: ``(C, H, W)``, on [0, 1] (clamped and rounded) or uint8.
     """
     write_png(path, to_pixels(image, (0.0, 1.0)))
 
 
 class ImageWriter(BasePredictionWriter):
-    """Writes each predicted image as ``<folder>/<name>.png`` while ``predict`` runs, whole or not at all.
+    """Writes each image of ``predict`` to ``<folder>/<name>.png``, atomically.
 
-    ``predict_step`` returns images ``(N, 3, H, W)`` on [0, 1] (clamped and rounded) or uint8; the last part of its
-    batch are their names, which may hold slashes. Of several dataloaders each but the first has a folder of its own,
-    ``<folder>/dataloader_1``.
+    ``predict_step`` returns images ``(N, 3, H, W)`` on [0, 1] (clamped and rounded) or uint8. The last element of its
+    batch holds their names, which may contain slashes. With several dataloaders, each but the first writes to its own
+    folder, ``<folder>/dataloader_1`` and so on.
 
     Args:
-        folder: Made when needed; files of the same name are overwritten.
+        folder: Output folder, created if missing; files of the same name are overwritten.
     """
 
     def __init__(self, folder: str = "outputs/images") -> None:

@@ -1,4 +1,4 @@
-"""When a perceptual loss sets in, and how fast its weight rises."""
+"""Schedules the weight of perceptual losses during training."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ Shape: TypeAlias = Literal["linear", "cosine", "step"]
 class LossSchedule(Callback):
     """Sets the weight of the model's `PerceptualLoss` modules before every training step, and logs it.
 
-    ``initial`` until `start_step`; from there it rises (or falls) to ``final`` within `warmup_steps`. Steps are the
-    Trainer's global steps: optimizer steps, so accumulated batches share one. At weight 0 the network is not run.
+    The weight is ``initial`` before `start_step`, then changes to ``final`` within `warmup_steps`. Steps are the
+    Trainer's global (optimizer) steps, so accumulated batches count as one step. At weight 0 the network does not run.
 
-    The weight is logged as ``loss/<path of the loss>/weight``. Checkpoints hold the final weights: with
-    ``final=None``, a run that is resumed within the warm-up still ends where the first one would have.
+    The weight is logged as ``loss/<path of the loss>/weight``. Checkpoints store the final weights, so that with
+    ``final=None`` a run that resumes during the warm-up reaches the same final weight.
 
-    Under ``torch.compile`` each new weight compiles the training step anew; use ``shape="step"`` there.
+    Under ``torch.compile`` each new weight recompiles the training step; use ``shape="step"`` there.
 
     Args:
-        final: The weight in the end; None takes the one that each loss has when the fit starts.
-        start_step: Before it the weight is the initial one; here the warm-up begins.
-        warmup_steps: From the initial to the final weight; 0 for ``"step"``.
-        shape: ``"linear"``, ``"cosine"`` (half a wave, slow at both ends) or ``"step"`` (at once).
-        initial: The weight before.
-        loss: Path of the loss in the model, such as ``"perceptual"`` or ``"losses.0"``; None takes every one.
+        final: Final weight; None for the weight that each loss has at the start of the fit.
+        start_step: Step at which the warm-up begins.
+        warmup_steps: Steps from the initial to the final weight; 0 for ``"step"``.
+        shape: ``"linear"``, ``"cosine"`` (half a period, slow at both ends) or ``"step"`` (immediate).
+        initial: Weight before `start_step`.
+        loss: Path of the loss in the model, such as ``"perceptual"`` or ``"losses.0"``; None for all.
 
     Raises:
-        ValueError: If an argument is none of the known ones or does not fit the others.
+        ValueError: If an argument has an unknown value, or contradicts another one.
 
     Example:
         >>> schedule = LossSchedule(0.1, start_step=100, warmup_steps=100)
@@ -77,11 +77,11 @@ class LossSchedule(Callback):
         return f"LossSchedule(loss={self.loss!r})"
 
     def weight(self, step: int, final: float) -> float:
-        """The weight at a step.
+        """Weight at a step.
 
         Args:
-            step: Of the Trainer.
-            final: The weight in the end.
+            step: Global step of the Trainer.
+            final: Final weight.
         """
         progress = min(max(step - self.start_step, 0) / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
         if step < self.start_step:
@@ -97,16 +97,16 @@ class LossSchedule(Callback):
             paths = ", ".join(map(repr, found)) or "none in the model"
             raise MisconfigurationException(
                 f"loss: expected the path of a PerceptualLoss among {paths}, got {self.loss!r}; "
-                "the losses are modules of the model, made at the latest in its setup()"
+                "create losses as submodules of the model, at the latest in its setup()"
             )
         self._losses = found if self.loss is None else {self.loss: found[self.loss]}
         for path, loss in self._losses.items():
-            # A second fit, or a resumed one, finds the weight where the first left it: the known final weight counts.
+            # In a second or resumed fit, loss.weight is already scheduled: use the stored final weight.
             self._finals[path] = float(self._finals.get(path, loss.weight)) if self.final is None else self.final
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._set(trainer)  # not before: a resumed run has its global step only now
+        self._set(trainer)  # not in on_fit_start: a resumed run restores its global step after it
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -128,7 +128,7 @@ class LossSchedule(Callback):
 
 
 def perceptual_losses(pl_module: LightningModule) -> dict[str, PerceptualLoss]:
-    """The model's perceptual losses by path; compiled modules go by the path they had before."""
+    """Perceptual losses of the model by path; compiled modules have the path of the original module."""
     found = {}
     for path, module in pl_module.named_modules():
         if isinstance(module, PerceptualLoss):

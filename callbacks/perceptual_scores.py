@@ -1,4 +1,4 @@
-"""Scores of what a validation or test step returns: LPIPS, PSNR and SSIM, exact over batches and ranks."""
+"""Logs LPIPS, PSNR and SSIM of validation and test images, exact over batches and ranks."""
 
 from __future__ import annotations
 
@@ -29,53 +29,51 @@ Score: TypeAlias = Literal["lpips", "psnr", "ssim"]
 
 @with_options()
 class PerceptualScores(Callback):
-    """Logs ``val/lpips``, ``val/psnr``, ``val/ssim`` (and ``test/...``) of any model whose step returns its images.
+    """Logs ``val/lpips``, ``val/psnr`` and ``val/ssim`` (and ``test/...``) for any model whose step returns images.
 
-    The step returns ``{"pred": ..., "target": ...}`` (``"preds"`` is understood too; other keys by name, other returns
-    by `adapter`), images ``(N, 3, H, W)``. Each score is the mean over all images: a sum and a count over batches and
-    ranks, without the images that a distributed sampler repeats. The names are ready for ModelCheckpoint and
-    EarlyStopping (with ``{val/lpips}`` in a file name: ``auto_insert_metric_name=False``). The sanity check is only
-    looked at for missing keys.
+    The step returns ``{"pred": ..., "target": ...}`` or ``{"preds": ..., "target": ...}`` with images ``(N, 3, H, W)``;
+    `pred_key`, `target_key` and `adapter` handle other outputs. Each score is the mean over the images of all batches
+    and ranks; images repeated by a `DistributedSampler` count once. ModelCheckpoint and EarlyStopping can monitor the
+    scores; ``{val/lpips}`` in a file name needs ``auto_insert_metric_name=False``. The sanity check only looks for
+    missing keys.
 
-    With several dataloaders ``val/lpips`` is the mean over the images of all, and each has its own,
-    ``val/lpips/dataloader_0`` (Lightning 2.5 keeps the name ``dataloader_idx_0`` to itself). The layers' terms are
-    ``val/lpips/relu1``, and so on.
+    With several dataloaders, ``val/lpips`` is the mean over all images, and each dataloader has its own score
+    ``val/lpips/dataloader_0`` (Lightning 2.5 reserves the name ``dataloader_idx_0``). The layers' terms are
+    ``val/lpips/relu1`` and so on.
 
-    The targets' features of a fixed validation set are kept, so that from the second epoch on the backbone runs on the
-    predictions alone. A batch whose target is not equal to the one it was, pixel for pixel, is computed anew. With a
-    ``memory_budget`` nothing is kept, and the backbone runs on both.
+    Target features are cached for fixed validation sets: from the second epoch on, the backbone runs on predictions
+    only. If a target has changed, its features are recomputed. With a ``memory_budget`` nothing is cached.
 
-    PSNR and SSIM are those of the images that the network sees: with the options ``gray``, ``background`` and
-    ``resize``, gray images, images over a background, resized ones; with ``gray="per_channel"`` the mean over channels.
+    PSNR and SSIM use the input of the LPIPS network, after the options ``gray``, ``background`` and ``resize``; with
+    ``gray="per_channel"`` they are the mean over channels.
 
     Args:
-        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"``, which ships; from
-            `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network is shared and whose options
-            hold. A warning says so if it is the backbone of a `PerceptualLoss` in the model.
-        data_range: Of predictions and targets, for all scores: ``(low, high)``, or ``high`` alone for ``(0, high)``;
-            uint8 is always on [0, 255]. There is no default: a wrong range gives wrong numbers silently.
-        metrics: Which scores: ``"lpips"``, ``"psnr"`` (mean of the images' PSNRs), ``"ssim"``.
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"`` (ships with the package); a custom backbone
+            from `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network and options are used. A
+            warning is issued if a `PerceptualLoss` of the model has the same backbone.
+        data_range: Range of predictions and targets: ``(low, high)``, or ``high`` alone for ``(0, high)``; uint8 is
+            always on [0, 255]. There is no default, since scores with a wrong range are wrong silently.
+        metrics: Scores to log: ``"lpips"``, ``"psnr"`` (mean of the images' PSNRs), ``"ssim"``.
         per_layer: Log LPIPS by layer too.
-        per_dataloader: Log the scores of each of several dataloaders too.
-        table: Keep every image's scores: a wandb Table, or a file ``val/scores_step_<step>.csv`` in the log folder.
-        prefix: Before each score's name, for a second callback: ``"vgg_"`` makes ``val/vgg_lpips``.
-        pred_key: Of the prediction in what the step returns; None takes ``"pred"`` or ``"preds"``.
-        target_key: Of the target.
-        adapter: ``(what the step returned, batch) -> {"pred": ..., "target": ...}``, for steps that return something
-            else; in YAML an import path.
-        clamp: Bring predictions onto the range first, as writing them to a file would. Without it, values off the range
-            are an error.
-        cache_bytes: Most memory for the targets' features, on the device of the images; 0 keeps none.
-        options: See `lpips_lightning.options.LPIPSOptions`. Checking pixel values waits for the device.
+        per_dataloader: With several dataloaders, log the scores of each one too.
+        table: Log the scores of every image: a wandb Table, or ``val/scores_step_<step>.csv`` in the log folder.
+        prefix: Prefix of the score names, for a second callback: ``"vgg_"`` gives ``val/vgg_lpips``.
+        pred_key: Key of the prediction in the step outputs; None for ``"pred"`` or ``"preds"``.
+        target_key: Key of the target.
+        adapter: ``(step outputs, batch) -> {"pred": ..., "target": ...}`` converts other outputs; in YAML an import
+            path.
+        clamp: Clamp predictions to the range, as writing them to a file does. Otherwise values outside it are an error.
+        cache_bytes: Memory limit for cached target features on the device of the images; 0 disables the cache.
+        options: See `lpips_lightning.options.LPIPSOptions`. Checking pixel values synchronizes with the device.
 
     Attributes:
-        fingerprint: One citeable line that says what ``lpips`` is; every logger gets it as the hyperparameter
-            ``lpips_fingerprint``. None without LPIPS.
+        fingerprint: One line to cite that identifies the LPIPS network and its settings; every logger gets it as the
+            hyperparameter ``lpips_fingerprint``. None without LPIPS.
 
     Raises:
-        TypeError: If `data_range` is neither a pair nor a number, `adapter` cannot be called, or an option does not
+        TypeError: If `data_range` is neither a pair nor a number, `adapter` is not callable, or an option does not
             exist.
-        ValueError: If an argument is none of the known ones, or an option is given beside a built network.
+        ValueError: If an argument has an unknown value, or an option is given with a built `LPIPS`.
         WeightsError: If weights are missing, damaged or of another architecture.
 
     Example:
@@ -109,16 +107,16 @@ class PerceptualScores(Callback):
         self.metrics: tuple[Score, ...] = tuple(dict.fromkeys(metrics))
         self.per_layer, self.per_dataloader, self.table, self.prefix = per_layer, per_dataloader, table, prefix
         self._reader = OutputReader(pred_key, target_key, None, adapter)
-        judged = "lpips" in self.metrics
+        has_lpips = "lpips" in self.metrics
         self._pairs = PairScorer(
-            net_type, data_range, options, type(self), lpips=judged, clamp=clamp, cache_bytes=cache_bytes
+            net_type, data_range, options, type(self), lpips=has_lpips, clamp=clamp, cache_bytes=cache_bytes
         )
-        self.fingerprint = self._pairs.fingerprint if "lpips" in self.metrics else None
+        self.fingerprint = self._pairs.fingerprint if has_lpips else None
         self._reset()
 
     @property
     def names(self) -> list[str]:
-        """Of the scores, without stage and dataloader."""
+        """Names of the scores, without stage and dataloader."""
         layers = [f"lpips/{layer}" for layer in self._pairs.net.layers] if self.per_layer else []
         return [self.prefix + name for metric in self.metrics for name in (metric, *layers * (metric == "lpips"))]
 
@@ -127,8 +125,8 @@ class PerceptualScores(Callback):
 
         Args:
             pred: ``(N, 3, H, W)``, floating on the range or uint8.
-            target: The same shape.
-            batch: Stage, dataloader and batch index, where the target's features may be remembered.
+            target: Same shape.
+            batch: Stage, dataloader index and batch index, as key of the feature cache; None does not cache.
 
         Returns:
             Shape ``(N, len(names))``.
@@ -141,7 +139,7 @@ class PerceptualScores(Callback):
                 columns += [torch.stack(terms).sum(0), *(terms if self.per_layer else ())]
             else:
                 function = _psnr if metric == "psnr" else _ssim
-                scores = function(self._pairs.unit(pred), self._pairs.unit(target))
+                scores = function(self._pairs.to_unit_range(pred), self._pairs.to_unit_range(target))
                 columns.append(scores.view(len(pred), -1).mean(1) if len(scores) != len(pred) else scores)
         return torch.stack(columns, 1)
 
@@ -151,7 +149,7 @@ class PerceptualScores(Callback):
             shared = set(self.names) & set(other.names) if isinstance(other, PerceptualScores) else set()
             if other is not self and shared:
                 raise MisconfigurationException(
-                    f"prefix: expected names of its own for each PerceptualScores, got {sorted(shared)} from two"
+                    f"prefix: expected different names for each PerceptualScores, got {sorted(shared)} from two"
                 )
         if stage != "predict" and self.fingerprint is not None:
             log_hyperparameters(trainer, pl_module, {f"{self.prefix}lpips_fingerprint": self.fingerprint})
@@ -166,7 +164,7 @@ class PerceptualScores(Callback):
             if (loss.weight or scheduled) and loss.net.specification.backbone_sha256 == own.backbone_sha256:
                 warnings.warn(
                     f"net_type: expected another network than that of the loss {path!r}, got {own.net_type!r} for both;"
-                    f" val/{self.prefix}lpips will flatter a model that is trained to lower it",
+                    f" val/{self.prefix}lpips is biased, since the model is trained to lower it",
                     stacklevel=2,
                 )
 
@@ -228,32 +226,32 @@ class PerceptualScores(Callback):
             return
         seen = self._seen.get(dataloader_idx, 0)
         self._seen[dataloader_idx] = seen + len(pred)
-        numbers = dataset_indices(trainer, dataloader_idx, seen, len(pred))
-        if not len(numbers):
+        indices = dataset_indices(trainer, dataloader_idx, seen, len(pred))
+        if not len(indices):
             return
-        scores = self.score(pred[: len(numbers)], target[: len(numbers)], (stage, dataloader_idx, batch_idx))
+        scores = self.score(pred[: len(indices)], target[: len(indices)], (stage, dataloader_idx, batch_idx))
         totals = torch.cat([scores.sum(0, dtype=SUM_DTYPE), scores.new_full((1,), len(scores), dtype=SUM_DTYPE)])
         self._totals[dataloader_idx] = self._totals.get(dataloader_idx, 0) + totals
         if self.table:
-            self._rows.append((dataloader_idx, numbers, scores))
+            self._rows.append((dataloader_idx, indices, scores))
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.sanity_checking:
             return
-        # All loaders, also those of which this rank had no image: the sum over ranks is one call of one shape.
+        # Include dataloaders without images on this rank: the reduction needs the same shape on all ranks.
         loaders = count_dataloaders(trainer)
-        nothing = torch.zeros(len(self.names) + 1, dtype=SUM_DTYPE, device=pl_module.device)
-        own = torch.stack([self._totals.get(index, nothing).to(nothing.device) for index in range(loaders)])
+        empty = torch.zeros(len(self.names) + 1, dtype=SUM_DTYPE, device=pl_module.device)
+        own = torch.stack([self._totals.get(index, empty).to(empty.device) for index in range(loaders)])
         totals = cast(Tensor, trainer.strategy.reduce(own, reduce_op="sum"))
-        counted = {"": totals.sum(0)}
+        reported = {"": totals.sum(0)}
         if self.per_dataloader and loaders > 1:
-            counted |= {f"/dataloader_{index}": totals[index] for index in range(loaders)}
-        for ending, sums in counted.items():
+            reported |= {f"/dataloader_{index}": totals[index] for index in range(loaders)}
+        for suffix, sums in reported.items():
             if sums[-1] == 0:
                 continue
             for name, mean in zip(self.names, (sums[:-1] / sums[-1]).float(), strict=True):
-                # Equal on all ranks already: the maximum over them is exact, and keeps Lightning from warning.
-                key = f"{stage}/{name}{ending}"
+                # The value is already equal on all ranks; reducing by max is exact and avoids Lightning's warning.
+                key = f"{stage}/{name}{suffix}"
                 pl_module.log(key, mean, sync_dist=True, reduce_fx="max", add_dataloader_idx=False)
         if self.table:
             self._log_table(trainer, stage)
@@ -261,19 +259,17 @@ class PerceptualScores(Callback):
 
     def _log_table(self, trainer: Trainer, stage: str) -> None:
         own = [
-            (index, number, *row) for index, numbers, scores in self._rows for number, row in _lines(numbers, scores)
+            (loader, index, *row)
+            for loader, indices, scores in self._rows
+            for index, row in zip(indices, scores.tolist(), strict=True)
         ]
         rows = sorted(row for rank in gather(trainer, own) for row in rank)
         columns = ["dataloader_idx", "image", *self.names]
         log_table(trainer, f"{stage}/{self.prefix}scores", columns, rows, trainer.global_step)
 
 
-def _lines(numbers: range, scores: Tensor) -> list[tuple[int, list[float]]]:
-    return list(zip(numbers, scores.tolist(), strict=True))
-
-
 def _psnr(pred: Tensor, target: Tensor) -> Tensor:
-    # With dim and without reduction it is one an image; the mean of these, not the PSNR of the mean error.
+    # One PSNR per image: the score is the mean of the PSNRs, not the PSNR of the mean error.
     return peak_signal_noise_ratio(pred, target, data_range=1.0, dim=(1, 2, 3), reduction="none")
 
 

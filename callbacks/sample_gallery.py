@@ -1,4 +1,4 @@
-"""The worst and the best samples of a validation or test, as images."""
+"""Logs the worst and best samples of validation and test as images."""
 
 from __future__ import annotations
 
@@ -28,39 +28,39 @@ _KINDS = ("worst", "best")
 
 @with_options()
 class SampleGallery(Callback):
-    """Logs the `k` worst and the `k` best samples by LPIPS of each validation and test, over all ranks.
+    """Logs the `k` worst and `k` best samples by LPIPS of each validation and test, over all ranks.
 
-    Each is one image, input | prediction | target | LPIPS heat map, with its score and the heat map's scale, which is
-    the same for all so that they compare: ``val/gallery/worst_1``, ..., ``val/gallery/best_1``, ... It is drawn here,
-    in uint8, so that it is identical in TensorBoard, wandb and MLflow; for loggers that show no images, and without
-    a logger, it is a PNG file in the log folder. wandb gets a sortable table ``val/gallery`` too.
+    Each sample is one image, input | prediction | target | LPIPS heatmap, with its score and a color scale that is the
+    same for all samples: ``val/gallery/worst_1``, ..., ``val/gallery/best_1``, ... It is drawn in uint8, so that it is
+    identical in TensorBoard, wandb and MLflow. For loggers without images, and without a logger, it is a PNG file in
+    the log folder. wandb also gets a sortable table ``val/gallery``.
 
-    Only the images of the `k` worst and best of a rank stay in memory, in uint8. The network runs on every sample,
-    as in `PerceptualScores`; `every_n_epochs` saves time. Prediction and target are shown as the network sees them:
-    over the ``background``, resized; for ``gray="per_channel"`` the mean of their channels.
+    Each rank stores only the images of its `k` worst and best samples, in uint8. The network runs on every sample, as
+    in `PerceptualScores`; a larger `every_n_epochs` saves time. Prediction and target are drawn after ``background``
+    and ``resize``; with ``gray="per_channel"`` as the mean of their channels.
 
     Args:
-        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"``, which ships; from
-            `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network is shared and whose options
-            hold.
-        data_range: Of all images: ``(low, high)``, or ``high`` alone for ``(0, high)``; uint8 is always on [0, 255].
-        k: How many worst, and how many best. With fewer than ``2 * k`` samples some are among both.
-        heatmap_max: Local distance that the brightest color stands for; larger ones look the same.
-        every_n_epochs: In a fit, draw after each n-th epoch only.
-        prefix: Before ``gallery`` in the names, for a second callback.
-        pred_key: Of the prediction in what the step returns; None takes ``"pred"`` or ``"preds"``.
-        target_key: Of the target.
-        input_key: Of the input, ``(N, 3, h, w)`` or gray ``(N, 1, h, w)`` of any size, with a ``background`` also
-            ``(N, 4, h, w)``; left out if there is none.
-        adapter: ``(what the step returned, batch) -> {"pred": ..., "target": ..., "input": ...}``, for steps that
-            return something else; in YAML an import path.
-        clamp: Bring predictions onto the range first. Without it, values off the range are an error.
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"`` (ships with the package); a custom backbone
+            from `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network and options are used.
+        data_range: Range of all images: ``(low, high)``, or ``high`` alone for ``(0, high)``; uint8 is always on [0,
+            255].
+        k: Number of worst and of best samples. With fewer than ``2 * k`` samples, some are in both groups.
+        heatmap_max: Local distance of the brightest color; larger distances are clipped.
+        every_n_epochs: In a fit, log only after every n-th epoch.
+        prefix: Prefix of ``gallery`` in the names, for a second callback.
+        pred_key: Key of the prediction in the step outputs; None for ``"pred"`` or ``"preds"``.
+        target_key: Key of the target.
+        input_key: Key of the input, ``(N, 3, h, w)`` or gray ``(N, 1, h, w)`` of any size, with a ``background`` also
+            ``(N, 4, h, w)``; None or a missing key leaves it out.
+        adapter: ``(step outputs, batch) -> {"pred": ..., "target": ..., "input": ...}`` converts other outputs; in YAML
+            an import path.
+        clamp: Clamp predictions to the range. Otherwise values outside it are an error.
         options: See `lpips_lightning.options.LPIPSOptions`.
 
     Raises:
-        TypeError: If `data_range` is neither a pair nor a number, `adapter` cannot be called, or an option does not
+        TypeError: If `data_range` is neither a pair nor a number, `adapter` is not callable, or an option does not
             exist.
-        ValueError: If an argument is none of the known ones, or an option is given beside a built network.
+        ValueError: If an argument has an unknown value, or an option is given with a built `LPIPS`.
         WeightsError: If weights are missing, damaged or of another architecture.
     """
 
@@ -135,7 +135,7 @@ class SampleGallery(Callback):
         self._chosen: dict[str, list[Scored]] = {kind: [] for kind in _KINDS}
         self._samples: dict[Scored, Sample] = {}
 
-    def _is_on(self, trainer: Trainer) -> bool:
+    def _is_active(self, trainer: Trainer) -> bool:
         if trainer.sanity_checking:
             return False
         return trainer.state.fn != "fit" or (trainer.current_epoch + 1) % self.every_n_epochs == 0
@@ -143,50 +143,50 @@ class SampleGallery(Callback):
     @torch.no_grad()
     def _add(self, trainer: Trainer, images: StepOutputs, dataloader_idx: int) -> None:
         _check_input(images, (1, 3) if self._pairs.images.background is None else (1, 3, 4))
-        if not self._is_on(trainer):
+        if not self._is_active(trainer):
             return
         seen, count = self._seen.get(dataloader_idx, 0), len(images.pred)
         self._seen[dataloader_idx] = seen + count
-        numbers = dataset_indices(trainer, dataloader_idx, seen, count)
-        if not len(numbers):
+        indices = dataset_indices(trainer, dataloader_idx, seen, count)
+        if not len(indices):
             return
-        pred, target = self._pairs.check(images.pred[: len(numbers)], images.target[: len(numbers)])
+        pred, target = self._pairs.check(images.pred[: len(indices)], images.target[: len(indices)])
         net = self._pairs.net
         distances = net(pred, target, self._pairs.data_range)
-        # The host has to know which samples to keep: one wait for the device a batch.
+        # Synchronizes once per batch: the host must know which samples to keep.
         scores: list[float] = distances.tolist()
         new = [
-            Scored(score, dataloader_idx, number, trainer.global_rank)
-            for score, number in zip(scores, numbers, strict=True)
+            Scored(score, dataloader_idx, index, trainer.global_rank)
+            for score, index in zip(scores, indices, strict=True)
         ]
-        self._chosen = {kind: _first(kind, [*self._chosen[kind], *new], self.k) for kind in _KINDS}
+        self._chosen = {kind: _ranked(kind, [*self._chosen[kind], *new], self.k) for kind in _KINDS}
         wanted = {scored for chosen in self._chosen.values() for scored in chosen}
         self._samples = {scored: sample for scored, sample in self._samples.items() if scored in wanted}
         rows = [row for row, scored in enumerate(new) if scored in wanted]
         if rows:
             given = None if images.input is None else images.input[rows]
-            samples = self._make(StepOutputs(pred[rows], target[rows], given))
+            samples = self._to_samples(StepOutputs(pred[rows], target[rows], given))
             self._samples.update(zip((new[row] for row in rows), samples, strict=True))
 
-    def _make(self, images: StepOutputs) -> Iterator[Sample]:
-        """Samples as they are kept."""
+    def _to_samples(self, images: StepOutputs) -> Iterator[Sample]:
+        """Convert samples to uint8, with their heatmaps."""
         maps = self._pairs.net(images.pred, images.target, self._pairs.data_range, spatial=True)
-        preds, targets = self._pairs.shown(images.pred), self._pairs.shown(images.target)
-        given = None if images.input is None else self._pairs.shown_input(images.input)
-        for row, heat in enumerate(maps):
+        preds, targets = self._pairs.display(images.pred), self._pairs.display(images.target)
+        given = None if images.input is None else self._pairs.display_input(images.input)
+        for row, distances in enumerate(maps):
             yield Sample(
                 _pixels(preds, row),
                 _pixels(targets, row),
                 None if given is None else _pixels(given, row),
-                heatmap_indices(heat[0], self.heatmap_max),
+                heatmap_indices(distances[0], self.heatmap_max),
             )
 
     def _log(self, trainer: Trainer, stage: str) -> None:
-        if not self._is_on(trainer):
+        if not self._is_active(trainer):
             return
-        # The scores go first, so that of the images only those that will be shown are sent.
-        everybody = gather(trainer, self._chosen)
-        chosen = {kind: _first(kind, itertools.chain(*(one[kind] for one in everybody)), self.k) for kind in _KINDS}
+        # Gather the scores first, then only the images of the chosen samples.
+        gathered = gather(trainer, self._chosen)
+        chosen = {kind: _ranked(kind, itertools.chain(*(one[kind] for one in gathered)), self.k) for kind in _KINDS}
         shown = {scored for kind in _KINDS for scored in chosen[kind]}
         own = {scored: sample for scored, sample in self._samples.items() if scored in shown}
         samples = {scored: sample for rank in gather(trainer, own) for scored, sample in rank.items()}
@@ -204,7 +204,7 @@ class SampleGallery(Callback):
                 label = f"{kind} {place} of {len(chosen[kind])}"
                 pixels = sample_panel(samples[scored], scored, label, net, self.heatmap_max)
                 log_image(trainer, f"{name}/{kind}_{place}", pixels, trainer.global_step)
-                rows.append([kind, place, scored.score, scored.dataloader_idx, scored.number, pixels])
+                rows.append([kind, place, scored.score, scored.dataloader_idx, scored.index, pixels])
         columns = ["kind", "place", "lpips", "dataloader_idx", "image", "sample"]
         log_table(trainer, name, columns, rows, trainer.global_step, otherwise_csv=False)
 
@@ -214,8 +214,8 @@ def _pixels(shown: tuple[Tensor, tuple[float, float]], row: int) -> Pixels:
     return to_pixels(images[row], data_range)
 
 
-def _first(kind: str, scored: Iterable[Scored], k: int) -> list[Scored]:
-    """The `k` first, the same whatever the order they come in."""
+def _ranked(kind: str, scored: Iterable[Scored], k: int) -> list[Scored]:
+    """First `k` samples of a kind, independent of the input order."""
     sign = -1 if kind == "worst" else 1
     return sorted(scored, key=lambda one: (sign * one.score, *one[1:]))[:k]
 
@@ -224,10 +224,10 @@ def _check_input(images: StepOutputs, channels: Sequence[int]) -> None:
     given, count = images.input, len(images.pred)
     if given is None:
         return
-    shown = given.is_floating_point() or given.dtype == torch.uint8
-    if given.dim() != 4 or given.shape[0] != count or given.shape[1] not in channels or not shown:
-        way_out = "; a background= takes transparent ones" if given.dim() == 4 and given.shape[1] == 4 else ""
+    has_image_dtype = given.is_floating_point() or given.dtype == torch.uint8
+    if given.dim() != 4 or given.shape[0] != count or given.shape[1] not in channels or not has_image_dtype:
+        hint = "; pass background= for transparent images" if given.dim() == 4 and given.shape[1] == 4 else ""
         raise MisconfigurationException(
             f"input_key: expected images ({count}, 3, h, w) or ({count}, 1, h, w), floating or uint8, got "
-            f"{given.dtype} of shape {tuple(given.shape)}{way_out}; pass input_key=None to leave the input out"
+            f"{given.dtype} of shape {tuple(given.shape)}{hint}; pass input_key=None to leave the input out"
         )

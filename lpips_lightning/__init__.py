@@ -1,18 +1,18 @@
 """LPIPS for PyTorch Lightning: a metric, a loss, callbacks, recipes, and the calibration itself.
 
-`LPIPS` is the network, `PerceptualLoss` the training loss, `LearnedPerceptualImagePatchSimilarity` the metric,
-`LPIPSDiversity` the metric of a group's samples; `Features` is what `LPIPS.encode` returns. Further public names stand
-in the sub-packages `functional`, `metrics`, `backbones`, `data`, `calibration`, `evaluation`, `callbacks`, `images`,
-`io` and `weights`, and in `compat`. Everything else is internal.
+`LPIPS` is the network, `PerceptualLoss` the training loss, `LearnedPerceptualImagePatchSimilarity` the metric, and
+`LPIPSDiversity` the diversity metric of a generator. `LPIPS.encode` returns `Features`. More public names are in the
+sub-packages `functional`, `metrics`, `backbones`, `data`, `calibration`, `evaluation`, `callbacks`, `images`, `io` and
+`weights`, and in `compat`. Everything else is internal.
 
-Names are imported when they are first used, with torch, torchvision and torchmetrics alone; Lightning, kornia and wandb
-are imported by what needs them.
+Names are imported on first use. The import needs only torch, torchvision and torchmetrics; Lightning, kornia and wandb
+are imported only by the modules that use them.
 
-# The network is a resource, not a part
+# The frozen network is shared, not a submodule
 
-Metric and loss own no parameters, buffers or state-dict keys. `.half()`, `.train()`, `.requires_grad_()`, optimizers,
-EMA, DDP and checkpoints leave the network alone; copies and pickles are a few bytes. Users of equal weights in one
-process share one copy, freed with the last of them.
+Metric and loss have no parameters, buffers or state-dict keys. `.half()`, `.train()`, `.requires_grad_()`, optimizers,
+EMA, DDP and checkpoints do not affect the network; copies and pickles take a few bytes. All users of equal weights in
+one process share one copy, which is freed with its last user.
 
 >>> import torch
 >>> from lpips_lightning import LPIPS, PerceptualLoss
@@ -22,8 +22,8 @@ process share one copy, freed with the last of them.
 
 # Encode once, compare often
 
-Features of a target that stays the same (GAN inversion, style optimization) are computed once: `encode` of the network
-or the loss, then `distance` of the network, or ``reference=`` of the loss.
+Compute the features of a fixed target (GAN inversion, style optimization) once with `encode` of the network or the
+loss. Then use `distance` of the network, or ``reference=`` of the loss.
 
 >>> net = LPIPS("embedded")
 >>> x, y = torch.rand(2, 4, 3, 64, 64)
@@ -37,9 +37,9 @@ torch.Size([])
 
 # Masks, videos, baseline
 
-``mask=`` says which pixels count, and ``erode=True`` counts only positions that see nothing else. A video ``(B, T, 3,
-H, W)`` gives a curve ``(B, T)``, and ``frame_chunk=`` bounds its memory. ``calibrated=False`` is the backbone without
-the calibration.
+``mask=`` weights pixels; ``erode=True`` counts only positions whose receptive field lies inside the mask. A video
+``(B, T, 3, H, W)`` gives one distance per frame, ``(B, T)``; ``frame_chunk=`` bounds its memory. ``calibrated=False``
+uses the backbone without the calibration.
 
 >>> foreground = torch.ones(4, 64, 64, dtype=torch.bool)
 >>> net(x, y, data_range=(0, 1), mask=foreground).shape
@@ -49,16 +49,16 @@ torch.Size([1, 4])
 
 # Precision
 
-The metric computes in float32 under any autocast (float64 for float64 images); the loss follows autocast in its
-backbone (``precision="autocast"``). Everything after the backbone is float32 always, with finite values and gradients
-at all-zero positions and under double backward. ``torch.compile(fullgraph=True)`` and ``torch.export`` work; compiled
-calls check shapes, not values.
+The metric computes in float32 under any autocast (float64 for float64 images); the backbone of the loss follows
+autocast (``precision="autocast"``). Everything after the backbone is float32. Values and gradients are finite at
+all-zero positions, under double backward too. ``torch.compile(fullgraph=True)`` and ``torch.export`` work; compiled
+calls check shapes but not pixel values.
 
 # Memory
 
-A loss computes its gradient in the forward pass, a few images at a time, and keeps only that until ``backward``; maps,
-masks, gradients by layer and derivatives of the gradient use plain autograd. `lpips_lightning.engine` tells how it
-works.
+A loss computes its input gradient in the forward pass, a few images at a time, and stores only this gradient until
+``backward``. Distance maps, masks, gradients of single layers and double backward use plain autograd. See
+`lpips_lightning.engine`.
 """
 
 from pathlib import Path
@@ -66,7 +66,7 @@ from typing import TYPE_CHECKING
 
 from lpips_lightning._lazy import lazy_names
 
-# In a checkout callbacks/, recipes/ and weights/ lie beside this folder, not inside it.
+# In a checkout, callbacks/, recipes/ and weights/ are siblings of this folder.
 __path__ = [*__path__, *(str(p.parent) for p in Path(__file__).parents[1].glob("pyproject.toml"))]
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Packages whose public names are imported when they are first asked for."""
+"""Lazy import of a package's public names (PEP 562)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 def lazy_names(
     package: str, homes: Mapping[str, Sequence[str]]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """``__getattr__`` and ``__dir__`` for the ``__init__`` of a package (PEP 562).
+    """Make ``__getattr__`` and ``__dir__`` for the ``__init__`` of a package (PEP 562).
 
-    Beside them the ``__init__`` says the same imports to type checkers, under ``TYPE_CHECKING``; a test compares both.
+    For type checkers, the ``__init__`` repeats the imports under ``TYPE_CHECKING``; a test compares both.
 
     Args:
-        package: Its ``__name__``.
-        homes: The module in the package -> the names that it defines.
+        package: ``__name__`` of the package.
+        homes: Module in the package -> names that it defines.
 
     Example:
         >>> find, names = lazy_names("lpips_lightning.images", {"ranges": ["RangeError"]})
@@ -30,7 +30,7 @@ def lazy_names(
         if name not in home:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         found = getattr(import_module(f"{package}.{home[name]}"), name)
-        setattr(sys.modules[package], name, found)  # the next time without this function
+        setattr(sys.modules[package], name, found)  # later accesses bypass this function
         return found
 
     return find, lambda: sorted({*vars(sys.modules[package]), *home})

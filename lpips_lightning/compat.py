@@ -1,4 +1,4 @@
-"""`LPIPS` as in the `lpips` package, over our network: same argument names, same output shapes."""
+"""Drop-in `LPIPS` class with the argument names and output shapes of the `lpips` package."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ _VGG = {"vgg16": "vgg"}
 
 
 class LPIPS(DropsLegacyKeys):
-    """`lpips.LPIPS` 0.1.4, by ``from lpips_lightning.compat import LPIPS``.
+    """Replacement of `lpips.LPIPS` 0.1.4: ``from lpips_lightning.compat import LPIPS``.
 
-    The same numbers and shapes, with our safety: nothing in it can be trained, ``.train()`` changes nothing, pixel
-    values off the range are an error. Arguments that only served to train the calibration are refused with a sentence.
+    Same values and shapes. Unlike the reference, the network is frozen, ``.train()`` has no effect, and pixel values
+    outside the range are an error. Arguments that only serve to train the calibration are refused.
 
     Args:
-        pretrained: False is refused: an uncalibrated LPIPS is ``lpips=False``.
+        pretrained: False is refused; for an uncalibrated LPIPS pass ``lpips=False``.
         net: ``"alex"``, ``"vgg"`` (``"vgg16"``), ``"squeeze"``, or ``"embedded"``.
         version: ``"0.1"`` or ``"0.0"``.
-        lpips: False for the baseline.
+        lpips: False for the uncalibrated baseline.
         spatial: Return the map instead of the mean.
-        pnet_rand: Random backbone, seeded by PyTorch's global generator.
+        pnet_rand: Use a random backbone, seeded by PyTorch's global generator.
         pnet_tune: True is refused.
         use_dropout: Ignored, as the reference ignores it in evaluation mode.
-        model_path: Of a calibration file.
+        model_path: Path of a calibration file.
         eval_mode: False is refused.
         verbose: Ignored; a library does not print.
-        weights: Of the backbone, see `lpips_lightning.LPIPS`; not the reference's.
+        weights: Backbone weights, see `lpips_lightning.LPIPS`; the reference has no such argument.
 
     Raises:
-        ValueError: If an argument is refused or none of the known ones.
+        ValueError: If an argument is refused or has an unknown value.
         WeightsError: If weights are missing, damaged or of another architecture.
 
     Example:
@@ -68,7 +68,7 @@ class LPIPS(DropsLegacyKeys):
         for name, value, wanted in (("pnet_tune", pnet_tune, False), ("eval_mode", eval_mode, True)):
             if value is not wanted:
                 raise ValueError(
-                    f"{name}: expected {wanted}, got {value!r}; this module is frozen, training has its own"
+                    f"{name}: expected {wanted}, got {value!r}; this module is frozen, train with PerceptualCalibration"
                 )
         if pnet_rand and weights is not None:
             raise ValueError("weights: expected None with pnet_rand=True, got another backbone")
@@ -95,14 +95,14 @@ class LPIPS(DropsLegacyKeys):
             in0: Images ``(N, 3, H, W)``.
             in1: Images of the same shape.
             retPerLayer: Also return the layers' terms, in a list.
-            normalize: True if images are on [0, 1], False if on [-1, 1].
+            normalize: True for images on [0, 1], False for [-1, 1].
 
         Returns:
-            ``(N, 1, 1, 1)``, or ``(N, 1, H, W)`` with `spatial`; a pair with the list if `retPerLayer`.
+            ``(N, 1, 1, 1)``, or ``(N, 1, H, W)`` with `spatial`; a pair of this and the list if `retPerLayer`.
 
         Raises:
             TypeError: If an argument is of the wrong type.
-            ValueError: If shapes, devices or sides do not fit, or pixel values are off the range.
+            ValueError: If shapes, sizes or devices do not match, or pixel values are outside the range.
         """
         data_range = (0.0, 1.0) if normalize else (-1.0, 1.0)
         names = ("in0", "in1")

@@ -1,4 +1,4 @@
-"""The numbers in their data set of the samples that a rank scores."""
+"""Dataset indices of a rank's samples, and gathering objects over ranks."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
 
 
 def dataset_indices(trainer: Trainer, dataloader_idx: int, seen: int, count: int) -> range:
-    """Numbers in their data set of the images that this rank is scoring; shorter than `count` where the sampler pads.
+    """Dataset indices of this rank's current batch; fewer than `count` where the sampler pads.
 
-    A distributed sampler repeats images until every rank has as many as the others (11 on 2 ranks become 12). It
-    deals them out in turns, so the repeated ones are those whose number is beyond the data set; they come last. This
-    is only said of loaders that are plainly made of batches of single images.
+    A `DistributedSampler` repeats samples until all ranks have equally many (11 on 2 ranks become 12). It assigns them
+    to ranks in turn, so the repeated samples come last and have an index beyond the dataset. They are only left out if
+    each sample of the loader is one image.
 
     Args:
-        trainer: In validation or test.
-        dataloader_idx: Of the loader.
-        seen: How many images of this loader this rank had before.
-        count: How many it has now.
+        trainer: Trainer in validation or test.
+        dataloader_idx: Index of the dataloader.
+        seen: Images of this dataloader that this rank has had in earlier batches.
+        count: Images of the current batch.
     """
     loader = _loader(trainer, dataloader_idx)
     sampler = getattr(loader, "sampler", None)
@@ -31,14 +31,14 @@ def dataset_indices(trainer: Trainer, dataloader_idx: int, seen: int, count: int
         return range(first, first + count * trainer.world_size, trainer.world_size)
     step, first = sampler.num_replicas, sampler.rank + seen * sampler.num_replicas
     stop = first + count * step
-    one_image_a_sample = count == min(loader.batch_size or 0, sampler.num_samples - seen)
-    if one_image_a_sample and not sampler.drop_last:
+    one_image_per_sample = count == min(loader.batch_size or 0, sampler.num_samples - seen)
+    if one_image_per_sample and not sampler.drop_last:
         stop = min(stop, len(sampler.dataset))  # type: ignore[arg-type]
     return range(first, max(stop, first), step)
 
 
 def _loader(trainer: Trainer, dataloader_idx: int) -> Any:
-    # Not trainer.val_dataloaders: after a fit, it names the fit's loaders in a validate with others too.
+    # Not trainer.val_dataloaders: in a validate after a fit it still holds the loaders of the fit.
     if trainer.testing:
         loop = trainer.test_loop
     else:
@@ -51,10 +51,10 @@ T = TypeVar("T")
 
 
 def gather(trainer: Trainer, own: T) -> list[T]:
-    """Every rank's object, by rank, on every rank; all ranks have to call it.
+    """Gather an object of every rank, in rank order; all ranks must call it.
 
     Args:
-        trainer: Whose ranks.
+        trainer: Trainer of the ranks.
         own: This rank's object; it is pickled.
     """
     if trainer.world_size == 1 or not (dist.is_available() and dist.is_initialized()):

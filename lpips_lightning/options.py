@@ -1,4 +1,4 @@
-"""The options of the network, once for everything that has one: names, types, defaults and meaning."""
+"""Options of the LPIPS network, shared by metric, loss, functional form and callbacks."""
 
 from __future__ import annotations
 
@@ -19,31 +19,30 @@ class LPIPSOptions(TypedDict, total=False):
     """Keyword options of the network, for ``**options: Unpack[LPIPSOptions]``.
 
     Attributes:
-        version: ``"0.1"``, or ``"0.0"``: the first release, which did not scale its input.
-        calibrated: False for the baseline: channels and layers summed with weight 1.
-        weights: Of the backbone. None looks for torchvision's ImageNet weights in the folder that the environment
-            variable ``LPIPS_LIGHTNING_WEIGHTS`` names, in torchvision's cache, and last downloads them. A path to a
-            file or folder, or tensors by torchvision's names, are taken as they are. ``"random"`` draws Gaussian
-            weights, seeded by PyTorch's global generator.
-        calibration: None for the official one of `net_type` and `version`; else a path, or tensors ``(C,)`` by
+        version: ``"0.1"``, or ``"0.0"``: the first release, which does not normalize its input.
+        calibrated: False for the baseline: all channels and layers have weight 1.
+        weights: Backbone weights. None looks for torchvision's ImageNet weights in the folder named by the
+            environment variable ``LPIPS_LIGHTNING_WEIGHTS``, then in torchvision's cache, then downloads them. Else a
+            path to a file or folder, or tensors with torchvision's names. ``"random"`` draws Gaussian weights, seeded
+            by PyTorch's global generator.
+        calibration: None for the official calibration of `net_type` and `version`; else a path, or tensors ``(C,)`` by
             layer name.
-        precision: Of the backbone; everything after it runs in float32. ``"fp32"`` also under autocast (float64 for
-            float64 images), ``"bf16"``, ``"fp16"``, or ``"autocast"``: what the surrounding autocast says, float32
-            without it.
-        gray: None refuses gray images; ``"repeat"`` takes one channel for three; ``"per_channel"`` scores every channel
-            of ``(N, C, H, W)`` as a gray image of its own, and averages.
-        background: Color under the alpha channel of RGBA images: ``"white"``, ``"black"``, or three numbers on [0, 1].
-            Alpha is on the same range as the colors. None refuses alpha.
-        resize: ``(H, W)``, or one number for both: every image is brought to it, bilinear with antialiasing. It is part
-            of the fingerprint, for it changes the number.
-        frame_chunk: Images, or frames of videos, in one pass of the backbone at most; None for as many as memory
-            allows.
-        memory_budget: Bytes that a call may take above the weights and the images; a warning says when it cannot be
-            kept. Images are then taken a few at a time, huge ones in stripes of rows, or in tiles for the gradient,
-            which changes no number beyond rounding. None takes 128 MiB, or 256 with a gradient, on the CPU, where
-            more saves no time, and four gigabytes on other devices or for the gradient of one image. It holds for
-            pairs of images without `spatial`, `mask`, or a gradient by layer; `LPIPS.plan` says what a call will take.
-        validate_args: Check pixel values. Shapes are always checked; under ``torch.compile`` values are not.
+        precision: Precision of the backbone; everything after it is float32. ``"fp32"``, also under autocast (float64
+            for float64 images); ``"bf16"``; ``"fp16"``; or ``"autocast"``: the dtype of the surrounding autocast, and
+            float32 without autocast.
+        gray: None refuses gray images; ``"repeat"`` repeats one channel three times; ``"per_channel"`` scores every
+            channel of ``(N, C, H, W)`` as a separate gray image and averages.
+        background: Color under the alpha channel of RGBA images: ``"white"``, ``"black"``, or three values on [0, 1].
+            Alpha has the same range as the colors. None refuses alpha.
+        resize: ``(H, W)``, or one integer for both: every image is resized to it, bilinear with antialiasing. It
+            changes the distance, so it is part of the fingerprint.
+        frame_chunk: Most images, or frames of videos, per backbone pass; None for as many as memory allows.
+        memory_budget: Bytes that a call may use in addition to weights and images; a warning is issued if this is not
+            possible. To stay within it, images run a few at a time, and large ones in row strips, or in tiles for the
+            gradient; results differ by rounding only. None: on the CPU 128 MiB, or 256 MiB with a gradient (more saves
+            no time); on other devices, and for the gradient of a single image, 4 GiB. It applies to pairs of images
+            without `spatial`, `mask`, or gradients of single layers; `LPIPS.plan` returns the plan of a call.
+        validate_args: Check pixel values, except under ``torch.compile``. Shapes are always checked.
     """
 
     version: str
@@ -72,24 +71,24 @@ DEFAULTS: LPIPSOptions = {
     "memory_budget": None,
     "validate_args": True,
 }
-"""What an option is where nobody says it."""
+"""Default of every option."""
 
 
 def with_options(
     others: Mapping[str, object] | None = None, **defaults: Unpack[LPIPSOptions]
 ) -> Callable[[_Owner], _Owner]:
-    """Show every option, with its default and its meaning, where a class or function takes ``**options``.
+    """Spell out every option in signature and docstring of a class or function that takes ``**options``.
 
-    Type checkers understand ``Unpack[LPIPSOptions]``; `inspect.signature`, `help`, documentation and LightningCLI see
-    the signature that this decorator spells out. jsonargparse by itself would not do: until 4.47 it drops such options
-    or makes every one required, and later ones show no defaults and cannot link them.
+    Type checkers read ``Unpack[LPIPSOptions]``; `inspect.signature`, `help`, documentation and LightningCLI read the
+    signature that this decorator sets. jsonargparse alone is not enough: up to 4.47 it drops these options or requires
+    every one, and later versions show no defaults and cannot link them.
 
     Args:
         others: Defaults of further parameters that ``**options`` takes.
-        defaults: Those that differ from `DEFAULTS`.
+        defaults: Defaults that differ from `DEFAULTS`.
 
     Returns:
-        A decorator. In the docstring it puts the meanings in the place of the line ``options: ...``.
+        A decorator. It replaces the line ``options: ...`` of the docstring by the documentation of all options.
 
     Example:
         >>> @with_options(precision="autocast")
@@ -99,28 +98,28 @@ def with_options(
         (12, 'autocast', None)
     """
     hints = get_type_hints(LPIPSOptions)
-    shown = [
+    parameters = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints.get(name, Any))
         for name, default in {**DEFAULTS, **defaults, **(others or {})}.items()
     ]
 
-    def spell_out(owner: _Owner) -> _Owner:
+    def decorate(owner: _Owner) -> _Owner:
         function = cast(Any, owner).__init__ if isinstance(owner, type) else cast(Any, owner)
         signature = inspect.signature(function)
         own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
-        function.__signature__ = signature.replace(parameters=[*own, *shown])
-        owner.__doc__ = _with_meanings(owner.__doc__)
+        function.__signature__ = signature.replace(parameters=[*own, *parameters])
+        owner.__doc__ = _with_option_docs(owner.__doc__)
         return owner
 
-    return spell_out
+    return decorate
 
 
 def check_names(names: Iterable[str], owner: Callable[..., Any]) -> None:
-    """Refuse options that do not exist.
+    """Refuse unknown options.
 
     Args:
-        names: Of the options given.
-        owner: What they were given to.
+        names: Names of the given options.
+        owner: Class or function that they were given to.
 
     Raises:
         TypeError: With the nearest name that exists.
@@ -128,17 +127,16 @@ def check_names(names: Iterable[str], owner: Callable[..., Any]) -> None:
     for name in names:
         if name not in DEFAULTS:
             near = difflib.get_close_matches(name, [*DEFAULTS, *inspect.signature(owner).parameters], 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the network's are {', '.join(DEFAULTS)}"
+            hint = f"did you mean {near[0]!r}?" if near else f"options of the network: {', '.join(DEFAULTS)}"
             raise TypeError(f"{name}: expected the name of an option, got an unknown one; {hint}")
 
 
 def check_not_given(options: LPIPSOptions, **defaults: Unpack[LPIPSOptions]) -> None:
-    """Refuse options beside a network that is built, and has its own.
+    """Refuse options together with a built `LPIPS`, which has its own.
 
     Args:
-        options: Those given. A configuration parser hands over all of them, which is the same as none if all are the
-            defaults.
-        defaults: Those that differ from `DEFAULTS`.
+        options: Given options. A configuration parser passes all of them; all at their defaults count as none.
+        defaults: Defaults that differ from `DEFAULTS`.
 
     Raises:
         ValueError: If there are any.
@@ -149,16 +147,16 @@ def check_not_given(options: LPIPSOptions, **defaults: Unpack[LPIPSOptions]) -> 
         given = {name: value for name, value in given.items() if value is not usual[name] and value != usual[name]}
     if given:
         raise ValueError(
-            f"{next(iter(given))}: expected no options beside a built LPIPS in net_type, got {', '.join(given)}; "
-            "the network has its own: give them to LPIPS(...)"
+            f"{next(iter(given))}: expected no options with a built LPIPS in net_type, got {', '.join(given)}; "
+            "pass them to LPIPS(...)"
         )
 
 
-def _with_meanings(text: str | None) -> str | None:
+def _with_option_docs(text: str | None) -> str | None:
     if text is None or LPIPSOptions.__doc__ is None:  # python -OO
         return text
-    meanings = textwrap.dedent(inspect.cleandoc(LPIPSOptions.__doc__).partition("Attributes:\n")[2]).strip()
+    documentation = textwrap.dedent(inspect.cleandoc(LPIPSOptions.__doc__).partition("Attributes:\n")[2]).strip()
     lines = text.split("\n")
-    place = next(number for number, line in enumerate(lines) if line.lstrip().startswith("options: "))
+    place = next(index for index, line in enumerate(lines) if line.lstrip().startswith("options: "))
     indent = lines[place].partition("options: ")[0]
-    return "\n".join([*lines[:place], textwrap.indent(meanings, indent), *lines[place + 1 :]])
+    return "\n".join([*lines[:place], textwrap.indent(documentation, indent), *lines[place + 1 :]])

@@ -1,4 +1,4 @@
-"""Recipes: one task a file, each a flat LightningModule with its data, its YAML and its LightningCLI.
+"""Recipes: one task per file, each a flat LightningModule with its data, YAML defaults and LightningCLI.
 
-A recipe is meant to be read from top to bottom, copied and changed; no recipe imports another one.
+Read a recipe from top to bottom, copy it and change it; no recipe imports another one.
 """

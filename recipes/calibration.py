@@ -1,8 +1,8 @@
-"""LPIPS calibrated on people's judgments: BAPPS, or your own.
+"""Calibrates LPIPS on human judgments: BAPPS or your own.
 
-lpips-lightning calibration fit                                    # the paper's lin on BAPPS, which it downloads
+lpips-lightning calibration fit                                    # mode lin of the paper on BAPPS (downloaded)
 lpips-lightning calibration fit --model.mode tune --data.num_workers 8
-lpips-lightning calibration fit --ckpt_path outputs/calibration/last.ckpt      # goes on, to the same weights
+lpips-lightning calibration fit --ckpt_path outputs/calibration/last.ckpt      # resumes; same final weights
 lpips-lightning calibration fit --data TripletDataModule --data.csv mine.csv --data.images my_images
 lpips-lightning calibration fast --csv mine.csv --images my_images           # lin in seconds; see --help
 lpips-lightning calibration test --ckpt_path outputs/calibration/best.ckpt
@@ -30,11 +30,11 @@ from lpips_lightning.functional.judgments import bootstrap_interval, human_ceili
 from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.recipes.command import RecipeCLI, run_recipe
 
-_FAST = "Mode lin on pooled squared differences: the backbone runs once, then ten epochs take seconds."
+_FAST = "Train mode lin on pooled squared differences: the backbone runs once, then ten epochs take seconds."
 
 
 class CalibrationCLI(RecipeCLI):
-    """Adds ``--best.*``, ``--last.*`` (checkpoints) and ``--file.*`` (the calibration)."""
+    """Adds ``--best.*`` and ``--last.*`` (checkpoints) and ``--file.*`` (calibration file)."""
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -44,7 +44,7 @@ class CalibrationCLI(RecipeCLI):
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the recipe: ``fit``, ``validate`` or ``test``, with the YAML beside this file as defaults, or ``fast``.
+    """Run the recipe: ``fit``, ``validate`` or ``test`` with defaults from ``calibration.yaml``, or ``fast``.
 
     Args:
         args: Command line without the program's name; None takes ``sys.argv``.
@@ -53,18 +53,19 @@ def main(args: list[str] | None = None) -> None:
         fast(args[1:])
         return
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # of mode lin: it is meant to be
+        # In mode lin the frozen backbone is in eval mode on purpose.
+        warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
         run_recipe(CalibrationCLI, PerceptualCalibration, LightningDataModule, __file__, args, subclass_mode_data=True)
 
 
 def fast(args: list[str]) -> None:
-    """Mode lin on pooled squared differences: the backbone runs once, then ten epochs take seconds.
+    """Train mode lin on pooled squared differences: the backbone runs once, then ten epochs take seconds.
 
     Args:
         args: Command line after ``fast``.
 
     Raises:
-        ValueError: If an argument is off.
+        ValueError: If an argument is invalid.
         FileNotFoundError: If a file is missing.
     """
     from rich.console import Console
@@ -85,7 +86,7 @@ def fast(args: list[str]) -> None:
         cached_pool(network, part, options.cache, num_workers=options.workers)  # type: ignore[arg-type]
         for part in (data.train_data, *data.val_data.values())
     )
-    console.print(f"{len(train)} triplets to train on, {len(train.mean)} pairs", highlight=False)
+    console.print(f"Training on {len(train)} triplets, {len(train.mean)} pairs", highlight=False)
     found = fit_lin(train, network.calibration, lr=options.lr, seed=options.seed)
     network.set_calibration(found.calibration)
     scores: dict[str, dict[str, float]] = {}
@@ -98,8 +99,8 @@ def fast(args: list[str]) -> None:
         low, high = bootstrap_interval(two_afc_score, *part.distances(found.calibration), part.judge, resamples=300)
         ours = f"{100 * scores[name]['2afc']:.2f} (95 %: {100 * low:.2f} to {100 * high:.2f})"
         before, ceiling = (f"{100 * scores[name][kind]:.2f}" for kind in ("official", "human"))
-        said = f"{name}: 2AFC {ours}; official calibration {before}, human {ceiling}"
-        console.print(said, highlight=False, markup=False)
+        line = f"{name}: 2AFC {ours}; official calibration {before}, human ceiling {ceiling}"
+        console.print(line, highlight=False, markup=False)
     factor = _level(train, official) / _level(train, found.calibration) if options.rescale else 1.0
     record = {
         **{name: value for name, value in vars(options).items() if name not in ("out", "cache", "workers")},
@@ -112,30 +113,32 @@ def fast(args: list[str]) -> None:
         "lpips_lightning": __version__,
     }
     path = write_calibration(options.out, network, factor, record)
-    said = f"Written to {path}: LPIPS({options.net!r}, calibration={str(path)!r})"
-    console.print(said, highlight=False, markup=False, soft_wrap=True)
+    line = f"Written to {path}: LPIPS({options.net!r}, calibration={str(path)!r})"
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _fast_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("lpips-lightning calibration fast", description=_FAST)
-    parser.add_argument("--csv", metavar="FILE", help="judgments of your own: ref, p0, p1, votes_p0, votes_p1 or judge")
-    parser.add_argument("--images", metavar="DIR", help="the images that --csv names")
-    parser.add_argument("--val-csv", metavar="FILE", help="judgments to score on (default: a part of --csv)")
-    parser.add_argument("--val-fraction", type=float, default=0.1, help="part of --csv to score on (default 0.1)")
-    parser.add_argument("--root", metavar="DIR", help="instead: BAPPS, or a data set that `bapps make` wrote")
+    parser.add_argument("--csv", metavar="FILE", help="your judgments: ref, p0, p1, and votes_p0, votes_p1 or judge")
+    parser.add_argument("--images", metavar="DIR", help="folder of the images named in --csv")
+    parser.add_argument("--val-csv", metavar="FILE", help="validation judgments (default: a fraction of --csv)")
+    parser.add_argument("--val-fraction", type=float, default=0.1, help="validation part of --csv (default 0.1)")
+    parser.add_argument("--root", metavar="DIR", help="instead of --csv: BAPPS, or a dataset from `bapps make`")
     parser.add_argument(
-        "--sets", nargs="*", metavar="SET", help="of --root, for both training and scoring (default: all)"
+        "--sets", nargs="*", metavar="SET", help="subsets of --root for training and validation (default: all)"
     )
-    parser.add_argument("--net", default="alex", help="alex (default), vgg, squeeze, embedded")
-    parser.add_argument("--weights", metavar="FILE", help="its backbone (default: looked up)")
-    parser.add_argument("--size", type=int, default=64, metavar="PIXELS", help="resize to (default 64, the paper's)")
-    parser.add_argument("--init", default="random", choices=("random", "official"), help="start (default random)")
-    parser.add_argument("--lr", type=float, default=1e-3, help="of Adam (default 1e-3; the paper's is 1e-4)")
-    parser.add_argument("--seed", type=int, default=0, help="of the split, start and order")
-    parser.add_argument("--rescale", action="store_true", help="bring the mean distance to the official calibration's")
-    parser.add_argument("--cache", metavar="DIR", help="keep pooled differences here (default: not kept)")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read (default 0)")
-    parser.add_argument("--out", default="outputs/calibration/fast.safetensors", metavar="FILE")
+    parser.add_argument("--net", default="alex", help="network: alex (default), vgg, squeeze, embedded")
+    parser.add_argument("--weights", metavar="FILE", help="backbone weights (default: torchvision's)")
+    parser.add_argument("--size", type=int, default=64, metavar="PIXELS", help="image size (default 64, the paper's)")
+    parser.add_argument(
+        "--init", default="random", choices=("random", "official"), help="initialization (default random)"
+    )
+    parser.add_argument("--lr", type=float, default=1e-3, help="Adam learning rate (default 1e-3; paper: 1e-4)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of split, initialization and order (default 0)")
+    parser.add_argument("--rescale", action="store_true", help="scale to the mean distance of the official calibration")
+    parser.add_argument("--cache", metavar="DIR", help="cache folder for pooled differences (default: no cache)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="image reading processes (default 0)")
+    parser.add_argument("--out", default="outputs/calibration/fast.safetensors", metavar="FILE", help="output file")
     return parser
 
 
@@ -154,5 +157,5 @@ def _score(part: PooledTriplets, calibration: dict[str, torch.Tensor]) -> float:
 
 
 def _level(part: PooledTriplets, calibration: dict[str, torch.Tensor]) -> float:
-    """Mean distance of the triplets' pairs."""
+    """Mean distance over the pairs of the triplets."""
     return float(torch.cat(part.distances(calibration)).cpu().double().mean())

@@ -1,4 +1,4 @@
-"""Colors for gray images: a U-Net from L to a and b of Lab, with LPIPS of the colored image in its loss.
+"""Colorization: a U-Net predicts a and b of Lab from L, trained with LPIPS of the colored image.
 
 Examples::
 
@@ -31,22 +31,22 @@ from lpips_lightning.recipes.command import ImageRecipeCLI, run_recipe
 
 Batch = tuple[Tensor, Sequence[str]]  # images, names
 
-# Units of Lab in which a and b leave the network and enter the loss: most colors of photographs are within [-1, 1].
+# Scale of a and b in the network output and the loss: most colors of photographs are then within [-1, 1].
 _AB_SCALE = 50.0
 
 
 class UNet(nn.Module):
-    """L -> a and b: a U-Net (Ronneberger et al. 2015) whose deeper levels also get what a trained network sees.
+    """U-Net (Ronneberger et al. 2015) from L to a and b, with features of a frozen network as additional input.
 
-    Its first level has half the resolution: colors vary slowly. What a thing is, and so which color it may have,
-    cannot be learnt from a few photographs; the features in which a frozen network sees the gray image know more.
-    They enter every level but the first.
+    The first level has half the image resolution, since colors vary slowly. A few photographs are not enough to learn
+    objects and their possible colors; features of a frozen network on the gray image provide this knowledge. They are
+    added at every level but the first.
 
     Args:
-        n_feats: Channels of the first level; they double from level to level, up to four times as many.
-        n_levels: Levels; each has half the resolution of the one before.
-        features_net: Network whose features go in, see `LPIPS`; None for none.
-        features_weights: Its backbone weights: a path, ``"random"``, or None to look them up.
+        n_feats: Channels of the first level; they double from level to level up to four times `n_feats`.
+        n_levels: Number of levels; each has half the resolution of the previous one.
+        features_net: Network of the additional features, see `LPIPS`; None for none.
+        features_weights: Backbone weights of `features_net`: a path, ``"random"``, or None for torchvision's.
 
     Raises:
         ValueError: If `n_feats` is below 1, or `n_levels` below 2.
@@ -67,42 +67,43 @@ class UNet(nn.Module):
         widths = [n_feats * min(2**level, 4) for level in range(n_levels)]
         self.stem = nn.Conv2d(1, widths[0], kernel_size=6, stride=2, padding=2)
         self.down = nn.ModuleList(_block(a, b) for a, b in pairwise([widths[0], *widths]))
-        self.features, self.seen = None, None
+        self.features, self.feature_convs = None, None
         if features_net is not None:
             self.features = LPIPS(features_net, weights=features_weights, validate_args=False)
             channels = sum(get_backbone(features_net).channels)
-            self.seen = nn.ModuleList(nn.Conv2d(channels, width, kernel_size=1) for width in widths[:-1])
+            self.feature_convs = nn.ModuleList(nn.Conv2d(channels, width, kernel_size=1) for width in widths[:-1])
         self.up = nn.ModuleList(_block(a + b, a) for a, b in pairwise(widths))
         self.head = nn.Conv2d(widths[0], 2, kernel_size=1)
-        for parameter in self.head.parameters():  # untrained, it leaves images gray
+        for parameter in self.head.parameters():  # the untrained network leaves images gray
             nn.init.zeros_(parameter)
 
     @override
     def forward(self, lightness: Tensor) -> Tensor:
-        """Shape ``(N, 1, H, W)`` on [0, 100] -> ``(N, 2, H, W)``, a and b, in units of Lab."""
+        """Map L, ``(N, 1, H, W)`` on [0, 100], to a and b in Lab units, ``(N, 2, H, W)``."""
         x = self.stem(lightness / 50 - 1)
-        seen = self._look(lightness)
+        features = self._frozen_features(lightness)
         levels: list[Tensor] = []
         for level, block in enumerate(self.down):
             if level:
                 x = F.avg_pool2d(x, 2, ceil_mode=True)
-                x = x if self.seen is None else x + self.seen[level - 1](_resized(seen, (x.shape[-2], x.shape[-1])))
+                if self.feature_convs is not None:
+                    x = x + self.feature_convs[level - 1](_resized(features, (x.shape[-2], x.shape[-1])))
             x = block(x)
             levels.append(x)
         for level in reversed(range(len(self.up))):
             x = F.interpolate(x, size=levels[level].shape[-2:], mode="bilinear", align_corners=False)
             x = self.up[level](torch.cat([levels[level], x], 1))
-        ab = _AB_SCALE * self.head(x).float()  # from here on in float32, also under autocast
+        ab = _AB_SCALE * self.head(x).float()  # float32 from here, also under autocast
         return F.interpolate(ab, size=lightness.shape[-2:], mode="bilinear", align_corners=False)
 
     @torch.no_grad()
-    def _look(self, lightness: Tensor) -> list[Tensor]:
-        """Every layer's features, of unit length as LPIPS compares them; none without `features_net`."""
+    def _frozen_features(self, lightness: Tensor) -> list[Tensor]:
+        """Features of every layer, normalized to unit length as in LPIPS; empty without `features_net`."""
         if self.features is None:
             return []
         gray = (lightness / 100).clamp(0, 1).expand(-1, 3, -1, -1)
         layers = self.features.encode(gray, data_range=(0, 1)).layers.values()
-        # Times the root of the channels: of unit variance, whatever the layer.
+        # Times the square root of the channels: unit variance in every layer.
         return [unit_normalize(layer) * layer.shape[1] ** 0.5 for layer in layers]
 
 
@@ -111,27 +112,27 @@ class Colorization(LightningModule):
 
     Its steps return images for `PerceptualScores`; it logs ``val/ciede2000`` and ``val/colorfulness``, with
     ``val/colorfulness_truth`` and ``val/colorfulness_ratio`` (and ``test/...``). All arguments are plain values, so a
-    checkpoint loads with ``weights_only=True`` and brings its loss settings along; it holds the U-Net alone.
+    checkpoint loads with ``weights_only=True`` and contains the loss settings; its only parameters are the U-Net's.
 
     Args:
         n_feats: Channels of the U-Net's first level.
         n_levels: Levels of the U-Net.
-        features_net: Network that shows the U-Net what is in the image; None for none.
-        features_weights: Its backbone weights: a path, ``"random"``, or None to look them up.
-        working_size: Images with a longer shorter side are looked at in this one; their colors are then enlarged,
-            their lightness stays as it is.
+        features_net: Network of the U-Net's additional features; None for none.
+        features_weights: Backbone weights of `features_net`: a path, ``"random"``, or None for torchvision's.
+        working_size: Largest shorter side, in pixels, of the U-Net's input. Larger images are downscaled, and the
+            predicted a and b are upscaled; L keeps its resolution.
         pixel_weight: Weight of the L1 distance of a and b, in units of 50.
         chroma_weight: Weight of the difference between an image's mean chroma and that of its prediction, in units of
-            50. Where a color is uncertain, both L1 and LPIPS are lowest at pale ones; this says how colorful to be.
-        lightness_jitter: In training the U-Net sees lightness to a random power, on [0, 1] to between exp(-this) and
-            exp(this): colors are then learnt from what is in the image more than from how bright it is.
+            50. For uncertain colors, L1 and LPIPS favor pale ones; this term counteracts it.
+        lightness_jitter: In training, L on [0, 1] is raised to a random power between exp(-lightness_jitter) and
+            exp(lightness_jitter), so that colors depend on content more than on brightness.
         loss_weight: Weight of LPIPS in the loss; 0 trains without it.
         loss_net: Network of the loss.
-        loss_calibrated: False takes the uncalibrated distance ("baseline" in the paper).
+        loss_calibrated: False for the uncalibrated distance ("baseline" in the paper).
         loss_weights: Backbone weights of the loss, as `features_weights`.
         lr: Highest learning rate of AdamW.
-        weight_decay: Of AdamW.
-        warmup_steps: Steps until `lr` is reached; from there it falls to 0 along a cosine.
+        weight_decay: Weight decay of AdamW.
+        warmup_steps: Linear warm-up to `lr`; then cosine decay to 0.
 
     Raises:
         ValueError: If `n_feats` or `working_size` is below 1, or `n_levels` below 2.
@@ -173,7 +174,7 @@ class Colorization(LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
-        # Here and not in __init__: a checkpoint then loads, and colors images, where there is no backbone of the loss.
+        # Not in __init__, so that a checkpoint loads and colors images without the backbone of the loss.
         options = self.hparams
         if stage == "fit" and options["loss_weight"] and self.perceptual is None:
             self.perceptual = PerceptualLoss(
@@ -186,14 +187,14 @@ class Colorization(LightningModule):
 
     @override
     def forward(self, images: Tensor) -> Tensor:
-        """Shape ``(N, 3, H, W)`` in [0, 1], of which the lightness alone counts -> colored, of the same lightness."""
+        """Color images ``(N, 3, H, W)`` in [0, 1]; only their lightness is used, and it is preserved."""
         lightness, _ = split_lab(images)
         ab = self.network(shrink(lightness, self.hparams["working_size"]))
         ab = F.interpolate(ab, size=lightness.shape[-2:], mode="bilinear", align_corners=False)
         return compose(lightness, into_gamut(lightness, ab)).clamp(0, 1)
 
     def losses(self, images: Tensor) -> dict[str, Tensor]:
-        """A batch's ``train/loss``, the sum to lower, and its terms, ``train/perceptual`` as LPIPS times its weight."""
+        """Loss terms of a batch: ``train/loss`` is the weighted sum, ``train/perceptual`` is LPIPS times its weight."""
         options = self.hparams
         lightness, ab = split_lab(images)
         gamma = torch.empty(len(lightness), 1, 1, 1, device=lightness.device)
@@ -203,7 +204,7 @@ class Colorization(LightningModule):
         parts = {"train/l1": F.l1_loss(prediction, ab) / _AB_SCALE, "train/chroma": chroma}
         loss = options["pixel_weight"] * parts["train/l1"] + options["chroma_weight"] * chroma
         if self.perceptual is not None and self.perceptual.weight:
-            # Clamped for the backbone, which knows no colors outside [0, 1]; L1 pulls back what leaves the gamut.
+            # Clamp for the backbone; L1 penalizes colors outside the gamut.
             parts["train/perceptual"] = self.perceptual(compose(lightness, prediction).clamp(0, 1), images)
             loss = loss + parts["train/perceptual"]
         return {"train/loss": loss, **parts}
@@ -229,9 +230,9 @@ class Colorization(LightningModule):
     def _score(self, batch: Batch, batch_idx: int, scores: MetricCollection) -> dict[str, Tensor]:
         images, names = batch
         prediction = self(images)
-        # One image a batch, see the data; a distributed sampler repeats some, which do not count twice.
-        counted = len(dataset_indices(self.trainer, 0, batch_idx * len(names), len(names)))
-        scores.update(prediction[:counted], images[:counted])
+        # Batches hold one image, see the data; exclude images that a DistributedSampler repeats.
+        count = len(dataset_indices(self.trainer, 0, batch_idx * len(names), len(names)))
+        scores.update(prediction[:count], images[:count])
         self.log_dict(scores, on_step=False, on_epoch=True)
         lightness, ab = split_lab(images)
         return {"input": compose(lightness, 0 * ab).clamp(0, 1), "preds": prediction, "target": images}
@@ -242,7 +243,7 @@ class Colorization(LightningModule):
         optimizer = torch.optim.AdamW(self.network.parameters(), options["lr"], weight_decay=options["weight_decay"])
         total, warmup = self.trainer.estimated_stepping_batches, options["warmup_steps"]
 
-        # Not OneCycleLR: that one raises when a resumed run asks for more steps than the first run planned.
+        # Not OneCycleLR, which raises if a resumed run has more steps than the first run planned.
         def factor(step: int) -> float:
             progress = min(max(step - warmup, 0) / max(total - warmup, 1), 1.0)
             return min((step + 1) / (warmup + 1), 0.5 * (1 + math.cos(math.pi * progress)))
@@ -251,7 +252,7 @@ class Colorization(LightningModule):
 
 
 class ColorizationCLI(ImageRecipeCLI):
-    """Gives data and model the same working size."""
+    """Links the working sizes of model and data."""
 
     untrained = "gray"
 
@@ -262,26 +263,26 @@ class ColorizationCLI(ImageRecipeCLI):
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the recipe: ``fit``, ``validate``, ``test`` or ``predict``, with the YAML beside this file as defaults.
+    """Run the recipe: ``fit``, ``validate``, ``test`` or ``predict``, with defaults from ``colorization.yaml``.
 
     Args:
-        args: Command line without the program's name; None takes ``sys.argv``.
+        args: Command line without the program name; None takes ``sys.argv``.
     """
     run_recipe(ColorizationCLI, Colorization, ColorizationData, __file__, args)
 
 
 def _resized(layers: list[Tensor], size: tuple[int, int]) -> Tensor:
-    """Features of several resolutions, ``(N, c, h, w)``, next to each other in one, ``(N, C, H, W)``."""
+    """Resize layers ``(N, c, h, w)`` to one size and concatenate them to ``(N, C, H, W)``."""
     return torch.cat([F.adaptive_avg_pool2d(layer, size) for layer in layers], 1)
 
 
 def _mean_chroma(ab: Tensor) -> Tensor:
-    """Shape ``(N, 2, H, W)`` -> ``(N,)``; with a finite gradient at gray."""
+    """Mean chroma of ``(N, 2, H, W)``, shape ``(N,)``; the gradient is finite at gray."""
     return (ab.square().sum(1) + 1e-2).sqrt().mean((1, 2))
 
 
 def _block(inputs: int, outputs: int) -> nn.Sequential:
-    """Two convolutions, each with group normalization, which does not ask for large batches."""
+    """Two convolutions with group normalization, which suits small batches."""
     layers: list[nn.Module] = []
     for channels in (inputs, outputs):
         layers.append(nn.Conv2d(channels, outputs, kernel_size=3, padding=1))

@@ -1,4 +1,4 @@
-"""Color photographs to take the colors from, from any folder or from those that come with scikit-image."""
+"""Data of the colorization recipe: color images from a folder or from scikit-image."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ Sample = tuple[Tensor, str]  # image, name
 
 
 def shrink(images: Tensor, size: int) -> Tensor:
-    """The images with a shorter side of `size`, bilinear with antialiasing; as they are where it is shorter already.
+    """Downscale images to a shorter side of `size`, bilinear with antialiasing; smaller images are unchanged.
 
     Args:
         images: Shape ``(N, C, H, W)``, floating.
-        size: In pixels.
+        size: Shorter side in pixels.
 
     Returns:
         Shape ``(N, C, h, w)``.
@@ -33,7 +33,7 @@ def shrink(images: Tensor, size: int) -> Tensor:
 
 
 class WholeImages(Dataset[Sample]):
-    """(image, name) of whole images ``(3, H, W)`` on [0, 1]; gray ones have three equal channels."""
+    """(image, name) of full images ``(3, H, W)`` on [0, 1]; gray images have three equal channels."""
 
     def __init__(self, images: dict[str, Path]) -> None:
         self.items = list(images.items())
@@ -48,10 +48,10 @@ class WholeImages(Dataset[Sample]):
 
 
 class RandomCrops(Dataset[Sample]):
-    """(crop, name) of `length` crops ``(3, size, size)`` on [0, 1], at random places in random sizes, mirrored or not.
+    """(crop, name) of `length` crops ``(3, size, size)`` on [0, 1], with random position, scale and mirroring.
 
-    A crop's side is anything from about `size` to the shorter side of the image, which is brought to `working_size`
-    first: so objects have the sizes in which the network will meet them. Not turned: that the sky is above is telling.
+    Images are first downscaled to `working_size`; a crop's side is then between about `size` and the shorter side, so
+    that objects have the same sizes as in prediction. Crops are not rotated, since orientation is informative.
     """
 
     def __init__(self, images: dict[str, Path], working_size: int, size: int, length: int, cache: bool) -> None:
@@ -66,7 +66,7 @@ class RandomCrops(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         image = index % len(self.files)
         photograph = (self.small[image] if self.small else self._read(image)).float().div(255)
-        # The enlargement is drawn, not the side: close views and wide ones come equally often.
+        # Uniform in the zoom factor, not in the side, so that close and wide views are equally frequent.
         zoom = 1 + float(torch.rand(())) * (self.working_size / self.size - 1)
         side = min(round(self.working_size / zoom), *photograph.shape[-2:])
         top, left = (int(torch.randint(length - side + 1, ())) for length in photograph.shape[-2:])
@@ -76,33 +76,32 @@ class RandomCrops(Dataset[Sample]):
         return crop.flip(-1) if torch.rand(()) < 0.5 else crop, self.names[image]
 
     def _read(self, index: int) -> Tensor:
-        """Shape ``(3, H, W)``, dtype uint8, with a shorter side of `working_size` at most."""
+        """Image ``(3, H, W)``, uint8, with a shorter side of at most `working_size`."""
         image = shrink(read_image(self.files[index])[None].float(), self.working_size)
         return image[0].round().clamp(0, 255).byte()
 
 
 class ColorizationData(LightningDataModule):
-    """Random crops of color images to train on, whole ones to validate and test on, gray or color ones to color.
+    """Random crops of color images for training, full images for validation, test and prediction.
 
-    Batches are (images, names), shape ``(N, 3, H, W)``, range [0, 1]; whole images come one at a time. The model
-    sees their lightness alone.
+    Batches are (images, names), shape ``(N, 3, H, W)``, range [0, 1]; full images have batch size 1. The model
+    uses only their lightness.
 
     Args:
-        folder: Folder of images, searched through; None takes the photographs that come with scikit-image.
-        held_out: Names (files without suffix) kept for validation and test; None: "chelsea" of those photographs.
+        folder: Folder of images, searched recursively; None for the photographs that come with scikit-image.
+        held_out: Names (files without suffix) for validation and test; None for "chelsea" of those photographs.
         val_folder: Folder for validation and test instead of `held_out`.
-        predict_folder: Images for ``predict``, gray or not; None takes the held-out images.
-        working_size: Shorter side that training images are brought to, the size at which the model looks.
+        predict_folder: Images for ``predict``, gray or color; None for the held-out images.
+        working_size: Largest shorter side of training images, in pixels; the same as in the model.
         patch_size: Side of a training crop.
-        epoch_size: Training crops an epoch.
-        batch_size: Crops a batch.
-        num_workers: Processes that read; 0 suits images in memory.
-        cache: Keep training images, brought to `working_size`, in memory (3 bytes a pixel) instead of reading the
-            file at each access.
+        epoch_size: Training crops per epoch.
+        batch_size: Crops per batch.
+        num_workers: Worker processes; 0 suits cached images.
+        cache: Keep downscaled training images in memory (3 bytes per pixel) instead of reading files at each access.
 
     Raises:
-        ValueError: If a size or a name does not fit (together, and with the files: in ``setup``).
-        FileNotFoundError: If a folder does not exist or holds no image (in ``setup``).
+        ValueError: If a size or a name is invalid (checks that need the files: in ``setup``).
+        FileNotFoundError: If a folder does not exist or has no image (in ``setup``).
     """
 
     def __init__(
@@ -127,7 +126,7 @@ class ColorizationData(LightningDataModule):
         self.batch_size, self.num_workers, self.cache = batch_size, num_workers, cache
 
     def split(self) -> tuple[dict[str, Path], dict[str, Path]]:
-        """Names and files of the training images and of the held-out ones."""
+        """Names and files of the training and held-out images."""
         return split_images(self.folder, self.held_out, self.val_folder, "chelsea")
 
     @override

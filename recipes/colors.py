@@ -1,4 +1,4 @@
-"""Lab with a lightness that nothing changes, and two scores of colors: CIEDE2000 and colorfulness."""
+"""Lab conversion that preserves lightness, and two color scores: CIEDE2000 and colorfulness."""
 
 import math
 from typing import Any, Literal, get_args
@@ -13,13 +13,13 @@ from lpips_lightning.batch import SUM_DTYPE
 
 Of = Literal["preds", "target", "ratio"]
 
-# A quarter of an 8-bit step: what Lab and back may be off by without a color being called out of gamut.
+# A quarter of an 8-bit step: the round-trip error of Lab that still counts as in gamut.
 _GAMUT_TOLERANCE = 1e-3
 _BISECTIONS = 8
 
 
 def split_lab(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Lightness and color of sRGB images, in float32 under any autocast: in bfloat16 Lab would be off by 3 units.
+    """Lightness and color of sRGB images, in float32 under any autocast; in bfloat16 Lab has errors of 3 units.
 
     Args:
         images: Shape ``(N, 3, H, W)``, floating, range [0, 1].
@@ -28,7 +28,7 @@ def split_lab(images: Tensor) -> tuple[Tensor, Tensor]:
         L, ``(N, 1, H, W)`` on [0, 100], and a and b, ``(N, 2, H, W)`` on about [-110, 110]; 0 is gray.
 
     Raises:
-        TypeError: If `images` are not floating.
+        TypeError: If `images` is not floating.
 
     Example:
         >>> lightness, ab = split_lab(torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1))
@@ -43,14 +43,14 @@ def split_lab(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def compose(lightness: Tensor, ab: Tensor) -> Tensor:
-    """Images ``(N, 3, H, W)``, sRGB, of L and ab; beyond [0, 1] where no screen shows the color.
+    """Convert L and ab to sRGB images ``(N, 3, H, W)``; values are outside [0, 1] for colors outside sRGB.
 
     Args:
         lightness: Shape ``(N, 1, H, W)``, range [0, 100].
         ab: Shape ``(N, 2, H, W)``.
 
     Returns:
-        The images, differentiable, with finite gradients everywhere; float32, float64 for float64.
+        Images, differentiable with finite gradients everywhere; float32; float64 for float64 inputs.
     """
     with torch.autocast(lightness.device.type, enabled=False):
         dtype = torch.promote_types(lightness.dtype, torch.float32)
@@ -59,40 +59,40 @@ def compose(lightness: Tensor, ab: Tensor) -> Tensor:
 
 @torch.no_grad()
 def into_gamut(lightness: Tensor, ab: Tensor) -> Tensor:
-    """The most saturated colors of the same hue that sRGB has at this lightness; those that it has stay as they are.
+    """Reduce the saturation of colors outside sRGB until they are inside, with the same hue and lightness.
 
-    Clipping red, green and blue instead would change the lightness, which a colorization has to keep.
+    Clipping of red, green and blue would change the lightness, which a colorization must preserve.
 
     Args:
         lightness: Shape ``(N, 1, H, W)``, range [0, 100].
         ab: Shape ``(N, 2, H, W)``.
 
     Returns:
-        Shape ``(N, 2, H, W)``; `ab` times a factor on [0, 1] for every pixel.
+        Shape ``(N, 2, H, W)``: `ab` times a factor in [0, 1] per pixel.
     """
 
     def inside(factor: Tensor) -> Tensor:
         rgb = compose(lightness, ab * factor)
         return ((rgb >= -_GAMUT_TOLERANCE) & (rgb <= 1 + _GAMUT_TOLERANCE)).all(1, keepdim=True)
 
-    whole = inside(torch.ones_like(lightness))
-    if bool(whole.all()):
+    in_gamut = inside(torch.ones_like(lightness))
+    if bool(in_gamut.all()):
         return ab
     lowest = torch.zeros_like(lightness)
     for step in range(_BISECTIONS):
         middle = lowest + 0.5 ** (step + 1)
         lowest = torch.where(inside(middle), middle, lowest)
-    return torch.where(whole, ab, ab * lowest)
+    return torch.where(in_gamut, ab, ab * lowest)
 
 
 def ciede2000(first: Tensor, second: Tensor) -> Tensor:
-    """The CIE's color difference of 2000 at every pixel; about 1 is just visible, 10 plainly another color.
+    """CIEDE2000 color difference of every pixel; 1 is about the visibility threshold, 10 clearly another color.
 
     Sharma, Wu and Dalal 2005 (doi:10.1002/col.20070), equations 2 to 22, with all weighting factors 1.
 
     Args:
         first: Lab, shape ``(N, 3, H, W)``.
-        second: The same.
+        second: Lab, same shape.
 
     Returns:
         Shape ``(N, H, W)``.
@@ -111,7 +111,7 @@ def ciede2000(first: Tensor, second: Tensor) -> Tensor:
     around = turned.abs() > math.pi
     turned = torch.where(around, turned - 2 * math.pi * turned.sign(), turned)
     opposite = torch.where(total < 2 * math.pi, total + 2 * math.pi, total - 2 * math.pi)
-    hue = torch.where(around, opposite, total) / 2  # of no account where one is gray: dh below is 0 there
+    hue = torch.where(around, opposite, total) / 2  # irrelevant where one color is gray: dh below is 0 there
     lightness, chroma = (l1 + l2) / 2, (c1 + c2) / 2
     t = 1 - 0.17 * torch.cos(hue - math.radians(30)) + 0.24 * torch.cos(2 * hue)
     t = t + 0.32 * torch.cos(3 * hue + math.radians(6)) - 0.2 * torch.cos(4 * hue - math.radians(63))
@@ -125,9 +125,9 @@ def ciede2000(first: Tensor, second: Tensor) -> Tensor:
 
 
 def colorfulness(images: Tensor) -> Tensor:
-    """How colorful images look: 0 is gray, 33 moderate, 59 quite, 109 extremely colorful.
+    """Colorfulness of images: 0 is gray, 33 moderately, 59 quite, 109 extremely colorful.
 
-    M3 of Hasler and Suesstrunk 2003 (doi:10.1117/12.477378), with their words for these numbers.
+    M3 of Hasler and Suesstrunk 2003 (doi:10.1117/12.477378), with their labels.
 
     Args:
         images: sRGB, shape ``(N, 3, H, W)``, floating, range [0, 1].
@@ -142,12 +142,12 @@ def colorfulness(images: Tensor) -> Tensor:
     red, green, blue = (255 * images).flatten(2).unbind(1)
     opponents = torch.stack([red - green, (red + green) / 2 - blue], 1)
     mean = opponents.mean(2, keepdim=True)
-    spread = (opponents - mean).square().mean(2).sum(1).sqrt()
-    return spread + 0.3 * mean.square().sum((1, 2)).sqrt()
+    deviation = (opponents - mean).square().mean(2).sum(1).sqrt()
+    return deviation + 0.3 * mean.square().sum((1, 2)).sqrt()
 
 
 class _MeanOverImages(Metric):
-    """Sums of something about pairs of images, and their number: the same over any batches and ranks."""
+    """Base of metrics with sums over images and their count; exact over batches and ranks."""
 
     is_differentiable = False
     full_state_update = False
@@ -178,10 +178,10 @@ class ColorDifference(_MeanOverImages):
 
         Args:
             preds: sRGB, shape ``(N, 3, H, W)``, floating, range [0, 1].
-            target: The same.
+            target: Same shape and range.
         """
         pair = (torch.cat(split_lab(images), 1) for images in (preds, target))
-        # Not in place: after a Trainer's validate, which resets under inference mode, a fit could not.
+        # Not in place: the state may be an inference tensor, since a Trainer's validate resets it in inference mode.
         self.difference = self.difference + ciede2000(*pair).mean((1, 2)).sum(dtype=SUM_DTYPE)
         self.images = self.images + len(preds)
 
@@ -191,16 +191,16 @@ class ColorDifference(_MeanOverImages):
 
 
 class Colorfulness(_MeanOverImages):
-    """Mean over images of their `colorfulness`: the predictions', the targets', or the ratio of these two means.
+    """Mean `colorfulness` of predictions or targets, or the ratio of these two means.
 
-    A ratio near 0 says that the predictions are gray, whatever the other scores say.
+    With a ratio near 0 the predictions are gray, whatever the other scores are.
 
     Args:
         of: ``"preds"``, ``"target"`` or ``"ratio"``.
-        kwargs: Of `Metric`.
+        kwargs: See `torchmetrics.Metric`.
 
     Raises:
-        ValueError: If `of` is none of these.
+        ValueError: If `of` has another value.
 
     Example:
         >>> metric = Colorfulness(of="ratio")
@@ -229,7 +229,7 @@ class Colorfulness(_MeanOverImages):
 
         Args:
             preds: sRGB, shape ``(N, 3, H, W)``, floating, range [0, 1].
-            target: The same.
+            target: Same shape and range.
         """
         self.preds_sum = self.preds_sum + colorfulness(preds.float()).sum(dtype=SUM_DTYPE)
         self.target_sum = self.target_sum + colorfulness(target.float()).sum(dtype=SUM_DTYPE)
@@ -243,5 +243,5 @@ class Colorfulness(_MeanOverImages):
 
 
 def _high_chroma(chroma: Tensor) -> Tensor:
-    """From 0 at gray to 1 far above a chroma of 25."""
+    """Smooth step from 0 at gray to 1 far above a chroma of 25."""
     return (chroma**7 / (chroma**7 + 25.0**7)).sqrt()

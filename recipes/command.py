@@ -1,17 +1,17 @@
-"""How a recipe becomes a subcommand: LightningCLI, with the YAML beside the recipe's file as defaults.
+"""Runs recipes as subcommands: LightningCLI with the recipe's YAML file as defaults.
 
-What the recipes that make images have in common, so that who knows one of them knows all:
+Conventions of the image recipes:
 
-- A file holds one flat LightningModule and is read from top to bottom; it imports no other recipe. Its data are in
-  ``<recipe>_data.py``, its defaults in ``<recipe>.yaml``.
-- The model's arguments are plain values, so a checkpoint loads with ``weights_only=True`` and brings its settings
-  along. ``pixel_weight, loss_weight, loss_net, loss_calibrated, loss_weights, lr`` mean the same everywhere. At
-  ``loss_weight=0`` there is no perceptual loss, and no backbone is looked for.
-- ``self.perceptual``, a `PerceptualLoss` or None, is made in ``setup("fit")``: a checkpoint then loads where there are
-  no backbone weights.
+- Each file has one flat LightningModule and imports no other recipe. Its data module is in ``<recipe>_data.py``, its
+  defaults in ``<recipe>.yaml``.
+- The model's arguments are plain values, so a checkpoint loads with ``weights_only=True`` and contains the settings.
+``pixel_weight, loss_weight, loss_net, loss_calibrated, loss_weights, lr`` mean the same in all recipes. With
+  ``loss_weight=0`` there is no perceptual loss, and its backbone is not needed.
+- ``self.perceptual``, a `PerceptualLoss` or None, is created in ``setup("fit")``, so that a checkpoint loads without
+  backbone weights.
 - ``validation_step`` and ``test_step`` return ``{"input": ..., "preds": ..., "target": ...}``, images on [0, 1].
-  `PerceptualScores` makes ``val/lpips``, ``val/psnr`` and ``val/ssim`` of them; the model logs what is its task's own.
-- ``predict_step`` returns images, and the last part of its batch are their names; `ImageWriter` writes them.
+  `PerceptualScores` logs ``val/lpips``, ``val/psnr`` and ``val/ssim``; the model logs the scores of its task.
+- ``predict_step`` returns images, and the last element of its batch holds their names; `ImageWriter` writes them.
 - ``main`` calls `run_recipe` with a subclass of `ImageRecipeCLI`.
 """
 
@@ -44,37 +44,40 @@ _CALLBACKS: dict[str, type[Callback]] = {
     "images": ImageWriter,
 }
 _LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric")
-_JUDGE = ("net_type", "data_range", "version", "calibrated", "weights", "calibration", "gray", "background", "resize")
+_LINKED_OPTIONS = (
+    *("net_type", "data_range", "version", "calibrated", "weights", "calibration"),
+    *("gray", "background", "resize"),
+)
 
 
 class RecipeCLI(LightningCLI):
-    """LightningCLI as a subcommand of ``lpips-lightning``; its checkpoints are `AtomicCheckpointIO`."""
+    """LightningCLI as a subcommand of ``lpips-lightning``, with `AtomicCheckpointIO`."""
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        # The base class warns when arguments are handed over while the program has some, as a subcommand's always are.
+        # The base class warns if args are passed while sys.argv has arguments, which is always so for a subcommand.
         self.config = parser.parse_args(args)
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # nobody asked for another
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the default
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
 
 class ImageRecipeCLI(RecipeCLI):
-    """Adds the callbacks of recipes that make images, and wandb by one flag.
+    """Adds the callbacks of image recipes, and ``--wandb``.
 
     ``--checkpoint.*`` (ModelCheckpoint), ``--scores.*`` (`PerceptualScores`), ``--gallery.*`` (`SampleGallery`, by the
-    same network as the scores), ``--schedule.*`` (`LossSchedule`), ``--images.*`` (`ImageWriter`), all of them on
-    unless ``--without`` names them. Left out by themselves are the judges in ``predict``, which has no targets, and the
-    schedule of a model whose ``loss_weight`` is 0.
+    same network as the scores), ``--schedule.*`` (`LossSchedule`) and ``--images.*`` (`ImageWriter`) configure
+    callbacks, which ``--without`` disables. Scores and gallery are also off in ``predict``, which has no targets, and
+    the schedule is off for ``loss_weight`` 0.
 
-    ``--wandb`` logs to wandb beside the other loggers: into a folder, or with ``--wandb online`` to the user's account.
+    ``--wandb`` adds a wandb logger, offline into a folder, or with ``--wandb online`` to the user's account.
 
     Attributes:
-        untrained: What the model is before it is trained, for the trade-off table.
+        untrained: Label of the untrained model in the trade-off table.
     """
 
     untrained = "untrained"
@@ -83,29 +86,29 @@ class ImageRecipeCLI(RecipeCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for name, callback in _CALLBACKS.items():
             parser.add_class_arguments(callback, name, fail_untyped=False, instantiate=False)
-        for option in _JUDGE:
+        for option in _LINKED_OPTIONS:
             parser.link_arguments(f"scores.{option}", f"gallery.{option}")
         parser.add_argument(
-            "--without", nargs="*", choices=list(_CALLBACKS), default=[], help="callbacks to leave out", metavar="NAME"
+            "--without", nargs="*", choices=list(_CALLBACKS), default=[], help="callbacks to disable", metavar="NAME"
         )
         parser.add_argument(
             "--wandb",
             nargs="?",
             const="offline",
             choices=get_args(Wandb),
-            help="log to wandb too, into outputs/wandb (offline, sent by nobody but you) or to your account (online)",
+            help="also log to wandb: offline into outputs/wandb, or online to your account",
         )
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        # Made here and not by the parser: what is left out must not look for its backbone.
-        made = [
+        # Created here and not by the parser: disabled callbacks must not load their backbone.
+        callbacks = [
             callback(**self._get(self.config_init, name).as_dict())
             for name, callback in _CALLBACKS.items()
-            if name not in self._left_out()
+            if name not in self._disabled()
         ]
         trainer = self._get(self.config_init, "trainer")
-        kwargs["callbacks"] = [*_as_list(trainer["callbacks"]), *made]
+        kwargs["callbacks"] = [*_as_list(trainer["callbacks"]), *callbacks]
         mode = self._get(self.config, "wandb")
         if mode is not None:
             logger = _wandb_logger(self.parser.prog.split()[-1], mode)
@@ -113,14 +116,14 @@ class ImageRecipeCLI(RecipeCLI):
         return super().instantiate_trainer(**kwargs)
 
     def after_fit(self) -> None:
-        """Say where the best checkpoint is."""
+        """Print the path of the best checkpoint."""
         checkpoint = self.trainer.checkpoint_callback
         if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_path and self.trainer.is_global_zero:
             score = "" if checkpoint.best_model_score is None else f", {checkpoint.best_model_score:.4g}"
             best = f"Best {checkpoint.monitor}{score}: {checkpoint.best_model_path}"
             Console().print(best, soft_wrap=True, highlight=False, markup=False)
 
-    def _left_out(self) -> set[str]:
+    def _disabled(self) -> set[str]:
         names = set(self._get(self.config, "without") or [])
         if self.subcommand == "predict":
             names |= {"scores", "gallery"}
@@ -136,15 +139,15 @@ def run_recipe(
     """Run a recipe's command line.
 
     Args:
-        cli: The recipe's own.
-        model: Its LightningModule.
-        data: Its data module.
-        file: Of the recipe; the YAML of the same name holds the defaults, and the name is that of the subcommand.
-        args: Command line without the program's name; None takes ``sys.argv``.
-        options: Of `LightningCLI`.
+        cli: CLI class of the recipe.
+        model: LightningModule of the recipe.
+        data: Data module of the recipe.
+        file: File of the recipe; its stem names the subcommand, and the YAML file of the same name has the defaults.
+        args: Command line without the program name; None takes ``sys.argv``.
+        options: Options of `LightningCLI`.
 
     Returns:
-        What ran; None after ``tradeoff``, which recipes of images have (see `recipes.tradeoff`).
+        The CLI after the run; None after ``tradeoff`` of an image recipe (see `recipes.tradeoff`).
     """
     args = sys.argv[1:] if args is None else args
     if args[:1] == ["tradeoff"] and issubclass(cli, ImageRecipeCLI):
@@ -152,15 +155,15 @@ def run_recipe(
 
         run_tradeoff(cli, model, data, file, args[1:])
         return None
-    every = LightningCLI.subcommands()
-    if args and args[0] in every:
-        # Its parser alone: each of the four takes a tenth of a second to make.
-        asked = {args[0]: every[args[0]]}
-        cli = type(cli.__name__, (cli,), {"subcommands": staticmethod(lambda: asked)})
+    subcommands = LightningCLI.subcommands()
+    if args and args[0] in subcommands:
+        # Create only the needed parser: each of the four takes 0.1 s.
+        needed = {args[0]: subcommands[args[0]]}
+        cli = type(cli.__name__, (cli,), {"subcommands": staticmethod(lambda: needed)})
     command = f"lpips-lightning {command_name(file)}"
-    description = f"`{command} fit --help` lists the options of training."
+    description = f"`{command} fit --help` lists the training options."
     if issubclass(cli, ImageRecipeCLI):
-        description += f" `{command} tradeoff` trains under several losses and makes a table."
+        description += f" `{command} tradeoff` trains with several losses and prints a table of scores."
     defaults = {"default_config_files": [str(Path(file).with_suffix(".yaml"))]}
     return cli(
         model,
@@ -173,13 +176,13 @@ def run_recipe(
 
 
 def command_name(file: str) -> str:
-    """The subcommand of a recipe's file: ``frame-interpolation`` of ``frame_interpolation.py``."""
+    """Subcommand of a recipe file: ``frame-interpolation`` for ``frame_interpolation.py``."""
     return Path(file).stem.replace("_", "-")
 
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Without Lightning's greetings and its advice on loaders; log levels and warning filters are restored."""
+    """Suppress Lightning's info messages and dataloader warnings; restores log levels and warning filters."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     try:
@@ -195,7 +198,7 @@ def quiet_lightning() -> Iterator[None]:
 
 
 def _as_list(configured: Any) -> list[Any]:
-    """Callbacks or loggers of the YAML; True, False and null are none."""
+    """Callbacks or loggers from YAML as a list; empty for True, False and null."""
     if isinstance(configured, bool) or configured is None:
         return []
     return configured if isinstance(configured, list) else [configured]
@@ -206,9 +209,9 @@ def _wandb_logger(project: str, mode: Wandb) -> Any:
     from packaging.version import Version
     from pytorch_lightning.loggers import WandbLogger
 
-    # wandb 0.19 asks its server before it logs a table, offline too, and for ever (github.com/wandb/wandb/issues/8957).
+    # Before 0.20, wandb hangs when it logs a table offline (github.com/wandb/wandb/issues/8957).
     old = mode == "offline" and Version(wandb.__version__) < Version("0.20")
     options: dict[str, Any] = {"settings": wandb.Settings(allow_offline_artifacts=False)} if old else {}
     Path("outputs").mkdir(exist_ok=True)
-    # By mode too: `offline` speaks through the environment, which wandb reads once a process.
+    # Pass mode too: `offline` sets an environment variable, which wandb reads only once per process.
     return WandbLogger(project=project, save_dir="outputs", offline=mode == "offline", mode=mode, **options)

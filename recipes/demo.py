@@ -1,4 +1,4 @@
-"""The demonstration: minutes of superresolution training on the CPU, a table of scores and an image to look at.
+"""Demonstration: a few minutes of superresolution training on the CPU, with a table of scores and a figure.
 
 Examples::
 
@@ -30,19 +30,19 @@ from lpips_lightning.recipes.superresolution import SuperResolution, upscale
 from lpips_lightning.recipes.superresolution_data import Scale, SuperResolutionData
 
 LOSS_NET = "embedded"  # ships with the package
-JUDGE = "alex"  # the metric's network where its weights lie on this machine already
-SPARE_JUDGE = "embedded"  # else this one, although it is the loss's own
+METRIC_NET = "alex"  # if its weights are on this machine
+FALLBACK_METRIC_NET = "embedded"  # otherwise, although it is the network of the loss
 
 SCALE: Scale = 4
-STEPS_PER_MINUTE = 300  # what 2 cores do; slower machines take fewer steps, faster ones rest earlier
-WARM_UP_STEPS, CLOCKED_STEPS = 2, 4
-OVERHEAD = 1.15  # optimizer, data and progress bar, in shares of forward and backward
-GRACE = 1.25  # the hard limit, in shares of the time asked for, if the machine slows down on the way
+STEPS_PER_MINUTE = 300  # speed of 2 cores; slower machines take fewer steps, faster ones finish earlier
+WARM_UP_STEPS, TIMED_STEPS = 2, 4
+OVERHEAD = 1.15  # optimizer, data and progress bar, relative to forward and backward pass
+TIME_LIMIT = 1.25  # relative to the requested time, in case the machine slows down
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How near an image is to the truth: `psnr` in dB and `ssim` (higher is better), `lpips` (lower is better)."""
+    """Scores of an image against the ground truth: `psnr` in dB and `ssim` (higher is better), `lpips` (lower)."""
 
     psnr: float
     ssim: float
@@ -51,13 +51,13 @@ class Scores:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demonstration found.
+    """Results of the demonstration.
 
     Attributes:
-        scores: By "bicubic", "before" and "after" (training), on the held-out photograph.
-        steps: Training steps taken.
-        panel: The image.
-        checkpoint: The trained model, for ``lpips-lightning superresolution predict``.
+        scores: Scores on the held-out photograph: "bicubic", "before" and "after" training.
+        steps: Number of training steps.
+        panel: File of the figure.
+        checkpoint: File of the trained model, for ``lpips-lightning superresolution predict``.
     """
 
     scores: dict[str, Scores]
@@ -70,19 +70,19 @@ def main(args: list[str] | None = None) -> None:
     """Run the demonstration from the command line.
 
     Args:
-        args: Command line without the program's name; None takes ``sys.argv``.
+        args: Command line without the program name; None takes ``sys.argv``.
     """
     parser = argparse.ArgumentParser("lpips-lightning demo", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", default="outputs/demo", help="folder to write into (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=2.5, help="of training, at most (default: %(default)s)")
-    parser.add_argument("--held-out", default="astronaut", help="photograph to judge by (default: %(default)s)")
+    parser.add_argument("--out", default="outputs/demo", help="output folder (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=2.5, help="training time at most (default: %(default)s)")
+    parser.add_argument("--held-out", default="astronaut", help="photograph for evaluation (default: %(default)s)")
     parser.add_argument("--loss-net", default=LOSS_NET, help="network of the loss (default: %(default)s)")
     parser.add_argument(
         "--metric-net",
         default="auto",
-        help=f"network that judges; auto (the default): {JUDGE} if it is on this machine, else {SPARE_JUDGE}",
+        help=f"network of the metric; auto (default): {METRIC_NET} if on this machine, else {FALLBACK_METRIC_NET}",
     )
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     options = parser.parse_args(args)
     check_output_path(options.out, "out", folder=True)
     run_demo(
@@ -108,31 +108,31 @@ def run_demo(
     max_steps: int | None = None,
     console: Console | None = None,
 ) -> DemoResult:
-    """Train superresolution x4 on the photographs that come with scikit-image, and judge it on one that was held out.
+    """Train superresolution x4 on scikit-image's photographs and evaluate it on a held-out one.
 
     Args:
-        out: Folder for the image and the checkpoint.
-        minutes: Training time on the CPU; the number of steps is chosen to fit, after a few steps against the clock.
-        held_out: Name of the photograph that is kept from training.
+        out: Folder for figure and checkpoint.
+        minutes: Training time on the CPU; the number of steps follows from a few timed steps.
+        held_out: Name of the photograph for evaluation.
         loss_net: Network of the loss.
-        metric_net: Network that judges; "auto" takes "alex" if its weights lie on this machine, else "embedded".
-        seed: Of the initial network and the crops.
+        metric_net: Network of the metric; "auto" takes "alex" if its weights are on this machine, else "embedded".
+        seed: Seed of the initial network and the crops.
         loss_weights: Backbone weights of the loss, see `LPIPS`.
-        metric_weights: Backbone weights of the judge, likewise.
-        max_steps: Steps at most, whatever the clock says.
-        console: Where to write to; None: standard output.
+        metric_weights: Backbone weights of the metric, see `LPIPS`.
+        max_steps: Most steps, even if the time allows more.
+        console: Output console; None for standard output.
 
     Returns:
         Scores, steps and files.
 
     Raises:
-        ValueError: If an argument is off, or no such photograph exists.
+        ValueError: If an argument is invalid, or the photograph does not exist.
         ModuleNotFoundError: If scikit-image or matplotlib is missing.
         WeightsError: If the weights of a network are missing.
     """
     if not minutes > 0:
         raise ValueError(f"minutes: expected more than 0, got {minutes}")
-    require_matplotlib()  # now, not after the training
+    require_matplotlib()  # before the training
     console = console or Console()
     with quiet_lightning(), isolate_rng(include_cuda=False):
         torch.manual_seed(seed)
@@ -153,8 +153,8 @@ def _run(
     console: Console,
 ) -> DemoResult:
     start = time.monotonic()
-    judge_name = choose_judge(metric_net, console)
-    judge = LPIPS(judge_name, weights=metric_weights)
+    metric_net_name = choose_metric_net(metric_net, console)
+    metric = LPIPS(metric_net_name, weights=metric_weights)
     data = SuperResolutionData(held_out=[held_out], scale=SCALE)
     model = SuperResolution(SCALE, loss_net=loss_net, loss_weights=loss_weights)
     data.setup("test")
@@ -162,20 +162,20 @@ def _run(
     images = {"bicubic": upscale(low, SCALE).clamp(0, 1), "before": _enlarge(model, low)}
 
     _say(console, f"Training on {', '.join(data.split()[0])}; '{held_out}' is held out.")
-    _say(console, f"Loss: L1 + {model.hparams['loss_weight']:g} LPIPS({loss_net}). Judge: LPIPS({judge_name}).")
+    _say(console, f"Loss: L1 + {model.hparams['loss_weight']:g} LPIPS({loss_net}). Metric: LPIPS({metric_net_name}).")
     trainer = _fit(model, data, minutes * 60, max_steps)
     images["after"] = _enlarge(model, low)
 
-    scores = {name: _score(image, truth, judge) for name, image in images.items()}
-    console.print(scores_table(scores, held_out, f"LPIPS({judge_name})", own_judge=judge_name == loss_net))
+    scores = {name: _score(image, truth, metric) for name, image in images.items()}
+    console.print(scores_table(scores, held_out, f"LPIPS({metric_net_name})", same_network=metric_net_name == loss_net))
     result = DemoResult(scores, trainer.global_step, out / "panel.png", out / "superresolution.ckpt")
     trainer.save_checkpoint(result.checkpoint)
-    _draw(result, low, truth, images, judge)
+    _draw(result, low, truth, images, metric)
     seconds = time.monotonic() - start
-    _say(console, f"{result.steps} training steps, {seconds:.0f} s in all. Judge: {judge.fingerprint}")
+    _say(console, f"{result.steps} training steps, {seconds:.0f} s in all. Metric: {metric.fingerprint}")
     _say(console, f"Image: {result.panel}")
     predict = f"lpips-lightning superresolution predict --ckpt_path {result.checkpoint} --data.predict_folder FOLDER"
-    _say(console, f"To enlarge small images of your own: {predict}")
+    _say(console, f"To enlarge your own images: {predict}")
     return result
 
 
@@ -183,28 +183,28 @@ def _say(console: Console, line: str) -> None:
     console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def choose_judge(metric_net: str, console: Console) -> str:
-    """The judge's network; "auto" says what it chose and why."""
+def choose_metric_net(metric_net: str, console: Console) -> str:
+    """Resolve the network of the metric; for "auto", print a fallback and its reason."""
     if metric_net != "auto":
         return metric_net
-    if BACKBONES[JUDGE].is_available:
-        return JUDGE
-    absent = f"The weights of {JUDGE!r} are not on this machine"
-    _say(console, f"{absent}, so {SPARE_JUDGE!r} judges; --metric-net {JUDGE} downloads them.")
-    return SPARE_JUDGE
+    if BACKBONES[METRIC_NET].is_available:
+        return METRIC_NET
+    missing = f"The weights of {METRIC_NET!r} are not on this machine"
+    _say(console, f"{missing}: the metric uses {FALLBACK_METRIC_NET!r}; --metric-net {METRIC_NET} downloads them.")
+    return FALLBACK_METRIC_NET
 
 
 def _fit(model: SuperResolution, data: SuperResolutionData, seconds: float, max_steps: int | None) -> Trainer:
-    """Train for one epoch of as many steps as `seconds` allow, at most `max_steps`."""
+    """Train one epoch with as many steps as `seconds` allow, at most `max_steps`."""
     all_threads = torch.get_num_threads()
     try:
-        nominal, possible = seconds / 60 * STEPS_PER_MINUTE, seconds / _pace(model, data)
+        nominal, possible = seconds / 60 * STEPS_PER_MINUTE, seconds / _seconds_per_step(model, data)
         steps = max(1, int(min(nominal, possible)))
         data.epoch_size = data.batch_size * min(steps, max_steps or steps)
         trainer = Trainer(
             accelerator="cpu",
             max_epochs=1,
-            max_time=timedelta(seconds=GRACE * seconds),
+            max_time=timedelta(seconds=TIME_LIMIT * seconds),
             limit_val_batches=0,
             logger=False,
             enable_checkpointing=False,
@@ -216,27 +216,27 @@ def _fit(model: SuperResolution, data: SuperResolutionData, seconds: float, max_
         torch.set_num_threads(all_threads)
 
 
-def _pace(model: SuperResolution, data: SuperResolutionData) -> float:
-    """Seconds a step takes with one thread or with all, whichever is faster and then stays set.
+def _seconds_per_step(model: SuperResolution, data: SuperResolutionData) -> float:
+    """Seconds per training step; sets the number of threads, one or all, that is faster.
 
-    On cores that other programs keep busy, threads that wait for one another are ten times slower than one alone.
+    If other programs use the cores, many threads can be ten times slower than one.
     """
     data.setup("fit")
     model.setup("fit")
     low, high, _ = next(iter(data.train_dataloader()))
-    paces = {}
+    durations = {}
     for threads in {1, torch.get_num_threads()}:
         torch.set_num_threads(threads)
         times = []
-        for _ in range(WARM_UP_STEPS + CLOCKED_STEPS):
+        for _ in range(WARM_UP_STEPS + TIMED_STEPS):
             start = time.monotonic()
             torch.autograd.backward(model.losses(low, high)["train/loss"])
             times.append(time.monotonic() - start)
-        paces[threads] = statistics.median(times[WARM_UP_STEPS:])
+        durations[threads] = statistics.median(times[WARM_UP_STEPS:])
     model.zero_grad()
-    fastest = min(paces, key=lambda threads: paces[threads])
+    fastest = min(durations, key=lambda threads: durations[threads])
     torch.set_num_threads(fastest)
-    return paces[fastest] * OVERHEAD
+    return durations[fastest] * OVERHEAD
 
 
 def _enlarge(model: SuperResolution, low: Tensor) -> Tensor:
@@ -247,19 +247,19 @@ def _enlarge(model: SuperResolution, low: Tensor) -> Tensor:
     return image
 
 
-def _score(image: Tensor, truth: Tensor, judge: LPIPS) -> Scores:
+def _score(image: Tensor, truth: Tensor, metric: LPIPS) -> Scores:
     psnr, ssim = PeakSignalNoiseRatio(data_range=1.0), StructuralSimilarityIndexMeasure(data_range=1.0)
-    return Scores(float(psnr(image, truth)), float(ssim(image, truth)), float(judge(image, truth, (0, 1))))
+    return Scores(float(psnr(image, truth)), float(ssim(image, truth)), float(metric(image, truth, (0, 1))))
 
 
-def scores_table(scores: dict[str, Scores], held_out: str, judge: str, own_judge: bool) -> Table:
-    """The scores of `bicubic`, `before` and `after`, with their change against bicubic."""
-    title = f"Superresolution x{SCALE} of '{held_out}', which was held out"
+def scores_table(scores: dict[str, Scores], held_out: str, metric: str, same_network: bool) -> Table:
+    """Table of the scores, with the change of LPIPS relative to bicubic."""
+    title = f"Superresolution x{SCALE} of the held-out '{held_out}'"
     table = Table(title=title)
-    if own_judge:
-        table.caption = "Loss and judge share a network: a score from another one would be harder evidence."
+    if same_network:
+        table.caption = "Loss and metric share a network: a metric with another network would be stronger evidence."
     table.add_column("")
-    for heading in ("PSNR (dB) \u2191", "SSIM \u2191", f"{judge} \u2193", "against bicubic"):
+    for heading in ("PSNR (dB) \u2191", "SSIM \u2191", f"{metric} \u2193", "against bicubic"):
         table.add_column(heading, justify="right")
     reference = scores["bicubic"].lpips
     for name, row in scores.items():
@@ -270,25 +270,25 @@ def scores_table(scores: dict[str, Scores], held_out: str, judge: str, own_judge
     return table
 
 
-def _draw(result: DemoResult, low: Tensor, truth: Tensor, images: dict[str, Tensor], judge: LPIPS) -> None:
+def _draw(result: DemoResult, low: Tensor, truth: Tensor, images: dict[str, Tensor], metric: LPIPS) -> None:
     def subtitle(name: str) -> str:
         scores = result.scores[name]
         return f"PSNR {scores.psnr:.1f} dB   LPIPS {scores.lpips:.3f}"
 
-    def heat(name: str) -> Tensor:
+    def heatmap(name: str) -> Tensor:
         with torch.inference_mode():
-            return judge(images[name], truth, (0, 1), spatial=True)[0, 0]
+            return metric(images[name], truth, (0, 1), spatial=True)[0, 0]
 
     columns = [
         Column("Low resolution", f"{low.shape[3]} x {low.shape[2]} pixels", low[0]),
         Column("Bicubic", subtitle("bicubic"), images["bicubic"][0]),
         Column("Trained with LPIPS", subtitle("after"), images["after"][0]),
         Column("Truth", f"{truth.shape[3]} x {truth.shape[2]} pixels", truth[0]),
-        Column("Where bicubic differs", f"LPIPS({judge.net_type}) map", heat("bicubic")),
-        Column("Where ours differs", f"LPIPS({judge.net_type}) map", heat("after")),
+        Column("Where bicubic differs", f"LPIPS({metric.net_type}) map", heatmap("bicubic")),
+        Column("Where ours differs", f"LPIPS({metric.net_type}) map", heatmap("after")),
     ]
     save_panel(
         columns,
         result.panel,
-        f"Superresolution x{SCALE} after {result.steps} training steps, on a photograph that was held out",
+        f"Superresolution x{SCALE} after {result.steps} training steps, on a held-out photograph",
     )

@@ -1,11 +1,11 @@
-"""A small backbone learns the distances of a large one: how ``weights/embedded.safetensors`` was made.
+"""Distills the distances of a large backbone into a small one; this made ``weights/embedded.safetensors``.
 
-    lpips-lightning distillation fit --data.folders '[Kodak]'     # the shipped file again; see the YAML for the rest
+    lpips-lightning distillation fit --data.folders '[Kodak]'     # remake the shipped file; options in the YAML
     lpips-lightning distillation fit --model.teacher vgg --model.initialize random --data.folders '[my/images]'
 
-The student is LPIPS in form: feature layers scaled to unit length over channels, weights >= 0 on the squared
-difference, a mean over space, a sum over layers. It is taught to agree with the teacher in the whole distance, in the
-ratios within a group, in every layer and in every layer's map.
+The student has the form of LPIPS: features normalized to unit length over channels, weights >= 0 on the squared
+difference, mean over space, sum over layers. It is trained to match the teacher's distances, their ratios within a
+group, and the distance and map of every layer.
 """
 
 import copy
@@ -40,30 +40,30 @@ Initialization = Literal["teacher", "random"]
 
 
 class Distillation(LightningModule):
-    """Teaches a `Student` the distances of LPIPS; logs ``val/spearman_<size>``, ``val/pearson_*`` and ``val/scale_*``.
+    """Trains a `Student` to match LPIPS; logs ``val/spearman_<size>``, ``val/pearson_*`` and ``val/scale_*``.
 
-    All arguments are plain values, so a checkpoint loads with ``weights_only=True``. What is validated and exported is
-    the student's moving average.
+    All arguments are plain values, so a checkpoint loads with ``weights_only=True``. Validation and export use the
+    moving average of the student.
 
     Args:
         teacher: ``net_type`` of the teacher.
-        teacher_version: Its version.
-        teacher_weights: Its backbone: a path, None to look it up, or ``"random"``.
-        teacher_calibration: Its calibration: a path, or None for the official one.
-        stages: The student's convolutions, each with the fields of `Stage`; None for those of the embedded net.
-        initialize: ``"teacher"``: from the teacher's most telling channels (alex only); ``"random"``.
-        lr: Highest learning rate of AdamW; calibrations learn twice as fast.
-        warmup_steps: Steps until `lr` is reached; from there it falls along a cosine.
-        decay: Of the moving average, a step.
-        floor: Added to distances before their logarithm: differences far below it do not count.
-        ratio_weight: Of the logarithm of student / teacher.
-        absolute_weight: Of the absolute difference, in units of 0.3.
-        group_weight: Of the same logarithm, less its mean over the group: the order of versions of one image.
-        layer_weight: Of the layers' logarithms, where student and teacher have as many layers.
-        map_weight: Of the difference of the layers' maps, where they have as many layers.
+        teacher_version: LPIPS version of the teacher.
+        teacher_weights: Backbone weights of the teacher: a path, ``"random"``, or None for torchvision's.
+        teacher_calibration: Calibration of the teacher: a path, or None for the official one.
+        stages: Convolutions of the student, each with the fields of `Stage`; None for those of the embedded net.
+        initialize: ``"teacher"``: from the teacher's most important channels (alex only); or ``"random"``.
+        lr: Highest learning rate of AdamW; twice as high for the calibration.
+        warmup_steps: Linear warm-up to `lr`; then cosine decay.
+        decay: Decay of the moving average per step.
+        floor: Added to distances before the logarithm, so that distances far below it have little weight.
+        ratio_weight: Weight of the log ratio of student and teacher distance.
+        absolute_weight: Weight of the absolute difference, in units of 0.3.
+        group_weight: Weight of the log ratio minus its mean over the group, which orders the versions of an image.
+        layer_weight: Weight of the log ratios of layers, if student and teacher have equally many layers.
+        map_weight: Weight of the difference of the layers' maps, if they have equally many layers.
 
     Raises:
-        ValueError: If `initialize` is none of the known ones.
+        ValueError: If `initialize` is unknown.
     """
 
     def __init__(
@@ -93,12 +93,12 @@ class Distillation(LightningModule):
         )
         self.student = Student(self.stages).to(memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.student).requires_grad_(False)
-        self._teacher: list[FrozenNetwork] = []  # in a list: not a part of this module, and not in its checkpoints
+        self._teacher: list[FrozenNetwork] = []  # a list, so that it is no submodule and not in checkpoints
         self._seen: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     @property
     def teacher(self) -> FrozenNetwork:
-        """The teacher on this module's device; looked up at the first use."""
+        """Teacher on this module's device; loaded on first use."""
         if not self._teacher:
             options = self.hparams
             calibration = options["teacher_calibration"]
@@ -110,55 +110,56 @@ class Distillation(LightningModule):
 
     @override
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Images ``(N, 3, H, W)`` in [0, 1], or uint8, -> the averaged student's feature layers by layer."""
+        """Features by layer of the averaged student, for images ``(N, 3, H, W)`` in [0, 1] or uint8."""
         return self.averaged.encode(self.to_backbone(images))
 
     def to_backbone(self, images: Tensor) -> Tensor:
-        """Images as `forward` takes them -> the teacher's and the student's input."""
+        """Convert images, as for `forward`, to the input of teacher and student."""
         data_range = (0.0, 1.0) if images.is_floating_point() else (0.0, 255.0)
         teacher = self.teacher
         return to_backbone(images, data_range, teacher.shift, teacher.scale, torch.float32, clamp=False)
 
     @override
     def on_fit_start(self) -> None:
-        if self.trainer.ckpt_path is not None:  # resumed: the checkpoint brings the student
+        if self.trainer.ckpt_path is not None:  # resumed: the student comes from the checkpoint
             return
         batch = next(iter(_data_of(self.trainer).val_dataloader())).to(self.device)
         versions, images = batch.shape[1] - 1, self.to_backbone(batch.flatten(0, 1))
         if self.hparams["initialize"] == "teacher":
             prune_into(self.student, self.teacher, images, versions)
         with torch.no_grad():
-            mine = pair_maps(self.student.encode(images), dict(self.student.calibration), versions)
-            given = pair_maps(self.teacher.extractor(images), self.teacher.calibration or {}, versions)
-            level = torch.stack([m.mean() for m in given]).sum() / torch.stack([m.mean() for m in mine]).sum()
+            student = pair_maps(self.student.encode(images), dict(self.student.calibration), versions)
+            teacher = pair_maps(self.teacher.extractor(images), self.teacher.calibration or {}, versions)
+            level = torch.stack([m.mean() for m in teacher]).sum() / torch.stack([m.mean() for m in student]).sum()
             for index, weight in enumerate(self.student.calibration.values()):
-                weight.mul_(given[index].mean() / mine[index].mean() if len(mine) == len(given) else level)
+                weight.mul_(teacher[index].mean() / student[index].mean() if len(student) == len(teacher) else level)
         self.averaged.load_state_dict(self.student.state_dict())
 
     @override
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        versions, images = batch.shape[1] - 1, self.to_backbone(mirror(batch.flatten(0, 1)))
+        versions, images = batch.shape[1] - 1, self.to_backbone(augment(batch.flatten(0, 1)))
         with torch.no_grad():
-            given = pair_maps(self.teacher.extractor(images), self.teacher.calibration or {}, versions)
-        mine = pair_maps(self.student.encode(images), dict(self.student.calibration), versions)
-        terms = self.terms(mine, given, versions)
+            teacher = pair_maps(self.teacher.extractor(images), self.teacher.calibration or {}, versions)
+        student = pair_maps(self.student.encode(images), dict(self.student.calibration), versions)
+        terms = self.terms(student, teacher, versions)
         loss = torch.stack([self.hparams[f"{name}_weight"] * term for name, term in terms.items()]).sum()
         self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
 
-    def terms(self, mine: list[Tensor], given: list[Tensor], versions: int) -> dict[str, Tensor]:
-        """The terms of the loss by name, of the student's and the teacher's `pair_maps`."""
-        layers, target_layers = (torch.stack([m.mean((2, 3)) for m in maps]) for maps in (mine, given))
+    def terms(self, student: list[Tensor], teacher: list[Tensor], versions: int) -> dict[str, Tensor]:
+        """Loss terms by name from the `pair_maps` of student and teacher."""
+        layers, target_layers = (torch.stack([m.mean((2, 3)) for m in maps]) for maps in (student, teacher))
         distance, target, floor = layers.sum(0), target_layers.sum(0), self.hparams["floor"]
         ratio = ((distance + floor) / (target + floor)).log()
-        around = ratio[:, :versions] - ratio[:, :versions].mean(1, keepdim=True)
-        terms = {"ratio": _huber(ratio), "absolute": (distance - target).abs().mean() / 0.3, "group": _huber(around)}
-        if len(mine) == len(given):
-            small = floor / len(mine)
+        centered = ratio[:, :versions] - ratio[:, :versions].mean(1, keepdim=True)
+        terms = {"ratio": _huber(ratio), "absolute": (distance - target).abs().mean() / 0.3, "group": _huber(centered)}
+        if len(student) == len(teacher):
+            small = floor / len(student)
             terms["layer"] = _huber(((layers + small) / (target_layers + small)).log())
             errors = [
-                (a - _fit(b, a)).abs().mean((2, 3)) / (b.mean((2, 3)) + small) for a, b in zip(mine, given, strict=True)
+                (a - _fit(b, a)).abs().mean((2, 3)) / (b.mean((2, 3)) + small)
+                for a, b in zip(student, teacher, strict=True)
             ]
             terms["map"] = torch.stack(errors).mean()
         return terms
@@ -174,10 +175,10 @@ class Distillation(LightningModule):
     @override
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         versions, images = batch.shape[1] - 1, self.to_backbone(batch.flatten(0, 1))
-        given = pair_maps(self.teacher.extractor(images), self.teacher.calibration or {}, versions)
-        mine = pair_maps(self.averaged.encode(images), dict(self.averaged.calibration), versions)
+        teacher = pair_maps(self.teacher.extractor(images), self.teacher.calibration or {}, versions)
+        student = pair_maps(self.averaged.encode(images), dict(self.averaged.calibration), versions)
         distance, target = (
-            torch.stack([m.mean((2, 3)) for m in maps]).sum(0)[:, :versions].flatten() for maps in (mine, given)
+            torch.stack([m.mean((2, 3)) for m in maps]).sum(0)[:, :versions].flatten() for maps in (student, teacher)
         )
         self._seen.setdefault(batch.shape[-1], []).append((distance, target))
 
@@ -208,20 +209,20 @@ class Distillation(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
 
-def mirror(images: Tensor) -> Tensor:
-    """The batch turned over, transposed or with channels exchanged, all images alike; drawn by the global generator."""
-    flip, flop, transpose, exchange = torch.rand(4).tolist()
-    images = images.flip(-1) if flip < 0.5 else images
-    images = images.flip(-2) if flop < 0.5 else images
+def augment(images: Tensor) -> Tensor:
+    """Flip, transpose or permute the channels of all images alike, at random from the global generator."""
+    horizontal, vertical, transpose, permute = torch.rand(4).tolist()
+    images = images.flip(-1) if horizontal < 0.5 else images
+    images = images.flip(-2) if vertical < 0.5 else images
     images = images.transpose(-1, -2) if transpose < 0.5 else images
-    return images[:, torch.randperm(3)] if exchange < 0.25 else images
+    return images[:, torch.randperm(3)] if permute < 0.25 else images
 
 
 class StudentFile(Callback):
-    """Writes the averaged student and its record when training ends.
+    """Writes the averaged student and its record at the end of training.
 
     Args:
-        path: A ``.safetensors`` file; its folder is made when needed. It appears when it is complete.
+        path: A ``.safetensors`` file, written atomically; its folder is created if missing.
     """
 
     def __init__(self, path: str = "outputs/distillation/student.safetensors") -> None:
@@ -241,7 +242,7 @@ class StudentFile(Callback):
 
 
 def student_record(trainer: Trainer, module: Distillation) -> dict[str, Any]:
-    """How a student was made, and how well it agrees with its teacher: what goes into its file."""
+    """Record for the student's file: settings, training data and agreement with the teacher."""
     options, data = dict(module.hparams), _data_of(trainer)
     measured = {
         name: round(float(value), 4) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
@@ -268,10 +269,10 @@ class DistillationCLI(RecipeCLI):
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the recipe: ``fit`` or ``validate``, with the YAML beside this file as defaults.
+    """Run the recipe: ``fit`` or ``validate``, with defaults from ``distillation.yaml``.
 
     Args:
-        args: Command line without the program's name; None takes ``sys.argv``.
+        args: Command line without the program name; None takes ``sys.argv``.
     """
     run_recipe(DistillationCLI, Distillation, DistillationData, __file__, args)
 
@@ -288,6 +289,6 @@ def _huber(error: Tensor) -> Tensor:
 
 
 def _fit(teacher_map: Tensor, student_map: Tensor) -> Tensor:
-    """The teacher's map on the student's grid."""
+    """Resize the teacher's map to the student's."""
     size = student_map.shape[-2:]
     return teacher_map if teacher_map.shape[-2:] == size else F.interpolate(teacher_map, size=size, mode="bilinear")

@@ -1,10 +1,10 @@
-"""Images and altered versions of them: what a perceptual distance is taught on.
+"""Images and altered versions of them, the training data of a perceptual distance.
 
-`vary` turns a batch of images into groups, each an image and several versions of it: the rungs of one ladder, unlike
-distortions side by side, blends with another image, changes that are barely there. Every pair within a group is worth
-comparing, so a group of five gives up to ten pairs for five evaluations of a network.
+`vary` turns a batch of images into groups of an image and several versions: increasing strengths of one alteration,
+different distortions, blends with another image, or barely visible changes. All pairs within a group are used, so a
+group of five gives up to ten pairs for five network evaluations.
 
-Images are `crops` of photographs, or made by `procedural`.
+Images are `crops` of photographs, or come from `procedural`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from lpips_lightning.data.distortions import DISTORTIONS, Distortion, distort
 
 
 def procedural(count: int, size: int, generator: Generator) -> Tensor:
-    """Dead leaves, spectral textures, gratings and mixtures: ``(count, 3, size, size)`` in ``[0, 1]``."""
+    """Synthetic images ``(count, 3, size, size)`` in [0, 1]: dead leaves, spectral textures, gratings and mixtures."""
     makers = (_dead_leaves, _dead_leaves, _texture, _gratings, _mixture)
     chosen = torch.randint(len(makers), (count,), generator=generator).tolist()
     return torch.stack([makers[k](size, generator) for k in chosen]).clamp_(0, 1)
 
 
 def _dead_leaves(size: int, generator: Generator) -> Tensor:
-    """Disks and rectangles of power-law size that hide each other (Lee, Mumford, Huang 2001), each with a color."""
+    """Occluding disks and rectangles of power-law size and random color (Lee, Mumford, Huang 2001)."""
     rows, columns = torch.meshgrid(torch.linspace(0, 1, size), torch.linspace(0, 1, size), indexing="ij")
     image = torch.rand(3, 1, 1, generator=generator).expand(3, size, size).clone()
     for center_y, center_x, radius, shape, angle, slope, *color in torch.rand(60, 9, generator=generator).tolist():
@@ -46,7 +46,7 @@ def _dead_leaves(size: int, generator: Generator) -> Tensor:
 
 
 def _texture(size: int, generator: Generator) -> Tensor:
-    """Gaussian noise with a power-law spectrum, white to very smooth, stretched, in a random color space."""
+    """Gaussian noise with a power-law spectrum, white to very smooth, anisotropic, in a random color space."""
     slope, stretch, gain = torch.rand(3, generator=generator).tolist()
     frequency = torch.hypot(torch.fft.fftfreq(size)[:, None], torch.fft.fftfreq(size) * 4 ** (2 * stretch - 1)).clamp(
         min=1 / size
@@ -61,7 +61,7 @@ def _texture(size: int, generator: Generator) -> Tensor:
 
 
 def _gratings(size: int, generator: Generator) -> Tensor:
-    """A few sinusoids or square waves of random direction, period and color."""
+    """Three sinusoids or square waves of random direction, period and color."""
     rows, columns = torch.meshgrid(torch.arange(float(size)), torch.arange(float(size)), indexing="ij")
     image = torch.rand(3, 1, 1, generator=generator).expand(3, size, size).clone()
     for angle, period, phase, square, *color in torch.rand(3, 7, generator=generator).tolist():
@@ -72,19 +72,19 @@ def _gratings(size: int, generator: Generator) -> Tensor:
 
 
 def _mixture(size: int, generator: Generator) -> Tensor:
-    """One of the others seen through a smooth mask over another."""
+    """Dead leaves and texture, blended with a smooth mask."""
     mask = _smooth_mask(1, size, generator)[0]
     return torch.lerp(_dead_leaves(size, generator), _texture(size, generator), mask)
 
 
 def _smooth_mask(count: int, size: int, generator: Generator) -> Tensor:
-    """Soft random regions ``(count, 1, size, size)`` in ``[0, 1]``."""
+    """Random masks ``(count, 1, size, size)`` in [0, 1] with soft edges."""
     seeds = 4 * torch.randn(count, 1, 5, 5, generator=generator)
     return F.interpolate(seeds, size=(size, size), mode="bicubic", align_corners=True).add(0.5).clamp(0, 1)
 
 
 def _resample(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Down and up again, 1 to 8 times smaller: one factor for the batch."""
+    """Downscale by 1 to 8 and upscale again; one factor per batch."""
     down, up = torch.randint(4, (2,), generator=generator).tolist()
     modes = ("area", "bilinear", "bicubic", "nearest")
     height, width = images.shape[-2:]
@@ -96,7 +96,7 @@ def _resample(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
 
 
 def _low_pass(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Only the lowest frequencies kept, and what is left slightly wrong: a weak autoencoder."""
+    """Low-pass filter with a smooth error, as from a weak autoencoder."""
     rows, columns = (torch.fft.fftfreq(side) for side in images.shape[-2:])
     frequency = torch.hypot(rows[:, None], columns[None, :])
     edge = (0.5 * (1 - strength) ** 2 + 0.02).view(-1, 1, 1, 1)
@@ -108,25 +108,25 @@ def _low_pass(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
 
 
 def _blend(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """A cross-fade with the next image of the batch, up to that image itself."""
+    """Cross-fade to the next image of the batch."""
     return torch.lerp(images, images.roll(1, 0), strength.view(-1, 1, 1, 1))
 
 
 def _from_noise(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """A cross-fade with noise or one gray, as an optimized image comes out of its start."""
+    """Cross-fade to noise or uniform gray, as during image optimization."""
     noise = torch.rand(images.shape, generator=generator)
     amount = torch.rand(len(images), 1, 1, 1, generator=generator)
     return torch.lerp(images, torch.lerp(torch.full_like(images, 0.5), noise, amount), strength.view(-1, 1, 1, 1))
 
 
 def _paste(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Soft regions of another image, at any opacity."""
+    """Paste soft regions of another image, at random opacity."""
     mask = _smooth_mask(len(images), images.shape[-1], generator)
     return torch.lerp(images, images.roll(1, 0), mask * strength.view(-1, 1, 1, 1))
 
 
 def _tone_curve(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """A random smooth curve for each channel."""
+    """Random smooth tone curve for each channel."""
     bend = (
         torch.randn(len(images), 3, 1, 1, generator=generator),
         torch.randn(len(images), 3, 1, 1, generator=generator),
@@ -136,7 +136,7 @@ def _tone_curve(images: Tensor, strength: Tensor, generator: Generator) -> Tenso
 
 
 def _mosaic(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Blocks of 2 to 10 pixels of one color each, at any opacity."""
+    """Blocks of 2 to 10 pixels of uniform color, at random opacity."""
     side = int(torch.randint(2, 11, (), generator=generator))
     height, width = images.shape[-2:]
     small = F.interpolate(images, size=(-(-height // side), -(-width // side)), mode="area")
@@ -145,7 +145,7 @@ def _mosaic(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
 
 
 def _stripes(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """A periodic pattern of any direction, of 2 to 20 pixels, gray or colored, a sinusoid or hard-edged."""
+    """Sinusoidal or square wave of random direction, with a period of 2 to 20 pixels, gray or colored."""
     angle, period, phase, hard = torch.rand(4, len(images), 1, 1, generator=generator).unbind(0)
     color = torch.lerp(
         torch.ones(len(images), 3), torch.randn(len(images), 3, generator=generator), (phase > 0.5).view(-1, 1).float()
@@ -158,7 +158,7 @@ def _stripes(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
 
 
 def _cover(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """A rectangle of one color or of noise, growing from a point to most of the image."""
+    """Rectangle of uniform color or noise, from a point to most of the image."""
     height, width = images.shape[-2:]
     center_y, center_x, half_y, half_x = torch.rand(4, len(images), 1, 1, generator=generator).unbind(0)
     rows, columns = torch.linspace(0, 1, height).view(-1, 1), torch.linspace(0, 1, width).view(1, -1)
@@ -172,7 +172,7 @@ def _cover(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
 
 
 def _dropout(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Single pixels replaced by black, white or any color."""
+    """Replace single pixels by black, white or a random color."""
     hit = torch.rand(len(images), 1, *images.shape[-2:], generator=generator) < 0.3 * strength.view(-1, 1, 1, 1) ** 1.5
     value = torch.rand(images.shape, generator=generator)
     extreme = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.6
@@ -180,14 +180,14 @@ def _dropout(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
 
 
 def _illumination(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Smooth shading, darker here and brighter there."""
+    """Smooth random shading."""
     field = torch.randn(len(images), 1, 3, 3, generator=generator)
     shade = F.interpolate(field, size=images.shape[-2:], mode="bicubic", align_corners=True)
     return images * (0.6 * strength.view(-1, 1, 1, 1) * shade).exp()
 
 
 def _jitter(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Random displacements of about 2 pixels that change every 1 to 8 pixels, in one direction or both."""
+    """Random displacements of about 2 pixels with a scale of 1 to 8 pixels, in one or both directions."""
     height, width = images.shape[-2:]
     cells = 2 ** torch.randint(4, (2,), generator=generator)
     coarse = torch.randn(len(images), 2, -(-height // int(cells[0])), -(-width // int(cells[1])), generator=generator)
@@ -209,17 +209,17 @@ ALTERATIONS: dict[str, Distortion] = {
 
 
 def vary(images: Tensor, versions: int, generator: Generator) -> Tensor:
-    """Groups of an image and altered versions of it.
+    """Make groups of an image and altered versions.
 
-    One plan is drawn for the batch: which alterations, in which order. Small batches therefore give a richer set.
+    Kind and order of alterations are drawn once per batch, so small batches give more variety.
 
     Args:
-        images: Shape ``(N, 3, S, S)`` in ``[0, 1]``, on the CPU, S at least 16.
-        versions: How many altered versions.
-        generator: The source of every draw.
+        images: Shape ``(N, 3, S, S)`` in [0, 1], on the CPU, S at least 16.
+        versions: Number of altered versions.
+        generator: Random number generator.
 
     Returns:
-        uint8, shape ``(N, 1 + versions, 3, S, S)``, the untouched image first.
+        uint8, shape ``(N, 1 + versions, 3, S, S)``, the original image first.
     """
     plan = int(torch.randint(10, (), generator=generator))
     versioned = (
@@ -230,10 +230,10 @@ def vary(images: Tensor, versions: int, generator: Generator) -> Tensor:
 
 
 def _ladder(images: Tensor, versions: int, generator: Generator) -> list[Tensor]:
-    """The same alteration at rising strengths."""
+    """Same alteration with increasing strength."""
     alter = _draw_alteration(generator)
     top = 0.15 + 0.85 * torch.rand(len(images), generator=generator)
-    bottom = 0.7 * top * (2 * torch.rand(len(images), generator=generator) - 1).clamp(min=0)  # half of them start low
+    bottom = 0.7 * top * (2 * torch.rand(len(images), generator=generator) - 1).clamp(min=0)  # half of them start at 0
     seed = int(torch.randint(1 << 31, (), generator=generator))
     power = 1 + float(torch.rand((), generator=generator))
     rungs = [((rung + 1) / versions) ** power for rung in range(versions)]
@@ -241,7 +241,7 @@ def _ladder(images: Tensor, versions: int, generator: Generator) -> list[Tensor]
 
 
 def _scatter(images: Tensor, versions: int, generator: Generator, tiny: bool) -> list[Tensor]:
-    """Unlike alterations; with ``tiny`` all of them close to the threshold of visibility."""
+    """Different alterations; with ``tiny`` close to the visibility threshold."""
     result = []
     for _ in range(versions):
         strength = torch.rand(len(images), generator=generator)
@@ -251,8 +251,8 @@ def _scatter(images: Tensor, versions: int, generator: Generator, tiny: bool) ->
 
 
 def _draw_alteration(generator: Generator) -> Callable[[Tensor, Tensor, Generator], Tensor]:
-    """One alteration, two in a row, or one that is confined to soft regions."""
-    names = [*DISTORTIONS, *ALTERATIONS, *ALTERATIONS]  # the fewer others twice as often
+    """Draw one alteration, two in sequence, or one restricted to soft regions."""
+    names = [*DISTORTIONS, *ALTERATIONS, *ALTERATIONS]  # ALTERATIONS are fewer, so twice as likely
     first, second = (names[k] for k in torch.randint(len(names), (2,), generator=generator).tolist())
     form = int(torch.randint(10, (), generator=generator))
 
@@ -268,7 +268,7 @@ def _draw_alteration(generator: Generator) -> Callable[[Tensor, Tensor, Generato
 
 
 def altered(name: str, images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Images ``(N, 3, H, W)`` in [0, 1] after one of `DISTORTIONS` or `ALTERATIONS`, in [0, 1]."""
+    """Apply one of `DISTORTIONS` or `ALTERATIONS` to images ``(N, 3, H, W)`` in [0, 1]; the result is in [0, 1]."""
     if name in DISTORTIONS:
         return distort(images, name, strength, generator)
     return ALTERATIONS[name](images, strength, generator).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Groups of an image and its altered versions: from folders, from public-domain photographs, from numbers alone."""
+"""Data of the distillation recipe: groups of an image and altered versions, from photographs or synthetic images."""
 
 from pathlib import Path
 
@@ -13,16 +13,16 @@ from lpips_lightning.io.image_files import find_images, read_image
 from lpips_lightning.recipes.distillation_augmentations import procedural, vary
 from lpips_lightning.recipes.photographs import scikit_image_folder
 
-# What lies inside scikit-image's wheel and is CC0 or in the public domain, by its own documentation.
+# Images inside scikit-image's wheel that are CC0 or in the public domain, according to its documentation.
 _PUBLIC_DOMAIN = (
     *("astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "clock_motion.png", "coffee.png"),
     *("grass.png", "gravel.png", "hubble_deep_field.jpg", "retina.jpg", "rocket.jpg"),
 )
-_SAME_PLAN = 8  # images altered by the same kinds of alteration; small, so that a batch shows many kinds
+_SAME_PLAN = 8  # images with the same alterations; small, so that a batch has many kinds
 
 
 def public_domain_photographs() -> dict[str, Path]:
-    """Name and file of every photograph in the installed scikit-image that is CC0 or in the public domain; no download.
+    """Names and files of the CC0 or public-domain photographs in the installed scikit-image, without a download.
 
     Raises:
         ModuleNotFoundError: If scikit-image is not installed.
@@ -32,26 +32,26 @@ def public_domain_photographs() -> dict[str, Path]:
 
 
 class Groups(Dataset[Tensor]):
-    """A bank of groups, made once and kept as 8-bit images.
+    """Groups of images, generated once and stored in uint8.
 
     Args:
-        images: uint8, each ``(3, H, W)``.
-        count: How many groups.
+        images: Source images, uint8, each ``(3, H, W)``.
+        count: Number of groups.
         size: Side of the crops.
-        versions: Altered versions in a group.
-        procedural_share: Part of the groups whose image is made of numbers alone.
+        versions: Altered versions per group.
+        procedural_fraction: Fraction of groups with a synthetic image.
         seed: Equal seeds give equal groups.
     """
 
     def __init__(
-        self, images: list[Tensor], count: int, size: int, versions: int, procedural_share: float, seed: int
+        self, images: list[Tensor], count: int, size: int, versions: int, procedural_fraction: float, seed: int
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.groups = torch.empty(count, 1 + versions, 3, size, size, dtype=torch.uint8)
         for part in self.groups.split(_SAME_PLAN):
-            made = float(torch.rand((), generator=generator)) < procedural_share
-            taken = procedural(len(part), size, generator) if made else crops(images, len(part), size, generator)
-            part.copy_(vary(taken, versions, generator))
+            made = float(torch.rand((), generator=generator)) < procedural_fraction
+            source = procedural(len(part), size, generator) if made else crops(images, len(part), size, generator)
+            part.copy_(vary(source, versions, generator))
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -61,12 +61,12 @@ class Groups(Dataset[Tensor]):
 
 
 class GroupBatches(Dataset[Tensor]):
-    """Batches of groups, each batch of one size; about as many pixels in each.
+    """Batches of groups; all images of a batch have one size, and batches have about equally many pixels.
 
     Args:
-        banks: One for each size.
-        batch_size: Groups in a batch of the smallest size; larger ones get fewer.
-        draw: Draw the groups of a batch (with replacement) instead of taking one batch after the other.
+        banks: Groups of each size.
+        batch_size: Groups per batch of the smallest size; fewer for larger sizes.
+        draw: Draw the groups of a batch with replacement, instead of in order.
     """
 
     def __init__(self, banks: list[Groups], batch_size: int, draw: bool) -> None:
@@ -78,7 +78,7 @@ class GroupBatches(Dataset[Tensor]):
         return sum(len(bank) // size for bank, size in zip(self.banks, self.batch_sizes, strict=True))
 
     def __getitem__(self, index: int) -> Tensor:
-        """One batch, uint8 ``(G, 1 + versions, 3, S, S)``; drawn by PyTorch's global generator if `draw`."""
+        """One batch, uint8 ``(G, 1 + versions, 3, S, S)``; uses PyTorch's global generator if `draw`."""
         for bank, size in zip(self.banks, self.batch_sizes, strict=True):
             batches = len(bank) // size
             if index < batches:
@@ -91,20 +91,21 @@ class GroupBatches(Dataset[Tensor]):
 
 
 class DistillationData(LightningDataModule):
-    """Training groups of photographs and procedural images, validation groups of photographs kept aside.
+    """Training groups of photographs and synthetic images, validation groups of held-out photographs.
 
-    The training bank is made anew whenever Lightning asks for the loader: see ``reload_dataloaders_every_n_epochs``.
+    Training groups are regenerated whenever Lightning reloads the dataloader: see
+    ``reload_dataloaders_every_n_epochs``.
 
     Args:
-        folders: Folders of images, read with what lies below them.
+        folders: Folders of images, searched recursively.
         public_domain: Add the public-domain photographs that come with scikit-image.
-        held_out: Names of images that are only validated on.
-        sizes: Side of the crops: how many groups.
+        held_out: Names of images used only for validation.
+        sizes: Number of groups by side of the crops.
         val_groups: Validation groups of each size.
-        versions: Altered versions in a group, at least 2.
-        procedural_share: Part of the training groups made of procedural images.
-        batch_size: Groups in a batch of the smallest size; larger ones get fewer.
-        seed: Of every draw.
+        versions: Altered versions per group, at least 2.
+        procedural_fraction: Fraction of training groups with synthetic images.
+        batch_size: Groups per batch of the smallest size; fewer for larger sizes.
+        seed: Random seed.
 
     Raises:
         ValueError: If a held-out name is not among the images, or an argument is out of its range.
@@ -118,18 +119,18 @@ class DistillationData(LightningDataModule):
         sizes: dict[int, int] | None = None,
         val_groups: int = 256,
         versions: int = 4,
-        procedural_share: float = 0.2,
+        procedural_fraction: float = 0.2,
         batch_size: int = 16,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if versions < 2:
             raise ValueError(f"versions: expected at least 2, got {versions}")
-        if not 0 <= procedural_share <= 1:
-            raise ValueError(f"procedural_share: expected a number in [0, 1], got {procedural_share}")
+        if not 0 <= procedural_fraction <= 1:
+            raise ValueError(f"procedural_fraction: expected a number in [0, 1], got {procedural_fraction}")
         self.folders, self.public_domain, self.held_out = folders or [], public_domain, held_out or []
         self.sizes = sizes or {64: 8192, 128: 1024}
-        self.val_groups, self.versions, self.procedural_share = val_groups, versions, procedural_share
+        self.val_groups, self.versions, self.procedural_fraction = val_groups, versions, procedural_fraction
         self.batch_size, self.seed = batch_size, seed
         self.images: dict[str, Tensor] = {}
 
@@ -141,29 +142,28 @@ class DistillationData(LightningDataModule):
         if unknown := [name for name in self.held_out if name not in files]:
             raise ValueError(f"held_out: expected names among {', '.join(files)}, got {', '.join(unknown)}")
         if not set(files) - set(self.held_out):
-            raise ValueError("folders: expected images to train on, got none; name a folder or set public_domain")
+            raise ValueError("folders: expected images to train on, got none; pass a folder or set public_domain")
         self.images = {name: read_image(file) for name, file in files.items()}
 
     @property
     def trained_on(self) -> list[str]:
-        """Names of the images that training sees."""
+        """Names of the training images."""
         return [name for name in self.images if name not in self.held_out]
 
     @override
     def train_dataloader(self) -> DataLoader[Tensor]:
         images = [self.images[name] for name in self.trained_on]
         epoch = self.trainer.current_epoch if self.trainer else 0
+        seed = 1_000_003 * self.seed + epoch
         banks = [
-            Groups(
-                images, count, size, self.versions, self.procedural_share, 1_000_003 * self.seed + 1009 * size + epoch
-            )
+            Groups(images, count, size, self.versions, self.procedural_fraction, seed + 1009 * size)
             for size, count in self.sizes.items()
         ]
         return DataLoader(GroupBatches(banks, self.batch_size, draw=True), batch_size=None, shuffle=True)
 
     @override
     def val_dataloader(self) -> DataLoader[Tensor]:
-        """Photographs kept aside, or, if there are none, new crops of those trained on."""
+        """Held-out photographs, or new crops of the training photographs if none are held out."""
         images = [self.images[name] for name in self.held_out or self.trained_on]
         banks = [
             Groups(images, self.val_groups, size, self.versions, 0.0, seed=2**31 + self.seed) for size in self.sizes

@@ -1,4 +1,4 @@
-"""The student of a distillation: a small backbone with its own calibration, pruned from its teacher."""
+"""Student of the distillation: a small backbone with its own calibration, initialized from the teacher."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Student(PlainBackbone):
     """A backbone with its calibration: ``features.<i>.weight``, ``features.<i>.bias``, ``calibration.<layer>``.
 
     Args:
-        stages: From the input on.
+        stages: Convolutions from input to output.
     """
 
     def __init__(self, stages: Sequence[Stage]) -> None:
@@ -30,21 +30,21 @@ class Student(PlainBackbone):
 
     @torch.no_grad()
     def clamp_calibration(self) -> None:
-        """Bring negative weights to 0: a distance never falls where images differ more."""
+        """Clamp weights to >= 0, so that a larger difference never lowers the distance."""
         for weight in self.calibration.values():
             weight.clamp_(min=0)
 
 
 def pair_maps(features: Mapping[str, Tensor], calibration: Mapping[str, Tensor], versions: int) -> list[Tensor]:
-    """Distance at every position, between the image and each version, and between versions that follow each other.
+    """Distance maps between the image and each version, and between consecutive versions.
 
     Args:
-        features: By layer, ``(G * (1 + versions), C, h, w)``, the image before its versions.
-        calibration: By layer, ``(C,)``.
-        versions: Versions in a group.
+        features: Features by layer, ``(G * (1 + versions), C, h, w)``, each image before its versions.
+        calibration: Weights by layer, ``(C,)``.
+        versions: Versions per group.
 
     Returns:
-        For every layer ``(G, 2 * versions - 1, h, w)``; the first ``versions`` pairs hold the image itself.
+        For every layer ``(G, 2 * versions - 1, h, w)``; the first ``versions`` pairs include the image.
     """
     first = [0] * versions + list(range(1, versions))
     second = [*range(1, versions + 1), *range(2, versions + 1)]
@@ -58,19 +58,19 @@ def pair_maps(features: Mapping[str, Tensor], calibration: Mapping[str, Tensor],
 
 @torch.no_grad()
 def prune_into(student: Student, teacher: FrozenNetwork, images: Tensor, versions: int) -> None:
-    """Start the student from the teacher's most telling channels.
+    """Initialize the student with the teacher's most important channels.
 
-    In every layer the channels that carry most of the calibrated distance, and some that are merely active, are kept;
-    kernels are cropped to the student's, and stay random where the student's are larger.
+    The importance of a channel is its part of the calibrated distance, plus a smaller term for its activation. Kernels
+    are cropped to the student's size; larger kernels of the student stay random.
 
     Args:
-        student: As many feature layers as the teacher, none of them wider.
-        teacher: A chain with one convolution a feature layer, as alex is.
-        images: Groups ``(G * (1 + versions), 3, S, S)``, as the backbones expect them.
-        versions: Versions in a group.
+        student: Student with as many feature layers as the teacher, none of them wider.
+        teacher: Sequential backbone with one convolution per feature layer, such as alex.
+        images: Groups ``(G * (1 + versions), 3, S, S)``, in the input range of the backbones.
+        versions: Versions per group.
 
     Raises:
-        ValueError: If student or teacher are not of this kind.
+        ValueError: If student or teacher are of another kind.
     """
     tensors, calibration = teacher.extractor.graph.state_dict(), teacher.calibration
     kernels = [tensor for tensor in tensors.values() if tensor.dim() == 4]
@@ -82,23 +82,23 @@ def prune_into(student: Student, teacher: FrozenNetwork, images: Tensor, version
         or any(a > b for a, b in zip(student.channels, teacher.record.channels, strict=True))
     ):
         raise ValueError(
-            "initialize: expected 'random', unless both are chains of as many layers and the student's are not wider"
+            "initialize: expected 'random', unless both are sequential with equally many layers, no student layer wider"
         )
-    kept = torch.arange(3)
+    inputs = torch.arange(3)
     for (layer, index), (source, activations), kernel, bias in zip(
         student.feature_layers.items(), teacher.extractor(images).items(), kernels, biases, strict=True
     ):
         convolution, weight = cast("nn.Conv2d", student.features[index - 1]), calibration[source]
         unit = unit_normalize(activations).reshape(-1, versions + 1, *activations.shape[1:])
-        telling = (unit[:, 1:] - unit[:, :1]).square().mean((0, 1, 3, 4)) * weight
-        importance = telling / telling.mean() + 0.3 * activations.mean((0, 2, 3)) / activations.mean()
+        contribution = (unit[:, 1:] - unit[:, :1]).square().mean((0, 1, 3, 4)) * weight
+        importance = contribution / contribution.mean() + 0.3 * activations.mean((0, 2, 3)) / activations.mean()
         chosen = importance.topk(convolution.out_channels).indices.sort()[0]
         margin = (kernel.shape[-1] - convolution.kernel_size[0]) // 2
         window = slice(max(margin, 0), max(margin, 0) + convolution.kernel_size[0])
-        # What the dropped channels added is made up for in part: the exponent was found by trial.
-        pruned = kernel[chosen][:, kept][..., window, window] * (kernel.shape[1] / len(kept)) ** 0.7
+        # Partly compensates for the dropped channels; the exponent was found empirically.
+        pruned = kernel[chosen][:, inputs][..., window, window] * (kernel.shape[1] / len(inputs)) ** 0.7
         if pruned.shape == convolution.weight.shape:
             convolution.weight.copy_(pruned)
             cast("Tensor", convolution.bias).copy_(bias[chosen])
         student.calibration[layer].copy_(weight[chosen] + 0.02)
-        kept = chosen
+        inputs = chosen

@@ -1,4 +1,4 @@
-"""Frame interpolation with LPIPS as its loss: the frame between two, to double a clip's frame rate.
+"""Frame interpolation with LPIPS as loss: predicts the frame between two frames.
 
 Examples::
 
@@ -31,18 +31,17 @@ Batch = tuple[Tensor, Tensor, Tensor, Sequence[str]]  # frame 0, frame 1, middle
 
 
 def charbonnier(pred: Tensor, target: Tensor, eps: float = 1e-3) -> Tensor:
-    """Mean of ``sqrt(difference ** 2 + eps ** 2)``: L1, but smooth at 0 (Charbonnier et al. 1994)."""
+    """Mean of ``sqrt(difference ** 2 + eps ** 2)``, a smooth L1 (Charbonnier et al. 1994)."""
     return (pred - target).square().add(eps**2).sqrt().mean()
 
 
 class InterpolationError(Metric):
-    """The Middlebury benchmark's interpolation error (Baker et al. 2011), mean over the images.
+    """Interpolation error of the Middlebury benchmark (Baker et al. 2011), mean over images.
 
-    Of an image it is the root of the mean over its pixels of the squared length of the difference of the colors,
-    ``sqrt(mean((r - r')^2 + (g - g')^2 + (b - b')^2))``, with colors on [0, 255]. Some papers average over the three
-    colors too; theirs is smaller by a factor of ``sqrt(3)``.
+    The error of an image is ``sqrt(mean((r - r')^2 + (g - g')^2 + (b - b')^2))`` with the mean over pixels and colors
+    on [0, 255]. Some papers also average over the three colors; their error is smaller by a factor of ``sqrt(3)``.
 
-    Takes images ``(N, 3, H, W)`` on [0, 1], not rounded.
+    Images are ``(N, 3, H, W)`` on [0, 1], without rounding.
 
     Example:
         >>> error = InterpolationError()
@@ -76,26 +75,26 @@ class InterpolationError(Metric):
 class FrameInterpolation(LightningModule):
     """`InterpolationNetwork` trained with ``pixel_weight * Charbonnier + loss_weight * LPIPS``.
 
-    Its steps return images for `PerceptualScores`, the input being the mean of the two frames; it logs
-    ``val/interpolation_error`` (``test/...``) itself. Untrained it is the mean of the two frames, so ``validate``
-    without a checkpoint gives the baseline.
+    Its steps return images for `PerceptualScores`; the input is the mean of the two frames. It logs
+    ``val/interpolation_error`` (and ``test/...``). The untrained network returns the mean of the two frames, so
+    ``validate`` without a checkpoint gives the baseline.
 
-    All arguments are plain values, so a checkpoint loads with ``weights_only=True`` and brings its loss settings along;
-    it holds the network's parameters alone.
+    All arguments are plain values, so a checkpoint loads with ``weights_only=True`` and contains the loss settings; its
+    only parameters are the network's.
 
     Args:
-        channels: Features at 1/2, 1/4, 1/8, ... of the size.
-        hidden: Channels of the levels that search for motion.
+        channels: Feature channels at 1/2, 1/4, 1/8, ... of the size.
+        hidden: Channels of the search levels.
         fine: Channels of the finest level.
-        radius: Of the search at each level.
-        pixel_weight: Weight of the Charbonnier distance, images on [0, 1].
-        coarse_weight: Weight of the same distance for the frames that the coarser levels' motion gives, each level.
-        loss_weight: Weight of LPIPS in the loss; 0 trains on pixels alone.
+        radius: Search radius at each level, in pixels of the level.
+        pixel_weight: Weight of the Charbonnier loss, images on [0, 1].
+        coarse_weight: Weight of the Charbonnier loss for the frame of each coarser level.
+        loss_weight: Weight of LPIPS in the loss; 0 trains on the pixel loss only.
         loss_net: Network of the loss.
-        loss_calibrated: False takes the uncalibrated distance ("baseline" in the paper).
-        loss_weights: Backbone weights of the loss: a path, ``"random"``, or None to look them up.
+        loss_calibrated: False for the uncalibrated distance ("baseline" in the paper).
+        loss_weights: Backbone weights of the loss: a path, ``"random"``, or None for torchvision's.
         lr: Highest learning rate of Adam.
-        warmup_steps: Steps until `lr` is reached; from there it falls to 0 along a cosine.
+        warmup_steps: Linear warm-up to `lr`; then cosine decay to 0.
 
     Raises:
         ValueError: If there are fewer than two levels, or `radius` is below 1.
@@ -124,7 +123,7 @@ class FrameInterpolation(LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
-        # Here and not in __init__: a checkpoint then loads, and draws frames, where there are no backbone weights.
+        # Not in __init__, so that a checkpoint loads and predicts without backbone weights.
         options = self.hparams
         if stage == "fit" and options["loss_weight"] and self.perceptual is None:
             self.perceptual = PerceptualLoss(
@@ -137,15 +136,12 @@ class FrameInterpolation(LightningModule):
 
     @override
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Two frames ``(N, 3, H, W)`` in [0, 1], of any size -> the one between them, in [0, 1]."""
+        """Predict the frame between two frames ``(N, 3, H, W)`` in [0, 1] of any size; the result is in [0, 1]."""
         made: Interpolation = self.network(first, second)
         return made.frame.clamp(0, 1)
 
     def losses(self, first: Tensor, second: Tensor, middle: Tensor) -> dict[str, Tensor]:
-        """A batch's ``train/loss``, the sum to lower, ``train/charbonnier``, ``train/coarse`` and ``train/perceptual``.
-
-        The last one is LPIPS times its weight.
-        """
+        """Loss terms of a batch: ``train/loss`` is the weighted sum, ``train/perceptual`` is LPIPS times its weight."""
         made: Interpolation = self.network(first, second)
         parts = {"train/charbonnier": charbonnier(made.frame, middle)}
         loss = self.hparams["pixel_weight"] * parts["train/charbonnier"]
@@ -153,7 +149,7 @@ class FrameInterpolation(LightningModule):
         parts["train/coarse"] = sum(map(charbonnier, made.coarse, small), torch.zeros_like(loss))
         loss = loss + self.hparams["coarse_weight"] * parts["train/coarse"]
         if self.perceptual is not None and self.perceptual.weight:
-            # Clamped for the backbone, which knows no colors outside [0, 1].
+            # Clamp for the backbone, whose input range is [0, 1].
             parts["train/perceptual"] = self.perceptual(made.frame.clamp(0, 1), middle)
             loss = loss + parts["train/perceptual"]
         return {"train/loss": loss, **parts}
@@ -187,7 +183,7 @@ class FrameInterpolation(LightningModule):
     def _score(self, batch: Batch, stage: str) -> dict[str, Tensor]:
         first, second, middle, _ = batch
         made = self(first, second)
-        # Less the images that a distributed sampler repeats: they come last.
+        # Exclude images that a DistributedSampler repeats; they come last.
         count = len(dataset_indices(self.trainer, 0, self.seen, len(middle)))
         self.seen += len(middle)
         self.errors[stage].update(made[:count], middle[:count])
@@ -199,12 +195,12 @@ class FrameInterpolation(LightningModule):
         optimizer = torch.optim.Adam(self.network.parameters(), lr=self.hparams["lr"])
         warmup = self.hparams["warmup_steps"]
 
-        # Not OneCycleLR: that one raises when a resumed run asks for more steps than the first run planned.
+        # Not OneCycleLR, which raises if a resumed run has more steps than the first run planned.
         def factor(step: int) -> float:
             if step <= warmup:
                 return (step + 1) / (warmup + 1)
-            # Asked for before a checkpoint's loops are restored, it makes the loader, and Lightning no longer tells
-            # that one how far the epoch was (2026-11-21, pytorch_lightning/loops/fit_loop.py, setup_data).
+            # estimated_stepping_batches creates the dataloader. Before the loops are restored from a checkpoint, that
+            # would lose the position in the epoch (2026-11-21, pytorch_lightning/loops/fit_loop.py, setup_data).
             total = self.trainer.estimated_stepping_batches
             return 0.5 * (1 + math.cos(math.pi * min((step - warmup) / max(total - warmup, 1), 1.0)))
 
@@ -212,15 +208,15 @@ class FrameInterpolation(LightningModule):
 
 
 class FrameInterpolationCLI(ImageRecipeCLI):
-    """The options of recipes that make images."""
+    """CLI of the image recipes."""
 
     untrained = "mean of both frames"
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the recipe: ``fit``, ``validate``, ``test``, ``predict`` or ``tradeoff``, with the YAML beside this file.
+    """Run the recipe: ``fit``, ``validate``, ``test``, ``predict`` or ``tradeoff``; defaults from the YAML file.
 
     Args:
-        args: Command line without the program's name; None takes ``sys.argv``.
+        args: Command line without the program name; None takes ``sys.argv``.
     """
     run_recipe(FrameInterpolationCLI, FrameInterpolation, FrameInterpolationData, __file__, args)

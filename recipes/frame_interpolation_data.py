@@ -1,4 +1,4 @@
-"""Frames in threes: made motion from photographs, Vimeo-90K, clips of your own, Middlebury; and clips to fill."""
+"""Data of frame interpolation: synthetic motion, Vimeo-90K, your own clips, Middlebury; and clips for prediction."""
 
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -27,14 +27,14 @@ from lpips_lightning.recipes.synthetic_motion import SyntheticMotion
 Layout: TypeAlias = Literal["photographs", "vimeo", "clips"]
 ValLayout: TypeAlias = Literal["photographs", "vimeo", "clips", "middlebury"]
 
-Source: TypeAlias = dict[str, Path] | list[FrameTriplet]  # photographs to make motion from, or triplets of files
+Source: TypeAlias = dict[str, Path] | list[FrameTriplet]  # photographs for synthetic motion, or triplets of files
 
 
-class NewNumbers(EpochSampler):
-    """Numbers that no epoch before had: those of the epoch's order plus epoch times length.
+class UniqueIndices(EpochSampler):
+    """Indices that are new in every epoch: the epoch's order plus epoch times length.
 
-    A data set that draws by number then draws anew in every epoch, whatever the number of ranks and of processes that
-    read, and a run that goes on from a checkpoint draws what it would have drawn.
+    A dataset that seeds its random numbers by index then draws new samples in every epoch, for any number of ranks and
+    workers, and a resumed run draws the same samples as an uninterrupted one.
     """
 
     @override
@@ -43,32 +43,32 @@ class NewNumbers(EpochSampler):
 
 
 class FrameInterpolationData(LightningDataModule):
-    """Crops of three frames to train on, whole frames to validate and test on, pairs of frames to draw between.
+    """Crops of frame triplets for training, full frames for validation and test, frame pairs for prediction.
 
-    Batches are (frame 0, frame 1, middle, names), shapes ``(N, 3, H, W)``, range [0, 1]; those of ``predict`` from a
-    folder are (frame 0, frame 1, names). Frames of files are validated on one at a time, since sizes may differ.
+    Batches are (frame 0, frame 1, middle, names), shapes ``(N, 3, H, W)``, range [0, 1]; for ``predict`` from a
+    folder (frame 0, frame 1, names). The validation batch size is 1, since the sizes of files may differ.
 
     Args:
-        layout: What `folder` holds. ``"photographs"``: single images, from which motion is made (`SyntheticMotion`).
-            ``"vimeo"``: Vimeo-90K's triplets, ``tri_trainlist.txt``, ``tri_testlist.txt`` and ``sequences``.
-            ``"clips"``: folders of consecutive frames, numbered; each three in a row are a triplet.
-        folder: Searched through; None takes the photographs that come with scikit-image.
-        held_out: Names of photographs (files without suffix) or clips (folders) kept for validation and test; None:
-            "astronaut" of scikit-image's.
-        val_layout: What `val_folder` holds, as `layout`, or ``"middlebury"``: ``frames`` and ``interp_gt``.
-        val_folder: For validation and test instead of `held_out`; of Vimeo-90K, None takes its test list.
-        predict_folder: Clips to fill, as folders of consecutive frames; None takes the validation frames.
+        layout: What `folder` contains. ``"photographs"``: single images for `SyntheticMotion`.
+            ``"vimeo"``: Vimeo-90K, with ``tri_trainlist.txt``, ``tri_testlist.txt`` and ``sequences``. ``"clips"``:
+            folders of numbered frames; every three consecutive frames are a triplet.
+        folder: Folder of the training data, searched recursively; None for the photographs that come with scikit-image.
+        held_out: Names of photographs (files without suffix) or clips (folders) for validation and test; None for
+            scikit-image's "astronaut".
+        val_layout: What `val_folder` contains, as `layout`, or ``"middlebury"``: ``frames`` and ``interp_gt``.
+        val_folder: Folder for validation and test instead of `held_out`; for Vimeo-90K, None uses its test list.
+        predict_folder: Clips to interpolate, as folders of consecutive frames; None for the validation frames.
         crop_size: Side of a training crop, in pixels.
-        val_size: Side of made frames to validate on.
-        max_motion: Longest pan of a layer of made motion from frame 0 to frame 1, in pixels.
-        epoch_size: Made triplets an epoch; of files an epoch is all of them.
-        val_count: Made triplets to validate on, always the same.
-        batch_size: Crops a batch.
-        num_workers: Processes that read and make.
-        seed: Of the motion made, the crops and the order of the epochs.
+        val_size: Side of synthetic validation frames, in pixels.
+        max_motion: Largest translation of a layer from frame 0 to frame 1 in synthetic motion, in pixels.
+        epoch_size: Synthetic triplets per epoch; with files, an epoch has all triplets.
+        val_count: Number of synthetic validation triplets, which are fixed.
+        batch_size: Crops per batch.
+        num_workers: Worker processes.
+        seed: Seed of synthetic motion, crops and order of the epochs.
 
     Raises:
-        ValueError: If an argument is out of its range, or what a folder holds does not fit (the latter in ``setup``).
+        ValueError: If an argument is out of its range, or a folder has another layout (the latter in ``setup``).
         FileNotFoundError: If a folder or a file does not exist (in ``setup``).
     """
 
@@ -107,18 +107,18 @@ class FrameInterpolationData(LightningDataModule):
     @override
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            self.train_data = self._made_or_read(self._train_source(), self.crop_size, self.epoch_size)
+            self.train_data = self._dataset(self._train_source(), self.crop_size, self.epoch_size)
         if stage == "predict" and self.predict_folder is not None:
             pairs = [pair for frames in clips(self.predict_folder, 2).values() for pair in clip_pairs(frames)]
             self.predict_data: Dataset[Any] = FramePairs(pairs)
         else:
-            self.val_data = self._made_or_read(self._val_source(), self.val_size, self.val_count, whole=True)
+            self.val_data = self._dataset(self._val_source(), self.val_size, self.val_count, validation=True)
             self.predict_data = self.val_data
 
     @override
     def train_dataloader(self) -> DataLoader[Any]:
         ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        sampler = NewNumbers(self.train_data, self.seed, ranks, rank)
+        sampler = UniqueIndices(self.train_data, self.seed, ranks, rank)
         return ResumableLoader(self.train_data, sampler=sampler, **self._options(self.batch_size))
 
     @override
@@ -136,20 +136,20 @@ class FrameInterpolationData(LightningDataModule):
     def _train_source(self) -> Source:
         if self.layout == "vimeo":
             return vimeo_triplets(self.folder or "", "train")
-        return _joined(self._parts()[0])
+        return _as_source(self._split()[0])
 
     def _val_source(self) -> Source:
         folder = self.val_folder
         if folder is None:
-            return vimeo_triplets(self.folder or "", "test") if self.layout == "vimeo" else _joined(self._parts()[1])
+            return vimeo_triplets(self.folder or "", "test") if self.layout == "vimeo" else _as_source(self._split()[1])
         if self.val_layout == "photographs":
             return find_images(folder)
         if self.val_layout == "clips":
-            return _joined(clips(folder, 3))
+            return _as_source(clips(folder, 3))
         return middlebury_triplets(folder) if self.val_layout == "middlebury" else vimeo_triplets(folder, "test")
 
-    def _parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Photographs or clips by name: to train on, and held out."""
+    def _split(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Photographs or clips by name: for training, and held out."""
         if self.layout == "clips":
             found: dict[str, Any] = dict(clips(self.folder or "", 3))
         else:
@@ -159,21 +159,21 @@ class FrameInterpolationData(LightningDataModule):
         names = ["astronaut"] if self.held_out is None and self.folder is None else self.held_out
         if not names:
             raise ValueError(
-                f"held_out: expected names of what to validate on in '{self.folder}', or a val_folder, got neither"
+                f"held_out: expected names in '{self.folder}' to validate on, or a val_folder, got neither"
             )
         held_out = select_images(found, names, "held_out")
         train = {name: part for name, part in found.items() if name not in held_out}
         if not train:
-            raise ValueError(f"held_out: expected to leave something to train on, got all {len(found)} names")
+            raise ValueError(f"held_out: expected to leave names to train on, got all {len(found)} names")
         return train, held_out
 
-    def _made_or_read(self, source: Source, size: int, length: int, whole: bool = False) -> Dataset[Any]:
+    def _dataset(self, source: Source, size: int, length: int, validation: bool = False) -> Dataset[Any]:
         if isinstance(source, dict):
-            return SyntheticMotion(source, (size, size), length, self.max_motion, self.seed + whole)
-        return FrameTriplets(source, None if whole else size, self.seed)
+            return SyntheticMotion(source, (size, size), length, self.max_motion, self.seed + validation)
+        return FrameTriplets(source, None if validation else size, self.seed)
 
     def _options(self, batch_size: int) -> dict[str, Any]:
-        # With a generator of their own, loaders leave the global one to the training.
+        # With their own generator, dataloaders do not change the global random state of the training.
         return {
             "batch_size": batch_size,
             "num_workers": self.num_workers,
@@ -182,8 +182,8 @@ class FrameInterpolationData(LightningDataModule):
         }
 
 
-def _joined(parts: dict[str, Any]) -> Source:
-    """Photographs as they are; the triplets of all clips."""
+def _as_source(parts: dict[str, Any]) -> Source:
+    """Photographs unchanged, or the triplets of all clips."""
     if all(isinstance(part, Path) for part in parts.values()):
         return parts
     return [triplet for frames in parts.values() for triplet in clip_triplets(frames)]
@@ -197,8 +197,8 @@ def _check_choices(
     if val_layout is not None and val_layout not in get_args(ValLayout):
         raise ValueError(f"val_layout: expected one of {get_args(ValLayout)}, got {val_layout!r}")
     if layout != "photographs" and folder is None:
-        raise ValueError(f"folder: expected the folder of the {layout}, got None; only photographs come with us")
+        raise ValueError(f"folder: expected the folder of the {layout}, got None; only photographs are included")
     if val_folder is None and val_layout not in (None, layout):
         raise ValueError(f"val_folder: expected the folder of val_layout {val_layout!r}, got None")
     if held_out is not None and (val_folder is not None or layout == "vimeo"):
-        raise ValueError("held_out: expected None where a val_folder or Vimeo-90K's test list is what to validate on")
+        raise ValueError("held_out: expected None with a val_folder or Vimeo-90K, which has a test list")

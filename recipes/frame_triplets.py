@@ -1,4 +1,4 @@
-"""Three frames in a row as files: Vimeo-90K, folders of consecutive frames, Middlebury; and pairs to draw between."""
+"""Files of frame triplets (Vimeo-90K, folders of consecutive frames, Middlebury) and of frame pairs for prediction."""
 
 import itertools
 import re
@@ -13,11 +13,11 @@ from typing_extensions import override
 from lpips_lightning.io.image_files import find_images, read_image
 
 Item: TypeAlias = tuple[Tensor, Tensor, Tensor, str]
-"""Frame 0, frame 1, the middle, ``(3, H, W)`` in [0, 1]; and the name."""
+"""Frame 0, frame 1 and middle, each ``(3, H, W)`` in [0, 1], and the name."""
 
 
 class FramePair(NamedTuple):
-    """Two frames, and the name for what is between them."""
+    """Two frames, and the name of the frame between them."""
 
     name: str
     first: Path
@@ -25,7 +25,7 @@ class FramePair(NamedTuple):
 
 
 class FrameTriplet(NamedTuple):
-    """Three frames in a row; the name is that of the middle one."""
+    """Three consecutive frames, and the name of the middle one."""
 
     name: str
     first: Path
@@ -34,7 +34,7 @@ class FrameTriplet(NamedTuple):
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """For sorting as people count: ``frame9`` before ``frame10``; and ``1_05`` before ``1_5``, as leading zeros say.
+    """Sort key in natural order: ``frame9`` before ``frame10``, and with leading zeros first, ``1_05`` before ``1_5``.
 
     Example:
         >>> sorted(["f10", "f9_5", "f9", "f9_05"], key=natural_key)
@@ -45,10 +45,10 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
 
 
 def name_between(first: str, second: str) -> str:
-    """A name that sorts after `first` and before `second`, by numbers in it and, if they do, by characters.
+    """A name between `first` and `second` in natural order, and in character order if they are sorted by it.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no such name.
 
     Example:
         >>> name_between("frame9", "frame10"), name_between("frame9", "frame9_5")
@@ -59,18 +59,18 @@ def name_between(first: str, second: str) -> str:
         by_numbers = natural_key(first) < natural_key(name) < natural_key(second)
         if by_numbers and (first > second or first < name < second):
             return name
-    raise ValueError(f"predict_folder: expected frames whose names leave room between them, got '{first}', '{second}'")
+    raise ValueError(f"predict_folder: expected frame names that allow a name between them, got '{first}', '{second}'")
 
 
 def clips(folder: str | Path, least: int) -> dict[str, dict[str, Path]]:
-    """Frames by clip: every folder below `folder` that holds at least `least` images, in their natural order.
+    """Find clips: every folder below `folder` with at least `least` images, in natural order.
 
     Returns:
-        Frame names (with the clip's folder) and files by name of the clip, the folder inside `folder`.
+        For each clip (folder relative to `folder`), frame names (including the clip folder) and files.
 
     Raises:
-        FileNotFoundError: If `folder` is no folder or holds no image.
-        ValueError: If no folder holds enough images.
+        FileNotFoundError: If `folder` does not exist or has no image.
+        ValueError: If no folder has enough images.
     """
     found: dict[str, dict[str, Path]] = {}
     for name, path in sorted(find_images(folder).items(), key=lambda item: natural_key(item[0])):
@@ -85,13 +85,13 @@ def clips(folder: str | Path, least: int) -> dict[str, dict[str, Path]]:
 
 
 def clip_triplets(frames: dict[str, Path]) -> list[FrameTriplet]:
-    """All (t - 1, t, t + 1) of a clip."""
+    """All triplets (t - 1, t, t + 1) of a clip."""
     names, files = list(frames), list(frames.values())
     return [FrameTriplet(name, *three) for name, *three in zip(names[1:], files, files[1:], files[2:], strict=False)]
 
 
 def clip_pairs(frames: dict[str, Path]) -> list[FramePair]:
-    """All (t, t + 1) of a clip, with names that sort between theirs."""
+    """All pairs (t, t + 1) of a clip, with names that sort between those of the frames."""
     items = list(frames.items())
     return [
         FramePair(name_between(name, next_name), first, second)
@@ -100,11 +100,11 @@ def clip_pairs(frames: dict[str, Path]) -> list[FramePair]:
 
 
 def vimeo_triplets(root: str | Path, split: Literal["train", "test"]) -> list[FrameTriplet]:
-    """Triplets of Vimeo-90K (Xue et al. 2019): those that ``tri_<split>list.txt`` names, under ``sequences``.
+    """Triplets of Vimeo-90K (Xue et al. 2019) listed in ``tri_<split>list.txt``, in folder ``sequences``.
 
     Raises:
-        FileNotFoundError: If the list, or the folder of a triplet that it names, is missing.
-        ValueError: If the list names none, or a line of it is no folder ``00001/0001``.
+        FileNotFoundError: If the list or a listed folder is missing.
+        ValueError: If the list is empty, or a line is not of the form ``00001/0001``.
     """
     listed, sequences = Path(root) / f"tri_{split}list.txt", Path(root) / "sequences"
     for path, kind in ((listed, "file"), (sequences, "folder")):
@@ -115,16 +115,16 @@ def vimeo_triplets(root: str | Path, split: Literal["train", "test"]) -> list[Fr
     names = [line.strip() for line in listed.read_text().splitlines() if line.strip()]
     if not names:
         raise ValueError(f"{listed}: expected the names of triplets, got an empty list")
-    there: dict[str, set[str]] = {}
+    existing: dict[str, set[str]] = {}
     missing = []
     for name in names:
         parts = name.split("/")
         if len(parts) != 2 or ".." in parts or not all(parts):
             raise ValueError(f"{listed}: expected lines such as 00001/0001, got '{name}'")
-        if parts[0] not in there:
+        if parts[0] not in existing:
             group = sequences / parts[0]
-            there[parts[0]] = {path.name for path in group.iterdir()} if group.is_dir() else set()
-        if parts[1] not in there[parts[0]]:
+            existing[parts[0]] = {path.name for path in group.iterdir()} if group.is_dir() else set()
+        if parts[1] not in existing[parts[0]]:
             missing.append(name)
     if missing:
         raise FileNotFoundError(
@@ -135,9 +135,10 @@ def vimeo_triplets(root: str | Path, split: Literal["train", "test"]) -> list[Fr
 
 
 def middlebury_triplets(root: str | Path) -> list[FrameTriplet]:
-    """Scenes of the Middlebury benchmark (Baker et al. 2011) that have a true middle frame.
+    """Triplets of the Middlebury benchmark (Baker et al. 2011), for scenes with a true middle frame.
 
-    That is ``interp_gt/<scene>/frame10i11.png``, between ``frame10.png`` and ``frame11.png`` of ``frames/<scene>``.
+    The middle frame is ``interp_gt/<scene>/frame10i11.png``, the others are ``frames/<scene>/frame10.png`` and
+    ``frame11.png``.
 
     Raises:
         FileNotFoundError: If a folder or a frame is missing.
@@ -162,17 +163,16 @@ def middlebury_triplets(root: str | Path) -> list[FrameTriplet]:
 
 
 class FrameTriplets(Dataset[Item]):
-    """(frame 0, frame 1, middle, name) of files.
+    """Dataset of (frame 0, frame 1, middle, name) from files.
 
     Args:
-        triplets: The files.
-        crop: Side of a crop at a random place, mirrored, turned upside down and played backwards at random; what is
-            drawn depends on the seed and the number alone, and numbers beyond the length belong to later epochs. None
-            takes whole frames as they are.
-        seed: Not negative.
+        triplets: Files.
+        crop: Side of random crops with random horizontal and vertical flips and reversed time. The random numbers
+            depend only on seed and index; indices beyond the length are for later epochs. None for full frames.
+        seed: Nonnegative seed.
 
     Raises:
-        ValueError: If a triplet's frames are of unequal size or smaller than the crop (when it is read).
+        ValueError: If the frames of a triplet differ in size or are smaller than the crop (on access).
     """
 
     def __init__(self, triplets: list[FrameTriplet], crop: int | None = None, seed: int = 0) -> None:
@@ -194,13 +194,13 @@ class FrameTriplets(Dataset[Item]):
 
 
 class FramePairs(Dataset[tuple[Tensor, Tensor, str]]):
-    """(frame 0, frame 1, name) of files.
+    """Dataset of (frame 0, frame 1, name) from files.
 
     Args:
-        pairs: The files.
+        pairs: Files.
 
     Raises:
-        ValueError: If a pair's frames are of unequal size (when it is read).
+        ValueError: If the frames of a pair differ in size (on access).
     """
 
     def __init__(self, pairs: list[FramePair]) -> None:
@@ -217,15 +217,15 @@ class FramePairs(Dataset[tuple[Tensor, Tensor, str]]):
         return frames[0].float().div(255), frames[1].float().div(255), name
 
 
-def _random_crop(frames: list[Tensor], size: int, numbers: np.random.Generator, file: Path) -> list[Tensor]:
+def _random_crop(frames: list[Tensor], size: int, generator: np.random.Generator, file: Path) -> list[Tensor]:
     height, width = frames[0].shape[1:]
     if min(height, width) < size:
         raise ValueError(f"crop_size: expected at most the shorter side of every frame, got {size} for {file}")
-    top, left = (int(numbers.integers(side - size + 1)) for side in (height, width))
-    mirror, upset, backwards = numbers.random(3) < 0.5
-    axes = [axis for axis, turned in ((-1, mirror), (-2, upset)) if turned]
+    top, left = (int(generator.integers(side - size + 1)) for side in (height, width))
+    horizontal, vertical, reverse = generator.random(3) < 0.5
+    axes = [axis for axis, flip in ((-1, horizontal), (-2, vertical)) if flip]
     cropped = [frame[:, top : top + size, left : left + size].flip(axes) for frame in frames]
-    return cropped[::-1] if backwards else cropped
+    return cropped[::-1] if reverse else cropped
 
 
 def _check_sizes(files: list[Path], frames: list[Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""A small network that draws the frame between two: motion to both, coarse to fine, then a blend of the two frames."""
+"""Small frame interpolation network: coarse-to-fine motion to both frames, then a blend of the warped frames."""
 
 import math
 from collections.abc import Sequence
@@ -11,37 +11,35 @@ from typing_extensions import override
 
 
 def warp(image: Tensor, flow: Tensor) -> Tensor:
-    """What `image` shows where `flow` points: ``out(x, y) = image(x + flow_x, y + flow_y)``, bilinear.
-
-    Places beyond the border show the border.
+    """Warp an image backward: ``out(x, y) = image(x + flow_x, y + flow_y)``, bilinear, with border padding.
 
     Args:
         image: Shape ``(N, C, H, W)``.
         flow: Shape ``(N, 2, H, W)``, x and y in pixels.
 
     Returns:
-        Shape ``(N, C, H, W)``, at least float32: half precision cannot say where a place on a large image is.
+        Shape ``(N, C, H, W)``, at least float32: half precision is too coarse for coordinates of large images.
     """
     flow = flow.to(torch.promote_types(flow.dtype, torch.float32))
     height, width = image.shape[-2:]
     x = torch.arange(width, device=flow.device, dtype=flow.dtype) + flow[:, 0]
     y = torch.arange(height, device=flow.device, dtype=flow.dtype)[:, None] + flow[:, 1]
-    # In these coordinates -1 and 1 are the image's edges, half a pixel beyond the middle of its first and last pixel.
+    # Normalized coordinates: -1 and 1 are the image edges, half a pixel beyond the centers of the outer pixels.
     grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1)
     return F.grid_sample(image.to(flow.dtype), grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def matching_scores(first: Tensor, second: Tensor, radius: int) -> Tensor:
-    """How alike two frames' features are if what is between them here moved by twice a displacement.
+    """Correlation of two frames' features for displacements symmetric about the middle frame.
 
-    Each channel is a displacement ``(dx, dy)`` up to `radius`, row by row: the sum over features of
-    ``first(x - dx, y - dy) * second(x + dx, y + dy)``, and 0 where one of the two lies outside. The search is
-    symmetric about the frame in the middle, so one volume serves the motion to both.
+    Each channel is one displacement ``(dx, dy)`` up to `radius`, row by row: the sum over features of
+    ``first(x - dx, y - dy) * second(x + dx, y + dy)``, and 0 outside the image. Because of the symmetry, one cost
+    volume gives the motion to both frames.
 
     Args:
         first: Features of the first frame, shape ``(N, C, H, W)``.
-        second: Of the second.
-        radius: In pixels.
+        second: Features of the second frame, same shape.
+        radius: Search radius in pixels.
 
     Returns:
         Shape ``(N, (2 * radius + 1) ** 2, H, W)``.
@@ -58,52 +56,52 @@ def matching_scores(first: Tensor, second: Tensor, radius: int) -> Tensor:
 
 
 def likeliest(scores: Tensor, sharpness: float = 40.0, rest: float = 0.5) -> Tensor:
-    """The displacement to expect where matches that are better around a place are likelier, and short ones a little.
+    """Expected displacement (soft-argmax) from locally averaged matching scores, with a preference for short ones.
 
     Args:
-        scores: From `matching_scores`, of features of unit length.
-        sharpness: Factor on the scores, averaged over 5 x 5 places, before they become shares by softmax.
-        rest: Taken off before that, times the squared displacement: in a pattern that repeats, many are as good.
+        scores: From `matching_scores`, for features of unit length.
+        sharpness: Factor on the scores, averaged over 5 x 5 positions, before the softmax.
+        rest: Penalty per squared displacement before the softmax; it resolves ambiguity in repetitive patterns.
 
     Returns:
         Shape ``(N, 2, H, W)``, x and y in pixels.
     """
     side = math.isqrt(scores.shape[1])
-    # The mean of the places that are there: beyond the border there is nothing to match.
-    around = F.avg_pool2d(scores.float(), 5, 1, 2, count_include_pad=False)
-    steps = torch.arange(side, device=scores.device, dtype=around.dtype) - side // 2
+    # Average only over positions inside the image.
+    averaged = F.avg_pool2d(scores.float(), 5, 1, 2, count_include_pad=False)
+    steps = torch.arange(side, device=scores.device, dtype=averaged.dtype) - side // 2
     moves = torch.stack([steps.repeat(side), steps.repeat_interleave(side)])
-    shares = (sharpness * around - rest * moves.square().sum(0).view(1, -1, 1, 1)).softmax(1)
-    return torch.einsum("md,ndhw->nmhw", moves, shares)
+    weights = (sharpness * averaged - rest * moves.square().sum(0).view(1, -1, 1, 1)).softmax(1)
+    return torch.einsum("md,ndhw->nmhw", moves, weights)
 
 
 class Interpolation(NamedTuple):
-    """A frame in the middle and what it was made of.
+    """Interpolated frame with its motion.
 
     Attributes:
         frame: Shape ``(N, 3, H, W)``; not clamped.
-        flow: From the middle to the first and to the second frame, ``(N, 4, H, W)``: x, y, x, y in pixels.
-        share: Of the first frame in the blend, ``(N, 1, H, W)``, in (0, 1).
-        coarse: The frame from the motion at each coarser level alone, the coarsest first; padded to the stride.
+        flow: Motion from the middle to the first and to the second frame, ``(N, 4, H, W)``: x, y, x, y in pixels.
+        blend: Weight of the first frame, ``(N, 1, H, W)``, in (0, 1).
+        coarse: Frame from the motion of each coarser level, coarsest first; padded to a multiple of the stride.
     """
 
     frame: Tensor
     flow: Tensor
-    share: Tensor
+    blend: Tensor
     coarse: list[Tensor]
 
 
 class SearchLevel(nn.Module):
-    """Adds to the motion what is left of it, in features that the motion known so far has brought together.
+    """Estimates the residual motion between features that are aligned by the motion so far.
 
-    Block matching about the middle gives a displacement; the convolutions say how far to trust it, and what else to
-    add. They start with no trust at all.
+    Block matching gives a displacement; convolutions predict its weight and an additional motion. The initial weight is
+    0.
 
     Args:
         width: Channels of the features.
-        hidden: Channels of what is handed on to the next level.
-        known: Channels of what the level before has handed on; 0 at the first.
-        radius: Of the search.
+        hidden: Channels of the hidden features for the next level.
+        known: Channels from the previous level; 0 at the first.
+        radius: Search radius in pixels of the level.
     """
 
     def __init__(self, width: int, hidden: int, known: int, radius: int) -> None:
@@ -115,28 +113,28 @@ class SearchLevel(nn.Module):
 
     @override
     def forward(self, pair: Tensor, known: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Features of both frames, brought together, -> what to hand on, and what to add to motion and share."""
+        """Compute hidden features and the update of motion and blend from aligned features of both frames."""
         one, two = pair.chunk(2)
         scores = matching_scores(_comparable(one), _comparable(two), self.radius)
         best = likeliest(scores)
         hidden = self.body(torch.cat([scores, best, one, two, *known], 1))
-        free, share, trust = self.head(hidden).float().split([4, 1, 1], 1)
-        return hidden, torch.cat([free + trust * torch.cat([-best, best], 1), share], 1)
+        free, blend, trust = self.head(hidden).float().split([4, 1, 1], 1)
+        return hidden, torch.cat([free + trust * torch.cat([-best, best], 1), blend], 1)
 
 
 class InterpolationNetwork(nn.Module):
-    """The frame between two, by motion from the middle to both of them.
+    """Frame interpolation by motion from the middle frame to both frames.
 
     After PWC-Net (Sun et al. 2018, arXiv:1709.02371), BMBC (Park et al. 2020, arXiv:2007.12622) and IFRNet (Kong et al.
-    2022, arXiv:2205.14620): features of both frames on a pyramid; from its coarsest level on, they are warped by the
-    motion known so far and searched for what is left of it, symmetrically about the middle; the finest level works at
-    half size and gives motion, share and a residual at full size. Untrained it is the mean of the two frames.
+    2022, arXiv:2205.14620): a feature pyramid of both frames; from coarse to fine, features are warped by the motion so
+    far and the residual motion is searched symmetrically about the middle; the finest level works at half size and
+    gives motion, blend and a residual image at full size. The untrained network returns the mean of the two frames.
 
     Args:
-        channels: Of the features at 1/2, 1/4, 1/8, ... of the size; their number is that of the levels, at least 2.
-        hidden: Channels of the searching levels.
-        fine: Channels of the finest level, where most of the work is.
-        radius: Of the search at each level. The longest motion from frame to frame that is found is about
+        channels: Feature channels at 1/2, 1/4, 1/8, ... of the size, one entry per level, at least two.
+        hidden: Channels of the search levels.
+        fine: Channels of the finest level, which has most of the computation.
+        radius: Search radius at each level. The largest motion between the frames is about
             ``radius * 2 ** (levels + 1)`` pixels.
 
     Raises:
@@ -157,19 +155,19 @@ class InterpolationNetwork(nn.Module):
             nn.Sequential(*_conv(inputs, outputs, stride=2), *_conv(outputs, outputs))
             for inputs, outputs in zip((3, *channels), channels, strict=False)
         )
-        # From the coarsest to the one before the finest.
+        # From the coarsest level to the second finest.
         self.searches = nn.ModuleList(
-            SearchLevel(width, hidden, hidden + 5 if number else 0, radius)
-            for number, width in enumerate(reversed(channels[1:]))
+            SearchLevel(width, hidden, hidden + 5 if index else 0, radius)
+            for index, width in enumerate(reversed(channels[1:]))
         )
         inputs = 2 * channels[0] + hidden + 24
         self.fine = nn.Sequential(*_conv(inputs, fine), *_conv(fine, fine), _zeros(nn.Conv2d(fine, 32, 3, padding=1)))
 
     @override
     def forward(self, first: Tensor, second: Tensor) -> Interpolation:
-        """Two frames ``(N, 3, H, W)`` in [0, 1], of any size, -> what is between them."""
+        """Interpolate two frames ``(N, 3, H, W)`` in [0, 1] of any size."""
         height, width = first.shape[-2:]
-        # Both in one batch, the first frames first: so is every pair below.
+        # Both frames in one batch, first frames first; all pairs below have this layout.
         pair, pads = torch.cat([first, second]), [0, -width % self.stride, 0, -height % self.stride]
         pair = F.pad(pair, pads, mode="replicate") if any(pads) else pair
         pyramid, features = [], pair - 0.5
@@ -182,7 +180,7 @@ class InterpolationNetwork(nn.Module):
         return Interpolation(frame, motion[:, :4], motion[:, 4:].sigmoid(), coarse)
 
     def _search(self, pair: Tensor, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Motion and share, ``(N, 5, h, w)``, and hidden features, at twice the finest searched level's size."""
+        """Motion and blend, ``(N, 5, h, w)``, and hidden features, at twice the size of the finest search level."""
         motion, hidden, known, coarse = pair.new_zeros(()), pair, list[Tensor](), []
         for search, features in zip(self.searches, pyramid, strict=True):
             hidden, change = search(_aligned(features, motion) if known else features, known)
@@ -194,7 +192,7 @@ class InterpolationNetwork(nn.Module):
         return motion, hidden, coarse
 
     def _refine(self, pair: Tensor, features: Tensor, motion: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """The frame, and motion and share, at full size."""
+        """Frame, and motion and blend, at full size."""
         aligned = _aligned(features, motion).chunk(2)
         motion = _twice_motion(motion)
         frames = F.pixel_unshuffle(torch.cat(_aligned(pair, motion).chunk(2), 1) - 0.5, 2)
@@ -204,7 +202,7 @@ class InterpolationNetwork(nn.Module):
 
 
 def _aligned(pair: Tensor, motion: Tensor) -> Tensor:
-    """Both of a pair, ``(2 N, C, H, W)``, as they look in the middle by the motion ``(N, 5, H, W)``."""
+    """Warp both frames of pairs ``(2 N, C, H, W)`` to the middle by the motion ``(N, 5, H, W)``."""
     return warp(pair, torch.cat([motion[:, :2], motion[:, 2:4]]))
 
 
@@ -218,17 +216,17 @@ def _twice(values: Tensor) -> Tensor:
 
 
 def _twice_motion(motion: Tensor) -> Tensor:
-    """Twice as large, and in the new pixels twice as long; the share stays."""
+    """Upsample motion and blend by 2; motion in pixels doubles."""
     motion = _twice(motion)
     return torch.cat([2 * motion[:, :4], motion[:, 4:]], 1)
 
 
 def _comparable(features: Tensor) -> Tensor:
-    """Features whose products say how alike places are: of mean 0 and variance 1 over the frame, then of length 1."""
+    """Normalize features for matching: mean 0 and variance 1 over the frame, then unit length."""
     features = features.float()
     centered = features - features.mean((2, 3), keepdim=True)
-    spread = (centered.square().mean((2, 3), keepdim=True) + 1e-5).sqrt()
-    return F.normalize(centered / spread, dim=1)
+    deviation = (centered.square().mean((2, 3), keepdim=True) + 1e-5).sqrt()
+    return F.normalize(centered / deviation, dim=1)
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
@@ -236,7 +234,7 @@ def _conv(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
 
 
 def _zeros(convolution: nn.Conv2d) -> nn.Conv2d:
-    # Untrained, the network is the mean of the frames: noise from random filters would cost the first steps.
+    # The untrained network returns the mean of the frames, so that random filters do not slow down the first steps.
     for parameter in convolution.parameters():
         nn.init.zeros_(parameter)
     return convolution

@@ -1,19 +1,20 @@
-"""PSNR and SSIM as papers on superresolution report them: on luma, without a border.
+"""PSNR and SSIM on luma without a border, as superresolution papers report them.
 
-What is done, and where it comes from:
+Steps and their sources:
 
-1. Images are rounded to 8 bits, as writing them to files would.
-2. Luma is ITU-R BT.601's on [16, 235], ``16 + 65.481 R + 128.553 G + 24.966 B`` for R, G, B on [0, 1], rounded to whole
-   numbers: MATLAB's ``rgb2ycbcr`` of a uint8 image.
-3. As many pixels as the scale are cut off at each side.
-4. PSNR against a peak of 255. SSIM (Wang et al. 2004) with a Gaussian window of 11 x 11, sigma 1.5, K1 0.01, K2 0.03,
-   L 255, averaged over the places where the window lies inside the cut image: the authors' ``ssim_index.m``.
-5. Both are means over whole images, taken one at a time.
+1. Images are rounded to 8 bits, as in image files.
+2. Luma is ITU-R BT.601 on [16, 235], ``16 + 65.481 R + 128.553 G + 24.966 B`` for R, G, B on [0, 1], rounded to
+integers
+   as in MATLAB's ``rgb2ycbcr`` for uint8.
+3. A border as wide as the scale factor is cropped on each side.
+4. PSNR has the peak value 255. SSIM (Wang et al. 2004) has an 11 x 11 Gaussian window, sigma 1.5, K1 0.01, K2 0.03,
+   L 255, and is averaged over the positions with the full window inside the crop, as in the authors' ``ssim_index.m``.
+5. Both are computed for each image and averaged over images.
 
-Bicubic enlargement then has on Set5 PSNR 33.65, 30.39, 28.42 and SSIM 0.9295, 0.8679, 0.8102 at x2, x3, x4; published
-are 33.66, 30.39, 28.42 and 0.9299, 0.8682, 0.8104 (Kim et al. 2016, arXiv:1511.04587, table 3). Papers that leave the
-luma unrounded have about 0.02 dB and 0.001 more. On Set14 it has 30.32, 27.63, 26.09 where 30.24, 27.55, 26.00 are
-published: the set's one gray file, bridge, is an image of three equal channels here, whose luma has less contrast.
+Bicubic enlargement has on Set5 PSNR 33.65, 30.39, 28.42 and SSIM 0.9295, 0.8679, 0.8102 at x2, x3, x4; published values
+are 33.66, 30.39, 28.42 and 0.9299, 0.8682, 0.8104 (Kim et al. 2016, arXiv:1511.04587, table 3). Papers without rounding
+of luma report about 0.02 dB and 0.001 more. On Set14 it has 30.32, 27.63, 26.09; published values are 30.24, 27.55,
+26.00. The only gray file, bridge, has three equal channels here, and its luma has less contrast.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def luma(images: Tensor) -> Tensor:
         images: Shape ``(N, 3, H, W)``, floating on [0, 1]; clamped and rounded to 8 bits.
 
     Returns:
-        Shape ``(N, 1, H, W)``, float64 in the CPU's memory, whole numbers on [16, 235].
+        Shape ``(N, 1, H, W)``, float64 on the CPU, integers on [16, 235].
     """
     rgb = images.cpu().double().mul(255).round().clamp(0, 255) / 255
     weights = rgb.new_tensor([65.481, 128.553, 24.966]).view(1, 3, 1, 1)
@@ -39,18 +40,18 @@ def luma(images: Tensor) -> Tensor:
 
 
 def luma_scores(pred: Tensor, target: Tensor, border: int) -> tuple[Tensor, Tensor]:
-    """PSNR in dB and SSIM of each image's luma, see above.
+    """PSNR in dB and SSIM of each image's luma; see the module docstring.
 
     Args:
         pred: Shape ``(N, 3, H, W)`` on [0, 1].
-        target: The same.
-        border: Pixels to cut off at each side: the scale.
+        target: Same shape and range.
+        border: Pixels to crop on each side, usually the scale factor.
 
     Returns:
-        PSNR ``(N,)`` and SSIM ``(N,)``, in the CPU's memory.
+        PSNR ``(N,)`` and SSIM ``(N,)``, on the CPU.
 
     Raises:
-        ValueError: If the shapes differ, or what is left is smaller than SSIM's window.
+        ValueError: If the shapes differ, or the cropped images are smaller than SSIM's window.
     """
     if pred.shape != target.shape:
         raise ValueError(f"pred: expected the target's shape {tuple(target.shape)}, got {tuple(pred.shape)}")
@@ -63,9 +64,9 @@ def luma_scores(pred: Tensor, target: Tensor, border: int) -> tuple[Tensor, Tens
     inner = (..., slice(border, height - border), slice(border, width - border))
     one, two = luma(pred)[inner], luma(target)[inner]
     psnr = peak_signal_noise_ratio(one, two, data_range=255.0, dim=(1, 2, 3), reduction="none")
-    # torchmetrics reflects the image at its edges; the authors do not, and leave out the places that need it.
-    _, places = structural_similarity_index_measure(
+    # torchmetrics pads by reflection; the authors' code excludes positions that need padding.
+    _, ssim_map = structural_similarity_index_measure(
         one, two, sigma=1.5, kernel_size=_WINDOW, data_range=255.0, k1=0.01, k2=0.03, return_full_image=True
     )
     half = _WINDOW // 2
-    return psnr, places[..., half:-half, half:-half].mean((1, 2, 3))
+    return psnr, ssim_map[..., half:-half, half:-half].mean((1, 2, 3))

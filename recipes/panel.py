@@ -1,4 +1,4 @@
-"""An image to publish: columns of images and LPIPS maps, whole above and in detail below."""
+"""Figure with columns of images and LPIPS maps: full images in the first row, a detail in the second."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from lpips_lightning.io.atomic import atomic_write
 
-_ACCENT = "#00c8ff"  # stands out from skin, wood and the maps' colors
+_ACCENT = "#00c8ff"  # in contrast to photographs and to the colors of the maps
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the panel.
+    """One column of the figure.
 
     Attributes:
-        title: First line above it.
-        subtitle: Second line above it.
+        title: First line above the column.
+        subtitle: Second line above the column.
         image: Shape ``(3, H, W)`` in [0, 1], or a map ``(H, W)``; a low-resolution image may be smaller.
     """
 
@@ -29,24 +29,24 @@ class Column:
 
 
 def require_matplotlib() -> None:
-    """Raise a ModuleNotFoundError that says what to install, unless matplotlib is here."""
+    """Raise ModuleNotFoundError if matplotlib is not installed."""
     if find_spec("matplotlib") is None:
         raise ModuleNotFoundError(
-            'the image is drawn by matplotlib, which is not installed: pip install "lpips_lightning[recipes]"'
+            'the figure needs matplotlib, which is not installed: pip install "lpips_lightning[recipes]"'
         )
 
 
 def save_panel(columns: list[Column], path: str | Path, heading: str, zoom: int = 112) -> None:
-    """Write a PNG with two rows: whole images, and the `zoom` pixels square with the most detail in the truth.
+    """Write a PNG figure with two rows: full images, and the square of side `zoom` with the most detail.
 
-    Maps share one scale of colors, from 0 to the 99.5th percentile of the largest. The place of the detail depends on
-    the truth alone, which is the last column that is no map.
+    Maps share one color scale, from 0 to the largest 99.5th percentile. The detail is chosen on the ground truth, which
+    is the last column that is not a map.
 
     Args:
-        columns: From left to right.
-        path: The PNG.
-        heading: Above everything.
-        zoom: Side of the detail, in pixels of the truth.
+        columns: Columns from left to right.
+        path: Path of the PNG file.
+        heading: Title of the figure.
+        zoom: Side of the detail, in pixels of the ground truth.
 
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.
@@ -86,12 +86,12 @@ def save_panel(columns: list[Column], path: str | Path, heading: str, zoom: int 
         bar.set_label("LPIPS, local", fontsize=9)
         bar.ax.tick_params(labelsize=8)
         bar.outline.set_visible(False)
-    with atomic_write(path) as beside:
-        figure.savefig(beside, format="png")
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def most_detailed(image: Tensor, side: int) -> tuple[int, int]:
-    """Top and left of the `side` pixels square in which an image ``(3, H, W)`` differs most from its own blur."""
+    """Top and left of the square of side `side` in which an image ``(3, H, W)`` differs most from its blurred copy."""
     gray = image.mean(0, keepdim=True)[None]
     detail = (gray - F.avg_pool2d(gray, 9, stride=1, padding=4, count_include_pad=False)).abs()
     total = F.avg_pool2d(detail, side, stride=8)[0, 0]

@@ -1,12 +1,12 @@
-"""Photographs to train and to show on: those inside the scikit-image wheel, by name."""
+"""Photographs bundled with scikit-image, and the split of images into training and held-out ones."""
 
 from importlib.util import find_spec
 from pathlib import Path
 
 from lpips_lightning.io.image_files import find_images
 
-# The color photographs that lie inside the wheel of scikit-image 0.26; skimage.data would download all others.
-# The right view of the motorcycle is left out: it shows the scene of the left one and would give it away if held out.
+# Color photographs inside the wheel of scikit-image 0.26; skimage.data downloads the others. The right view of the
+# motorcycle is excluded: it shows the same scene as the left one, which could be held out.
 _BUNDLED = {
     "astronaut": "astronaut.png",
     "chelsea": "chelsea.png",
@@ -17,7 +17,7 @@ _BUNDLED = {
 
 
 def bundled_photographs() -> dict[str, Path]:
-    """Name and file of each color photograph that comes inside the installed scikit-image; nothing is downloaded.
+    """Names and files of the color photographs in the installed scikit-image, without a download.
 
     Returns:
         ``{"astronaut": path, "chelsea": path, "coffee": path, "motorcycle": path, "rocket": path}``.
@@ -31,14 +31,14 @@ def bundled_photographs() -> dict[str, Path]:
     missing = [path.name for path in found.values() if not path.is_file()]
     if missing:
         raise FileNotFoundError(
-            f"the installed scikit-image lacks {', '.join(missing)} in {folder}: install its wheel afresh,"
-            " or name a folder of images of your own"
+            f"the installed scikit-image lacks {', '.join(missing)} in {folder}: reinstall it, or pass a"
+            " folder of your own images"
         )
     return found
 
 
 def scikit_image_folder() -> Path:
-    """The folder of images inside the installed scikit-image, which is not imported.
+    """Image folder of the installed scikit-image, without importing it.
 
     Raises:
         ModuleNotFoundError: If scikit-image is not installed.
@@ -47,13 +47,13 @@ def scikit_image_folder() -> Path:
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
             "the example photographs come with scikit-image, which is not installed: "
-            'pip install "lpips_lightning[recipes]", or name a folder of images of your own'
+            'pip install "lpips_lightning[recipes]", or pass a folder of your own images'
         )
     return Path(spec.origin).parent / "data"
 
 
 def select_images(images: dict[str, Path], names: list[str], argument: str) -> dict[str, Path]:
-    """The entries of `images` called `names`; `argument` is the name to use in the error.
+    """Select `names` from `images`; errors name `argument`.
 
     Raises:
         ValueError: If a name is not among the images.
@@ -68,21 +68,21 @@ def select_images(images: dict[str, Path], names: list[str], argument: str) -> d
 def split_images(
     folder: str | None, held_out: list[str] | None, val_folder: str | None, bundled_held_out: str
 ) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Names and files of the images to train on and of those to validate on.
+    """Split images into names and files for training and for validation.
 
     Args:
-        folder: To train on; None takes scikit-image's photographs.
-        held_out: Names in it to validate on.
-        val_folder: To validate on, in their place.
-        bundled_held_out: Name of the photograph to hold out where neither says more and `folder` is None.
+        folder: Folder of training images; None for scikit-image's photographs.
+        held_out: Names in `folder` for validation.
+        val_folder: Folder of validation images, instead of `held_out`.
+        bundled_held_out: Default of `held_out` if `folder` is None.
 
     Raises:
-        ValueError: If nothing is left to train or to validate on, or both ways are used.
+        ValueError: If no image is left for training or validation, or both `held_out` and `val_folder` are given.
     """
     images = bundled_photographs() if folder is None else find_images(folder)
     if val_folder is not None:
         if held_out is not None:
-            raise ValueError("held_out: expected None beside val_folder, which holds out images already")
+            raise ValueError("held_out: expected None with val_folder, which already holds the validation images")
         return images, find_images(val_folder)
     names = [bundled_held_out] if held_out is None and folder is None else held_out
     if not names:

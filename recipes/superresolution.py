@@ -1,4 +1,4 @@
-"""Superresolution x2, x3, x4 with LPIPS as its loss, and LPIPS from another network as its validation score.
+"""Superresolution x2, x3, x4 with LPIPS as loss, and LPIPS of another network as validation score.
 
 Examples::
 
@@ -30,11 +30,11 @@ Batch = tuple[Tensor, Tensor, Sequence[str]]  # low, high, names
 
 
 def upscale(low: Tensor, scale: int) -> Tensor:
-    """Bicubic enlargement, the baseline; not clamped, so it can overshoot [0, 1] at edges.
+    """Bicubic upscaling, the baseline; not clamped, so it can overshoot [0, 1] at edges.
 
     Args:
         low: Shape ``(N, 3, h, w)``, range [0, 1].
-        scale: How many times larger.
+        scale: Scale factor.
 
     Returns:
         Shape ``(N, 3, h * scale, w * scale)``.
@@ -57,10 +57,10 @@ class ResidualBlock(nn.Module):
 
 
 class EDSR(nn.Module):
-    """EDSR baseline (Lim et al. 2017, arXiv:1707.02921) that predicts what bicubic enlargement lacks.
+    """EDSR baseline (Lim et al. 2017, arXiv:1707.02921) that predicts the residual of bicubic upscaling.
 
-    The paper's baseline has 16 blocks of 64 features. The skip over the whole network by bicubic enlargement is ours:
-    colors and flat areas are right from the first step, which matters in a training of minutes.
+    The paper's baseline has 16 blocks of 64 features. The bicubic skip connection is our addition: colors and flat
+    areas are right from the first step, which helps in a training of minutes.
 
     Args:
         scale: 2, 3 or 4.
@@ -79,13 +79,13 @@ class EDSR(nn.Module):
         stages = [2, 2] if scale == 4 else [scale]
         self.up = nn.Sequential(*(nn.Sequential(_conv(n_feats, n_feats * s * s), nn.PixelShuffle(s)) for s in stages))
         self.tail = _conv(n_feats, 3)
-        # Untrained, the network is bicubic enlargement: noise from random filters would cost the first hundred steps.
+        # The untrained network is bicubic upscaling; random filters would cost the first hundred steps.
         for parameter in self.tail.parameters():
             nn.init.zeros_(parameter)
 
     @override
     def forward(self, low: Tensor) -> Tensor:
-        """Shape ``(N, 3, h, w)`` in [0, 1] -> ``(N, 3, h * scale, w * scale)``, not clamped."""
+        """Upscale ``(N, 3, h, w)`` in [0, 1] to ``(N, 3, h * scale, w * scale)``, not clamped."""
         features = self.head(low - 0.5)
         return upscale(low, self.scale) + self.tail(self.up(features + self.body(features)))
 
@@ -93,12 +93,12 @@ class EDSR(nn.Module):
 class SuperResolution(LightningModule):
     """EDSR trained with ``pixel_weight * L1 + loss_weight * LPIPS``; its steps return images for `PerceptualScores`.
 
-    In ``test`` it logs ``test/psnr_y`` and ``test/ssim_y``, the field's numbers (see `luma_scores`), and beside them
-    bicubic enlargement's, ``test/bicubic_psnr_y`` and ``test/bicubic_ssim_y``. Untrained it is bicubic enlargement, so
-    ``test`` without a checkpoint gives its LPIPS too.
+    In ``test`` it logs PSNR and SSIM as papers report them (see `luma_scores`), ``test/psnr_y`` and ``test/ssim_y``,
+    and those of bicubic upscaling, ``test/bicubic_psnr_y`` and ``test/bicubic_ssim_y``. The untrained network is
+    bicubic upscaling, so ``test`` without a checkpoint gives the LPIPS of bicubic.
 
-    All arguments are plain values, so a checkpoint loads with ``weights_only=True`` and brings its loss settings along;
-    it holds the network's parameters alone.
+    All arguments are plain values, so a checkpoint loads with ``weights_only=True`` and contains the loss settings; its
+    only parameters are the network's.
 
     Args:
         scale: 2, 3 or 4.
@@ -106,12 +106,12 @@ class SuperResolution(LightningModule):
         n_feats: Channels of the network.
         res_scale: Factor on each block's residual.
         pixel_weight: Weight of the L1 distance, images on [0, 1].
-        loss_weight: Weight of LPIPS in the loss; 0 trains on pixels alone.
+        loss_weight: Weight of LPIPS in the loss; 0 trains on the pixel loss only.
         loss_net: Network of the loss.
-        loss_calibrated: False takes the uncalibrated distance ("baseline" in the paper).
-        loss_weights: Backbone weights of the loss: a path, ``"random"``, or None to look them up.
+        loss_calibrated: False for the uncalibrated distance ("baseline" in the paper).
+        loss_weights: Backbone weights of the loss: a path, ``"random"``, or None for torchvision's.
         lr: Highest learning rate of Adam.
-        warmup_steps: Steps until `lr` is reached; from there it falls to 0 along a cosine.
+        warmup_steps: Linear warm-up to `lr`; then cosine decay to 0.
 
     Raises:
         ValueError: If `scale` is not 2, 3 or 4.
@@ -141,7 +141,7 @@ class SuperResolution(LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
-        # Here and not in __init__: a checkpoint then loads, and enlarges images, where there are no backbone weights.
+        # Not in __init__, so that a checkpoint loads and upscales images without backbone weights.
         options = self.hparams
         if stage == "fit" and options["loss_weight"] and self.perceptual is None:
             self.perceptual = PerceptualLoss(
@@ -154,16 +154,16 @@ class SuperResolution(LightningModule):
 
     @override
     def forward(self, low: Tensor) -> Tensor:
-        """Shape ``(N, 3, h, w)`` in [0, 1] -> ``(N, 3, h * scale, w * scale)`` in [0, 1]."""
+        """Upscale ``(N, 3, h, w)`` in [0, 1] to ``(N, 3, h * scale, w * scale)`` in [0, 1]."""
         return self.network(low).clamp(0, 1)
 
     def losses(self, low: Tensor, high: Tensor) -> dict[str, Tensor]:
-        """A batch's ``train/loss``, the sum to lower, ``train/l1`` and ``train/perceptual``, LPIPS times its weight."""
+        """Loss terms of a batch: ``train/loss`` is the weighted sum, ``train/perceptual`` is LPIPS times its weight."""
         prediction = self.network(low)
         parts = {"train/l1": F.l1_loss(prediction, high)}
         loss = self.hparams["pixel_weight"] * parts["train/l1"]
         if self.perceptual is not None and self.perceptual.weight:
-            # Clamped for the backbone, which knows no colors outside [0, 1]; L1 pulls back what leaves the range.
+            # Clamp for the backbone, whose input range is [0, 1]; L1 penalizes values outside the range.
             parts["train/perceptual"] = self.perceptual(prediction.clamp(0, 1), high)
             loss = loss + parts["train/perceptual"]
         return {"train/loss": loss, **parts}
@@ -187,7 +187,7 @@ class SuperResolution(LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         images = self.validation_step(batch, batch_idx)
         scale, (low, high, _) = self.hparams["scale"], batch
-        # Less the images that a distributed sampler repeats: they come last.
+        # Exclude images that a DistributedSampler repeats; they come last.
         count = len(dataset_indices(self.trainer, 0, self.tested, len(high)))
         self.tested += len(high)
         for kind, enlarged in (("", images["preds"]), ("bicubic_", upscale(low, scale))):
@@ -205,7 +205,7 @@ class SuperResolution(LightningModule):
         optimizer = torch.optim.Adam(self.network.parameters(), lr=self.hparams["lr"])
         total, warmup = self.trainer.estimated_stepping_batches, self.hparams["warmup_steps"]
 
-        # Not OneCycleLR: that one raises when a resumed run asks for more steps than the first run planned.
+        # Not OneCycleLR, which raises if a resumed run has more steps than the first run planned.
         def factor(step: int) -> float:
             progress = min(max(step - warmup, 0) / max(total - warmup, 1), 1.0)
             return min((step + 1) / (warmup + 1), 0.5 * (1 + math.cos(math.pi * progress)))
@@ -214,7 +214,7 @@ class SuperResolution(LightningModule):
 
 
 class SuperResolutionCLI(ImageRecipeCLI):
-    """Gives data and model the same scale."""
+    """Links the scales of model and data."""
 
     untrained = "bicubic"
 
@@ -225,10 +225,10 @@ class SuperResolutionCLI(ImageRecipeCLI):
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the recipe: ``fit``, ``validate``, ``test`` or ``predict``, with the YAML beside this file as defaults.
+    """Run the recipe: ``fit``, ``validate``, ``test`` or ``predict``, with defaults from ``superresolution.yaml``.
 
     Args:
-        args: Command line without the program's name; None takes ``sys.argv``.
+        args: Command line without the program name; None takes ``sys.argv``.
     """
     run_recipe(SuperResolutionCLI, SuperResolution, SuperResolutionData, __file__, args)
 

@@ -1,4 +1,4 @@
-"""Pairs of small and large images, from any folder or from the photographs that come with scikit-image."""
+"""Data of the superresolution recipe: low- and high-resolution pairs from a folder or from scikit-image."""
 
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,14 +24,14 @@ def check_scale(scale: int) -> None:
 
 
 def downscale(high: Tensor, scale: int) -> Tensor:
-    """The low-resolution image: antialiased bicubic (kernel of Pillow and MATLAB), rounded to 8 bits like a file.
+    """Downscale by antialiased bicubic interpolation (kernel of Pillow and MATLAB), rounded to 8 bits like a file.
 
-    At the image's edges the kernel is cut and scaled up to a sum of 1, as Pillow does, where MATLAB mirrors the
-    image: on Set5, after enlargement and less the usual border, that changes no score by more than 0.003 dB.
+    At image borders the kernel is truncated and renormalized as in Pillow; MATLAB mirrors the image. On Set5, after
+    upscaling and without the usual border, the difference is at most 0.003 dB.
 
     Args:
         high: Shape ``(N, 3, H, W)`` or ``(3, H, W)``, range [0, 1].
-        scale: How many times smaller; H and W are rounded down to a multiple of it by cropping.
+        scale: Scale factor; H and W are cropped to multiples of it.
 
     Returns:
         Shape ``(N, 3, H // scale, W // scale)`` or without N, range [0, 1].
@@ -44,7 +44,7 @@ def downscale(high: Tensor, scale: int) -> Tensor:
 
 
 def crop_to_multiple(image: Tensor, scale: int) -> Tensor:
-    """The image ``(..., H, W)`` without the last rows and columns that exceed a multiple of `scale`."""
+    """Crop the last rows and columns of ``(..., H, W)`` so that H and W are multiples of `scale`."""
     height, width = (side - side % scale for side in image.shape[-2:])
     return image[..., :height, :width]
 
@@ -57,7 +57,7 @@ class _Images(Dataset[Pair]):
         self.decoded = [read_image(file) for file in self.files] if cache else None
 
     def read(self, index: int) -> Tensor:
-        """Shape ``(3, H, W)``, dtype uint8."""
+        """Image ``(3, H, W)``, uint8."""
         return self.decoded[index] if self.decoded else read_image(self.files[index])
 
     def pair(self, high: Tensor, index: int) -> Pair:
@@ -77,7 +77,7 @@ class _Images(Dataset[Pair]):
 
 
 class WholeImages(_Images):
-    """(low, high, name) of whole images."""
+    """(low, high, name) of full images."""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -88,7 +88,7 @@ class WholeImages(_Images):
 
 
 class FixedCrops(_Images):
-    """(low, high, name) of crops of `size` that lie side by side in the middle of every image, always the same."""
+    """(low, high, name) of fixed adjacent crops of `size` from the center of every image."""
 
     def __init__(self, images: dict[str, Path], scale: int, cache: bool, size: int) -> None:
         super().__init__(images, scale, cache)
@@ -111,7 +111,7 @@ class FixedCrops(_Images):
 
 
 class RandomCrops(_Images):
-    """(low, high, name) of `length` crops of `size` at random places, mirrored and turned by quarters at random."""
+    """(low, high, name) of `length` random crops of `size`, with random mirroring and rotation by 90 degrees."""
 
     def __init__(self, images: dict[str, Path], scale: int, cache: bool, size: int, length: int) -> None:
         super().__init__(images, scale, cache)
@@ -132,7 +132,7 @@ class RandomCrops(_Images):
 
 
 class SmallImages(Dataset[tuple[Tensor, str]]):
-    """(low, name) of images that are small already."""
+    """(low, name) of low-resolution images."""
 
     def __init__(self, images: dict[str, Path]) -> None:
         self.items = list(images.items())
@@ -147,27 +147,28 @@ class SmallImages(Dataset[tuple[Tensor, str]]):
 
 
 class SuperResolutionData(LightningDataModule):
-    """Random crops to train on, fixed crops to validate on, whole images to test on, small images to enlarge.
+    """Random crops for training, fixed crops for validation, full images for test, small images for prediction.
 
-    Batches are (low, high, names), shapes ``(N, 3, h, w)`` and ``(N, 3, h * scale, w * scale)``, range [0, 1]; those of
-    ``predict`` from a folder are (low, names).
+    Batches are (low, high, names), shapes ``(N, 3, h, w)`` and ``(N, 3, h * scale, w * scale)``, range [0, 1]; for
+    ``predict`` from a folder (low, names).
 
     Args:
-        folder: Folder of images, searched through; None takes the photographs that come with scikit-image.
-        held_out: Names (files without suffix) kept for validation and test; None: "astronaut" of those photographs.
+        folder: Folder of images, searched recursively; None for the photographs that come with scikit-image.
+        held_out: Names (files without suffix) for validation and test; None for "astronaut" of those photographs.
         val_folder: Folder for validation and test instead of `held_out`.
-        predict_folder: Small images for ``predict``; None takes the held-out images, made small first.
+        predict_folder: Small images for ``predict``; None for the downscaled held-out images.
         scale: 2, 3 or 4.
         patch_size: Side of a training crop at high resolution, in pixels; a multiple of `scale`.
-        val_patch_size: Side of a validation crop, likewise; None validates on whole images, one at a time.
-        epoch_size: Training crops an epoch.
-        batch_size: Crops a batch.
-        num_workers: Processes that read; 0 suits a handful of images in memory.
-        cache: Keep decoded images in memory (3 bytes a pixel) instead of reading the file at each access.
+        val_patch_size: Side of a validation crop at high resolution, a multiple of `scale`; None validates on full
+            images with batch size 1.
+        epoch_size: Training crops per epoch.
+        batch_size: Crops per batch.
+        num_workers: Worker processes; 0 suits cached images.
+        cache: Keep decoded images in memory (3 bytes per pixel) instead of reading files at each access.
 
     Raises:
-        ValueError: If a size, a name or `scale` does not fit (those that need the files: in ``setup``).
-        FileNotFoundError: If a folder does not exist or holds no image (in ``setup``).
+        ValueError: If a size, a name or `scale` is invalid (checks that need the files: in ``setup``).
+        FileNotFoundError: If a folder does not exist or has no image (in ``setup``).
     """
 
     def __init__(
@@ -197,7 +198,7 @@ class SuperResolutionData(LightningDataModule):
         self.epoch_size, self.batch_size, self.num_workers, self.cache = epoch_size, batch_size, num_workers, cache
 
     def split(self) -> tuple[dict[str, Path], dict[str, Path]]:
-        """Names and files of the training images and of the held-out ones."""
+        """Names and files of the training and held-out images."""
         return split_images(self.folder, self.held_out, self.val_folder, "astronaut")
 
     @override
@@ -234,7 +235,7 @@ class SuperResolutionData(LightningDataModule):
         return self._loader(self.predict_data, 1)
 
     def _loader(self, data: Dataset[Any], batch_size: int, shuffle: bool = False) -> DataLoader[Any]:
-        # By keyword: Lightning makes loaders anew, with samplers of its own, from what it finds by name.
+        # Keyword arguments, since Lightning re-creates dataloaders with its own samplers from them.
         workers = self.num_workers
         return DataLoader(
             data, batch_size=batch_size, shuffle=shuffle, num_workers=workers, persistent_workers=workers > 0

@@ -1,7 +1,7 @@
-"""Three frames of made motion from photographs: a background and patches before it, each on its own smooth motion.
+"""Synthetic motion from photographs: a background and foreground patches, each with its own smooth motion.
 
-The middle frame is true by construction: all three are rendered from the same layers, at the times -1/2, 0 and 1/2.
-Positions are (x, y) in pixels from the middle of the frame.
+All three frames are rendered from the same layers at times -1/2, 0 and 1/2, so the middle frame is exact. Positions are
+(x, y) in pixels from the center of the frame.
 """
 
 import math
@@ -19,25 +19,25 @@ from typing_extensions import override
 from lpips_lightning.io.image_files import read_image
 
 TIMES = (-0.5, 0.0, 0.5)
-"""Of frame 0, the middle and frame 1."""
+"""Times of frame 0, the middle frame and frame 1."""
 
 Mask: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""x and y of positions at time 0, of any shape -> how much of a layer is there, on [0, 1]."""
+"""Function of x and y at time 0 (any shape) that returns the opacity of a layer in [0, 1]."""
 
 Triplet = tuple[Tensor, Tensor, Tensor, str]  # frame 0, frame 1, middle, name
-_OVERSAMPLED = 2.0  # samples of a layer a pixel of the frame: between them bilinear sampling blurs little
-_SMALLEST = 16  # side of a photograph
-_BORDER = 3  # pixels of the photograph beyond what is seen, for the filters
+_OVERSAMPLED = 2.0  # layer samples per frame pixel, so that bilinear sampling blurs little
+_SMALLEST = 16  # smallest side of a photograph
+_BORDER = 3  # extra pixels of the photograph for the filters
 
 
 class Motion(NamedTuple):
-    """A smooth motion: how far a layer moves, turns and grows from frame 0 to frame 1.
+    """Translation, rotation and scaling of a layer from frame 0 to frame 1.
 
     Attributes:
-        pan: Pixels to the right and down.
-        turn: Radians.
-        zoom: Natural logarithm of the factor.
-        pivot: The point that turn and zoom leave where it is.
+        pan: Translation to the right and down, in pixels.
+        turn: Rotation in radians.
+        zoom: Natural logarithm of the scale factor.
+        pivot: Fixed point of rotation and scaling.
     """
 
     pan: tuple[float, float] = (0.0, 0.0)
@@ -46,20 +46,20 @@ class Motion(NamedTuple):
     pivot: tuple[float, float] = (0.0, 0.0)
 
     def origin(self, time: float) -> Tensor:
-        """The affine map, shape ``(2, 3)``, from a position at `time` to where its content is at time 0."""
+        """Affine map ``(2, 3)`` from a position at `time` to the position of its content at time 0."""
         back = _similarity(math.exp(-time * self.zoom), -time * self.turn)
         pivot = torch.tensor(self.pivot)
         return torch.cat([back, (pivot - back @ (pivot + time * torch.tensor(self.pan)))[:, None]], 1)
 
 
 class Layer(NamedTuple):
-    """A moving image, and the part of it that is seen.
+    """A moving image with its opacity.
 
     Attributes:
-        image: Shape ``(3, H, W)``, range [0, 1]; samples beyond its border repeat it.
+        image: Shape ``(3, H, W)``, range [0, 1]; samples outside repeat the border.
         place: Affine map, shape ``(2, 3)``, from positions at time 0 to pixels (x, y) of the image.
-        motion: Of the layer.
-        mask: None for all of it.
+        motion: Motion of the layer.
+        mask: Opacity; None for opaque.
     """
 
     image: Tensor
@@ -69,10 +69,10 @@ class Layer(NamedTuple):
 
 
 def render(layers: Sequence[Layer], size: tuple[int, int]) -> Tensor:
-    """Frame 0, the middle and frame 1, rounded to 8 bits like files.
+    """Render frame 0, the middle frame and frame 1, rounded to 8 bits like files.
 
     Args:
-        layers: The background first.
+        layers: Layers, background first.
         size: Height and width of the frames.
 
     Returns:
@@ -85,29 +85,28 @@ def render(layers: Sequence[Layer], size: tuple[int, int]) -> Tensor:
         places = _apply(layer.place, origins).unflatten(-1, size).movedim(1, -1)
         extent = places.new_tensor([layer.image.shape[2], layer.image.shape[1]])
         images = layer.image.expand(3, -1, -1, -1)
-        # In these coordinates -1 and 1 are the image's edges, half a pixel beyond the middle of its first and last.
+        # Normalized coordinates: -1 and 1 are the image edges, half a pixel beyond the centers of the outer pixels.
         grid = (2 * places + 1) / extent - 1
-        seen = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        sampled = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
         if layer.mask is None:
-            frames = seen
+            frames = sampled
         else:
-            cover = layer.mask(*origins.unbind(1)).unflatten(-1, size)[:, None]
-            frames = torch.lerp(frames, seen, cover)
+            opacity = layer.mask(*origins.unbind(1)).unflatten(-1, size)[:, None]
+            frames = torch.lerp(frames, sampled, opacity)
     return frames.mul(255).round().clamp(0, 255).div(255)
 
 
 class SyntheticMotion(Dataset[Triplet]):
-    """(frame 0, frame 1, middle, name) of made motion; what is drawn depends on the seed and the number alone.
+    """Dataset of (frame 0, frame 1, middle, name) with synthetic motion, which depends only on seed and index.
 
-    Numbers from `length` on belong to later epochs, epoch * length + index: training takes them, so that no motion
-    comes twice.
+    Indices from `length` on are for later epochs, epoch * length + index: with them, no motion is repeated in training.
 
     Args:
-        photographs: Name and file of each, kept in memory. What is seen of a small one is enlarged as needed.
+        photographs: Names and files; the images are kept in memory, and small ones are enlarged as needed.
         size: Height and width of the frames.
-        length: Numbers of an epoch.
-        max_motion: Longest pan of a layer from frame 0 to frame 1, in pixels; shorter ones are more frequent.
-        seed: Not negative.
+        length: Samples per epoch.
+        max_motion: Largest translation of a layer from frame 0 to frame 1, in pixels; smaller ones are more frequent.
+        seed: Nonnegative seed.
 
     Raises:
         ValueError: If an argument is out of its range or a photograph is tiny.
@@ -137,63 +136,64 @@ class SyntheticMotion(Dataset[Triplet]):
 
     @override
     def __getitem__(self, index: int) -> Triplet:
-        numbers = np.random.default_rng([self.seed, *divmod(index, self.length)])
-        first, middle, last = render(self.layers(numbers), self.size)
+        generator = np.random.default_rng([self.seed, *divmod(index, self.length)])
+        first, middle, last = render(self.layers(generator), self.size)
         return first, last, middle, f"{index:06d}"
 
-    def layers(self, numbers: np.random.Generator) -> list[Layer]:
-        """A background and one or two patches before it."""
-        behind = self._motion(numbers)
-        layers = [self._layer(numbers, behind, None)]
-        for _ in range(int(numbers.integers(1, 3))):
-            motion = self._motion(numbers, behind if numbers.random() < 0.5 else None)
-            layers.append(self._layer(numbers, motion, _mask(numbers, min(self.size))))
+    def layers(self, generator: np.random.Generator) -> list[Layer]:
+        """Draw a background and one or two foreground patches."""
+        behind = self._motion(generator)
+        layers = [self._layer(generator, behind, None)]
+        for _ in range(int(generator.integers(1, 3))):
+            motion = self._motion(generator, behind if generator.random() < 0.5 else None)
+            layers.append(self._layer(generator, motion, _mask(generator, min(self.size))))
         return layers
 
-    def _motion(self, numbers: np.random.Generator, behind: Motion | None = None) -> Motion:
-        """Any motion, or one not far from that of what is behind it."""
-        length = self.max_motion * numbers.random() ** 1.5
-        angle = numbers.uniform(0, 2 * math.pi)
+    def _motion(self, generator: np.random.Generator, behind: Motion | None = None) -> Motion:
+        """Draw a random motion, or one close to that of the background."""
+        length = self.max_motion * generator.random() ** 1.5
+        angle = generator.uniform(0, 2 * math.pi)
         pan = np.array([math.cos(angle), math.sin(angle)]) * length
         if behind is not None:
             pan = np.array(behind.pan) + pan / 3
             pan *= min(1.0, self.max_motion / max(np.hypot(*pan), 1e-9))
-        turn, zoom = numbers.normal(0, (0.03, 0.02)).clip(-0.1, 0.1) if numbers.random() < 0.6 else (0.0, 0.0)
-        pivot = numbers.uniform(-0.5, 0.5, 2) * self.size[::-1]
+        turn, zoom = generator.normal(0, (0.03, 0.02)).clip(-0.1, 0.1) if generator.random() < 0.6 else (0.0, 0.0)
+        pivot = generator.uniform(-0.5, 0.5, 2) * self.size[::-1]
         return Motion((float(pan[0]), float(pan[1])), float(turn), float(zoom), (float(pivot[0]), float(pivot[1])))
 
-    def _layer(self, numbers: np.random.Generator, motion: Motion, mask: Mask | None) -> Layer:
-        """Part of a photograph, mirrored, turned and shrunk at random, so large that no frame sees its border."""
-        image = self.images[int(numbers.integers(len(self.images)))]
-        turned = _similarity(1.0, int(numbers.integers(4)) * math.pi / 2 + numbers.uniform(-0.3, 0.3))
-        turned = turned @ torch.diag(torch.tensor([1.0 if numbers.random() < 0.5 else -1.0, 1.0]))
+    def _layer(self, generator: np.random.Generator, motion: Motion, mask: Mask | None) -> Layer:
+        """Draw a part of a photograph, randomly mirrored, rotated and scaled, that covers all frames."""
+        image = self.images[int(generator.integers(len(self.images)))]
+        rotation = _similarity(1.0, int(generator.integers(4)) * math.pi / 2 + generator.uniform(-0.3, 0.3))
+        rotation = rotation @ torch.diag(torch.tensor([1.0 if generator.random() < 0.5 else -1.0, 1.0]))
         corners = _positions(*self.size)[:, [0, 0, -1, -1], [0, -1, 0, -1]]
-        seen = turned @ torch.cat([_apply(motion.origin(time), corners) for time in TIMES], 1)
-        low, high = seen.amin(1), seen.amax(1)
+        visible = rotation @ torch.cat([_apply(motion.origin(time), corners) for time in TIMES], 1)
+        low, high = visible.amin(1), visible.amax(1)
         extent = torch.tensor([image.shape[2], image.shape[1]])
-        room = float(((extent - 1 - 2 * _BORDER) / (high - low)).min())
-        shrink = min(numbers.uniform(0.9, 2.2), room)
+        largest = float(((extent - 1 - 2 * _BORDER) / (high - low)).min())
+        shrink = min(generator.uniform(0.9, 2.2), largest)
         needed = torch.minimum((shrink * (high - low)).ceil().int() + 2 * _BORDER + 1, extent).tolist()
-        left, top = (int(numbers.integers(all_ - part + 1)) for all_, part in zip(extent.tolist(), needed, strict=True))
+        sides = zip(extent.tolist(), needed, strict=True)
+        left, top = (int(generator.integers(side - part + 1)) for side, part in sides)
         part = image[:, top : top + needed[1], left : left + needed[0]][None]
         size = [max(1, round(side * _OVERSAMPLED / shrink)) for side in part.shape[2:]]
-        # In 8 bits: many times faster than in floating point.
+        # uint8 resizing is many times faster than floating point.
         part = F.interpolate(part, size=size, mode="bicubic", antialias=True, align_corners=False)[0] / 255
-        # The middle of what is seen lies in the middle of the part.
+        # The center of the visible region is the center of the part.
         middle = (torch.tensor([size[1], size[0]]) - 1) / 2 - _OVERSAMPLED * (low + high) / 2
-        return Layer(part, torch.cat([_OVERSAMPLED * turned, middle[:, None]], 1), motion, mask)
+        return Layer(part, torch.cat([_OVERSAMPLED * rotation, middle[:, None]], 1), motion, mask)
 
 
-def _mask(numbers: np.random.Generator, side: int) -> Mask:
-    """A blob, or many patches with holes; their edges are a pixel or so wide."""
-    soft = numbers.uniform(0.4, 1.2)
-    return _blob(numbers, side, soft) if numbers.random() < 0.6 else _patches(numbers, side, soft)
+def _mask(generator: np.random.Generator, side: int) -> Mask:
+    """Draw a blob, or many patches with holes, with edges about one pixel wide."""
+    soft = generator.uniform(0.4, 1.2)
+    return _blob(generator, side, soft) if generator.random() < 0.6 else _patches(generator, side, soft)
 
 
-def _blob(numbers: np.random.Generator, side: int, soft: float) -> Mask:
-    """What lies within a wavy outline."""
-    waves = [(n, numbers.normal(0, 0.35) / n, numbers.uniform(0, 2 * math.pi)) for n in range(1, 7)]
-    radius, (left, top) = numbers.uniform(0.12, 0.35) * side, numbers.uniform(-0.4, 0.4, 2) * side
+def _blob(generator: np.random.Generator, side: int, soft: float) -> Mask:
+    """Region inside a wavy outline."""
+    waves = [(n, generator.normal(0, 0.35) / n, generator.uniform(0, 2 * math.pi)) for n in range(1, 7)]
+    radius, (left, top) = generator.uniform(0.12, 0.35) * side, generator.uniform(-0.4, 0.4, 2) * side
 
     def mask(x: Tensor, y: Tensor) -> Tensor:
         angle = torch.atan2(y - top, x - left)
@@ -203,12 +203,12 @@ def _blob(numbers: np.random.Generator, side: int, soft: float) -> Mask:
     return mask
 
 
-def _patches(numbers: np.random.Generator, side: int, soft: float) -> Mask:
-    """What lies above the level of a sum of waves."""
-    angles, phases = numbers.uniform(0, 2 * math.pi, (2, 5))
-    steepness = 2 * math.pi / (numbers.uniform(0.15, 0.8, 5) * side)
+def _patches(generator: np.random.Generator, side: int, soft: float) -> Mask:
+    """Region where a sum of waves exceeds a level."""
+    angles, phases = generator.uniform(0, 2 * math.pi, (2, 5))
+    steepness = 2 * math.pi / (generator.uniform(0.15, 0.8, 5) * side)
     waves = list(zip((steepness * np.cos(angles)).tolist(), (steepness * np.sin(angles)).tolist(), phases, strict=True))
-    slope, level = float(steepness.mean()), numbers.uniform(0.3, 1.2)
+    slope, level = float(steepness.mean()), generator.uniform(0.3, 1.2)
 
     def mask(x: Tensor, y: Tensor) -> Tensor:
         height = torch.stack([torch.cos(a * x + b * y + phase) for a, b, phase in waves]).sum(0)
@@ -223,11 +223,11 @@ def _similarity(factor: float, angle: float) -> Tensor:
 
 
 def _apply(affine: Tensor, positions: Tensor) -> Tensor:
-    """An affine map ``(2, 3)`` of positions ``(..., 2, N)``."""
+    """Apply an affine map ``(2, 3)`` to positions ``(..., 2, N)``."""
     return affine[:, :2] @ positions + affine[:, 2:]
 
 
 def _positions(height: int, width: int) -> Tensor:
-    """Every pixel's x and y, from the middle of the frame; shape ``(2, height, width)``."""
+    """Positions x and y of every pixel from the center of the frame, shape ``(2, height, width)``."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return torch.stack([x - width // 2, y - height // 2]).float()

@@ -1,10 +1,10 @@
-"""The trade-off table: one recipe trained under several losses, each validated by several networks.
+"""Trade-off table: trains a recipe with several losses and validates each with several networks.
 
     lpips-lightning superresolution tradeoff
     lpips-lightning superresolution tradeoff --losses pixel,alex,alex:baseline --seeds 0,1,2 --trainer.max_epochs 5
 
-Every training has the recipe's options, the same initial network and the same batches; only the perceptual loss
-changes. All of them end after the same steps, with the last weights: no score chooses among them.
+All trainings have the recipe's options, the same initial network, the same batches and the same number of steps; only
+the perceptual loss differs. The last weights are validated, without selection by a score.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ _LOSSES = (UNTRAINED, PIXEL, "vgg", "alex", "embedded", BASELINE)
 
 
 def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, args: list[str]) -> None:
-    """Make a recipe's trade-off table from the command line.
+    """Make the trade-off table of a recipe from the command line.
 
     Args:
-        cli: The recipe's own.
-        model: Its LightningModule.
-        data: Its data module.
-        file: Of the recipe.
+        cli: CLI class of the recipe.
+        model: LightningModule of the recipe.
+        data: Data module of the recipe.
+        file: File of the recipe.
         args: Command line after ``tradeoff``.
 
     Raises:
-        ValueError: If an argument is off, or `out` holds the table of other options.
+        ValueError: If an argument is invalid, or `out` has a table with other options.
     """
     name = command_name(file)
     parser = _parser(name)
@@ -62,14 +62,14 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
     try:
         with quiet_lightning(), progress_report("items") as report:
             table.run(losses, options.seeds, report)
-    finally:  # after an interrupt too: what is finished is shown
+    finally:  # show finished rows after an interrupt too
         rows = [row for row in table.rows if row.scores or row.note]
         if rows:
-            console.print(rich_table(rows, f"{name}: what each loss gives", labels))
+            console.print(rich_table(rows, f"{name}: scores by loss", labels))
             _say(console, legend(rows, labels))
             text = f"{markdown(rows, labels)}\n`lpips-lightning {name} tradeoff {' '.join(args)}`\n"
-            with atomic_write(out / "tradeoff.md") as beside:
-                beside.write_text(text)
+            with atomic_write(out / "tradeoff.md") as temporary:
+                temporary.write_text(text)
             seconds = time.monotonic() - start
             _say(console, f"{seconds:.0f} s. Written: {out}/tradeoff.csv, {out}/tradeoff.md")
     try:
@@ -82,36 +82,36 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
 def _parser(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         f"lpips-lightning {name} tradeoff",
-        description="Train under several losses and validate each by several networks.",
-        epilog=f"All other options are those of `lpips-lightning {name} fit`. What is finished is kept: the same"
-        " command goes on.",
+        description="Train with several losses and validate each with several networks.",
+        epilog=f"All other options are those of `lpips-lightning {name} fit`. Finished rows are kept: the same command"
+        " resumes.",
     )
     parser.add_argument(
         "--losses",
-        type=_words,
+        type=_comma_separated,
         default=",".join(_LOSSES),
-        help="untrained, pixel, a net's name, a net's name with :baseline for no calibration, or baseline: alex's where"
-        " it is on this machine, else the embedded net's (default: %(default)s)",
+        help="untrained, pixel, NET, NET:baseline (uncalibrated), or baseline: alex:baseline if alex is on this"
+        " machine, else embedded:baseline (default: %(default)s)",
     )
-    parser.add_argument("--seeds", type=_numbers, default="0", help="of the trainings (default: %(default)s)")
-    parser.add_argument("--judges", type=_words, help="nets that validate (default: all on this machine)")
-    parser.add_argument("--out", help=f"folder (default: outputs/{name.replace('-', '_')}/tradeoff)")
+    parser.add_argument("--seeds", type=_integers, default="0", help="seeds of the trainings (default: %(default)s)")
+    parser.add_argument("--judges", type=_comma_separated, help="validation networks (default: all on this machine)")
+    parser.add_argument("--out", help=f"output folder (default: outputs/{name.replace('-', '_')}/tradeoff)")
     return parser
 
 
-def _words(text: str) -> list[str]:
+def _comma_separated(text: str) -> list[str]:
     return text.split(",")
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(word) for word in _words(text)]
+def _integers(text: str) -> list[int]:
+    return [int(word) for word in _comma_separated(text)]
 
 
 def _resolved(loss: str) -> str:
-    """The loss's full name.
+    """Full name of a loss.
 
     Raises:
-        ValueError: If there is no such loss.
+        ValueError: If the loss is unknown.
     """
     if loss == BASELINE:
         return f"{'alex' if BACKBONES['alex'].is_available else 'embedded'}:{BASELINE}"

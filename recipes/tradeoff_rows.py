@@ -1,4 +1,4 @@
-"""Trains and validates the rows of a trade-off table."""
+"""Training and validation of the rows of a trade-off table."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from lpips_lightning.backbones.definition import get_backbone
 from lpips_lightning.callbacks import PerceptualScores
 from lpips_lightning.callbacks.image_writer import save_image
 from lpips_lightning.io.atomic import atomic_write
-from lpips_lightning.io.download import Report
+from lpips_lightning.io.download import ProgressCallback
 from lpips_lightning.recipes.command import ImageRecipeCLI, run_recipe
 from lpips_lightning.recipes.tradeoff_table import BASELINE, PIXEL, UNTRAINED, TradeoffRow, read_rows, write_rows
 
-_SCALE = "scale_"  # prefix of the scores that only set a baseline's weight
+_SCALE = "scale_"  # prefix of scores that are only used for the weight of a baseline
 
 
 @dataclass
 class Tradeoff:
-    """Trains and validates one row after the other; every finished one is kept in ``<out>/tradeoff.csv``.
+    """Trains and validates one row after the other; finished rows are stored in ``<out>/tradeoff.csv``.
 
     Attributes:
-        recipe: Command line, model, data module and file, as `run_recipe` takes them.
-        options: Of the recipe.
-        judges: Networks that validate.
-        out: Folder of the table, the trained models and the images.
+        recipe: CLI class, model, data module and file, as for `run_recipe`.
+        options: Options of the recipe.
+        judges: Networks for validation.
+        out: Folder for table, trained models and images.
     """
 
     recipe: tuple[type[ImageRecipeCLI], type, type, str]
@@ -45,7 +45,7 @@ class Tradeoff:
         self.rows: list[TradeoffRow] = []
 
     def check_settings(self) -> None:
-        """Hold the recipe's options against those of the table that is there already.
+        """Check that an existing table has the same options.
 
         Raises:
             ValueError: If they differ.
@@ -55,50 +55,50 @@ class Tradeoff:
         if before != self.options:
             raise ValueError(
                 f"out: expected the options of the table in {self.out}, {' '.join(before) or 'none'}, got"
-                f" {' '.join(self.options) or 'none'}; another --out starts another table"
+                f" {' '.join(self.options) or 'none'}; pass another --out for another table"
             )
 
-    def run(self, losses: list[str], seeds: list[int], report: Report) -> None:
-        """Make every row that is not there yet.
+    def run(self, losses: list[str], seeds: list[int], report: ProgressCallback) -> None:
+        """Make all missing rows.
 
         Args:
-            losses: `LOSSES`, or a net's name, or ``"<net>:baseline"``.
-            seeds: Of the trainings.
-            report: Of the steps.
+            losses: ``"untrained"``, ``"pixel"``, ``"<net>"`` or ``"<net>:baseline"``.
+            seeds: Seeds of the trainings.
+            report: Callback for the progress of steps.
         """
         wanted = [TradeoffRow(loss, seed) for loss in losses for seed in (seeds[:1] if loss == UNTRAINED else seeds)]
         self.rows = [self._kept(row) or row for row in wanted]
         if all(row.scores for row in self.rows):
             return
-        # First, and outside the net below: what is wrong with the options shows here, within seconds.
-        weights, untrained = self._weigh(losses, seeds[0])
-        with atomic_write(self.out / "settings.json") as beside:
-            beside.write_text(json.dumps({"options": self.options}))
+        # First, and outside the try of _row: wrong options raise here within seconds.
+        weights, untrained = self._weights_and_untrained(losses, seeds[0])
+        with atomic_write(self.out / "settings.json") as temporary:
+            temporary.write_text(json.dumps({"options": self.options}))
         for index, row in enumerate(self.rows):
             if not row.scores:
                 self.rows[index] = untrained if row.loss == UNTRAINED else self._row(row, weights, report)
                 self._write()
 
     def _write(self) -> None:
-        """All rows, also those of losses that were not asked for this time."""
+        """Write all rows, including earlier rows of losses that are not in this run."""
         done = {(row.loss, row.seed): row for row in self.rows if row.scores or row.note}
         others = [row for key, row in self.kept.items() if key not in done]
         write_rows(self.out / "tradeoff.csv", [*done.values(), *others])
 
     def _kept(self, row: TradeoffRow) -> TradeoffRow | None:
-        """The row of an earlier run, if it lacks nothing."""
+        """Row of an earlier run, if it is complete."""
         kept = self.kept.get((row.loss, row.seed))
         lacking = kept is None or kept.note or {f"lpips_{judge}" for judge in self.judges} - set(kept.scores)
         return None if lacking else kept
 
-    def _weigh(self, losses: list[str], seed: int) -> tuple[dict[str, float], TradeoffRow]:
-        """The weight of each loss, and the row of the untrained model.
+    def _weights_and_untrained(self, losses: list[str], seed: int) -> tuple[dict[str, float], TradeoffRow]:
+        """Weight of each loss, and the row of the untrained model.
 
-        Networks with their calibration have much the same scale, so all have the recipe's weight. Without it distances
-        are several times larger: there the weight is such that the untrained model's loss is the same with and without.
+        Calibrated networks have about the same scale, so all get the recipe's weight. Uncalibrated distances are
+        several times larger; their weight gives the untrained model the same loss as with calibration.
         """
         nets = [loss.partition(":")[0] for loss in losses if loss.endswith(f":{BASELINE}")]
-        nets = [net for net in nets if self._is_here(net)]
+        nets = [net for net in nets if self._is_available(net)]
         scales = [
             PerceptualScores(
                 net, data_range=(0, 1), metrics=["lpips"], calibrated=calibrated, prefix=f"{_SCALE}{net}_{calibrated}_"
@@ -115,12 +115,12 @@ class Tradeoff:
             weights[f"{net}:{BASELINE}"] = weight * one / two
         return weights, row
 
-    def _row(self, row: TradeoffRow, weights: dict[str, float], report: Report) -> TradeoffRow:
-        """Train and validate; a row that says why, if that fails."""
+    def _row(self, row: TradeoffRow, weights: dict[str, float], report: ProgressCallback) -> TradeoffRow:
+        """Train and validate; on failure, a row with the reason."""
         kept = self.kept.get((row.loss, row.seed), row)
         row = replace(row, weight=weights[row.loss], seconds=kept.seconds)
-        if row.loss != PIXEL and not self._is_here(row.net):
-            return replace(row, note=f"left out: the backbone of {row.net} is not on this machine")
+        if row.loss != PIXEL and not self._is_available(row.net):
+            return replace(row, note=f"skipped: the backbone of {row.net} is not on this machine")
         try:
             if not self._checkpoint(row).exists():
                 row = self._train(row, report)
@@ -129,14 +129,14 @@ class Tradeoff:
             warnings.warn(f"{row.stem}: {type(error).__name__}: {error}", stacklevel=2)
             return replace(row, note=f"failed: {type(error).__name__}")
 
-    def _is_here(self, net: str) -> bool:
+    def _is_available(self, net: str) -> bool:
         given = any(option.startswith("--model.loss_weights") for option in self.options)
         return get_backbone(net).is_available or given
 
     def _checkpoint(self, row: TradeoffRow) -> Path:
         return self.out / f"{row.stem}.ckpt"
 
-    def _train(self, row: TradeoffRow, report: Report) -> TradeoffRow:
+    def _train(self, row: TradeoffRow, report: ProgressCallback) -> TradeoffRow:
         loss = [f"--model.loss_weight={row.weight}", f"--seed_everything={row.seed}", "--schedule.final=null"]
         if row.loss != PIXEL:
             calibrated = "false" if row.loss.endswith(BASELINE) else "true"
@@ -146,8 +146,8 @@ class Tradeoff:
         start = time.monotonic()
         trained = self._call("fit", [*loss, *no_validation], without, [_SameBatches(row, report)])
         row = replace(row, seconds=time.monotonic() - start)
-        with atomic_write(self._checkpoint(row)) as beside:
-            trained.trainer.save_checkpoint(beside, weights_only=True)
+        with atomic_write(self._checkpoint(row)) as temporary:
+            trained.trainer.save_checkpoint(temporary, weights_only=True)
         return row
 
     def _validate(self, row: TradeoffRow, extra: list[PerceptualScores]) -> tuple[TradeoffRow, ImageRecipeCLI]:
@@ -169,9 +169,9 @@ class Tradeoff:
 
 
 class _SameBatches(Callback):
-    """The same random numbers in every training, whatever its loss drew; tells how far it is."""
+    """Uses the same random numbers in every training, independent of the loss; reports progress."""
 
-    def __init__(self, row: TradeoffRow, report: Report) -> None:
+    def __init__(self, row: TradeoffRow, report: ProgressCallback) -> None:
         self.row, self.report, self.total = row, report, 0
 
     @override
@@ -190,7 +190,7 @@ class _SameBatches(Callback):
 
 
 class _KeepImages(Callback):
-    """Writes the first batch's most detailed image: input, target and, by the row's name, prediction."""
+    """Writes input, target and prediction (named after the row) of the most detailed image in the first batch."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name

@@ -1,4 +1,4 @@
-"""The rows of a trade-off table: kept as CSV, shown on the terminal, as Markdown and as an image."""
+"""Rows of a trade-off table, as CSV, terminal table, Markdown and figure."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from lpips_lightning.io.tables import read_table, write_table
 from lpips_lightning.recipes.panel import Column, save_panel
 
 UNTRAINED, PIXEL, BASELINE = "untrained", "pixel", "baseline"
-"""Losses that are no net's: no training, pixels alone, and what stands behind a net's name for no calibration."""
+"""Losses without a network: no training and pixel loss only; and the suffix for uncalibrated networks."""
 
 OWN = "\u2020"
-"""Marks a score by the network that the model was trained to please."""
+"""Marks scores with the network of the loss."""
 
 _PLAIN = ("loss", "seed", "weight", "seconds", "note")
 _HEADINGS = {"psnr": "PSNR \u2191", "ssim": "SSIM \u2191"}
@@ -27,15 +27,15 @@ _DIGITS = {"psnr": 2}
 
 @dataclass(frozen=True)
 class TradeoffRow:
-    """One training, or why there is none.
+    """Result of one training, or the reason why it is missing.
 
     Attributes:
-        loss: Such as ``"pixel"``, ``"alex"`` or ``"alex:baseline"``.
-        seed: Of the training.
-        weight: Of LPIPS in the loss.
-        seconds: That the training took.
-        note: Why there are no scores; empty where there are.
-        scores: By name: ``"psnr"``, ``"ssim"``, ``"lpips_<net>"``, and the recipe's own.
+        loss: For example ``"pixel"``, ``"alex"`` or ``"alex:baseline"``.
+        seed: Seed of the training.
+        weight: Weight of LPIPS in the loss.
+        seconds: Training time.
+        note: Reason for missing scores, else empty.
+        scores: Scores by name: ``"psnr"``, ``"ssim"``, ``"lpips_<net>"``, and the recipe's own.
     """
 
     loss: str
@@ -47,20 +47,20 @@ class TradeoffRow:
 
     @property
     def net(self) -> str:
-        """The network of its loss."""
+        """Network of the loss."""
         return self.loss.partition(":")[0]
 
     @property
     def stem(self) -> str:
-        """How its files are called."""
+        """Stem of the row's file names."""
         return f"{self.loss.replace(':', '_')}_seed{self.seed}"
 
 
 def read_rows(path: Path) -> list[TradeoffRow]:
-    """What `write_rows` wrote; nothing where there is no file.
+    """Read the rows of `write_rows`; empty if the file does not exist.
 
     Raises:
-        ValueError: If the file is no such table.
+        ValueError: If the file is not such a table.
     """
     if not path.exists():
         return []
@@ -81,7 +81,7 @@ def read_rows(path: Path) -> list[TradeoffRow]:
 
 
 def write_rows(path: Path, rows: Sequence[TradeoffRow]) -> None:
-    """Write rows as CSV, whole or not at all."""
+    """Write rows as CSV atomically."""
     names = score_names(rows)
     lines = []
     for row in rows:
@@ -91,23 +91,23 @@ def write_rows(path: Path, rows: Sequence[TradeoffRow]) -> None:
 
 
 def score_names(rows: Iterable[TradeoffRow]) -> list[str]:
-    """The scores of all rows: PSNR, SSIM, LPIPS by net, then the recipe's own, each as they came."""
+    """Score names of all rows: PSNR, SSIM, LPIPS by network, then other scores."""
     found = dict.fromkeys(name for row in rows for name in row.scores)
     return sorted(found, key=lambda name: (name not in _HEADINGS, not name.startswith("lpips_")))
 
 
 def rich_table(rows: Sequence[TradeoffRow], title: str, labels: dict[str, str]) -> Table:
-    """The table for the terminal.
+    """Table for the terminal.
 
     Args:
-        rows: In the order to show; seeds of one loss become one line.
-        title: Above it.
-        labels: What to call a loss, where it is not its name.
+        rows: Rows in display order; the seeds of a loss share one line.
+        title: Title of the table.
+        labels: Labels of losses, where they differ from the name.
     """
     headings, lines = _lines(rows, labels)
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for index, heading in enumerate(headings):
-        kind, _, net = heading.partition("(")  # on two lines: LPIPS, and below it the net
+        kind, _, net = heading.partition("(")  # on two lines: LPIPS, then the network
         shown = f"{kind} \u2193\n{net.partition(')')[0]}" if net else heading
         table.add_column(shown, justify="right" if index else "left")
     for line in lines:
@@ -116,7 +116,7 @@ def rich_table(rows: Sequence[TradeoffRow], title: str, labels: dict[str, str]) 
 
 
 def markdown(rows: Sequence[TradeoffRow], labels: dict[str, str]) -> str:
-    """The table as Markdown, with its legend; see `rich_table`."""
+    """Table as Markdown with a legend; see `rich_table`."""
     headings, lines = _lines(rows, labels)
     rule = ["---", *["---:"] * (len(headings) - 1)]
     shown = "\n".join(f"| {' | '.join(line)} |" for line in (headings, rule, *lines))
@@ -124,21 +124,21 @@ def markdown(rows: Sequence[TradeoffRow], labels: dict[str, str]) -> str:
 
 
 def save_images(folder: Path, rows: Sequence[TradeoffRow], labels: dict[str, str], heading: str) -> Path | None:
-    """The same detail under each loss, as ``<folder>/tradeoff.png``, from the images that lie in the folder.
+    """Draw the same detail for each loss in ``<folder>/tradeoff.png``.
 
     Args:
-        folder: With ``input.png``, ``target.png`` and one image a row, named by its stem.
-        rows: Those with scores are shown; of several seeds the first.
+        folder: Folder with ``input.png``, ``target.png`` and an image of each row, named by its stem.
+        rows: Rows; those with scores are shown, with the first of several seeds.
         labels: See `rich_table`.
-        heading: Above everything.
+        heading: Title of the figure.
 
     Returns:
-        The file; None where there are no images.
+        Path of the figure; None without images.
 
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.
     """
-    # One judge for all of them, the loss of none if there is such a one.
+    # One network for all columns, preferably one that is in no loss.
     judges = [name for name in score_names(rows) if name.startswith("lpips_")]
     judge = next((name for name in judges if name[6:] not in {row.net for row in rows}), judges[0] if judges else None)
     columns: list[Column] = []
@@ -162,7 +162,7 @@ def _label(loss: str, labels: dict[str, str]) -> str:
 
 
 def _lines(rows: Sequence[TradeoffRow], labels: dict[str, str]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells; a loss without scores has dashes."""
+    """Headings and cells; dashes for a loss without scores."""
     names = score_names(rows)
     lines = []
     for loss in dict.fromkeys(row.loss for row in rows):
@@ -178,23 +178,24 @@ def _lines(rows: Sequence[TradeoffRow], labels: dict[str, str]) -> tuple[list[st
 
 
 def _cell(rows: Sequence[TradeoffRow], name: str) -> str:
-    """Mean over the seeds, and their standard deviation."""
+    """Mean and standard deviation over the seeds."""
     values = [row.scores[name] for row in rows if name in row.scores]
     if not values:
         return "\u2013"
     digits = _DIGITS.get(name, 3)
-    spread = f" \u00b1 {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    deviation = f" \u00b1 {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     own = OWN if name == f"lpips_{rows[0].net}" else ""
-    return f"{statistics.mean(values):.{digits}f}{spread}{own}"
+    return f"{statistics.mean(values):.{digits}f}{deviation}{own}"
 
 
 def legend(rows: Sequence[TradeoffRow], labels: dict[str, str]) -> str:
-    """What the marks mean, and why something is not there."""
+    """Legend: meaning of the marks, and notes of missing rows."""
     seeds = sorted({row.seed for row in rows if row.loss != UNTRAINED})
-    spread = f" Mean \u00b1 standard deviation over the seeds {', '.join(map(str, seeds))}." if len(seeds) > 1 else ""
-    scaled = " A baseline's weight makes the untrained model's loss what it is with calibration."
+    shown = ", ".join(map(str, seeds))
+    seed_note = f" Mean \u00b1 standard deviation over the seeds {shown}." if len(seeds) > 1 else ""
+    scaled = " The weight of a baseline gives the untrained model the same loss as with calibration."
     baseline = scaled if any(row.loss.endswith(BASELINE) for row in rows) else ""
-    marks = f"{OWN} judged by the network of the loss itself, which flatters.{baseline}{spread}"
+    marks = f"{OWN} scored with the network of the loss, which is biased.{baseline}{seed_note}"
     notes = [
         f"{_label(row.loss, labels)}{f', seed {row.seed}' if len(seeds) > 1 else ''}: {row.note}."
         for row in rows

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lpips_lightning.io.download import Report, download, silent
+from lpips_lightning.io.download import ProgressCallback, download, no_progress
 from lpips_lightning.weights import BackboneFile, WeightsError, read_tensors
 from lpips_lightning.weights.lookup import FOLDER_VARIABLE, backbone_file, backbone_places, file_sha256, with_promise
 
@@ -66,7 +66,10 @@ def find_backbone(builder: str, path: str | os.PathLike[str] | None = None) -> F
 
 
 def fetch_backbone(
-    record: BackboneFile, folder: str | os.PathLike[str], mirror: str | None = None, report: Report = silent
+    record: BackboneFile,
+    folder: str | os.PathLike[str],
+    mirror: str | None = None,
+    report: ProgressCallback = no_progress,
 ) -> bool:
     """Download torchvision's file of a backbone to a folder, unless a complete file is there.
 
@@ -166,7 +169,8 @@ def _nothing_found(builder: str, record: BackboneFile | None, places: list[Path]
     if not os.environ.get(FOLDER_VARIABLE):
         lines.append(f"             the environment variable {FOLDER_VARIABLE} is not set")
     lines.append(
-        "  ways out:  fetch the file on a machine with a network and pass weights=PATH, or put it into a folder and "
-        f"set {FOLDER_VARIABLE} to that folder"
+        "  ways out:  net_type='embedded' (--net embedded) ships with the package and needs no file;\n"
+        "             on a machine with a network: lpips-lightning weights fetch --to DIR, then set\n"
+        f"             {FOLDER_VARIABLE} to that folder or pass weights=PATH (--weights PATH)"
     )
     return "\n".join(lines)

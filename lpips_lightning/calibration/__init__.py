@@ -1,11 +1,11 @@
 """Calibration of LPIPS on human judgments.
 
 `PerceptualCalibration` is the LightningModule that trains a `TrainableLPIPS` in the paper's modes lin, tune and
-scratch; `write_calibration` writes what ``calibration=`` reads. `fit_lin` calibrates mode lin in seconds on
-`PooledTriplets`, spatial means of squared differences that `cached_pool` computes once. `stacked_kmeans` learns a
+scratch; `write_calibration` writes files for ``calibration=``. `fit_lin` trains mode lin in seconds on
+`PooledTriplets`: spatial means of squared differences, computed once by `cached_pool`. `stacked_kmeans` learns a
 backbone without labels.
 
-The commands, and what they reach, are on the page of `lpips_lightning.recipes`.
+`lpips_lightning.recipes` documents the commands and their scores.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""What calibration learned, as a file; at the level of the official calibration if wanted."""
+"""Export of a trained calibration, optionally rescaled to the level of the official one."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Rescale = Literal["official"]
 def rescale_factor(
     network: TrainableLPIPS, net_type: str, rescale_to: Rescale | None, pairs: Iterable[tuple[Tensor, Tensor]]
 ) -> float:
-    """What to multiply a calibration with, so that its mean distance is that of the official one.
+    """Factor for a calibration that makes its mean distance equal to the official one's.
 
     Args:
-        network: With the calibration.
-        net_type: Whose official calibration, on whose looked-up backbone.
-        rescale_to: None gives 1.
+        network: Network with the trained calibration.
+        net_type: Network whose official calibration and backbone to match.
+        rescale_to: None returns 1.
         pairs: Batches of two images ``(N, 3, H, W)`` on [-1, 1].
 
     Returns:
-        Mean official distance / mean distance.
+        Mean official distance / mean distance of `network`.
 
     Raises:
         ValueError: If there are no pairs, or their mean distance is 0.
@@ -40,34 +40,36 @@ def rescale_factor(
     official = LPIPS(net_type, version="0.1" if network.shift is not None else "0.0")
     training = network.training
     network.eval()
-    own = known = torch.zeros((), dtype=torch.float64)
+    trained_sum = official_sum = torch.zeros((), dtype=torch.float64)
     with torch.no_grad():
         for x, y in pairs:
             (distance,) = network(x, y)
-            own = own + distance.cpu().double().sum()
-            known = known + official(x, y).cpu().double().sum()
+            trained_sum = trained_sum + distance.cpu().double().sum()
+            official_sum = official_sum + official(x, y).cpu().double().sum()
     network.train(training)
-    if not float(own) > 0:
-        raise ValueError(f"pairs: expected pairs of different images to rescale over, got a summed distance of {own:g}")
-    return float(known / own)
+    if not float(trained_sum) > 0:
+        raise ValueError(
+            f"pairs: expected pairs of different images to rescale over, got a total distance of {trained_sum:g}"
+        )
+    return float(official_sum / trained_sum)
 
 
 def write_calibration(
     path: str | os.PathLike[str], network: TrainableLPIPS, factor: float, record: Mapping[str, Any]
 ) -> Path:
-    """Write a calibration, and the backbone where it was trained.
+    """Write a calibration atomically, with the backbone unless the mode is ``"lin"``.
 
     Args:
-        path: A ``.safetensors`` file.
-        network: What was trained.
-        factor: To multiply the calibration with.
-        record: How it was made; goes into the file's metadata.
+        path: Output ``.safetensors`` file.
+        network: The trained network.
+        factor: Factor on the calibration, see `rescale_factor`.
+        record: JSON-serializable provenance, stored in the file's metadata.
 
     Returns:
-        The file.
+        Path of the file.
 
     Raises:
-        ValueError: If the path ends in something else.
+        ValueError: If the path has another suffix.
     """
     tensors = {layer: weight.float() * factor for layer, weight in network.calibration.items()}
     if network.mode != "lin":

@@ -1,4 +1,4 @@
-"""Mode lin in seconds: the calibration trained on pooled squared differences instead of on images."""
+"""Fast calibration in mode lin: training on pooled squared differences instead of images."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PooledDropout = Literal["matched", "vector", "none"]
 
 @dataclass(frozen=True)
 class FastLin:
-    """What `fit_lin` found.
+    """Result of `fit_lin`.
 
     Attributes:
         calibration: Weights ``(C,)`` by layer name.
-        losses: Mean training loss of every epoch.
-        scores: 2AFC score in [0, 1] after every epoch, on the triplets held out; empty without.
+        losses: Mean training loss per epoch.
+        scores: 2AFC score in [0, 1] on the held-out triplets after every epoch; empty without held-out triplets.
     """
 
     calibration: dict[str, Tensor]
@@ -48,25 +48,25 @@ def fit_lin(
     """Train a calibration and its rank network as `PerceptualCalibration` does in mode lin.
 
     Args:
-        train: From `pool` or `cached_pool`.
-        start: Weights ``(C,)`` by layer name: `random_calibration` as in the paper, or the official ones.
+        train: Training data, from `pool` or `cached_pool`.
+        start: Initial weights ``(C,)`` by layer name: `random_calibration` as in the paper, or the official ones.
         held_out: Triplets to score after every epoch.
-        dropout: The paper drops every squared difference at every position with probability one half; here the
-            positions are gone. ``"matched"``: noise of the mean and variance that this gives the pooled numbers.
-            ``"vector"``: pooled numbers are dropped with probability one half, much stronger than the paper's.
-            ``"none"``.
-        lr: Of Adam.
-        betas: Of Adam.
-        batch_size: Triplets in a step.
+        dropout: The paper drops squared differences per position with probability 0.5; pooled data have no positions.
+            ``"matched"``: adds Gaussian noise of the variance that this dropout gives the pooled values.
+            ``"vector"``: drops pooled values with probability 0.5, which is much stronger than the paper's dropout.
+            ``"none"``: no dropout.
+        lr: Learning rate of Adam.
+        betas: Betas of Adam.
+        batch_size: Triplets per step.
         constant_epochs: Epochs at the full learning rate.
-        decay_epochs: Epochs over which it then falls in equal steps.
-        seed: Equal seeds give equal weights on one machine.
+        decay_epochs: Epochs of linear decay that follow.
+        seed: Random seed; equal seeds give equal weights on one machine.
 
     Returns:
-        The calibration after the last epoch.
+        The calibration after the last epoch, with losses and scores.
 
     Raises:
-        ValueError: If an argument is off, or there is nothing to train on.
+        ValueError: If an argument is invalid, or there are no training triplets.
 
     Example:
         >>> mean, rows = torch.eye(2), torch.tensor([[0, 1], [1, 0]] * 50)
@@ -88,7 +88,7 @@ def fit_lin(
         generator = Generator().manual_seed(step_seed(seed, epoch))
         total = torch.zeros(())
         for part in torch.randperm(len(train), generator=generator).split(batch_size):
-            pooled = _noisy(train, train.rows[part].T.flatten(), dropout, generator)
+            pooled = _apply_dropout(train, train.rows[part].T.flatten(), dropout, generator)
             d0, d1 = (pooled @ weight).view(2, -1)
             loss = F.binary_cross_entropy_with_logits(rank(d0, d1), train.judge[part])
             optimizer.zero_grad()
@@ -103,8 +103,8 @@ def fit_lin(
     return FastLin(_split(weight, train), losses, scores)
 
 
-def _noisy(train: PooledTriplets, rows: Tensor, dropout: PooledDropout, generator: Generator) -> Tensor:
-    """Pooled numbers of some pairs, ``(P, C)``, with what dropout does to them."""
+def _apply_dropout(train: PooledTriplets, rows: Tensor, dropout: PooledDropout, generator: Generator) -> Tensor:
+    """Pooled values ``(P, C)`` of the pairs in `rows`, after dropout."""
     pooled = train.mean[rows]
     if dropout == "matched":
         if train.spread is None:

@@ -1,10 +1,10 @@
-"""A backbone without labels: stacked k-means, every layer's filters the clusters of the patches that it sees.
+"""Stacked k-means: backbone weights without labels; a layer's filters are cluster centers of its input patches.
 
 Kraehenbuehl, Doersch, Donahue, Darrell 2016, "Data-dependent Initializations of Convolutional Neural Networks"
-(arXiv:1511.06856): layer by layer from the input on, patches of what the layer sees are whitened and clustered
-(spherical k-means, as Coates and Ng do it), and every channel's output is brought to mean `beta` and variance 1 over
-the data. The paper of LPIPS calls it "K-means" in its Table 5. Their last step, which evens out the learning rates of
-the layers, scales whole layers; LPIPS scales activations to unit length, so it would change nothing and is left out.
+(arXiv:1511.06856). Layer by layer, input patches are whitened and clustered (spherical k-means, Coates and Ng), and
+every output channel is scaled to mean `beta` and variance 1 over the data. The LPIPS paper's Table 5 calls the method
+"K-means". The original's last step, which equalizes learning rates by scaling whole layers, is omitted: it does not
+affect LPIPS, which normalizes activations to unit length.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ def stacked_kmeans(
     seed: int = 0,
     report: Callable[[int, int], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Weights for a backbone that is a plain chain of convolutions, ReLUs and max-pools (alex, vgg, embedded).
+    """Learn weights of a backbone that is a plain chain of convolutions, ReLUs and max-pools (alex, vgg, embedded).
 
     Args:
         record: The architecture.
         images: Shape ``(N, 3, H, W)`` on [-1, 1]; a few hundred.
-        patches: To cluster in every layer; at least as many as a layer has channels.
-        iterations: Of k-means.
+        patches: Patches to cluster per layer; at least the number of channels of the widest layer.
+        iterations: Iterations of k-means.
         beta: Mean of every channel before its ReLU.
-        seed: Equal seeds and images give equal weights on one machine.
-        report: Called with the layers done and all layers.
+        seed: Random seed; equal seeds and images give equal weights on one machine.
+        report: Progress callback: layers done, layers in total.
 
     Returns:
-        Tensor by torchvision's names.
+        Weights by torchvision's names.
 
     Raises:
-        ValueError: If the backbone is no plain chain, or there are fewer patches than channels.
+        ValueError: If the backbone is not a plain chain, or there are fewer patches than channels.
 
     Example:
         >>> from lpips_lightning.backbones.definition import get_backbone
@@ -62,32 +62,32 @@ def stacked_kmeans(
     if patches < widest:
         raise ValueError(f"patches: expected at least {widest}, the channels of the widest layer, got {patches}")
     shift, scale = (torch.tensor(values) for values in (record.shift, record.scale))
-    seen = to_backbone(images, (-1.0, 1.0), shift, scale, torch.float32, clamp=True)
+    inputs = to_backbone(images, (-1.0, 1.0), shift, scale, torch.float32, clamp=True)
     generator = Generator().manual_seed(seed)
     done = 0
     with torch.no_grad():
         for layer in layers:
             if isinstance(layer, nn.Conv2d):
-                _fill(layer, seen, patches, iterations, beta, generator)
+                _initialize(layer, inputs, patches, iterations, beta, generator)
                 done += 1
                 if report is not None:
                     report(done, len(convolutions))
-            seen = torch.cat([layer(part) for part in seen.split(_BATCH)])
+            inputs = torch.cat([layer(part) for part in inputs.split(_BATCH)])
     state = {f"features.{name}": tensor for name, tensor in layers.state_dict().items()}
     return {name: tensor.detach().clone() for name, tensor in state.items()}
 
 
 def spherical_kmeans(rows: Tensor, clusters: int, iterations: int, generator: Generator) -> Tensor:
-    """Unit vectors that the rows point to, by Lloyd's algorithm on cosine similarity.
+    """Cluster centers by Lloyd's algorithm on cosine similarity.
 
     Args:
-        rows: Shape ``(N, D)``, not all zero; at least as many as `clusters`.
-        clusters: How many.
-        iterations: How often to assign and average.
-        generator: Draws the rows to start from, and new ones for clusters that lost all rows.
+        rows: Shape ``(N, D)``, not all zero; N must be at least `clusters`.
+        clusters: Number of clusters.
+        iterations: Number of assignment and averaging steps.
+        generator: Draws the initial centers, and new ones for empty clusters.
 
     Returns:
-        Shape ``(clusters, D)``, each of length 1.
+        Unit vectors of shape ``(clusters, D)``.
 
     Example:
         >>> rows = torch.tensor([[1.0, 0.2], [0.9, 0.0], [0.0, 1.0], [0.1, 0.8]])
@@ -99,7 +99,7 @@ def spherical_kmeans(rows: Tensor, clusters: int, iterations: int, generator: Ge
     centers = unit[torch.randperm(len(unit), generator=generator)[:clusters]]
     for _ in range(iterations):
         nearest = torch.cat([(part @ centers.T).argmax(1) for part in unit.split(4096)])
-        # Summed by a product with the assignment: index_add_ on a GPU, and threads, would sum in any order.
+        # A matrix product sums in a fixed order; index_add_ on a GPU or with threads does not.
         sums = torch.zeros_like(centers)
         for part, assigned in zip(unit.split(4096), nearest.split(4096), strict=True):
             sums += F.one_hot(assigned, clusters).to(unit.dtype).T @ part
@@ -111,25 +111,25 @@ def spherical_kmeans(rows: Tensor, clusters: int, iterations: int, generator: Ge
     return centers
 
 
-def whitening(rows: Tensor, share: float = 0.1) -> Tensor:
-    """The symmetric matrix (ZCA) that makes the rows' coordinates about uncorrelated and of variance about 1.
+def whitening(rows: Tensor, fraction: float = 0.1) -> Tensor:
+    """ZCA whitening matrix: maps centered rows to nearly uncorrelated coordinates with a variance of nearly 1.
 
     Args:
         rows: Shape ``(N, D)``.
-        share: Of the mean variance, added to every eigenvalue: keeps directions without signal small.
+        fraction: Regularization: this fraction of the mean variance is added to every eigenvalue.
 
     Returns:
-        Shape ``(D, D)``, to multiply centered rows with.
+        Symmetric matrix of shape ``(D, D)``.
     """
     centered = (rows - rows.mean(0)).double()
     values, vectors = torch.linalg.eigh(centered.T @ centered / len(rows))
     values = values.clamp(min=0)
-    factors = (values + share * values.mean() + 1e-12).rsqrt()
+    factors = (values + fraction * values.mean() + 1e-12).rsqrt()
     return (vectors * factors @ vectors.T).to(rows.dtype)
 
 
 def _chain(record: Backbone) -> nn.Sequential:
-    """The backbone's layers up to the last feature layer, with memory for weights."""
+    """The backbone's layers up to the last feature layer, with uninitialized weights on the CPU."""
     with torch.device("meta"):
         features = getattr(record.build(), "features", None)
     plain = (nn.Conv2d, nn.ReLU, nn.MaxPool2d)
@@ -145,16 +145,18 @@ def _chain(record: Backbone) -> nn.Sequential:
     return layers.to_empty(device="cpu")
 
 
-def _fill(layer: nn.Conv2d, seen: Tensor, patches: int, iterations: int, beta: float, generator: Generator) -> None:
-    """Give a layer the clusters of what it sees, and outputs of mean beta and variance 1."""
-    rows = _patches(layer, seen, patches, generator)
+def _initialize(
+    layer: nn.Conv2d, inputs: Tensor, patches: int, iterations: int, beta: float, generator: Generator
+) -> None:
+    """Set a layer's filters to cluster centers of its inputs, scaled to outputs of mean beta and variance 1."""
+    rows = _patches(layer, inputs, patches, generator)
     matrix = whitening(rows)
     centers = spherical_kmeans((rows - rows.mean(0)) @ matrix, layer.out_channels, iterations, generator)
-    layer.weight.copy_((centers @ matrix).view_as(layer.weight))  # the filter whitens and compares
+    layer.weight.copy_((centers @ matrix).view_as(layer.weight))  # filter = whitening, then similarity to the center
     bias = cast("Tensor", layer.bias).zero_()
     total = square = torch.zeros(layer.out_channels, dtype=torch.float64)
     count = 0
-    for part in seen.split(_BATCH):
+    for part in inputs.split(_BATCH):
         output = layer(part).double()
         total = total + output.sum((0, 2, 3))
         square = square + output.square().sum((0, 2, 3))
@@ -165,12 +167,12 @@ def _fill(layer: nn.Conv2d, seen: Tensor, patches: int, iterations: int, beta: f
     bias.copy_((beta - mean / deviation).float())
 
 
-def _patches(layer: nn.Conv2d, seen: Tensor, count: int, generator: Generator) -> Tensor:
-    """Patches as the layer sees them, ``(count, D)``, from all images alike, without those that lie over the border."""
+def _patches(layer: nn.Conv2d, inputs: Tensor, count: int, generator: Generator) -> Tensor:
+    """Random input patches of a layer, ``(count, D)``, equally many per image, none across the border."""
     kernel = cast("tuple[int, int]", layer.kernel_size)
-    pad = [max(0, side - have) for side, have in zip(kernel, seen.shape[2:], strict=True)]
-    padded = F.pad(seen, (0, pad[1], 0, pad[0]))
-    images = torch.arange(count) % len(seen)
+    pad = [max(0, side - have) for side, have in zip(kernel, inputs.shape[2:], strict=True)]
+    padded = F.pad(inputs, (0, pad[1], 0, pad[0]))
+    images = torch.arange(count) % len(inputs)
     tops = torch.randint(padded.shape[2] - kernel[0] + 1, (count,), generator=generator)
     lefts = torch.randint(padded.shape[3] - kernel[1] + 1, (count,), generator=generator)
     rows = tops[:, None, None] + torch.arange(kernel[0])[:, None]

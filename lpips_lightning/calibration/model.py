@@ -1,4 +1,4 @@
-"""LPIPS with parameters, which calibration trains, and the small network that turns two distances into a vote."""
+"""LPIPS with trainable parameters, and the rank network that predicts a judgment from two distances."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ Initialization = Literal["random", "official"]
 
 
 class TrainableLPIPS(nn.Module):
-    """LPIPS whose calibration, and in some modes backbone, are parameters.
+    """LPIPS with a trainable calibration and, in modes ``"tune"`` and ``"scratch"``, a trainable backbone.
 
-    In evaluation mode its distances are those of `LPIPS` with the same numbers. In training mode every squared
-    difference is dropped with probability `dropout`, element by element, before the calibration, as in the paper.
+    In evaluation mode, distances equal those of `LPIPS` with the same weights. In training mode, squared differences
+    are dropped element-wise with probability `dropout` before the calibration, as in the paper.
 
     Args:
         net_type: As for `LPIPS`.
         version: As for `LPIPS`.
-        weights: Of the backbone, as for `LPIPS`; with mode ``"scratch"`` it must be None.
-        mode: ``"lin"``: the backbone is frozen and stays in evaluation mode. ``"tune"``: it is trained too.
-            ``"scratch"``: it starts from Gaussian weights and is trained.
-        init: Of the calibration: ``"random"`` as in the paper, or ``"official"``.
-        dropout: Probability, in [0, 1).
-        seed: Of every random number; the global generator is not touched.
+        weights: Backbone weights, as for `LPIPS`; must be None with mode ``"scratch"``.
+        mode: ``"lin"``: frozen backbone, always in evaluation mode. ``"tune"``: trained backbone. ``"scratch"``:
+            trained backbone, initialized with Gaussian weights.
+        init: Initial calibration: ``"random"`` as in the paper, or ``"official"``.
+        dropout: Dropout probability in [0, 1).
+        seed: Random seed; the global generator is not used.
 
     Attributes:
         extractor: The backbone.
-        layers: Names of the layers, from the input on.
+        layers: Names of the feature layers, from the input on.
 
     Raises:
-        ValueError: If an argument is none of the known ones.
+        ValueError: If an argument is invalid.
         WeightsError: If weights are missing, damaged or of another architecture.
     """
 
@@ -79,22 +79,22 @@ class TrainableLPIPS(nn.Module):
 
     @property
     def calibration(self) -> dict[str, Tensor]:
-        """Weights ``(C,)`` by layer name, as they are now."""
+        """Current weights ``(C,)`` by layer name."""
         return {layer: weight.detach() for layer, weight in zip(self.layers, self._weights, strict=True)}
 
     @property
     def calibration_parameters(self) -> list[nn.Parameter]:
-        """The calibration alone, a parameter a layer."""
+        """The calibration's parameters, one per layer."""
         return list(self._weights)
 
     def set_calibration(self, calibration: Mapping[str, Tensor]) -> None:
-        """Take weights ``(C,)`` by layer name."""
+        """Set the calibration to weights ``(C,)`` by layer name."""
         with torch.no_grad():
             for layer, weight in zip(self.layers, self._weights, strict=True):
                 weight.copy_(calibration[layer])
 
     def clamp_calibration(self) -> None:
-        """Bring negative weights of the calibration back to 0, in place; the backbone is left alone."""
+        """Clamp negative calibration weights to 0, in place; the backbone is unchanged."""
         with torch.no_grad():
             for weight in self._weights:
                 weight.clamp_(min=0)
@@ -107,23 +107,23 @@ class TrainableLPIPS(nn.Module):
         return self
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        """Activations by layer of images ``(N, 3, H, W)`` on [-1, 1]; without a graph in mode ``"lin"``."""
+        """Activations by layer of images ``(N, 3, H, W)`` on [-1, 1]; without autograd in mode ``"lin"``."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.mode != "lin"):
             return self.extractor(to_backbone(images, (-1.0, 1.0), self.shift, self.scale, images.dtype, clamp=True))
 
     def distance(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor], generator: Generator | None = None) -> Tensor:
-        """Distance of every pair of activations: ``(N,)``.
+        """Distances ``(N,)`` between activations.
 
         Args:
-            x: From `encode`.
-            y: From `encode`.
-            generator: Draws what is dropped, on the device of the activations; None for PyTorch's global one.
+            x: Activations from `encode`.
+            y: Activations from `encode`.
+            generator: Generator of the dropout mask, on the activations' device; None: PyTorch's global one.
         """
         if not (self.training and self.dropout):
             calibration = dict(zip(self.layers, self._weights, strict=True))
             return torch.stack(list(layer_distances(x, y, calibration).values())).sum(0)
         pooled = pooled_differences(x, y, self.dropout, generator)
-        # Not a matrix product: autocast would round it.
+        # Not a matrix product, which autocast would run in half precision.
         terms = [(pooled[layer] * weight).sum(1) for layer, weight in zip(self.layers, self._weights, strict=True)]
         return torch.stack(terms).sum(0)
 
@@ -139,15 +139,15 @@ class TrainableLPIPS(nn.Module):
 
 
 class RankNetwork(nn.Module):
-    """The paper's G: two distances -> the logit of the share of people who find the second one nearer.
+    """The paper's network G: predicts the logit of the fraction of people who find `p1` nearer, from two distances.
 
-    Layers of 5, 32, 32 and 1 numbers with LeakyReLU 0.2 on ``(d0, d1, d0 - d1, d0 / (d1 + 0.1), d1 / (d0 + 0.1))``. The
-    reference writes them as 1 x 1 convolutions and ends in a sigmoid; here it is part of the loss, which is then
-    finite for any logit.
+    An MLP of widths 5, 32, 32, 1 with LeakyReLU(0.2) on ``(d0, d1, d0 - d1, d0 / (d1 + 0.1), d1 / (d0 + 0.1))``. The
+    reference uses 1 x 1 convolutions and a final sigmoid; here the sigmoid is part of the loss, for numerical
+    stability.
 
     Args:
-        seed: Of its weights; the global generator is not touched.
-        width: Of the hidden layers.
+        seed: Random seed of the weights; the global generator is not used.
+        width: Width of the hidden layers.
     """
 
     def __init__(self, seed: int = 0, width: int = 32) -> None:
@@ -164,22 +164,23 @@ class RankNetwork(nn.Module):
 
     @override
     def forward(self, d0: Tensor, d1: Tensor) -> Tensor:
-        """Shape ``(N,)`` twice -> logits ``(N,)``."""
+        """Logits ``(N,)`` of distances ``(N,)`` to `p0` and `p1`."""
         ratios = (d0 / (d1 + 0.1), d1 / (d0 + 0.1))
-        with torch.autocast(d0.device.type, enabled=False):  # half precision would round near distances to equal ones
+        # Half precision would round close distances to equal values.
+        with torch.autocast(d0.device.type, enabled=False):
             return self.body(torch.stack([d0, d1, d0 - d1, *ratios], 1)).squeeze(1)
 
 
 def pooled_differences(
     x: Mapping[str, Tensor], y: Mapping[str, Tensor], dropout: float = 0.0, generator: Generator | None = None
 ) -> dict[str, Tensor]:
-    """Mean over space of the squared difference of unit activations: what a calibration is multiplied with.
+    """Spatial mean of the squared difference of unit-normalized activations, the input of a calibration.
 
     Args:
         x: Activations ``(N, C, h, w)`` by layer name.
         y: Activations of the same names and shapes.
-        dropout: Probability to drop a squared difference; the others grow to make up for it.
-        generator: Draws what is dropped, on the device of the activations; None for PyTorch's global one.
+        dropout: Probability to drop a squared difference; the others are scaled by ``1 / (1 - dropout)``.
+        generator: Generator of the dropout mask, on the activations' device; None: PyTorch's global one.
 
     Returns:
         Shape ``(N, C)`` by layer name.
@@ -201,13 +202,13 @@ def pooled_differences(
 
 
 def random_calibration(record: Backbone, seed: int) -> dict[str, Tensor]:
-    """A calibration to start from: PyTorch's default for 1 x 1 convolutions, negative weights brought to 0.
+    """Random initial calibration: PyTorch's default for 1 x 1 convolutions, with negative weights clamped to 0.
 
-    The reference brings them to 0 after the first step.
+    The reference clamps them after the first step.
 
     Args:
         record: The backbone.
-        seed: Equal seeds give equal weights; the global generator is not touched.
+        seed: Random seed; the global generator is not used.
 
     Returns:
         Weights ``(C,)`` by layer name.

@@ -1,4 +1,4 @@
-"""Calibrating LPIPS on people's judgments, as the paper does it: lin, tune and scratch."""
+"""LightningModule that calibrates LPIPS on human judgments, in the paper's modes lin, tune and scratch."""
 
 from __future__ import annotations
 
@@ -26,51 +26,50 @@ from lpips_lightning.metrics.judgments import HumanCeiling, JNDScore, TwoAFCScor
 
 Batch = dict[str, Any]
 _RANGE = (-1.0, 1.0)
-_KINDS = ("", "2afc", "jnd")  # of a set; none before its first batch
+_KINDS = ("", "2afc", "jnd")  # of a set; empty before its first batch
 
 
 class PerceptualCalibration(LightningModule):
-    """Trains LPIPS to agree with people about which of two images is nearer to a third (Zhang et al. 2018, section 3).
+    """Trains LPIPS to predict which of two images people find nearer to a reference (Zhang et al. 2018, section 3).
 
     Batches are dicts. Triplets: ``ref``, ``p0``, ``p1``, shape ``(N, 3, H, W)`` on [-1, 1], and ``judge`` ``(N,)``, the
-    share of people who find `p1` nearer. Pairs, for validation and test only: ``p0``, ``p1`` and ``same`` ``(N,)``, the
-    share who saw no difference. The defaults are the paper's; with them ``max_epochs`` is 10 and batches are of 50
-    triplets of 64 x 64 pixels.
+    fraction of people who find `p1` nearer. Pairs, for validation and test only: ``p0``, ``p1`` and ``same`` ``(N,)``,
+    the fraction who saw no difference. The defaults are the paper's, with ``max_epochs`` 10 and batches of 50 triplets
+    of 64 x 64 pixels.
 
-    Logs ``train/loss``; for every set of triplets ``val/<set>/2afc`` and their mean ``val/2afc``; for every set of
-    pairs ``val/<set>/jnd`` and ``val/jnd``; in tests the same below ``test/``. Sets are named by ``val_names`` and
-    ``test_names`` of the data module where it has them, else by their number.
+    Logs ``train/loss``; ``val/<set>/2afc`` for every set of triplets and their mean ``val/2afc``; ``val/<set>/jnd`` for
+    every set of pairs and their mean ``val/jnd``; tests log the same below ``test/``. Set names are the data module's
+    ``val_names`` and ``test_names`` if it has them, otherwise loader indices.
 
-    A training that was killed and goes on gives the same weights bit for bit on the CPU, if its data come in the same
-    order (see `lpips_lightning.data.samplers.ResumableLoader`): what dropout drops depends on the seed, the epoch, the
-    batch's number and the rank alone.
+    A training that resumes from a checkpoint gives bit-equal weights on the CPU if the data come in the same order (see
+    `lpips_lightning.data.samplers.ResumableLoader`): dropout masks depend only on seed, epoch, batch index and rank.
 
-    In mode ``"lin"`` the frozen backbone is meant to be in eval mode; Lightning warns about that at the start.
+    In mode ``"lin"`` the frozen backbone is in evaluation mode on purpose; Lightning warns about this at the start.
 
     Args:
         net_type: As for `LPIPS`.
-        mode: ``"lin"``: the calibration alone is trained. ``"tune"``: the backbone too. ``"scratch"``: the backbone
-            too, from Gaussian weights.
+        mode: ``"lin"``: trains the calibration only. ``"tune"``: trains calibration and backbone. ``"scratch"``: trains
+            both, with the backbone initialized with Gaussian weights.
         version: ``"0.1"``, or ``"0.0"``, which does not scale its input.
-        weights: Backbone: a path, None to look it up, or ``"random"``; None with mode ``"scratch"``.
-        init: Of the calibration: ``"random"`` as in the paper, or ``"official"``.
-        lr: Of Adam.
-        betas: Of Adam.
+        weights: Backbone weights: a path, None to look them up, or ``"random"``; None with mode ``"scratch"``.
+        init: Initial calibration: ``"random"`` as in the paper, or ``"official"``.
+        lr: Learning rate of Adam.
+        betas: Betas of Adam.
         constant_epochs: Epochs at the full learning rate.
-        decay_epochs: Epochs over which it then falls in equal steps.
+        decay_epochs: Epochs of linear decay that follow.
         dropout: Probability to drop a squared difference before the calibration.
-        seed: Of start values and dropout.
+        seed: Random seed of initialization and dropout.
 
     Attributes:
-        network: The LPIPS that is trained; registered, unlike everywhere else in this package.
-        rank: The network that turns two distances into a vote; needed for training only.
-        calibration_scores: 2AFC score in [0, 1] by set, of the last validation or test.
-        human_ceilings: Score in [0, 1] of one more person, by set.
+        network: The trained LPIPS; registered as a submodule, unlike elsewhere in this package.
+        rank: The rank network, needed for training only.
+        calibration_scores: 2AFC score in [0, 1] by set, from the last validation or test.
+        human_ceilings: Human ceiling of the 2AFC score in [0, 1] by set.
         jnd_scores: JND average precision in [0, 1] by set.
-        jnd_curves: Recall and precision by set.
+        jnd_curves: Recall and precision of the JND curve by set.
 
     Raises:
-        ValueError: If an argument is none of the known ones.
+        ValueError: If an argument is invalid.
         WeightsError: If weights are missing, damaged or of another architecture.
     """
 
@@ -89,7 +88,7 @@ class PerceptualCalibration(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        # A backbone of one's own is no plain value: it would make checkpoints unloadable with weights_only=True.
+        # A custom Backbone object in the hyperparameters would break loading with weights_only=True.
         self.save_hyperparameters(ignore=["net_type"] if isinstance(net_type, Backbone) else [])
         self.network = TrainableLPIPS(
             net_type, version=version, weights=weights, mode=mode, init=init, dropout=dropout, seed=seed
@@ -103,12 +102,12 @@ class PerceptualCalibration(LightningModule):
 
     @property
     def calibration(self) -> dict[str, Tensor]:
-        """Weights ``(C,)`` by layer name, as they are now."""
+        """Current weights ``(C,)`` by layer name."""
         return self.network.calibration
 
     @override
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distances ``(N,)`` of images ``(N, 3, H, W)`` on [-1, 1]."""
+        """Distances ``(N,)`` between images ``(N, 3, H, W)`` on [-1, 1]."""
         (distance,) = self.network(x, y)
         return distance
 
@@ -123,7 +122,7 @@ class PerceptualCalibration(LightningModule):
 
     @override
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        # Here and not when the batch has ended: a checkpoint may be written before that hook runs.
+        # Not in on_train_batch_end: a checkpoint may be written before that hook.
         super().optimizer_step(*args, **kwargs)
         self.network.clamp_calibration()
 
@@ -168,24 +167,23 @@ class PerceptualCalibration(LightningModule):
         rescale_to: Rescale | None = None,
         pairs: Iterable[tuple[Tensor, Tensor]] | None = None,
     ) -> Path:
-        """Write what was learned as a file that `LPIPS`, metric, loss and command line take.
+        """Write the trained weights to a file for `LPIPS`, metric, loss and command line.
 
-        From mode ``"lin"`` it holds the calibration: ``LPIPS(net_type, calibration=path)``. From the other modes it
-        holds backbone and calibration: ``LPIPS(net_type, weights=path)``.
+        In mode ``"lin"`` the file contains the calibration: ``LPIPS(net_type, calibration=path)``. In the other modes
+        it contains backbone and calibration: ``LPIPS(net_type, weights=path)``.
 
         Args:
-            path: A ``.safetensors`` file; it appears when it is complete.
-            rescale_to: ``"official"`` multiplies the calibration so that the mean distance over `pairs` is that of the
-                official calibration on its own backbone: thresholds that people know keep their meaning. No ranking
-                and no score changes. None leaves the level as training left it, which means nothing: the rank
-                network takes any.
-            pairs: Batches of two images ``(N, 3, H, W)`` on [-1, 1].
+            path: Output ``.safetensors`` file, written atomically.
+            rescale_to: ``"official"`` scales the calibration so that the mean distance over `pairs` equals that of the
+                official calibration and backbone; known thresholds keep their meaning, rankings and scores do not
+                change. None keeps the scale from training, which is arbitrary.
+            pairs: Batches of two images ``(N, 3, H, W)`` on [-1, 1], for rescaling.
 
         Returns:
-            The file.
+            Path of the file.
 
         Raises:
-            ValueError: If the path ends in something else, or there are no pairs to rescale over.
+            ValueError: If the path has another suffix, or there are no pairs to rescale over.
         """
         factor = rescale_factor(self.network, self._net_type, rescale_to, pairs or ())
         return write_calibration(
@@ -216,17 +214,17 @@ class PerceptualCalibration(LightningModule):
         }
 
     def _distances(self, batch: Batch, batch_idx: int, generator: Generator | None = None) -> tuple[Tensor, ...]:
-        """Of the triplets to their references, or of the pairs."""
+        """Distances of candidates to references for triplets, or within pairs."""
         names = ("ref", "p0", "p1") if "judge" in batch else ("p0", "p1")
-        if lacking := [name for name in names if name not in batch]:
+        if missing := [name for name in names if name not in batch]:
             raise ValueError(
                 f"batch: expected ref, p0, p1 and judge, or p0, p1 and same, got {', '.join(map(str, batch))}"
-                f" without {', '.join(lacking)}"
+                f" without {', '.join(missing)}"
             )
         record = self.network.record
         for other in names[1:]:
             PLAIN.check_pair(batch[names[0]], batch[other], (names[0], other), record.name, record.smallest_side)
-        if batch_idx == 0:  # waits for the device: once an epoch is enough to see a wrong range
+        if batch_idx == 0:  # synchronizes the device, so only once per epoch
             for name in names:
                 check_values(batch[name], name, _RANGE)
         images: list[Tensor] = [batch[name] for name in names]
@@ -242,16 +240,16 @@ class PerceptualCalibration(LightningModule):
 
     def _update(self, batch: Batch, batch_idx: int, dataloader_idx: int) -> None:
         distances, part = self._distances(batch, batch_idx), self._sets[dataloader_idx]
-        # Without those that a distributed sampler repeats, which are the last.
-        own = len(dataset_indices(self.trainer, dataloader_idx, part.seen, len(distances[0])))
-        judged: Batch = {name: batch[name][:own] for name in ("judge", "same") if name in batch}
-        part.update([distance[:own] for distance in distances], judged)
+        # Exclude the padding of a distributed sampler, which comes last.
+        count = len(dataset_indices(self.trainer, dataloader_idx, part.seen, len(distances[0])))
+        judged: Batch = {name: batch[name][:count] for name in ("judge", "same") if name in batch}
+        part.update([distance[:count] for distance in distances], judged)
         part.seen += len(batch["p0"])
 
     def _finish_scores(self, stage: str) -> None:
         if self.trainer.sanity_checking:
             return
-        self._agree_on_kinds()
+        self._sync_kinds()
         for kind, scores in (("2afc", self.calibration_scores), ("jnd", self.jnd_scores)):
             scores.clear()
             for part in self._sets:
@@ -263,16 +261,16 @@ class PerceptualCalibration(LightningModule):
         self.human_ceilings = {part.name: float(part.ceiling.compute()) for part in self._sets if part.kind == "2afc"}
         self.jnd_curves = {part.name: part.curve() for part in self._sets if part.kind == "jnd"}
 
-    def _agree_on_kinds(self) -> None:
-        """A rank that had no batch of a set learns from the others what it is: scores are computed by all ranks."""
-        own = torch.tensor([_KINDS.index(part.kind) for part in self._sets], dtype=torch.long, device=self.device)
-        known = cast(Tensor, self.trainer.strategy.reduce(own, reduce_op="max"))
-        for part, code in zip(self._sets, known.tolist(), strict=True):
+    def _sync_kinds(self) -> None:
+        """Share the kinds of sets between ranks: all ranks compute the scores, including ranks without a batch."""
+        local = torch.tensor([_KINDS.index(part.kind) for part in self._sets], dtype=torch.long, device=self.device)
+        reduced = cast(Tensor, self.trainer.strategy.reduce(local, reduce_op="max"))
+        for part, code in zip(self._sets, reduced.tolist(), strict=True):
             part.kind = _KINDS[code]
 
 
 class _SetScores(nn.Module):
-    """The scores of one set, of triplets or of pairs: what its first batch is."""
+    """Scores of one set; its first batch decides whether it has triplets or pairs."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -280,7 +278,7 @@ class _SetScores(nn.Module):
         self.afc, self.ceiling, self.jnd = TwoAFCScore(), HumanCeiling(), JNDScore()
 
     def update(self, distances: Sequence[Tensor], batch: Batch) -> None:
-        """Add a batch's distances."""
+        """Add the distances of a batch."""
         kind = "2afc" if "judge" in batch else "jnd"
         if self.kind not in ("", kind):
             raise ValueError(f"batch: expected triplets or pairs in {self.name}, got both")
@@ -292,7 +290,7 @@ class _SetScores(nn.Module):
             self.jnd.update(distances[0], batch["same"])
 
     def score(self) -> float:
-        """Over all ranks."""
+        """2AFC score or JND average precision in [0, 1], over all ranks."""
         return float((self.afc if self.kind == "2afc" else self.jnd).compute())
 
     def curve(self) -> tuple[Tensor, Tensor]:
@@ -305,5 +303,5 @@ class _SetScores(nn.Module):
 def _set_names(data: Any, stage: str, count: int) -> list[str]:
     names = getattr(data, f"{stage}_names", None)
     if names is None or len(names) != count:
-        return [str(number) for number in range(count)]
-    return [str(name).removeprefix("2afc/").removeprefix("jnd/") for name in names]  # the kind is said behind the name
+        return [str(index) for index in range(count)]
+    return [str(name).removeprefix("2afc/").removeprefix("jnd/") for name in names]  # log names end with the kind

@@ -1,7 +1,7 @@
-"""Pooled squared differences of judged pairs, computed once: all that mode lin needs to know of the images.
+"""Pooled squared differences of judged pairs, computed once and cached; the only input that mode lin needs.
 
-A calibration is multiplied with the mean over space of the squared difference of unit activations. That mean is 1152
-(alex), 1472 (vgg), 2240 (squeeze) or 464 (embedded) numbers a pair, whatever the images' size.
+LPIPS multiplies the calibration with the spatial mean of the squared difference of unit-normalized activations. That
+mean has 1152 (alex), 1472 (vgg), 2240 (squeeze) or 464 (embedded) values per pair, for any image size.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from lpips_lightning.io.tensor_files import read_record, write_tensors
 from lpips_lightning.weights import WeightsError, read_tensors, tensors_sha256
 
 _log = logging.getLogger("lpips_lightning")
-_FORMAT = 2  # of the cache's files and of how their numbers are computed
+_FORMAT = 2  # increment when the cache files or their values change
 _Moments: TypeAlias = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
 class PooledTriplets:
-    """Judged triplets as rows of a table of pairs.
+    """M judged triplets over a table of P pooled pairs.
 
     Attributes:
-        mean: Pooled squared differences of the pairs, ``(P, C)``, layers side by side, float32.
-        spread: Standard deviation that the paper's element-wise dropout of one half gives each of them, ``(P, C)``;
-            None where it was not asked for.
-        rows: Of a triplet: the rows of (ref, p0) and of (ref, p1), ``(M, 2)``.
-        judge: Share of people who find p1 nearer, ``(M,)``.
-        layers: Channels by layer name, in the order of the columns.
+        mean: Pooled squared differences of the pairs, ``(P, C)``, float32; the layers' channels are concatenated.
+        spread: Standard deviation of `mean` under the paper's element-wise dropout with probability 0.5, ``(P, C)``;
+            None if not computed.
+        rows: Row indices of (ref, p0) and (ref, p1) per triplet, ``(M, 2)``.
+        judge: Fraction of people who find p1 nearer, ``(M,)`` in [0, 1].
+        layers: Number of channels by layer name, in column order.
     """
 
     mean: Tensor
@@ -55,11 +55,11 @@ class PooledTriplets:
         return len(self.rows)
 
     def subset(self, chosen: Tensor) -> PooledTriplets:
-        """Some of the triplets, over the same table of pairs."""
+        """The triplets with indices `chosen`, over the same table of pairs."""
         return replace(self, rows=self.rows[chosen], judge=self.judge[chosen])
 
     def distances(self, calibration: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """``d(ref, p0)`` and ``d(ref, p1)`` of every triplet, each ``(M,)``, for weights ``(C,)`` by layer name."""
+        """Distances ``d(ref, p0)`` and ``d(ref, p1)``, each ``(M,)``, for weights ``(C,)`` by layer name."""
         weight = torch.cat([calibration[layer] for layer in self.layers]).to(self.mean)
         d0, d1 = (self.mean @ weight)[self.rows].unbind(1)
         return d0, d1
@@ -68,20 +68,20 @@ class PooledTriplets:
 def pool(
     network: TrainableLPIPS, data: Dataset[dict[str, Any]], *, spread: bool = False, num_workers: int = 0
 ) -> PooledTriplets:
-    """Run the backbone over judged triplets once.
+    """Compute pooled squared differences of judged triplets.
 
     Args:
-        network: Its backbone is used, not its calibration.
-        data: Triplets as `TwoAFCDataset` gives them. Of a `TripletDataset` every image is encoded once and every pair
-            compared once, however many triplets they are in.
-        spread: Compute `PooledTriplets.spread` too, in twice the time and memory.
-        num_workers: Processes that read; not used for a `TripletDataset`, whose images are few.
+        network: Network with the backbone; its calibration is not used.
+        data: Triplets with items as in `TwoAFCDataset`. In a `TripletDataset`, images and pairs that occur in several
+            triplets are processed once.
+        spread: Also compute `PooledTriplets.spread`; takes twice the time and memory.
+        num_workers: Worker processes that read images; ignored for a `TripletDataset`.
 
     Returns:
-        The table, on the CPU.
+        The pooled triplets, on the CPU.
 
     Raises:
-        ValueError: If an image is damaged, too small, or they differ in size.
+        ValueError: If an image is damaged or too small, or sizes differ.
         FileNotFoundError: If an image is missing.
     """
     if isinstance(data, TripletDataset):
@@ -96,7 +96,7 @@ def pool(
         count, start = len(batch["judge"]), 2 * sum(map(len, judges))
         judges.append(batch["judge"])
         rows.append(start + torch.arange(2 * count).view(2, count).T)  # all of (ref, p0), then all of (ref, p1)
-    return PooledTriplets(*_joined(parts), torch.cat(rows), torch.cat(judges).float(), _columns(network))
+    return PooledTriplets(*_concatenate(parts), torch.cat(rows), torch.cat(judges).float(), _columns(network))
 
 
 def pool_pairs(
@@ -107,29 +107,29 @@ def pool_pairs(
     spread: bool = False,
     memory_budget: int = 2**30,
 ) -> tuple[Tensor, Tensor | None]:
-    """Pooled squared differences of pairs out of a table of images; an image that is in many pairs is encoded once.
+    """Pooled squared differences of image pairs; caches features of images that occur in several pairs.
 
     Args:
-        network: Its backbone is used, not its calibration.
-        image: Number of an image -> ``(3, H, W)`` on [-1, 1], all of one size.
-        pairs: Numbers of images, ``(P, 2)``, at least one pair.
-        spread: Compute `PooledTriplets.spread` too.
-        memory_budget: Bytes of features to hold. If all images need more, some are encoded again.
+        network: Network with the backbone; its calibration is not used.
+        image: Function from an image index to the image ``(3, H, W)`` on [-1, 1]; all images have one size.
+        pairs: Image indices, ``(P, 2)``, at least one pair.
+        spread: Also compute `PooledTriplets.spread`.
+        memory_budget: Bytes for cached features. If all images need more, some are encoded again.
 
     Returns:
         `PooledTriplets.mean` and `PooledTriplets.spread` of the pairs.
     """
     with torch.inference_mode():
-        held = _HeldFeatures(network, image, memory_budget)
-        # In blocks of images such that those of two blocks fit into memory together; and back.
-        block = max(1, held.capacity // 2)
+        cache = _FeatureCache(network, image, memory_budget)
+        # Process pairs block by block; the cache fits two blocks of images.
+        block = max(1, cache.capacity // 2)
         keys = [(first // block, second // block, first, second) for first, second in pairs.tolist()]
         order = torch.tensor(sorted(range(len(pairs)), key=keys.__getitem__), dtype=torch.long)
-        # Pair by pair: a pair's difference stays in the processor's cache, a batch's does not.
-        parts = [_moments(held.of(first), held.of(second), spread) for first, second in pairs[order].tolist()]
-    mean, deviation = _joined([(one[None], None if two is None else two[None]) for one, two in parts])
-    back = order.argsort()
-    return mean[back], None if deviation is None else deviation[back]
+        # One pair at a time: its difference fits the CPU cache, that of a batch does not.
+        parts = [_moments(cache.get(first), cache.get(second), spread) for first, second in pairs[order].tolist()]
+    mean, deviation = _concatenate([(one[None], None if two is None else two[None]) for one, two in parts])
+    inverse = order.argsort()
+    return mean[inverse], None if deviation is None else deviation[inverse]
 
 
 def cached_pool(
@@ -140,20 +140,20 @@ def cached_pool(
     spread: bool = False,
     num_workers: int = 0,
 ) -> PooledTriplets:
-    """`pool`, or what it gave the last time for the same backbone, images, size and judgments.
+    """`pool` with a file cache.
 
-    The file's name is a digest of the backbone's weights, of how it scales its input, of the judgments, and of the
-    names, sizes and times of all images. A file that is damaged or of something else is made anew, and the log says so.
+    The cache key is a digest of the backbone's weights and input scaling, the judgments, and the names, sizes and
+    modification times of all images. A damaged or mismatched cache file is recomputed, with a warning in the log.
 
     Args:
-        network: Its backbone is used, not its calibration.
+        network: Network with the backbone; its calibration is not used.
         data: Triplets in files.
-        folder: Where to keep it; made when needed. None keeps nothing.
+        folder: Cache folder, created if missing; None: no cache.
         spread: See `pool`.
         num_workers: See `pool`.
 
     Returns:
-        The table, on the CPU.
+        The pooled triplets, on the CPU.
     """
     if folder is None:
         return pool(network, data, spread=spread, num_workers=num_workers)
@@ -163,51 +163,53 @@ def cached_pool(
         if path.is_file():
             return _read(path, key, network)
     except (OSError, WeightsError) as error:
-        _log.warning("%s; computed anew", error)
-    found = pool(network, data, spread=spread, num_workers=num_workers)
-    tensors = {"mean": found.mean, "rows": found.rows, "judge": found.judge}
-    if found.spread is not None:
-        tensors["spread"] = found.spread
+        _log.warning("%s; recomputing", error)
+    pooled = pool(network, data, spread=spread, num_workers=num_workers)
+    tensors = {"mean": pooled.mean, "rows": pooled.rows, "judge": pooled.judge}
+    if pooled.spread is not None:
+        tensors["spread"] = pooled.spread
     try:
         write_tensors(path, tensors, {"key": key})
-    except OSError as error:  # a full disk, a folder that may not be written: the numbers are right all the same
-        _log.warning("cache: expected to keep pooled differences in '%s', got %s; they are not kept", folder, error)
-    return found
+    except OSError as error:  # the result is valid without a cache
+        _log.warning("cache: expected to write pooled differences to '%s', got %s; continuing without", folder, error)
+    return pooled
 
 
-class _HeldFeatures:
-    """Unit activations of the images used last, within a number of bytes."""
+class _FeatureCache:
+    """LRU cache of unit-normalized activations, limited in bytes."""
 
     def __init__(self, network: TrainableLPIPS, image: Callable[[int], Tensor], memory_budget: int) -> None:
         self.network, self.image = network, image
-        self.held: OrderedDict[int, list[Tensor]] = OrderedDict()
+        self.features: OrderedDict[int, list[Tensor]] = OrderedDict()
         self.shape = image(0).shape
         one = _unit_features(network, image(0)[None])
         size = sum(features.numel() * features.element_size() for features in one)
         self.capacity = max(2, memory_budget // size)
 
-    def of(self, number: int) -> list[Tensor]:
-        """What `_unit_features` gives for an image, without its first dimension."""
-        if number not in self.held:
-            image = self.image(number)
+    def get(self, index: int) -> list[Tensor]:
+        """`_unit_features` of one image, without the batch dimension."""
+        if index not in self.features:
+            image = self.image(index)
             if image.shape != self.shape:
                 sizes = " and ".join(f"{shape[1]}x{shape[2]}" for shape in (self.shape, image.shape))
-                raise ValueError(f"size: expected images of one size, got {sizes}; say which size to resize to")
-            self.held[number] = [features[0] for features in _unit_features(self.network, image[None])]
-        self.held.move_to_end(number)
-        if len(self.held) > self.capacity:
-            self.held.popitem(last=False)
-        return self.held[number]
+                raise ValueError(f"size: expected images of one size, got {sizes}; set size to resize them")
+            self.features[index] = [features[0] for features in _unit_features(self.network, image[None])]
+        self.features.move_to_end(index)
+        if len(self.features) > self.capacity:
+            self.features.popitem(last=False)
+        return self.features[index]
 
 
 def _pool_shared(network: TrainableLPIPS, data: TripletDataset, spread: bool) -> PooledTriplets:
     files = sorted({file for triplet in data.triplets for file in (triplet.ref, triplet.p0, triplet.p1)})
-    number = {file: index for index, file in enumerate(files)}
-    # A distance is the same both ways, so (a, b) and (b, a) are one pair.
-    both = [
-        sorted((number[triplet.ref], number[other])) for triplet in data.triplets for other in (triplet.p0, triplet.p1)
+    indices = {file: index for index, file in enumerate(files)}
+    # Distances are symmetric, so (a, b) and (b, a) are one pair.
+    all_pairs = [
+        sorted((indices[triplet.ref], indices[other]))
+        for triplet in data.triplets
+        for other in (triplet.p0, triplet.p1)
     ]
-    pairs, rows = torch.tensor(both).unique(dim=0, return_inverse=True)
+    pairs, rows = torch.tensor(all_pairs).unique(dim=0, return_inverse=True)
 
     def image(index: int) -> Tensor:
         return read_images({"image": data.images / files[index]}, data.size)["image"]
@@ -218,16 +220,16 @@ def _pool_shared(network: TrainableLPIPS, data: TripletDataset, spread: bool) ->
 
 
 def _unit_features(network: TrainableLPIPS, images: Tensor) -> list[Tensor]:
-    """Unit activations ``(N, C, positions)`` of every layer."""
+    """Unit-normalized activations ``(N, C, H * W)`` of every layer."""
     PLAIN.check(images, "images", network.record.name, network.record.smallest_side)
     return [unit_normalize(features.float()).flatten(2).contiguous() for features in network.encode(images).values()]
 
 
 def _moments(x: list[Tensor], y: list[Tensor], spread: bool) -> _Moments:
-    """Mean of the squared difference, and what dropout of one half adds, each ``(..., C)``, layers side by side.
+    """Mean squared difference, and its standard deviation under dropout of 0.5, each ``(..., C)`` over all layers.
 
-    With n positions, squared differences s and a probability p, dropout leaves the mean of s as it is and adds a
-    variance of ``p / (1 - p) * sum(s^2) / n^2``.
+    For n positions, squared differences s and dropout probability p, dropout keeps the mean of s and adds a variance of
+    ``p / (1 - p) * sum(s^2) / n^2``.
     """
     means, deviations = [], []
     for one, other in zip(x, y, strict=True):
@@ -238,11 +240,11 @@ def _moments(x: list[Tensor], y: list[Tensor], spread: bool) -> _Moments:
     return torch.cat(means, -1), torch.cat(deviations, -1) if spread else None
 
 
-def _joined(parts: list[_Moments]) -> _Moments:
+def _concatenate(parts: list[_Moments]) -> _Moments:
     means, deviations = zip(*parts, strict=True)
-    whole = [deviation for deviation in deviations if deviation is not None]
-    # Clones are ordinary tensors, not of inference mode.
-    return torch.cat(means).clone(), torch.cat(whole).clone() if whole else None
+    computed = [deviation for deviation in deviations if deviation is not None]
+    # Clone, because inference tensors cannot be used in autograd.
+    return torch.cat(means).clone(), torch.cat(computed).clone() if computed else None
 
 
 def _columns(network: TrainableLPIPS) -> dict[str, int]:
@@ -250,7 +252,7 @@ def _columns(network: TrainableLPIPS) -> dict[str, int]:
 
 
 def _key(network: TrainableLPIPS, data: TwoAFCDataset | TripletDataset, spread: bool) -> str:
-    """Digest of everything that decides the numbers."""
+    """Digest of everything that the pooled values depend on."""
     digest = hashlib.sha256()
     scaling = [None if value is None else value.tolist() for value in (network.shift, network.scale)]
     backbone = tensors_sha256(network.extractor.graph.state_dict())
@@ -270,8 +272,8 @@ def _key(network: TrainableLPIPS, data: TwoAFCDataset | TripletDataset, spread: 
     seen: dict[Path, str] = {}
     for file in files:
         if file not in seen:
-            about = file.stat()
-            seen[file] = f"{file.relative_to(_root(data)).as_posix()} {about.st_size} {about.st_mtime_ns}\n"
+            status = file.stat()
+            seen[file] = f"{file.relative_to(_root(data)).as_posix()} {status.st_size} {status.st_mtime_ns}\n"
             digest.update(seen[file].encode())
     return digest.hexdigest()
 

@@ -1,4 +1,4 @@
-"""Learning rate and seeds of the calibration."""
+"""Learning rate schedule and random seeds of the calibration."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 
 
 def learning_rate_factor(epoch: int, constant_epochs: int = 6, decay_epochs: int = 4) -> float:
-    """Share of the full learning rate in an epoch, counted from 0.
+    """Learning rate of an epoch (counted from 0) as a fraction of the full rate.
 
-    The reference's loop lowers the rate at the ends of epochs 6 to 10, so ten epochs run at 1 1 1 1 1 1 .8 .6 .4 .2.
+    The reference lowers the rate at the ends of epochs 6 to 10, so ten epochs run at 1 1 1 1 1 1 .8 .6 .4 .2.
 
     Example:
         >>> [round(learning_rate_factor(epoch), 1) for epoch in range(11)]
@@ -18,7 +18,7 @@ def learning_rate_factor(epoch: int, constant_epochs: int = 6, decay_epochs: int
 
 
 def step_seed(*numbers: int) -> int:
-    """A seed that depends on every one of some numbers >= 0.
+    """A seed derived from all of `numbers`, each >= 0.
 
     Example:
         >>> step_seed(0, 1) != step_seed(1, 0)

@@ -1,1 +1,1 @@
-"""The command ``lpips-lightning``: each subcommand imports what it needs when it is called."""
+"""The command ``lpips-lightning``; every subcommand imports its modules lazily."""

@@ -27,36 +27,41 @@ def main(args: list[str] | None = None) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command takes."""
-    made = argparse.ArgumentParser("lpips-lightning bapps", description="The data set of LPIPS, and ones like it.")
-    commands = made.add_subparsers(required=True, metavar="COMMAND")
+    """Build the argument parser."""
+    result = argparse.ArgumentParser("lpips-lightning bapps", description="Evaluate on BAPPS, or generate such data.")
+    commands = result.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_evaluate, _add_make, _add_sheet):
         add(commands)
-    return made
+    return result
 
 
 def _add_evaluate(commands: Any) -> None:
-    parser = commands.add_parser("evaluate", help="how often distances agree with people: the paper's Table 5")
+    parser = commands.add_parser("evaluate", help="agreement of distances with human judgments (the paper's Table 5)")
     evaluate_cli.add_arguments(parser)
     parser.set_defaults(run=evaluate_cli.run)
 
 
 def _add_make(commands: Any) -> None:
-    text = "write a data set in BAPPS' layout from any photographs, with the paper's 20 traditional distortions"
+    text = "generate a data set in BAPPS' layout from any photographs, with the paper's 20 traditional distortions"
     parser = commands.add_parser("make", help=text, description=f"{text[0].upper()}{text[1:]}.")
     parser.set_defaults(run=_make)
-    parser.add_argument("--images", required=True, help="folder of photographs, searched through")
-    parser.add_argument("--out", required=True, help="folder to write, new or empty")
+    parser.add_argument("--images", required=True, help="folder of photographs, searched recursively")
+    parser.add_argument("--out", required=True, help="output folder, new or empty")
     for part, count, what in (("train", 1000, "training triplets"), ("val", 200, "validation triplets")):
         parser.add_argument(f"--{part}", type=int, default=count, help=f"{what} (default: %(default)s)")
-    parser.add_argument("--jnd", type=int, help="pairs (default: 200, without a judge 0)")
+    parser.add_argument("--jnd", type=int, help="JND pairs (default: 200; 0 with --judge none)")
     parser.add_argument(
-        "--judge", choices=_JUDGES, default="embedded", help="who judges; none: people (default: %(default)s)"
+        "--judge",
+        choices=_JUDGES,
+        default="embedded",
+        help="distance that judges; none: write a CSV for people to fill in (default: %(default)s)",
     )
-    parser.add_argument("--weights", help="backbone weights of the judge: a file or a folder")
-    parser.add_argument("--set", dest="set_name", default="traditional", help="its name (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=64, help="side of the patches (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal files (default: %(default)s)")
+    parser.add_argument("--weights", help="backbone weights of --judge: a file or a folder")
+    parser.add_argument("--set", dest="set_name", default="traditional", help="name of the set (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=64, help="patch side in pixels (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed; equal seeds give equal files (default: %(default)s)"
+    )
 
 
 def _make(options: argparse.Namespace) -> None:
@@ -77,12 +82,12 @@ def _distance(judge: str, weights: str | None) -> Distance | None:
 
 
 def _add_sheet(commands: Any) -> None:
-    text = "draw every distortion at 5 strengths, on one sheet"
+    text = "draw a contact sheet of every distortion at 5 strengths"
     parser = commands.add_parser("sheet", help=text, description=f"{text[0].upper()}{text[1:]}.")
     parser.set_defaults(run=_sheet)
-    parser.add_argument("--images", required=True, help="a photograph, or a folder of which it takes the first ones")
+    parser.add_argument("--images", required=True, help="a photograph, or a folder of photographs")
     parser.add_argument("--out", required=True, help="PNG to write")
-    parser.add_argument("--seed", type=int, default=0, help="of directions, signs and noise (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 
 
 def _sheet(options: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lpips_lightning.cli.options import add_network_options, choose_device, network_options
 from lpips_lightning.io.atomic import check_output_path
-from lpips_lightning.io.download import silent
+from lpips_lightning.io.download import no_progress
 from lpips_lightning.io.image_decoding import printable
 from lpips_lightning.io.progress import progress_report
 
@@ -19,49 +19,49 @@ if TYPE_CHECKING:
     from lpips_lightning.network import LPIPS
 
 Kind = Literal["images", "folders", "pairs"]
-_ONLY_WITH: dict[str, tuple[Kind, ...]] = {
+_KINDS_OF_OPTION: dict[str, tuple[Kind, ...]] = {
     "common": ("folders",),
     "in_order": ("folders",),
     "long": ("pairs",),
     "map": ("images", "folders"),
     "per_layer": ("images", "folders"),
 }
-_MEANS = {"images": "two images", "folders": "two folders", "pairs": "one folder and --pairs"}
+_KIND_NAMES = {"images": "two images", "folders": "two folders", "pairs": "one folder and --pairs"}
 _USAGE = "lpips-lightning compare [options] A B\n       lpips-lightning compare [options] --pairs FOLDER"
-_DESCRIPTION = """LPIPS of two images; of two folders, whose images or frames are matched by name; or of all
-pairs in a folder. 0: equal; higher: less similar."""
-_EPILOG = """Standard output: the distance, or lines of mean, std, min, max, n; then what to cite. The headers
-of all files are checked before the work begins. An image that turns out damaged later does not
-stop the others, which are printed and written; it is named, and the exit code is 2, as for all bad
-input."""
+_DESCRIPTION = """LPIPS of two images, of two folders (images or frames matched by name), or of all pairs in
+one folder. 0: equal; higher: less similar."""
+_EPILOG = """Standard output: the distance, or lines with mean, std, min, max and n; then the fingerprint to
+cite. All file headers are checked first. A damaged image found later does not stop the run: the
+other results are printed and written, the error names the image, and the exit code is 2, as for
+all bad input."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command takes."""
-    made = argparse.ArgumentParser(
+    """Build the argument parser."""
+    result = argparse.ArgumentParser(
         "lpips-lightning compare",
         usage=_USAGE,
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=100),
     )
-    add = made.add_argument
-    add("paths", nargs="+", metavar="A B", help="two images, or two folders (searched through)")
-    add_network_options(made)
-    add("--batch-size", type=int, metavar="N", help="pairs at once (default: 24, fewer of large images)")
-    matching = made.add_mutually_exclusive_group()
-    matching.add_argument("--common", action="store_true", help="of two folders, compare only the names both have")
+    add = result.add_argument
+    add("paths", nargs="+", metavar="A B", help="two images, or two folders (searched recursively)")
+    add_network_options(result)
+    add("--batch-size", type=int, metavar="N", help="pairs per batch (default: 24, fewer for large images)")
+    matching = result.add_mutually_exclusive_group()
+    matching.add_argument("--common", action="store_true", help="two folders: compare only names that both have")
     matching.add_argument(
-        "--in-order", action="store_true", help="match two folders' sorted files, whatever their names"
+        "--in-order", action="store_true", help="two folders: match the sorted files by position, not by name"
     )
-    add("--pairs", action="store_true", help="all pairs of one folder, each image encoded once, all in memory")
-    add("--per-layer", action="store_true", help="also the layers' terms, which sum to the distance")
-    add("--csv", metavar="FILE", help="write every distance; with --pairs a matrix")
-    add("--long", action="store_true", help="with --pairs: a row a pair in the CSV instead of a matrix")
-    add("--json", metavar="FILE", help="write every distance and the fingerprint")
-    add("--map", metavar="PATH", help="write heat maps: a PNG for two images, a folder for two folders")
-    add("--map-max", type=float, default=1.0, metavar="D", help="distance of their brightest color (default: 1)")
-    return made
+    add("--pairs", action="store_true", help="all pairs in one folder; encodes each image once, holds all in memory")
+    add("--per-layer", action="store_true", help="also print the per-layer terms, which sum to the distance")
+    add("--csv", metavar="FILE", help="write every distance; with --pairs as a matrix")
+    add("--long", action="store_true", help="with --pairs --csv: one row per pair instead of a matrix")
+    add("--json", metavar="FILE", help="write all distances and the fingerprint")
+    add("--map", metavar="PATH", help="write heatmaps: a PNG for two images, a folder for two folders")
+    add("--map-max", type=float, default=1.0, metavar="D", help="local distance at the brightest color (default: 1)")
+    return result
 
 
 def main(args: list[str] | None = None) -> None:
@@ -71,7 +71,7 @@ def main(args: list[str] | None = None) -> None:
         args: Command line without the program's name; None takes ``sys.argv``.
 
     Raises:
-        ValueError: If an argument or an image is off.
+        ValueError: If an argument or an image is invalid.
         FileNotFoundError: If a path does not exist.
         WeightsError: If weights are missing or damaged.
     """
@@ -79,7 +79,7 @@ def main(args: list[str] | None = None) -> None:
     paths = [Path(path) for path in options.paths]
     kind = _kind(paths, options)
     _check_outputs(paths, kind, options)
-    _check_numbers(options)
+    _check_values(options)
     network = network_options(options)
 
     from lpips_lightning.comparison.file_pairs import Pair, match_folders
@@ -107,23 +107,23 @@ def _compare(pairs: Sequence[Pair], kind: Kind, net: LPIPS, options: argparse.Na
     if options.map is not None:
         keep = compare_report.map_writer(Path(options.map), kind == "folders", options.map_max, net.fingerprint)
     with progress_report("items") as progress:
-        report = progress if kind == "folders" else silent
+        report = progress if kind == "folders" else no_progress
         headers = check_images([(pair.a, pair.b) for pair in pairs], net, report=report)
-        how: dict[str, Any] = {"device": options.device, "batch_size": options.batch_size}
-        found = measure_pairs(pairs, net, headers, keep_map=keep, report=report, **how)
-    errors = [one.error for one in found if one.error]
-    if len(errors) == len(found):
-        raise ValueError(_first_of(errors))
+        compute: dict[str, Any] = {"device": options.device, "batch_size": options.batch_size}
+        results = measure_pairs(pairs, net, headers, keep_map=keep, report=report, **compute)
+    errors = [one.error for one in results if one.error]
+    if len(errors) == len(results):
+        raise ValueError(_first_error(errors))
     if kind == "images":
-        _say([*compare_report.pair_lines(found[0], options.per_layer), net.fingerprint])
+        _print_lines([*compare_report.pair_lines(results[0], options.per_layer), net.fingerprint])
     else:
-        _say([*compare_report.summary_lines(found, options.per_layer), net.fingerprint])
+        _print_lines([*compare_report.summary_lines(results, options.per_layer), net.fingerprint])
     if options.csv is not None:
-        compare_report.write_csv(options.csv, found, options.per_layer)
+        compare_report.write_csv(options.csv, results, options.per_layer)
     if options.json is not None:
-        compare_report.write_json(options.json, found, net.fingerprint, options.per_layer)
+        compare_report.write_json(options.json, results, net.fingerprint, options.per_layer)
     if errors:
-        raise ValueError(f"{len(errors)} of {len(found)} pairs are left out: {_first_of(errors)}")
+        raise ValueError(f"{len(errors)} of {len(results)} pairs failed: {_first_error(errors)}")
 
 
 def _compare_all(folder: Path, net: LPIPS, options: argparse.Namespace) -> None:
@@ -132,16 +132,16 @@ def _compare_all(folder: Path, net: LPIPS, options: argparse.Namespace) -> None:
     from lpips_lightning.comparison.measure import measure_all_pairs
     from lpips_lightning.io.image_files import find_images, natural_order
 
-    found = find_images(folder)
-    names = sorted(found, key=natural_order)
+    images = find_images(folder)
+    names = sorted(images, key=natural_order)
     if len(names) < 2:
         raise ValueError(f"pairs: expected two images or more in '{printable(folder)}', got {len(names)}")
-    files = [found[name] for name in names]
+    files = [images[name] for name in names]
     with progress_report("items") as report:
         headers = check_images([files], net, report=report)
-        how: dict[str, Any] = {"device": options.device, "batch_size": options.batch_size}
-        distances = measure_all_pairs(files, net, headers, report=report, **how)
-    _say([*compare_report.all_pairs_lines(names, distances), net.fingerprint])
+        compute: dict[str, Any] = {"device": options.device, "batch_size": options.batch_size}
+        distances = measure_all_pairs(files, net, headers, report=report, **compute)
+    _print_lines([*compare_report.all_pairs_lines(names, distances), net.fingerprint])
     if options.csv is not None:
         compare_report.write_all_pairs_csv(options.csv, names, distances, options.long)
     if options.json is not None:
@@ -149,10 +149,10 @@ def _compare_all(folder: Path, net: LPIPS, options: argparse.Namespace) -> None:
 
 
 def _kind(paths: Sequence[Path], options: argparse.Namespace) -> Kind:
-    """What is to be compared, and whether the options are about that."""
+    """The kind of comparison; raise if an option does not apply to it."""
     for path in paths:
         if not path.exists():
-            raise FileNotFoundError(f"{printable(path)}: expected an image or a folder, got nothing of this name")
+            raise FileNotFoundError(f"{printable(path)}: expected an image or a folder, got no such file")
     folders = [path.is_dir() for path in paths]
     kind: Kind = "pairs" if options.pairs else "folders" if all(folders) else "images"
     if (
@@ -162,23 +162,25 @@ def _kind(paths: Sequence[Path], options: argparse.Namespace) -> Kind:
     ):
         got = ", ".join("a folder" if folder else "a file" for folder in folders)
         raise ValueError(f"paths: expected two images, two folders, or one folder and --pairs, got {got}")
-    for option, kinds in _ONLY_WITH.items():
+    for option, kinds in _KINDS_OF_OPTION.items():
         if getattr(options, option) not in (None, False) and kind not in kinds:
-            means = " or ".join(_MEANS[one] for one in kinds)
-            raise ValueError(f"{option.replace('_', '-')}: expected {means} with this option, got {_MEANS[kind]}")
+            allowed = " or ".join(_KIND_NAMES[one] for one in kinds)
+            raise ValueError(
+                f"{option.replace('_', '-')}: expected {allowed} with this option, got {_KIND_NAMES[kind]}"
+            )
     return kind
 
 
 def _check_outputs(paths: Sequence[Path], kind: Kind, options: argparse.Namespace) -> None:
-    """Refuse what cannot be written, and what would be written over an image."""
+    """Raise if an output path cannot be written or would overwrite an input image."""
     outputs = {name: getattr(options, name) for name in ("csv", "json", "map") if getattr(options, name) is not None}
     places = {name: Path(path).resolve() for name, path in outputs.items()}
     for name, path in outputs.items():
         check_output_path(path, name, folder=name == "map" and kind == "folders")
         if any(places[name] == other for known, other in places.items() if known != name):
-            raise ValueError(f"{name}: expected another file than those of the other options, got {path!r}")
+            raise ValueError(f"{name}: expected a path that no other option uses, got {path!r}")
         if kind == "images" and any(places[name] == image.resolve() for image in paths):
-            raise ValueError(f"{name}: expected another file than the images, got {path!r}")
+            raise ValueError(f"{name}: expected a path other than the input images, got {path!r}")
     if kind == "folders" and "map" in places:
         inside = [folder for folder in paths if folder.resolve() in (places["map"], *places["map"].parents)]
         if inside:
@@ -187,19 +189,19 @@ def _check_outputs(paths: Sequence[Path], kind: Kind, options: argparse.Namespac
         raise ValueError(f"map: expected a file that ends in .png, got {options.map!r}")
 
 
-def _check_numbers(options: argparse.Namespace) -> None:
+def _check_values(options: argparse.Namespace) -> None:
     if options.batch_size is not None and options.batch_size < 1:
         raise ValueError(f"batch-size: expected a positive number, got {options.batch_size}")
     if not 0 < options.map_max < float("inf"):
         raise ValueError(f"map-max: expected a positive distance, got {options.map_max:g}")
 
 
-def _first_of(errors: Sequence[str]) -> str:
+def _first_error(errors: Sequence[str]) -> str:
     return errors[0] + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
 
 
-def _say(lines: Sequence[str]) -> None:
-    """Print lines as they are, whatever the terminal's encoding."""
+def _print_lines(lines: Sequence[str]) -> None:
+    """Print lines; escape characters that the terminal's encoding lacks."""
     encoding = sys.stdout.encoding or "utf-8"
     text = "".join(f"{line}\n" for line in lines)
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Print the correlations of LPIPS with the opinion scores of a CSV.
+    """Print the correlation of LPIPS with the mean opinion scores in a CSV.
 
     Args:
         args: Command line without the program's name; None takes ``sys.argv``.
@@ -44,49 +44,55 @@ def main(args: list[str] | None = None) -> None:
     opinions = read_opinion_scores(options.file, options.root, options.columns.split(","), options.group)
     scores = torch.tensor([opinion.score for opinion in opinions], dtype=torch.float64)
     names = [opinion.group for opinion in opinions] if options.group else None
-    check_scores(scores, names)  # now, not after the measuring
+    check_scores(scores, names)  # before the long measurement
     with progress_report("items") as report:
         distances, frames = measure(opinions, net, device, report)
-    whole = correlate(distances, scores, options.score)
+    overall = correlate(distances, scores, options.score)
     groups = by_group(distances, scores, names, options.score) if names else {}
     console = Console()
-    sense = "higher is better, LPIPS is negated" if options.score == "mos" else "higher is worse, as LPIPS is"
-    console.print(f"LPIPS against opinion scores ({options.score}: {sense})", soft_wrap=True, highlight=False)
-    console.print(_table(whole, groups))
+    sense = "higher is better, LPIPS is negated" if options.score == "mos" else "higher is worse, like LPIPS"
+    console.print(f"LPIPS against mean opinion scores ({options.score}: {sense})", soft_wrap=True, highlight=False)
+    console.print(_table(overall, groups))
     console.print(net.fingerprint, soft_wrap=True, highlight=False)
-    if whole.srcc < 0:
+    if overall.srcc < 0:
         other = {"mos": "dmos", "dmos": "mos"}[options.score]
-        console.print(f"Negative: are these scores {other}? Then say --score {other}.", style="yellow", highlight=False)
+        hint = f"Negative SRCC: if these scores are {other}, use --score {other}."
+        console.print(hint, style="yellow", highlight=False)
     if options.csv:
         _write_frames(Path(options.csv), frames)
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command takes."""
-    made = argparse.ArgumentParser(
+    """Build the argument parser."""
+    result = argparse.ArgumentParser(
         "lpips-lightning correlate",
-        description="Correlate LPIPS with opinion scores: SRCC, PLCC after the 4-parameter logistic, KRCC.",
+        description="Correlate LPIPS with mean opinion scores: SRCC, KRCC, and PLCC after a 4-parameter logistic fit.",
     )
-    add = made.add_argument
-    add("file", help="CSV with the columns reference, distorted, score; images or folders of frames")
-    add("--root", help="folder that the paths begin in (default: that of the CSV)")
+    add = result.add_argument
+    add("file", help="CSV with columns reference, distorted, score; paths of images or of folders of frames")
+    add("--root", help="folder that the paths are relative to (default: the CSV's folder)")
     columns = "reference,distorted,score"
-    add("--columns", default=columns, metavar="A,B,C", help="what the CSV calls them (default: %(default)s)")
-    add("--score", choices=("mos", "dmos"), default="mos", help="mos: higher is better; dmos: worse (default: mos)")
-    add("--group", metavar="COLUMN", help="also within each group, and the mean over groups")
-    add("--csv", metavar="FILE", help="write the distance of every image or frame")
-    add_network_options(made)
-    return made
+    add("--columns", default=columns, metavar="A,B,C", help="the CSV's names of these columns (default: %(default)s)")
+    add(
+        "--score",
+        choices=("mos", "dmos"),
+        default="mos",
+        help="mos: higher is better; dmos: higher is worse (default: mos)",
+    )
+    add("--group", metavar="COLUMN", help="also correlate within each group, and average over groups")
+    add("--csv", metavar="FILE", help="write the distance of every image or frame to this CSV")
+    add_network_options(result)
+    return result
 
 
-def _table(whole: Correlations, groups: dict[str, Correlations]) -> Table:
+def _table(overall: Correlations, groups: dict[str, Correlations]) -> Table:
     from lpips_lightning.functional.correlation import mean_over_groups
 
     table = Table()
     table.add_column("")
     for heading in ("n", "SRCC", "PLCC", "KRCC"):
         table.add_column(heading, justify="right")
-    rows = [*groups.items(), ("all together", whole)]
+    rows = [*groups.items(), ("all together", overall)]
     if groups:
         rows.insert(-1, ("mean over groups", mean_over_groups(groups)))
         rows.insert(-1, ("mean by Fisher's z and size", mean_over_groups(groups, fisher=True)))

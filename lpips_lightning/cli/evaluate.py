@@ -1,4 +1,4 @@
-"""``lpips-lightning bapps evaluate``: the paper's Table 5 for any methods, on BAPPS or on your own judgments."""
+"""The command ``lpips-lightning bapps evaluate``: the paper's Table 5 for any method, on BAPPS or your own data."""
 
 from __future__ import annotations
 
@@ -16,40 +16,46 @@ from lpips_lightning.io.progress import progress_report
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
-_DESCRIPTION = """How often do distances agree with people?
+_DESCRIPTION = """Measure how often distances agree with human judgments.
 
-METHOD is a network (alex, vgg, squeeze, embedded), calibrated; or one with a variant: alex:baseline, alex:random,
+METHOD is a calibrated network (alex, vgg, squeeze, embedded); a network with a variant: alex:baseline, alex:random,
 alex:calibration=FILE, alex:weights=FILE, alex:kmeans=FILE; or l2, l2-lab, psnr, ssim, ms-ssim, fsim."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes.
-
-    Args:
-        parser: Of the command.
-    """
+    """Add the command's arguments to `parser`."""
     parser.description, parser.formatter_class = _DESCRIPTION, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("methods", nargs="*", metavar="METHOD", help="what to measure (default: embedded l2 ssim)")
-    parser.add_argument("--root", metavar="DIR", help="BAPPS, or a data set that `bapps make` wrote")
-    parser.add_argument("--sets", nargs="*", metavar="SET", help="2AFC sets (default: all that are there)")
-    parser.add_argument("--jnd-sets", nargs="*", metavar="SET", help="JND sets (default: all that are there)")
-    parser.add_argument("--csv", metavar="FILE", help="judgments of your own: ref, p0, p1, votes_p0, votes_p1 or judge")
-    parser.add_argument("--images", metavar="DIR", help="the images that --csv names")
-    parser.add_argument("--size", type=int, default=64, metavar="PIXELS", help="resize to (default 64; 0 leaves as is)")
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help="methods to evaluate (default: embedded l2 ssim)")
+    parser.add_argument("--root", metavar="DIR", help="folder of BAPPS, or of a data set from `bapps make`")
+    parser.add_argument("--sets", nargs="*", metavar="SET", help="2AFC sets (default: all present)")
+    parser.add_argument("--jnd-sets", nargs="*", metavar="SET", help="JND sets (default: all present)")
+    parser.add_argument(
+        "--csv", metavar="FILE", help="your own judgments: ref, p0, p1, and votes_p0, votes_p1 or judge"
+    )
+    parser.add_argument("--images", metavar="DIR", help="folder of the images that --csv names")
+    parser.add_argument(
+        "--size", type=int, default=64, metavar="PIXELS", help="resize images to this side (default 64; 0: no resizing)"
+    )
     parser.add_argument(
         "--distances",
         action="append",
         default=[],
         metavar="NAME=FILE",
-        help="score distances in a CSV, or a folder of such: path, d0, d1, judge (repeatable)",
+        help="score distances from a CSV, or a folder of CSVs, with columns path, d0, d1, judge (repeatable)",
     )
-    parser.add_argument("--disagree", nargs=2, metavar="METHOD", help="draw the pairs these two disagree on most")
-    parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="of the bootstrap (default 1000)")
-    parser.add_argument("--batch-size", type=int, default=50, metavar="N", help="(default 50)")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read (default 0)")
+    parser.add_argument(
+        "--disagree", nargs=2, metavar="METHOD", help="draw the pairs on which these two methods disagree most"
+    )
+    parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="bootstrap resamples (default 1000)")
+    parser.add_argument(
+        "--batch-size", type=int, default=50, metavar="N", help="triplets or pairs per batch (default 50)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="worker processes that read images (default 0)"
+    )
     add_device_option(parser)
     parser.add_argument(
-        "--out", default="outputs/evaluation", metavar="DIR", help="for the files (default %(default)s)"
+        "--out", default="outputs/evaluation", metavar="DIR", help="output folder (default %(default)s)"
     )
 
 
@@ -57,10 +63,10 @@ def run(args: argparse.Namespace) -> None:
     """Measure, print and save.
 
     Args:
-        args: As `add_arguments` makes them.
+        args: Parsed arguments of `add_arguments`.
 
     Raises:
-        ValueError: If an argument is off, or there is nothing to score.
+        ValueError: If an argument is invalid, or there is nothing to score.
         FileNotFoundError: If a file is missing.
     """
     check_output_path(args.out, "out", folder=True)
@@ -72,25 +78,25 @@ def run(args: argparse.Namespace) -> None:
     from lpips_lightning.evaluation import report as evaluation_report
     from lpips_lightning.evaluation.methods import parse_method
 
-    given = dict(_named(text) for text in args.distances)
+    external = dict(_split_name(text) for text in args.distances)
     sets = _sets(args)
     if args.methods and not sets:
-        raise ValueError("root: expected --root DIR or --csv FILE with --images DIR to measure methods on, got neither")
-    if not sets and not given:
+        raise ValueError("root: expected --root DIR, or --csv FILE with --images DIR, to evaluate methods, got neither")
+    if not sets and not external:
         raise ValueError("methods: expected --root, --csv or --distances, got nothing to score")
     names = list(dict.fromkeys([*args.methods, *(args.disagree or [])])) or (["embedded", "l2", "ssim"] if sets else [])
-    if clash := sorted(set(names) & set(given)):
-        raise ValueError(f"distances: expected names that are no method's, got {clash[0]!r} for both")
+    if clash := sorted(set(names) & set(external)):
+        raise ValueError(f"distances: expected a name that is not among the methods, got {clash[0]!r}")
     methods = [parse_method(name) for name in names]
     device = choose_device(args.device)
     with progress_report("items") as report:
         measured = evaluation.measure(methods, sets, args.batch_size, args.workers, device, report)
-    measured |= {name: evaluation.read_distances(path) for name, path in given.items()}
-    papers = {method.name: method.paper for method in methods}
-    scores = evaluation.score(measured, papers, args.resamples)
+    measured |= {name: evaluation.read_distances(path) for name, path in external.items()}
+    paper_rows = {method.name: method.paper for method in methods}
+    scores = evaluation.score(measured, paper_rows, args.resamples)
     out, console = Path(args.out), Console()
     kinds = [kind for kind in evaluation.KINDS if any(cell.kind == kind for cell in scores)]
-    for kind in kinds:  # before anything is written: a full disk takes no number away
+    for kind in kinds:  # print before writing, so that a full disk loses no result
         console.print(evaluation_report.as_table(scores, kind))
     for kind in kinds:
         evaluation_report.save_bars(scores, out / f"{kind}.png", kind)
@@ -116,27 +122,27 @@ def _sets(args: argparse.Namespace) -> dict[str, Dataset[dict[str, Any]]]:
         found["triplets"] = TripletDataset(read_triplets(args.csv, args.images), args.images, size)
     if args.root:
         root = Path(args.root)
-        for name in _chosen(root / "2afc/val", args.sets):
+        for name in _select_sets(root / "2afc/val", args.sets):
             found[name] = TwoAFCDataset(root, "val", [name], size)
-        for name in _chosen(root / "jnd/val", args.jnd_sets):
+        for name in _select_sets(root / "jnd/val", args.jnd_sets):
             found[f"jnd/{name}"] = JNDDataset(root, [name], size)
         if not found:
             raise FileNotFoundError(f"root: expected sets in 2afc/val or jnd/val of '{root}', got none")
     return found
 
 
-def _chosen(folder: Path, wanted: Sequence[str] | None) -> list[str]:
-    """The sets asked for, or all that are there, the paper's in its order first."""
+def _select_sets(folder: Path, wanted: Sequence[str] | None) -> list[str]:
+    """The requested sets, or all present: the paper's sets first, in its order."""
     from lpips_lightning.evaluation.table5 import PAPER_SETS
 
     if wanted is not None:
         return list(wanted)
-    here = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    known = [name for name in PAPER_SETS if name in here]
-    return [*known, *sorted(set(here) - set(known))]
+    present = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    in_paper = [name for name in PAPER_SETS if name in present]
+    return [*in_paper, *sorted(set(present) - set(in_paper))]
 
 
-def _named(text: str) -> tuple[str, str]:
+def _split_name(text: str) -> tuple[str, str]:
     name, _, path = text.partition("=")
     if not name or not path:
         raise ValueError(f"distances: expected NAME=FILE, got {text!r}")

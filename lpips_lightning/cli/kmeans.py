@@ -8,7 +8,7 @@ from jsonargparse import ArgumentParser, auto_cli, auto_parser
 
 
 def parser() -> ArgumentParser:
-    """What the command takes."""
+    """Build the argument parser."""
     return auto_parser(kmeans, as_positional=False, prog="lpips-lightning kmeans")
 
 
@@ -19,7 +19,7 @@ def main(args: list[str] | None = None) -> None:
         args: Command line after ``kmeans``.
 
     Raises:
-        ValueError: If an argument is off.
+        ValueError: If an argument is invalid.
         FileNotFoundError: If there are no images.
     """
     auto_cli(kmeans, as_positional=False, prog="lpips-lightning kmeans", args=args)
@@ -35,17 +35,17 @@ def kmeans(
     iterations: int = 10,
     seed: int = 0,
 ) -> None:
-    """A backbone without labels: stacked k-means.
+    """Learn backbone weights without labels, by stacked k-means.
 
     Args:
-        images: Folder of photographs of any kind.
-        out: A .safetensors file to write, for weights= and NET:kmeans=.
-        net: A plain chain: alex, vgg or embedded.
-        crops: Pieces of the photographs to learn from.
-        size: Side of a piece in pixels.
-        patches: Patches to cluster in each layer.
+        images: Folder of photographs.
+        out: Output .safetensors file, for weights= and NET:kmeans=.
+        net: Sequential architecture: alex, vgg or embedded.
+        crops: Number of random crops to learn from.
+        size: Side of a crop in pixels.
+        patches: Patches to cluster per layer.
         iterations: Iterations of k-means.
-        seed: Of the choice of photographs, pieces and patches.
+        seed: Random seed of photographs, crops and patches.
     """
     import torch
     from rich.console import Console
@@ -53,7 +53,7 @@ def kmeans(
     from lpips_lightning import __version__
     from lpips_lightning.backbones.definition import get_backbone
     from lpips_lightning.calibration.kmeans import stacked_kmeans
-    from lpips_lightning.data.crops import crops as cut
+    from lpips_lightning.data.crops import crops as random_crops
     from lpips_lightning.io.atomic import check_output_path
     from lpips_lightning.io.image_files import find_images, read_image
     from lpips_lightning.io.progress import progress_report
@@ -69,12 +69,12 @@ def kmeans(
     generator = torch.Generator().manual_seed(seed)
     files = list(find_images(images).values())
     chosen = torch.randperm(len(files), generator=generator)[:crops].tolist()
-    pieces = cut([read_image(files[index]) for index in chosen], crops, size, generator) * 2 - 1
+    inputs = random_crops([read_image(files[index]) for index in chosen], crops, size, generator) * 2 - 1
     settings = {"patches": patches, "iterations": iterations, "seed": seed}
     with progress_report("items") as report:
         layers = f"{record.name}, layer by layer"
-        tensors = stacked_kmeans(record, pieces, **settings, report=lambda done, total: report(layers, done, total))
+        tensors = stacked_kmeans(record, inputs, **settings, report=lambda done, total: report(layers, done, total))
     about: dict[str, Any] = {"mode": "kmeans", "photographs": len(chosen), "crops": crops, "size": size}
     path = write_tensors(out, tensors, about | settings | {"lpips_lightning": __version__}, net_type=record.name)
-    said = f"Written to {path}; evaluate it as {record.name}:kmeans={path}"
-    Console().print(said, highlight=False, soft_wrap=True, markup=False)
+    message = f"Written to {path}; evaluate it as {record.name}:kmeans={path}"
+    Console().print(message, highlight=False, soft_wrap=True, markup=False)

@@ -1,4 +1,4 @@
-"""The command ``lpips-lightning``: hands a subcommand everything after its name, and says errors in one sentence."""
+"""The command ``lpips-lightning``: dispatch to subcommands; user errors become one line on standard error."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Command:
 
     Attributes:
         summary: Its line on the help screen.
-        target: ``"module:function"``, imported when it is called with the arguments after its name.
-        parser: ``"module:function"`` that makes its argparse parser without importing torch, for shell completion.
-        actions: What may follow its name, for shell completion, where there is no such parser.
+        target: ``"module:function"``, imported lazily and called with the remaining arguments.
+        parser: ``"module:function"`` that builds the argparse parser without importing torch, for shell completion.
+        actions: Actions of the subcommand, for shell completion where there is no `parser`.
     """
 
     summary: str
@@ -47,17 +47,17 @@ COMMANDS = {
     "compare": _with_parser("LPIPS of two images, two folders, or all pairs", "cli.compare"),
     "demo": Command("superresolution in minutes: a table and an image", f"{_RECIPES}.demo:main"),
     "superresolution": _recipe("enlarge images: fit, validate, test, predict", "superresolution", "tradeoff"),
-    "colorization": _recipe("color gray images: fit, validate, test, predict", "colorization", "tradeoff"),
+    "colorization": _recipe("colorize gray images: fit, validate, test, predict", "colorization", "tradeoff"),
     "frame-interpolation": _recipe(
-        "the frame between two: fit, validate, test, predict", "frame_interpolation", "tradeoff"
+        "interpolate frames: fit, validate, test, predict", "frame_interpolation", "tradeoff"
     ),
-    "distillation": _recipe("teach a small backbone the distances of a large one", "distillation"),
-    "calibration": _recipe("teach LPIPS from judgments: fit, validate, test, fast", "calibration", "fast"),
-    "bapps": _with_parser("evaluate against people; make a judged data set", "cli.bapps"),
-    "correlate": _with_parser("LPIPS against opinion scores: SRCC, PLCC, KRCC", "cli.correlate"),
-    "kmeans": _with_parser("a backbone without labels, by stacked k-means", "cli.kmeans"),
-    "weights": _with_parser("list, fetch or check the files of weights", "cli.weights"),
-    "completion": _with_parser("complete commands and options: bash, zsh, fish", "cli.completion"),
+    "distillation": _recipe("distill a large backbone's distances into a small one", "distillation"),
+    "calibration": _recipe("calibrate LPIPS on judgments: fit, validate, test, fast", "calibration", "fast"),
+    "bapps": _with_parser("evaluate on human judgments; generate a judged data set", "cli.bapps"),
+    "correlate": _with_parser("LPIPS against mean opinion scores: SRCC, PLCC, KRCC", "cli.correlate"),
+    "kmeans": _with_parser("learn a backbone without labels, by stacked k-means", "cli.kmeans"),
+    "weights": _with_parser("list, download or check weight files", "cli.weights"),
+    "completion": _with_parser("shell completion for bash, zsh, fish and tcsh", "cli.completion"),
 }
 """Subcommands by name, in the order of the help screen."""
 
@@ -69,7 +69,7 @@ def main(args: list[str] | None = None) -> int:
         args: Command line without the program's name; None takes ``sys.argv``.
 
     Returns:
-        The exit code: 0, 2 after bad input, 130 after an interrupt; a subcommand may exit with its own.
+        The exit code: 0, 2 for bad input, 130 after an interrupt; a subcommand may exit with another code.
     """
     name, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
     if name in ("-h", "--help"):
@@ -94,26 +94,26 @@ def _run(command: Command, args: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if os.environ.get(TRACEBACK_VARIABLE) or not _is_users(error):
+        if os.environ.get(TRACEBACK_VARIABLE) or not _is_user_error(error):
             raise
         return _fail(str(error))
     return 0
 
 
-def _is_users(error: Exception) -> bool:
-    """Whether the message says what to do: everything we raise on purpose, and files that cannot be opened."""
+def _is_user_error(error: Exception) -> bool:
+    """Whether the message alone tells the user what to do: errors raised on purpose, and file errors."""
     from lpips_lightning.weights import WeightsError
 
-    purposeful = (ValueError, OSError, ModuleNotFoundError, WeightsError)
-    return isinstance(error, purposeful) or type(error).__name__ == "MisconfigurationException"
+    deliberate = (ValueError, OSError, ModuleNotFoundError, WeightsError)
+    return isinstance(error, deliberate) or type(error).__name__ == "MisconfigurationException"
 
 
-def _fail(sentence: str) -> int:
+def _fail(message: str) -> int:
     from lpips_lightning.io.image_decoding import printable
 
-    sentence = "\n".join(map(printable, sentence.split("\n")))  # names of files may hold anything
+    message = "\n".join(map(printable, message.split("\n")))  # file names may contain control characters
     Console(stderr=True).print(
-        f"lpips-lightning: {sentence}", soft_wrap=True, highlight=False, markup=False, emoji=False
+        f"lpips-lightning: {message}", soft_wrap=True, highlight=False, markup=False, emoji=False
     )
     return 2
 
@@ -125,5 +125,5 @@ def _help() -> None:
     for name, command in COMMANDS.items():
         table.add_row(f"  [bold]{name}[/bold]", command.summary)
     console.print(table)
-    console.print("\nlpips-lightning COMMAND --help says more; --version the version.")
-    console.print(f"{TRACEBACK_VARIABLE}=1 shows where an error came from.")
+    console.print("\nSee lpips-lightning COMMAND --help for details; --version prints the version.")
+    console.print(f"Set {TRACEBACK_VARIABLE}=1 to see tracebacks.")

@@ -1,4 +1,4 @@
-"""Options that several commands have: the network's, and the device."""
+"""Options shared by several commands: the network and the device."""
 
 from __future__ import annotations
 
@@ -15,57 +15,49 @@ NETS = ("alex", "vgg", "squeeze", "embedded")
 """Names of the backbones, without importing torch."""
 
 _VERSIONS = ("0.1", "0.0")
-_PRECISIONS = ("fp32", "bf16", "fp16")  # no autocast: nothing surrounds a command
+_PRECISIONS = ("fp32", "bf16", "fp16")  # not "autocast": a command runs outside any autocast context
 _COLORS = ("white", "black")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
 def add_network_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--net`` and the network's options.
-
-    Args:
-        parser: Of the command.
-    """
+    """Add ``--net`` and the network's options to `parser`."""
     add = parser.add_argument_group("the network").add_argument
     add("--net", choices=NETS, default="alex", metavar="NET", help="alex (default), vgg, squeeze or embedded")
     add("--version", choices=_VERSIONS, default="0.1", metavar="V", help="0.1 (default) or 0.0")
-    add("--baseline", action="store_true", help="without calibration")
+    add("--baseline", action="store_true", help="uncalibrated LPIPS (the baseline of the paper)")
     add("--weights", metavar="PATH", help="backbone weights: a file or a folder")
-    add("--calibration", metavar="FILE", help="a calibration of your own")
+    add("--calibration", metavar="FILE", help="your own calibration file")
     add(
         "--precision",
         choices=_PRECISIONS,
         default="fp32",
         metavar="P",
-        help="of the backbone: fp32 (default), bf16, fp16",
+        help="precision of the backbone: fp32 (default), bf16, fp16",
     )
-    add("--gray", action="store_true", help="take gray images, as three equal channels")
-    add("--background", metavar="COLOR", help="under transparent pixels: white, black, or R,G,B on [0, 1]")
-    add("--resize", metavar="PX", help="bring all images to one size first: 256, or HEIGHTxWIDTH")
-    add("--frame-chunk", type=int, metavar="N", help="images in one pass of the backbone at most")
-    add("--memory-budget", metavar="B", help="bytes beyond weights and images: 500000000, 512M or 2G")
+    add("--gray", action="store_true", help="accept gray images, repeated to three channels")
+    add("--background", metavar="COLOR", help="color behind transparent pixels: white, black, or R,G,B on [0, 1]")
+    add("--resize", metavar="PX", help="resize all images first: 256, or HEIGHTxWIDTH")
+    add("--frame-chunk", type=int, metavar="N", help="maximum number of images per backbone pass")
+    add("--memory-budget", metavar="B", help="bytes besides weights and images: 500000000, 512M or 2G")
     add_device_option(parser)
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--device``.
-
-    Args:
-        parser: Of the command.
-    """
+    """Add ``--device`` to `parser`."""
     parser.add_argument(
-        "--device", default="auto", metavar="NAME", help="auto (default: cuda if there is one), cpu, cuda:1, ..."
+        "--device", default="auto", metavar="NAME", help="auto (default: cuda if available), cpu, cuda:1, ..."
     )
 
 
 def network_options(options: argparse.Namespace) -> LPIPSOptions:
-    """What was said by `add_network_options`, as the network takes it; ``options.net`` is its name.
+    """Keyword arguments of `LPIPS` from the options that `add_network_options` added, except ``options.net``.
 
     Args:
-        options: Of the command line.
+        options: The parsed command line.
 
     Raises:
-        ValueError: If a text stands for no value.
+        ValueError: If a value cannot be parsed.
     """
     return {
         "version": options.version,
@@ -82,13 +74,13 @@ def network_options(options: argparse.Namespace) -> LPIPSOptions:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that a user names.
+    """The torch device called `name`.
 
     Args:
-        name: ``"auto"``: CUDA if there is one, else the CPU; or one of torch's, such as ``"cuda:1"``.
+        name: ``"auto"`` (CUDA if available, else the CPU), or a name that torch knows, such as ``"cuda:1"``.
 
     Raises:
-        ValueError: If there is none of this name here.
+        ValueError: If this machine has no such device.
 
     Example:
         >>> choose_device("cpu")
@@ -99,16 +91,18 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.zeros(1, device=device).cpu()
-    except Exception as error:  # every backend has its own: RuntimeError, AssertionError, NotImplementedError, ...
-        said = str(error).partition("\n")[0]
-        raise ValueError(f"device: expected auto, cpu, cuda or another that is here, got {name!r} ({said})") from error
+    except Exception as error:  # backends raise RuntimeError, AssertionError, NotImplementedError, ...
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device: expected auto, cpu, cuda or another available device, got {name!r} ({reason})"
+        ) from error
     return device
 
 
-def _positive(number: int | None, name: str) -> int | None:
-    if number is not None and number < 1:
-        raise ValueError(f"{name}: expected a positive number, got {number}")
-    return number
+def _positive(value: int | None, name: str) -> int | None:
+    if value is not None and value < 1:
+        raise ValueError(f"{name}: expected a positive number, got {value}")
+    return value
 
 
 def _size(text: str) -> tuple[int, int]:

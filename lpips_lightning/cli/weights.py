@@ -16,28 +16,30 @@ from lpips_lightning.io.progress import progress_report
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command takes."""
-    made = argparse.ArgumentParser("lpips-lightning weights", description="Weights of LPIPS on this machine.")
-    actions = made.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("list", help="those that ship, and where the others are found")
-    actions.add_parser("doctor", help="read and check every file; code 1 if one is damaged")
+    """Build the argument parser."""
+    result = argparse.ArgumentParser("lpips-lightning weights", description="Weight files of LPIPS on this machine.")
+    actions = result.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="list the packaged weights, and where the others are found")
+    actions.add_parser("doctor", help="read and check every file; exit code 1 if one is damaged")
     fetch = actions.add_parser(
         "fetch",
         help="download backbones into a folder",
         description="Download torchvision's ImageNet weights (alex 233 MB, vgg 528 MB, squeeze 5 MB) into a folder"
-        " that LPIPS_LIGHTNING_WEIGHTS can name; for machines without a network. What is there and whole is left as"
-        " it is, what stopped is gone on with, and every sha256 is checked.",
+        " that LPIPS_LIGHTNING_WEIGHTS can name, for machines without network access. Keeps complete files, resumes"
+        " interrupted downloads, and checks every sha256.",
     )
-    fetch.add_argument("--to", required=True, metavar="DIR", help="the folder")
-    fetch.add_argument("--net", default="alex,vgg,squeeze", metavar="A,B", help="which (default: %(default)s)")
+    fetch.add_argument("--to", required=True, metavar="DIR", help="output folder")
+    fetch.add_argument(
+        "--net", default="alex,vgg,squeeze", metavar="A,B", help="backbones to download (default: %(default)s)"
+    )
     fetch.add_argument(
         "--mirror",
         "--from",
         metavar="URL",
-        help="where the files lie under torchvision's names, instead of download.pytorch.org: https://, file:// or a"
-        " folder",
+        help="source of the files, under torchvision's names, instead of download.pytorch.org: https://, file:// or"
+        " a folder",
     )
-    return made
+    return result
 
 
 def main(args: list[str] | None = None) -> None:
@@ -48,9 +50,9 @@ def main(args: list[str] | None = None) -> None:
 
     Raises:
         SystemExit: With code 1 if ``doctor`` finds damage, with 2 on bad input.
-        ValueError: If an argument is off.
+        ValueError: If an argument is invalid.
         OSError: If a download fails.
-        WeightsError: If what was downloaded is damaged.
+        WeightsError: If a downloaded file is damaged.
     """
     options = parser().parse_args(args)
     console = Console(highlight=False, soft_wrap=True, emoji=False)
@@ -58,7 +60,7 @@ def main(args: list[str] | None = None) -> None:
         _list(console)
     elif options.action == "fetch":
         _fetch(options, console)
-    elif not _check(console):
+    elif not _doctor(console):
         raise SystemExit(1)
 
 
@@ -67,13 +69,13 @@ def _list(console: Console) -> None:
     from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS
     from lpips_lightning.weights.lookup import FOLDER_VARIABLE, backbone_places
 
-    shipped = Table(title="Calibrations, which ship", title_justify="left")
+    shipped = Table(title="Packaged calibrations", title_justify="left")
     for heading in ("net", "version", "file", "license", "sha256"):
         shipped.add_column(heading, no_wrap=heading != "license")
     for (net_type, version), record in CALIBRATIONS.items():
         shipped.add_row(net_type, version, record.file, record.license, record.sha256[:12])
     Console(highlight=False).print(shipped)
-    console.print("Backbones that are looked for", style="italic")
+    console.print("Backbones", style="italic")
     for backbone in BACKBONES.values():
         official = BACKBONE_FILES.get(backbone.builder)
         if official is not None:
@@ -81,11 +83,11 @@ def _list(console: Console) -> None:
             where = found or f"not on this machine; would be downloaded from {official.url}"
             console.print(f"{backbone.name}: torchvision {official.name}, {official.license}: {where}", markup=False)
     folder = os.environ.get(FOLDER_VARIABLE) or "not set"
-    console.print(f"{FOLDER_VARIABLE}, a folder to look in first: {folder}", markup=False)
+    console.print(f"{FOLDER_VARIABLE}, the folder searched first: {folder}", markup=False)
 
 
-def _check(console: Console) -> bool:
-    """Read every file that is here, download nothing; whether all are whole."""
+def _doctor(console: Console) -> bool:
+    """Read every local file, without downloads; return whether all are intact."""
     import torch
 
     from lpips_lightning import __version__
@@ -94,30 +96,30 @@ def _check(console: Console) -> bool:
     from lpips_lightning.weights import CALIBRATIONS, EXAMPLES, WeightsError, load
     from lpips_lightning.weights.lookup import backbone_places
 
-    def say(name: str, verdict: str, style: str) -> None:
+    def show(name: str, verdict: str, style: str) -> None:
         console.print(Text.assemble(f"{name}: ", (verdict, style)))
 
-    say(f"lpips_lightning {__version__}", f"torch {torch.__version__}", "")
-    whole = True
+    show(f"lpips_lightning {__version__}", f"torch {torch.__version__}", "")
+    intact = True
     for record in (*CALIBRATIONS.values(), EXAMPLES):
         try:
             load(record)
-            say(record.file, "whole", "green")
+            show(record.file, "intact", "green")
         except WeightsError as error:
-            whole = False
-            say(record.file, str(error), "red")
+            intact = False
+            show(record.file, str(error), "red")
     for backbone in BACKBONES.values():
         if backbone.default_weights is None and not any(place.is_file() for place in backbone_places(backbone.builder)):
-            say(backbone.name, "its backbone is not on this machine", "yellow")
+            show(backbone.name, "its backbone is not on this machine", "yellow")
             continue
         try:
             net = LPIPS(backbone.name)
             net.selfcheck()
-            say(backbone.name, f"{net.fingerprint}; golden distances reproduced", "green")
+            show(backbone.name, f"{net.fingerprint}; golden distances reproduced", "green")
         except WeightsError as error:
-            whole = False
-            say(backbone.name, str(error), "red")
-    return whole
+            intact = False
+            show(backbone.name, str(error), "red")
+    return intact
 
 
 def _fetch(options: argparse.Namespace, console: Console) -> None:
@@ -133,12 +135,12 @@ def _fetch(options: argparse.Namespace, console: Console) -> None:
     }
     names = list(dict.fromkeys(name.strip() for name in options.net.split(",")))
     if unknown := [name for name in names if name not in known]:
-        ships = "; it ships, there is nothing to fetch" if unknown[0] == "embedded" else ""
-        raise ValueError(f"net: expected some of {', '.join(known)}, with commas between, got {unknown[0]!r}{ships}")
+        packaged = "; it is packaged, there is nothing to fetch" if unknown[0] == "embedded" else ""
+        raise ValueError(f"net: expected some of {', '.join(known)}, comma-separated, got {unknown[0]!r}{packaged}")
     folder = Path(options.to).expanduser().absolute()
     with progress_report() as report:
         for name in names:
             fetched = fetch_backbone(known[name], folder, options.mirror, report)
-            console.print(f"{name}: {'fetched' if fetched else 'is there'}: {folder / known[name].file}", markup=False)
+            console.print(f"{name}: {'fetched' if fetched else 'present'}: {folder / known[name].file}", markup=False)
     console.print(f"export {FOLDER_VARIABLE}={shlex.quote(str(folder))}", markup=False)
-    console.print("lpips-lightning weights doctor   # with it set, checks every file", markup=False)
+    console.print("lpips-lightning weights doctor   # checks every file, once the variable is set", markup=False)

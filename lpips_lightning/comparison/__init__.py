@@ -1,1 +1,1 @@
-"""LPIPS of image files, pair by pair or all with all: what ``lpips-lightning compare`` does."""
+"""LPIPS of image files, pair by pair or all pairs, for ``lpips-lightning compare``."""

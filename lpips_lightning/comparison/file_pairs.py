@@ -1,4 +1,4 @@
-"""Which images are compared with which, and whether they can be: found out before the long work."""
+"""Matching of image files into pairs, and header checks before the long work."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lpips_lightning.backbones.definition import get_backbone
-from lpips_lightning.io.download import Report, silent
+from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.image_decoding import Header, printable, read_header
 from lpips_lightning.io.image_files import find_images, natural_order
 from lpips_lightning.network import LPIPS
 
-_SHOWN = 3  # names in an error
+_MAX_EXAMPLES = 3  # names listed in an error
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Pair:
     """Two image files to compare.
 
     Attributes:
-        name: What to call them: the first one's name in its folder.
+        name: Name of the pair: the first file's name in its folder.
         a: The first file.
         b: The second file.
     """
@@ -31,20 +31,20 @@ class Pair:
 
 
 def match_folders(a: str | Path, b: str | Path, *, common: bool = False, in_order: bool = False) -> list[Pair]:
-    """The images of two folders, matched by name: the path inside the folder without the suffix.
+    """Match the images of two folders by name: the relative path without suffix.
 
     Args:
-        a: Folder, searched through.
-        b: Another one.
-        common: Leave out what only one of them has.
-        in_order: Match the first with the first, and so on, in the order of the names (numbers by value).
+        a: First folder, searched recursively.
+        b: Second folder.
+        common: Skip images that only one folder has.
+        in_order: Match the sorted files by position instead of by name.
 
     Returns:
-        In the order of the names, numbers by value.
+        Pairs sorted by name, numbers by value.
 
     Raises:
-        FileNotFoundError: If one is no folder of images.
-        ValueError: If the names differ, with the ways to go on; or if two files of a folder share a name.
+        FileNotFoundError: If a folder does not exist or contains no image.
+        ValueError: If the names differ (the message lists the options that help), or a folder has a name twice.
     """
     first, second = find_images(a), find_images(b)
     names = sorted(first, key=natural_order)
@@ -52,39 +52,42 @@ def match_folders(a: str | Path, b: str | Path, *, common: bool = False, in_orde
         others = sorted(second, key=natural_order)
         if len(names) != len(others):
             raise ValueError(
-                f"in-order: expected as many images in both folders, got {len(names)} in '{printable(a)}'"
+                f"in-order: expected equally many images in both folders, got {len(names)} in '{printable(a)}'"
                 f" and {len(others)} in '{printable(b)}'"
             )
         return [Pair(name, first[name], second[other]) for name, other in zip(names, others, strict=True)]
     shared = [name for name in names if name in second]
     if len(shared) < max(len(first), len(second)) and not common:
-        raise ValueError(_how_they_differ(a, b, first, second, shared))
+        raise ValueError(_name_mismatch(a, b, first, second, shared))
     if not shared:
         raise ValueError(
-            f"common: expected names that '{printable(a)}' and '{printable(b)}' share, got none:"
-            f" {_some(first)} and {_some(second)}"
+            f"common: expected names in both '{printable(a)}' and '{printable(b)}', got none:"
+            f" {_examples(first)} and {_examples(second)}"
         )
     return [Pair(name, first[name], second[name]) for name in shared]
 
 
 def check_images(
-    groups: Sequence[Sequence[Path]], net: LPIPS, look: Callable[[Path], Header] = read_header, report: Report = silent
+    groups: Sequence[Sequence[Path]],
+    net: LPIPS,
+    look: Callable[[Path], Header] = read_header,
+    report: ProgressCallback = no_progress,
 ) -> dict[Path, Header]:
-    """Hold what the files' headers say against what the network takes; no image is decoded.
+    """Check file headers against the network's requirements, without decoding images.
 
     Args:
-        groups: Files that are compared with each other: pairs, or all in one.
-        net: What will measure.
-        look: Reads a header.
-        report: Told the progress.
+        groups: Files that are compared with each other: pairs, or one group of all files.
+        net: The network that will compare them.
+        look: Function that reads a header.
+        report: Progress callback, in files.
 
     Returns:
-        By file.
+        Headers by file.
 
     Raises:
-        ValueError: If a file is no image of a kind that is read, is gray although the network has no ``gray=``, is
-            too small, or has another size than the first of its group although the network has no ``resize=``. The
-            first such file is named, the others are counted.
+        ValueError: If a file is not a supported image, is gray and the network has no ``gray=``, is too small, or
+            differs in size from the first of its group and the network has no ``resize=``. The message names the
+            first such file and counts the others.
         FileNotFoundError: If the first such file is missing.
     """
     smallest = get_backbone(net.net_type).smallest_side
@@ -105,54 +108,53 @@ def check_images(
             except (ValueError, OSError) as error:
                 problems.append(error)
                 continue
-            problems += map(ValueError, _misfits(path, headers[path], net, smallest))
-        problems += map(ValueError, _sizes_differ(group, headers) if net.images.resize is None else ())
-        report("looking at the files", done, total)
+            problems += map(ValueError, _input_problems(path, headers[path], net, smallest))
+        problems += map(ValueError, _size_problems(group, headers) if net.images.resize is None else ())
+        report("checking headers", done, total)
     if problems:
-        more = f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""
+        more = f" (and {len(problems) - 1} more file{'s' * (len(problems) > 2)})" if len(problems) > 1 else ""
         raise type(problems[0])(f"{problems[0]}{more}")
     return headers
 
 
-def _misfits(path: Path, header: Header, net: LPIPS, smallest: int) -> Iterable[str]:
+def _input_problems(path: Path, header: Header, net: LPIPS, smallest: int) -> Iterable[str]:
     if header.gray and net.images.gray is None:
-        yield f"{printable(path)}: expected an image in color, got a gray one; --gray takes its value for all three"
+        yield f"{printable(path)}: expected a color image, got a gray one; --gray repeats it to three channels"
     if net.images.resize is None and min(header.size) < smallest:
         yield (
             f"{printable(path)}: expected sides of at least {smallest} pixels for net {net.net_type},"
-            f" got {header.height}x{header.width}; enlarge all with --resize, or take a net that sees smaller images"
+            f" got {header.height}x{header.width}; enlarge all images with --resize, or choose another net"
         )
 
 
-def _sizes_differ(group: Sequence[Path], headers: dict[Path, Header]) -> Iterable[str]:
-    here = [path for path in group if path in headers]
-    for path in here[1:]:
-        first, other = headers[here[0]], headers[path]
+def _size_problems(group: Sequence[Path], headers: dict[Path, Header]) -> Iterable[str]:
+    readable = [path for path in group if path in headers]
+    for path in readable[1:]:
+        first, other = headers[readable[0]], headers[path]
         if other.size != first.size:
             yield (
-                f"{printable(path)}: expected the size of '{printable(here[0])}', {first.height}x{first.width}"
-                f" (height x width), got {other.height}x{other.width}; --resize brings all images to one size"
+                f"{printable(path)}: expected the size of '{printable(readable[0])}', {first.height}x{first.width}"
+                f" (height x width), got {other.height}x{other.width}; --resize resizes all images to one size"
             )
 
 
-def _how_they_differ(
+def _name_mismatch(
     a: str | Path, b: str | Path, first: dict[str, Path], second: dict[str, Path], shared: list[str]
 ) -> str:
-    lacking = [name for name in first if name not in second]
+    missing = [name for name in first if name not in second]
     extra = [name for name in second if name not in first]
-    parts = [f"{len(lacking)} are lacking, {_some(lacking)}"] * bool(lacking)
-    parts += [f"{len(extra)} are beyond them, {_some(extra)}"] * bool(extra)
-    ways = [f"--common compares the {len(shared)} that both have"] * bool(shared)
+    parts = [f"{len(missing)} missing ({_examples(missing)})"] * bool(missing)
+    parts += [f"{len(extra)} unexpected ({_examples(extra)})"] * bool(extra)
+    remedies = [f"--common compares the {len(shared)} names in both"] * bool(shared)
     if len(first) == len(second):
-        ways.append("--in-order matches the first with the first, and so on")
-    way_out = "; ".join(ways) or "rename the files"
+        remedies.append("--in-order matches the sorted files by position")
     return (
-        f"{printable(b)}: expected images of the same {len(first)} names as in '{printable(a)}', got {len(second)}: "
-        f"{' and '.join(parts)}; {way_out}"
+        f"{printable(b)}: expected the same {len(first)} image names as in '{printable(a)}', got {len(second)}: "
+        f"{' and '.join(parts)}; {'; '.join(remedies) or 'rename the files'}"
     )
 
 
-def _some(names: Iterable[str]) -> str:
+def _examples(names: Iterable[str]) -> str:
     listed = list(names)
-    more = ", ..." if len(listed) > _SHOWN else ""
-    return ", ".join(f"'{printable(name)}'" for name in listed[:_SHOWN]) + more
+    more = ", ..." if len(listed) > _MAX_EXAMPLES else ""
+    return ", ".join(f"'{printable(name)}'" for name in listed[:_MAX_EXAMPLES]) + more

@@ -1,4 +1,4 @@
-"""LPIPS of image files: pair by pair, or all with all; decoded beside the backbone, a few batches in memory."""
+"""LPIPS of image files, pair by pair or all pairs; images are decoded in threads while the backbone runs."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ import torch
 from torch import Tensor
 
 from lpips_lightning.comparison.file_pairs import Pair
-from lpips_lightning.io.download import Report, silent
+from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.image_decoding import Header, printable, read_pixels
 from lpips_lightning.network import LPIPS
 
-_PAIRS, _PIXELS = 24, 1 << 19  # in one batch, unless the user says how many
-_AHEAD = 2  # batches that are decoded while one is measured
+_MAX_PAIRS, _MAX_PIXELS = 24, 1 << 19  # per default batch
+_PREFETCH = 2  # batches decoded ahead of the backbone
 _Pixels = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Compared:
-    """What was found of a pair.
+class PairResult:
+    """Result of one pair.
 
     Attributes:
-        pair: The files.
-        distance: LPIPS; NaN if they could not be read.
-        layers: The layers' terms by name, which sum to it.
-        error: Why they could not be read; empty if they could.
+        pair: The two files.
+        distance: LPIPS; NaN on an error.
+        layers: Terms by layer name, which sum to `distance`.
+        error: Why the pair failed; empty on success.
     """
 
     pair: Pair
@@ -51,49 +51,48 @@ def measure_pairs(
     device: str | torch.device = "cpu",
     batch_size: int | None = None,
     keep_map: Callable[[Pair, Tensor], None] | None = None,
-    report: Report = silent,
-) -> list[Compared]:
+    report: ProgressCallback = no_progress,
+) -> list[PairResult]:
     """LPIPS of every pair of images.
 
-    Pairs of equal sizes pass the backbone together. An image that turns out to be damaged, or transparent without a
-    ``background=``, does not stop the others.
+    Batches pairs of equal sizes. A damaged image, or a transparent one without ``background=``, fails its pair only.
 
     Args:
-        pairs: What to compare.
-        net: What measures.
-        headers: Of all files, from `check_images`.
-        device: Where.
-        batch_size: Pairs at once; None: 24, fewer of large images.
-        keep_map: Given every pair's map ``(H, W)`` on the CPU.
-        report: Told the progress, in pairs.
+        pairs: Files to compare.
+        net: The network.
+        headers: Headers of all files, from `check_images`.
+        device: Device to compute on.
+        batch_size: Pairs per batch; None: 24, fewer for large images.
+        keep_map: Called with every pair and its spatial map ``(H, W)`` on the CPU.
+        report: Progress callback, in pairs.
 
     Returns:
-        In the order of `pairs`.
+        One result per pair, in the order of `pairs`.
 
     Raises:
-        OSError: If `keep_map` does.
+        OSError: If `keep_map` raises it.
     """
-    found: dict[int, Compared] = {}
+    results: dict[int, PairResult] = {}
     with ThreadPoolExecutor(_workers()) as pool:
         waiting: deque[list[tuple[int, Future[tuple[_Pixels, _Pixels]]]]] = deque()
 
         def finish() -> None:
             batch = waiting.popleft()
-            found.update(_measure_batch(pairs, batch, net, torch.device(device), keep_map))
-            report("comparing", len(found), len(pairs))
+            results.update(_measure_batch(pairs, batch, net, torch.device(device), keep_map))
+            report("comparing", len(results), len(pairs))
 
         try:
-            for numbers in _batches(pairs, headers, batch_size):
-                futures = [(n, pool.submit(_read_pair, pairs[n], headers, net)) for n in numbers]
+            for indices in _batches(pairs, headers, batch_size):
+                futures = [(i, pool.submit(_read_pair, pairs[i], headers, net)) for i in indices]
                 waiting.append(futures)
-                if len(waiting) > _AHEAD:
+                if len(waiting) > _PREFETCH:
                     finish()
             while waiting:
                 finish()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return [found[number] for number in range(len(pairs))]
+    return [results[index] for index in range(len(pairs))]
 
 
 def measure_all_pairs(
@@ -103,20 +102,20 @@ def measure_all_pairs(
     *,
     device: str | torch.device = "cpu",
     batch_size: int | None = None,
-    report: Report = silent,
+    report: ProgressCallback = no_progress,
 ) -> Tensor:
-    """LPIPS of every image to every other; each passes the backbone once, and all are held in memory.
+    """LPIPS between all images; encodes each image once and holds all in memory.
 
     Args:
-        files: Images of one size.
-        net: What measures.
-        headers: Of all files, from `check_images`.
-        device: Where.
-        batch_size: Images in one backbone pass; None: 24, fewer of large ones.
-        report: Told the progress, in images.
+        files: Images of one size, unless the network resizes.
+        net: The network.
+        headers: Headers of all files, from `check_images`.
+        device: Device to compute on.
+        batch_size: Images per backbone pass; None: 24, fewer for large images.
+        report: Progress callback, in images.
 
     Returns:
-        Shape ``(N, N)``, symmetric, on the CPU.
+        Symmetric matrix of shape ``(N, N)``, on the CPU.
 
     Raises:
         ValueError: If an image is damaged, or transparent without a ``background=``.
@@ -130,15 +129,15 @@ def measure_all_pairs(
     data_range: tuple[float, float] = (0.0, 1.0)
     if net.images.resize is None:
         images = _tensor(pixels, deep, device)
-    else:  # one by one, for those of unequal sizes cannot be stacked before
+    else:  # resize one by one: unequal sizes cannot be stacked
         parts = [net.images.to_flat_rgb(_tensor([one], deep, device), data_range) for one in pixels]
         images, data_range = torch.cat([part for part, _ in parts]), parts[0][1]
     del pixels
     report("all pairs", 0, 0)
-    at_once = batch_size or _at_once(images.shape[2] * images.shape[3])
+    batch_size = batch_size or _default_batch(images.shape[2] * images.shape[3])
     with torch.inference_mode():
-        budget = net.memory_budget or 2**30  # of all features at once, as is pairwise's own default
-        return net.pairwise(images, data_range=data_range, batch_size=at_once, memory_budget=budget).cpu()
+        budget = net.memory_budget or 2**30  # the default of `pairwise`
+        return net.pairwise(images, data_range=data_range, batch_size=batch_size, memory_budget=budget).cpu()
 
 
 def _workers() -> int:
@@ -146,19 +145,19 @@ def _workers() -> int:
     return max(2, min(8, cores))
 
 
-def _at_once(pixels: int) -> int:
-    return max(1, min(_PAIRS, _PIXELS // pixels))
+def _default_batch(pixels: int) -> int:
+    return max(1, min(_MAX_PAIRS, _MAX_PIXELS // pixels))
 
 
 def _batches(pairs: Sequence[Pair], headers: Mapping[Path, Header], batch_size: int | None) -> Iterator[list[int]]:
-    """Numbers of pairs that can be stacked."""
-    alike: dict[tuple[Any, ...], list[int]] = {}
-    for number, pair in enumerate(pairs):
+    """Indices of pairs that can be stacked."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for index, pair in enumerate(pairs):
         a, b = headers[pair.a], headers[pair.b]
-        alike.setdefault((a.size, b.size, a.alpha, b.alpha, a.deep or b.deep), []).append(number)
-    for (a, b, *_), numbers in alike.items():
-        size = batch_size or _at_once(max(a[0] * a[1], b[0] * b[1]))
-        yield from (numbers[start : start + size] for start in range(0, len(numbers), size))
+        groups.setdefault((a.size, b.size, a.alpha, b.alpha, a.deep or b.deep), []).append(index)
+    for (a, b, *_), indices in groups.items():
+        size = batch_size or _default_batch(max(a[0] * a[1], b[0] * b[1]))
+        yield from (indices[start : start + size] for start in range(0, len(indices), size))
 
 
 def _read_pair(pair: Pair, headers: Mapping[Path, Header], net: LPIPS) -> tuple[_Pixels, _Pixels]:
@@ -166,15 +165,18 @@ def _read_pair(pair: Pair, headers: Mapping[Path, Header], net: LPIPS) -> tuple[
 
 
 def _read(path: Path, header: Header, net: LPIPS) -> _Pixels:
-    """``(H, W, 3)``; ``(H, W, 4)`` if it may be transparent and the network knows what lies under it."""
+    """Pixels ``(H, W, 3)``, or ``(H, W, 4)`` for images with alpha if the network has a background."""
     pixels = read_pixels(path)
     if pixels.shape[:2] != header.size:
-        raise ValueError(f"{printable(path)}: expected the size that it had before, got another: who is writing it?")
+        raise ValueError(
+            f"{printable(path)}: expected height x width {header.height}x{header.width} as in the header check, got"
+            f" {pixels.shape[0]}x{pixels.shape[1]}; another process may be writing the file"
+        )
     if header.alpha and net.images.background is None:
         if bool((pixels[:, :, 3] < np.iinfo(pixels.dtype).max).any()):
             raise ValueError(
-                f"{printable(path)}: expected an opaque image, got transparent pixels; --background says what lies"
-                " under them"
+                f"{printable(path)}: expected an opaque image, got transparent pixels; --background sets the color"
+                " behind them"
             )
         pixels = pixels[:, :, :3]
     return pixels
@@ -186,56 +188,54 @@ def _measure_batch(
     net: LPIPS,
     device: torch.device,
     keep_map: Callable[[Pair, Tensor], None] | None,
-) -> dict[int, Compared]:
-    """What was found of pairs that can be stacked, by number."""
-    found, read = {}, []
-    for number, future in batch:
+) -> dict[int, PairResult]:
+    """Results of one batch by index of the pair."""
+    results, read = {}, []
+    for index, future in batch:
         try:
-            read.append((number, *future.result()))
+            read.append((index, *future.result()))
         except (ValueError, OSError) as error:
-            found[number] = Compared(pairs[number], error=str(error))
+            results[index] = PairResult(pairs[index], error=str(error))
     if not read:
-        return found
-    numbers, first, second = zip(*read, strict=True)
+        return results
+    indices, first, second = zip(*read, strict=True)
     deep = any(one.dtype == np.uint16 for one in (first[0], second[0]))
     x, y = _tensor(first, deep, device), _tensor(second, deep, device)
     with torch.inference_mode():
         layers, maps = _layers_and_maps(net, x, y, keep_map is not None)
     distances = torch.stack(list(layers.values())).sum(0).tolist()
     terms = {layer: values.tolist() for layer, values in layers.items()}
-    for row, number in enumerate(numbers):
+    for row, index in enumerate(indices):
         parts = {layer: values[row] for layer, values in terms.items()}
         if not math.isfinite(distances[row]):
-            said = (
-                f"{printable(pairs[number].a)}: expected a finite distance, got {distances[row]}; say --precision fp32"
-            )
-            found[number] = Compared(pairs[number], error=said)
+            message = f"expected a finite distance, got {distances[row]}; use --precision fp32"
+            results[index] = PairResult(pairs[index], error=f"{printable(pairs[index].a)}: {message}")
             continue
-        found[number] = Compared(pairs[number], distances[row], parts)
+        results[index] = PairResult(pairs[index], distances[row], parts)
         if keep_map is not None and maps is not None:
-            keep_map(pairs[number], maps[row, 0])
-    return found
+            keep_map(pairs[index], maps[row, 0])
+    return results
 
 
 def _layers_and_maps(net: LPIPS, x: Tensor, y: Tensor, with_maps: bool) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Terms ``(N,)`` by layer, and maps ``(N, 1, H, W)`` on the CPU, from one pass of the backbone."""
+    """Terms ``(N,)`` by layer, and maps ``(N, 1, H, W)`` on the CPU, from one backbone pass."""
     if not with_maps:
         layers = net(x, y, (0, 1), per_layer=True)
         return layers, None
-    seen = net.encode(x, (0, 1)), net.encode(y, (0, 1))
-    layers, maps = net.distance(*seen, per_layer=True), net.distance(*seen, spatial=True)
+    features = net.encode(x, (0, 1)), net.encode(y, (0, 1))
+    layers, maps = net.distance(*features, per_layer=True), net.distance(*features, spatial=True)
     return layers, maps.cpu()
 
 
 def _tensor(pixels: Sequence[_Pixels], deep: bool, device: str | torch.device) -> Tensor:
-    """``(N, C, H, W)``, uint8; or float32 on [0, 1] of 16 bits a channel, and beside such."""
+    """Stack to ``(N, C, H, W)``: uint8, or float32 on [0, 1] if any image of the batch has 16 bits per channel."""
     if deep:
         pixels = [one.astype(np.float32) / np.float32(np.iinfo(one.dtype).max) for one in pixels]
     channels = max(one.shape[2] for one in pixels)
-    alike = [one if one.shape[2] == channels else _opaque(one) for one in pixels]
-    return torch.from_numpy(np.stack(alike)).permute(0, 3, 1, 2).to(device)
+    same_channels = [one if one.shape[2] == channels else _add_opaque_alpha(one) for one in pixels]
+    return torch.from_numpy(np.stack(same_channels)).permute(0, 3, 1, 2).to(device)
 
 
-def _opaque(pixels: _Pixels) -> _Pixels:
+def _add_opaque_alpha(pixels: _Pixels) -> _Pixels:
     full = 1.0 if pixels.dtype == np.float32 else np.iinfo(pixels.dtype).max
     return np.concatenate([pixels, np.full_like(pixels[:, :, :1], full)], 2)

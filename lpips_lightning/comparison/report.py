@@ -1,4 +1,4 @@
-"""What `compare` found, as lines, CSV, JSON and heat maps; files appear whole or not at all."""
+"""Results of `compare` as text, CSV, JSON and heatmaps; all files are written atomically."""
 
 from __future__ import annotations
 
@@ -13,93 +13,93 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from lpips_lightning.comparison.file_pairs import Pair
-from lpips_lightning.comparison.measure import Compared
+from lpips_lightning.comparison.measure import PairResult
 from lpips_lightning.io.atomic import atomic_write
 from lpips_lightning.io.heatmap import heatmap_colors, heatmap_indices
 from lpips_lightning.io.image_decoding import printable
 from lpips_lightning.io.tables import write_table
 
 
-def pair_lines(found: Compared, per_layer: bool) -> list[str]:
-    """The distance of one pair; below it, if asked for, the layers' terms by name."""
-    terms = found.layers.items() if per_layer else ()
-    return [_digits(found.distance), *(f"{layer}\t{_digits(value)}" for layer, value in terms)]
+def pair_lines(results: PairResult, per_layer: bool) -> list[str]:
+    """Lines of one pair: the distance and, if `per_layer`, the layers' terms by name."""
+    terms = results.layers.items() if per_layer else ()
+    return [_format(results.distance), *(f"{layer}\t{_format(value)}" for layer, value in terms)]
 
 
-def summary_lines(found: Sequence[Compared], per_layer: bool = False) -> list[str]:
-    """Mean, standard deviation (of a sample), least and largest with their names, and count: tabs between, one a line.
+def summary_lines(results: Sequence[PairResult], per_layer: bool = False) -> list[str]:
+    """Tab-separated lines: mean, sample standard deviation, min and max with the pair's name, and count.
 
     Args:
-        found: Pairs; those that could not be read are left out.
-        per_layer: Add the layers' means by name.
+        results: Results; failed pairs are skipped.
+        per_layer: Also add the mean of every layer's term.
     """
-    read = [one for one in found if not one.error]
+    read = [one for one in results if not one.error]
     lines = _statistics([one.distance for one in read], lambda index: printable(read[index].pair.name))
     layers = read[0].layers if per_layer and read else ()
-    return lines + [f"{layer}\t{_digits(fmean(one.layers[layer] for one in read))}" for layer in layers]
+    return lines + [f"{layer}\t{_format(fmean(one.layers[layer] for one in read))}" for layer in layers]
 
 
 def all_pairs_lines(names: Sequence[str], distances: Tensor) -> list[str]:
-    """As `summary_lines`, of the pairs above the diagonal.
+    """As `summary_lines`, for the pairs above the diagonal.
 
     Args:
-        names: Of the images, N of them.
+        names: Names of the N images.
         distances: Shape ``(N, N)``.
     """
-    rows, columns = _above(len(names))
+    rows, columns = _upper_triangle(len(names))
     values = distances[rows, columns].tolist()
     return _statistics(values, lambda index: "\t".join(printable(names[side[index]]) for side in (rows, columns)))
 
 
-def write_csv(path: str | Path, found: Sequence[Compared], per_layer: bool = False) -> None:
-    """Columns ``a, b, lpips``, then the layers if asked for, then ``error`` if a pair could not be read.
+def write_csv(path: str | Path, results: Sequence[PairResult], per_layer: bool = False) -> None:
+    """Write a CSV with columns ``a, b, lpips``, the layers if `per_layer`, and ``error`` if a pair failed.
 
     Args:
-        path: The file.
-        found: Pairs, a row each; without number and with an error where they could not be read.
-        per_layer: Add the layers' terms.
+        path: Output file.
+        results: Results, one row each; a failed pair has an error and no distance.
+        per_layer: Add a column for each layer's term.
     """
-    layers = list(next((one.layers for one in found if not one.error), {})) if per_layer else []
-    failed = any(one.error for one in found)
+    layers = list(next((one.layers for one in results if not one.error), {})) if per_layer else []
+    failed = any(one.error for one in results)
     rows: list[list[str]] = []
-    for one in found:
-        numbers = [one.distance, *(one.layers.get(layer, math.nan) for layer in layers)]
-        cells = ["" if one.error else _digits(number) for number in numbers]
+    for one in results:
+        values = [one.distance, *(one.layers.get(layer, math.nan) for layer in layers)]
+        cells = ["" if one.error else _format(value) for value in values]
         rows.append([printable(one.pair.a), printable(one.pair.b), *cells, *[one.error] * failed])
     write_table(path, ["a", "b", "lpips", *layers, *["error"] * failed], rows)
 
 
 def write_all_pairs_csv(path: str | Path, names: Sequence[str], distances: Tensor, long: bool = False) -> None:
-    """A matrix with the names above and at the left; or one row a pair: ``a, b, lpips``.
+    """Write the distance matrix as a CSV with row and column names, or one row per pair: ``a, b, lpips``.
 
     Args:
-        path: The file.
-        names: Of the images, N of them.
+        path: Output file.
+        names: Names of the N images.
         distances: Shape ``(N, N)``.
         long: One row for each of the ``N (N - 1) / 2`` pairs.
     """
     shown, values = [printable(name) for name in names], distances.tolist()
     if long:
-        places = zip(*_above(len(names)), strict=True)
-        rows: Iterable[list[str]] = ([shown[i], shown[j], _digits(values[i][j])] for i, j in places)
+        pairs = zip(*_upper_triangle(len(names)), strict=True)
+        rows: Iterable[list[str]] = ([shown[i], shown[j], _format(values[i][j])] for i, j in pairs)
         write_table(path, ["a", "b", "lpips"], rows)
     else:
-        rows = ([name, *map(_digits, row)] for name, row in zip(shown, values, strict=True))
+        rows = ([name, *map(_format, row)] for name, row in zip(shown, values, strict=True))
         write_table(path, ["", *shown], rows)
 
 
-def write_json(path: str | Path, found: Sequence[Compared], fingerprint: str, per_layer: bool = False) -> None:
-    """The fingerprint, the statistics, and every pair.
+def write_json(path: str | Path, results: Sequence[PairResult], fingerprint: str, per_layer: bool = False) -> None:
+    """Write the fingerprint, the statistics and every pair as JSON.
 
     Args:
-        path: The file.
-        found: Pairs; ``lpips`` is null, and ``error`` says why, where they could not be read.
-        fingerprint: Of the network.
+        path: Output file.
+        results: Results; a failed pair has ``lpips`` null and an ``error``.
+        fingerprint: Fingerprint of the network.
         per_layer: Add the layers' terms.
     """
-    distances = [one.distance for one in found if not one.error]
+    distances = [one.distance for one in results if not one.error]
     pairs = []
-    for one in found:
+    for one in results:
         entry: dict[str, Any] = {"a": printable(one.pair.a), "b": printable(one.pair.b)}
         entry["lpips"] = None if one.error else one.distance
         entry |= {"layers": one.layers} if per_layer and not one.error else {}
@@ -113,35 +113,35 @@ def write_json(path: str | Path, found: Sequence[Compared], fingerprint: str, pe
 
 
 def write_all_pairs_json(path: str | Path, names: Sequence[str], distances: Tensor, fingerprint: str) -> None:
-    """The fingerprint, the names, and the matrix.
+    """Write the fingerprint, the image names and the distance matrix as JSON.
 
     Args:
-        path: The file.
-        names: Of the images, N of them.
+        path: Output file.
+        names: Names of the N images.
         distances: Shape ``(N, N)``.
-        fingerprint: Of the network.
+        fingerprint: Fingerprint of the network.
     """
     shown = [printable(name) for name in names]
     _write_object(path, {"fingerprint": fingerprint, "names": shown, "distances": distances.tolist()})
 
 
 def map_writer(target: Path, folder: bool, heatmap_max: float, fingerprint: str) -> Callable[[Pair, Tensor], None]:
-    """What writes a pair's map as a PNG in the house's heat colors.
+    """A function that writes a pair's spatial map as a heatmap PNG.
 
     Args:
-        target: The file; or, for a `folder`, where every pair gets a file of its name.
-        folder: See `target`.
-        heatmap_max: Local distance of the brightest color.
-        fingerprint: Of the network; it goes into the file.
+        target: Output file, or output folder if `folder`; there a file is named after its pair.
+        folder: Whether `target` is a folder.
+        heatmap_max: Local distance at the brightest color.
+        fingerprint: Fingerprint of the network, stored in the PNG.
     """
     colors = heatmap_colors()
 
     def write(pair: Pair, distances: Tensor) -> None:
-        about = PngImagePlugin.PngInfo()
-        about.add_text("Description", f"local LPIPS, black 0, brightest {heatmap_max:g} and more; {fingerprint}")
+        metadata = PngImagePlugin.PngInfo()
+        metadata.add_text("Description", f"local LPIPS, black 0, brightest >= {heatmap_max:g}; {fingerprint}")
         path = target / f"{pair.name}.png" if folder else target
-        with atomic_write(path) as beside:
-            Image.fromarray(colors[heatmap_indices(distances, heatmap_max)]).save(beside, "PNG", pnginfo=about)
+        with atomic_write(path) as temporary:
+            Image.fromarray(colors[heatmap_indices(distances, heatmap_max)]).save(temporary, "PNG", pnginfo=metadata)
 
     return write
 
@@ -149,27 +149,29 @@ def map_writer(target: Path, folder: bool, heatmap_max: float, fingerprint: str)
 def _statistics(values: Sequence[float], name: Callable[[int], str]) -> list[str]:
     if not values:
         return ["n\t0"]
-    places = range(len(values))
-    least, most = min(places, key=values.__getitem__), max(places, key=values.__getitem__)
+    indices = range(len(values))
+    least, most = min(indices, key=values.__getitem__), max(indices, key=values.__getitem__)
     return [
-        f"mean\t{_digits(fmean(values))}",
-        f"std\t{_digits(stdev(values) if len(values) > 1 else math.nan)}",
-        f"min\t{_digits(values[least])}\t{name(least)}",
-        f"max\t{_digits(values[most])}\t{name(most)}",
+        f"mean\t{_format(fmean(values))}",
+        f"std\t{_format(stdev(values) if len(values) > 1 else math.nan)}",
+        f"min\t{_format(values[least])}\t{name(least)}",
+        f"max\t{_format(values[most])}\t{name(most)}",
         f"n\t{len(values)}",
     ]
 
 
-def _above(count: int) -> tuple[list[int], list[int]]:
-    """Rows and columns above the diagonal."""
+def _upper_triangle(count: int) -> tuple[list[int], list[int]]:
+    """Row and column indices above the diagonal."""
     pairs = [(row, column) for row in range(count) for column in range(row + 1, count)]
     return [row for row, _ in pairs], [column for _, column in pairs]
 
 
-def _digits(number: float) -> str:
-    return f"{number:.9g}"  # a float32 and back
+def _format(value: float) -> str:
+    return f"{value:.9g}"  # enough to round-trip a float32
 
 
 def _write_object(path: str | Path, content: dict[str, Any]) -> None:
-    with atomic_write(path) as beside:
-        beside.write_text(json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(
+            json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8"
+        )

@@ -1,10 +1,10 @@
 """Judged image patches: BAPPS, your own triplets, and the distortions of the paper.
 
-`BAPPSDataModule` downloads and serves BAPPS, `TripletDataModule` judgments of your own; `TwoAFCDataset`, `JNDDataset`
-and `TripletDataset` (of `read_triplets`, `split_triplets`: lists of `Triplet`) are their datasets. `make_bapps` writes
-a dataset in BAPPS' layout from any photographs. `distort` applies `DISTORTIONS`, the paper's 20 traditional ones at
-continuous strength, and their `ordered_pairs`. `EpochSampler` and `ResumableLoader` order an epoch by a seed and its
-number alone, and resume in the middle of it.
+`BAPPSDataModule` downloads and loads BAPPS; `TripletDataModule` loads your own judgments. `TwoAFCDataset`, `JNDDataset`
+and `TripletDataset` are their data sets; `read_triplets` and `split_triplets` return lists of `Triplet`. `make_bapps`
+generates a data set in BAPPS' layout from any photographs. `distort` applies the paper's 20 traditional `DISTORTIONS`
+at continuous strength, singly or in `ordered_pairs`. `EpochSampler` and `ResumableLoader` make the order of an epoch
+depend only on seed and epoch, and allow mid-epoch resume.
 """
 
 from typing import TYPE_CHECKING

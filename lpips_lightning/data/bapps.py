@@ -1,7 +1,7 @@
-"""BAPPS, the Berkeley-Adobe Perceptual Patch Similarity data set, as items of tensors.
+"""PyTorch data sets of BAPPS, the Berkeley-Adobe Perceptual Patch Similarity data set.
 
-On disk: ``2afc/{train,val}/<set>/{ref,p0,p1,judge}`` and ``jnd/val/<set>/{p0,p1,same}``; the images of a triplet
-share one file name, and the judgment is ``<name>.npy``, one number in [0, 1].
+Layout: ``2afc/{train,val}/<set>/{ref,p0,p1,judge}`` and ``jnd/val/<set>/{p0,p1,same}``. The images of a triplet or pair
+have equal file names; the judgment is ``<name>.npy``, one number in [0, 1].
 
 Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018, section 2.
 """
@@ -27,7 +27,7 @@ JND_SETS = ("traditional", "cnn")
 
 
 class _JudgedPatches(Dataset[dict[str, Any]]):
-    """Patches of equal names in several folders of every set, with one judged number each."""
+    """Tuples of patches with one judgment each; the files of a tuple have equal names in parallel folders."""
 
     images: tuple[str, ...]
     judgment: str
@@ -53,7 +53,7 @@ class _JudgedPatches(Dataset[dict[str, Any]]):
         return item
 
     def _files_of(self, folder: Path) -> list[str]:
-        """Names of the images, after a look whether each is there in every folder and judged."""
+        """Sorted image names; raise unless every image and its judgment exist in all folders."""
         first, *others = (_list(folder / kind, IMAGE_SUFFIXES) for kind in self.images)
         files = sorted(first)
         judged = _list(folder / self.judgment, (".npy",))
@@ -62,11 +62,11 @@ class _JudgedPatches(Dataset[dict[str, Any]]):
             (self.judgment, {f"{Path(file).stem}.npy" for file in files}, judged),
         ]
         for kind, expected, found in checks:
-            if lacking := expected - found:
-                there = folder / self.images[0]
+            if missing := expected - found:
+                first_folder = folder / self.images[0]
                 raise FileNotFoundError(
-                    f"{folder / kind / min(lacking)}: expected a file for each of the {len(files)} images in {there},"
-                    f" got none for {len(lacking)}"
+                    f"{folder / kind / min(missing)}: expected a file for each of the {len(files)} images in"
+                    f" {first_folder}, got none for {len(missing)}"
                 )
             if surplus := found - expected:
                 raise FileNotFoundError(
@@ -78,19 +78,19 @@ class _JudgedPatches(Dataset[dict[str, Any]]):
 
 
 class TwoAFCDataset(_JudgedPatches):
-    """Triplets of a reference and two distorted patches, with the share of people who found `p1` the nearer one.
+    """Triplets of a reference and two distorted patches, with the fraction of people who found `p1` nearer.
 
     An item is a dict: ``ref``, ``p0``, ``p1``, shape ``(3, H, W)`` in [-1, 1]; ``judge``, shape ``()`` in [0, 1], 1
-    where all prefer `p1`; ``set``, the set's name; ``path``, that of the reference below `root`.
+    if everyone chose `p1`; ``set``, name of the set; ``path``, path of the reference relative to `root`.
 
     Args:
-        root: The folder that holds ``2afc``.
+        root: Folder that contains ``2afc``.
         split: ``"train"`` or ``"val"``.
-        sets: Names of the sets; None takes the paper's of the split.
-        size: Side that images are resized to (see `resize_image`); None leaves them as they are.
+        sets: Names of the sets; None: the paper's sets of this split.
+        size: Side to resize images to (see `resize_image`); None: no resizing.
 
     Raises:
-        ValueError: If an argument is off; when an item is read, if an image or a judgment is damaged.
+        ValueError: If an argument is invalid; on item access, if an image or a judgment is damaged.
         FileNotFoundError: If a set, an image or a judgment is missing.
     """
 
@@ -107,18 +107,18 @@ class TwoAFCDataset(_JudgedPatches):
 
 
 class JNDDataset(_JudgedPatches):
-    """Pairs of patches, with the share of people who could not tell them apart.
+    """Pairs of patches, with the fraction of people who saw no difference.
 
-    An item is a dict: ``p0``, ``p1``, shape ``(3, H, W)`` in [-1, 1]; ``same``, shape ``()`` in [0, 1]; ``set``, the
-    set's name; ``path``, that of `p0` below `root`.
+    An item is a dict: ``p0``, ``p1``, shape ``(3, H, W)`` in [-1, 1]; ``same``, shape ``()`` in [0, 1]; ``set``, name
+    of the set; ``path``, path of `p0` relative to `root`.
 
     Args:
-        root: The folder that holds ``jnd``.
+        root: Folder that contains ``jnd``.
         sets: Names of the sets.
-        size: Side that images are resized to (see `resize_image`); None leaves them as they are.
+        size: Side to resize images to (see `resize_image`); None: no resizing.
 
     Raises:
-        ValueError: If an argument is off; when an item is read, if an image or a judgment is damaged.
+        ValueError: If an argument is invalid; on item access, if an image or a judgment is damaged.
         FileNotFoundError: If a set, an image or a judgment is missing.
     """
 
@@ -136,11 +136,11 @@ def check_size(size: int | None) -> None:
 
 
 def read_images(paths: dict[str, Path], size: int | None) -> dict[str, Tensor]:
-    """The images of one triplet or pair by their names in it, shape ``(3, H, W)`` in [-1, 1].
+    """Read the images of one triplet or pair; values have shape ``(3, H, W)`` in [-1, 1].
 
     Raises:
-        ValueError: If one is damaged, or they differ in size.
-        FileNotFoundError: If one is missing.
+        ValueError: If an image is damaged, or the sizes differ.
+        FileNotFoundError: If an image is missing.
     """
     read = {kind: read_image(path) for kind, path in paths.items()}
     check_same_size(read, paths)
@@ -148,7 +148,7 @@ def read_images(paths: dict[str, Path], size: int | None) -> dict[str, Tensor]:
 
 
 def check_same_size(images: dict[str, Tensor], paths: dict[str, Path]) -> None:
-    """Raise a ValueError that names the file unless all `images` ``(3, H, W)`` are of the first one's size."""
+    """Raise a ValueError that names the file unless all `images` ``(3, H, W)`` have one size."""
     first, *others = images
     for other in others:
         if images[other].shape != images[first].shape:
@@ -160,22 +160,23 @@ def check_same_size(images: dict[str, Tensor], paths: dict[str, Path]) -> None:
 
 
 def to_signed(image: Tensor) -> Tensor:
-    """8-bit image -> float32 in [-1, 1]."""
+    """Convert an 8-bit image to float32 in [-1, 1]."""
     return image.float().div(255).mul(2).sub(1)
 
 
 def _check_sets(folder: Path, sets: Sequence[str]) -> tuple[str, ...]:
     if isinstance(sets, str) or not sets or len(set(sets)) < len(sets):
-        raise ValueError(f"sets: expected different names of sets, got {sets!r}")
+        raise ValueError(f"sets: expected unique names of sets, got {sets!r}")
     if not folder.is_dir():
         raise FileNotFoundError(
             f"root: expected the folder of a BAPPS data set, got none at '{folder}';"
-            " BAPPSDataModule(download=True) fetches it, lpips-lightning bapps make makes one"
+            " BAPPSDataModule(download=True) downloads it, lpips-lightning bapps make generates one"
         )
-    here = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    present = sorted(path.name for path in folder.iterdir() if path.is_dir())
     for name in sets:
-        if name not in here:
-            raise FileNotFoundError(f"sets: expected some of {', '.join(here) or 'none'} in '{folder}', got {name!r}")
+        if name not in present:
+            known = ", ".join(present) or "none"
+            raise FileNotFoundError(f"sets: expected some of {known} in '{folder}', got {name!r}")
     return tuple(sets)
 
 
@@ -190,13 +191,13 @@ def _read_judgment(path: Path) -> Tensor:
     try:
         value = np.load(path, allow_pickle=False)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: expected the judgment, got no such file") from None
+        raise FileNotFoundError(f"{path}: expected a judgment file, got no such file") from None
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path}: expected a NumPy file of one number, got {type(error).__name__}: {error}") from error
     if not isinstance(value, np.ndarray) or value.size != 1 or value.dtype.kind not in "fiu":
         found = f"shape {value.shape} of {value.dtype}" if isinstance(value, np.ndarray) else "an archive"
         raise ValueError(f"{path}: expected one number, got {found}")
-    number = float(value.reshape(()))
-    if not 0 <= number <= 1:
-        raise ValueError(f"{path}: expected a number in [0, 1], got {number}")
-    return torch.tensor(number, dtype=torch.float32)
+    judgment = float(value.reshape(()))
+    if not 0 <= judgment <= 1:
+        raise ValueError(f"{path}: expected a number in [0, 1], got {judgment}")
+    return torch.tensor(judgment, dtype=torch.float32)

@@ -1,8 +1,8 @@
-"""A data set in BAPPS' layout from any photographs: the paper's traditional distortions, judged by a metric or people.
+"""Generates a data set in BAPPS' layout from photographs and the paper's traditional distortions.
 
-The paper's way (section 2): a square patch of a photograph is the reference; each candidate is the patch after one
-distortion, or after two in an order of their own, at a continuous strength. Photographs of the validation sets are kept
-out of the training set.
+As in the paper (section 2), the reference is a square patch of a photograph, and each candidate is the patch after one
+distortion, or an ordered pair of distortions, at random strength. A distance or people judge the candidates. Training
+and validation sets use different photographs.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from torch import Generator, Tensor
 
 from lpips_lightning.data.crops import crops
 from lpips_lightning.data.distortions import DISTORTIONS, distort, ordered_pairs
-from lpips_lightning.io.download import Report, silent
+from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.image_files import find_images, image_size, read_image, write_image
 from lpips_lightning.io.tables import write_table
 
 Distance = Callable[[Tensor, Tensor], Tensor]
-"""uint8 images ``(N, 3, H, W)`` twice -> distances ``(N,)``; an `LPIPS` is one."""
+"""Function of two uint8 image batches ``(N, 3, H, W)`` that returns distances ``(N,)``, such as an `LPIPS`."""
 
 _PARTS = ("2afc/train", "2afc/val", "jnd/val")
-_VAL_SHARE = 0.2  # of the photographs
+_VAL_FRACTION = 0.2  # of the photographs
 _BATCH = 32
-_SMALLEST = 16  # of the distortions
+_SMALLEST_SIDE = 16  # minimum of the distortions
 
 
 @dataclass
@@ -39,11 +39,11 @@ class _Item:
 
     Attributes:
         part: One of `_PARTS`.
-        name: Of its files, without suffix.
+        name: File name without suffix.
         photograph: Name of the photograph.
-        candidates: Distortions and their strengths of each altered image.
-        generator: Where its draws go on.
-        distances: Of each candidate to the patch; empty where people judge.
+        candidates: Distortions and strengths of each distorted image.
+        generator: Random state of the item, for crop and distortions.
+        distances: Distance of each candidate to the patch; empty if people judge.
     """
 
     part: str
@@ -59,14 +59,14 @@ class _Item:
 
 
 def l2(x: Tensor, y: Tensor) -> Tensor:
-    """The mean squared difference of uint8 images, as a distance to judge with.
+    """Mean squared difference of uint8 images, as a judging distance.
 
     Args:
-        x: ``(N, 3, H, W)``, uint8.
-        y: As `x`.
+        x: Shape ``(N, 3, H, W)``, uint8.
+        y: Shape and dtype of `x`.
 
     Returns:
-        ``(N,)``, float32, in [0, 1].
+        Shape ``(N,)``, float32, in [0, 1].
     """
     return (x.float() - y.float()).div(255).square().mean((1, 2, 3))
 
@@ -82,51 +82,51 @@ def make_bapps(
     set_name: str = "traditional",
     size: int = 64,
     seed: int = 0,
-    report: Report = silent,
+    report: ProgressCallback = no_progress,
 ) -> Path:
     """Write ``2afc/train/<set>``, ``2afc/val/<set>`` and ``jnd/val/<set>`` for `TwoAFCDataset` and `JNDDataset`.
 
-    A distance gives ``judge`` 1 where it finds `p1` nearer, 0 where `p0`, and ``same`` 1 to the half of the pairs
-    that it finds nearest. Without one no judgment is written, but ``judge_train.csv`` and
-    ``judge_val.csv`` with empty votes, for people to fill in and `TripletDataModule` to read (with `out` as its folder
-    of images). ``made.csv`` beside the images says how each was made, ``made.json`` in `out` from what.
+    With a distance, ``judge`` is 1 where `p1` is nearer and 0 where `p0` is; ``same`` is 1 for the nearer half of the
+    pairs. Without a distance, ``judge_train.csv`` and ``judge_val.csv`` have empty votes for people to fill in;
+    `TripletDataModule` reads them, with `out` as its folder of images. ``made.csv`` next to the images records how each
+    was made, ``made.json`` in `out` records the arguments.
 
     Args:
-        images: Folder of photographs, searched through.
-        out: Folder to write: new, or empty. It appears when it is whole.
-        distance: Judges the patches, such as ``LPIPS("embedded")`` or `l2`; takes uint8 images
-            ``(N, 3, H, W)`` twice, returns ``(N,)``. None: people will judge.
-        train: Training triplets.
-        val: Validation triplets.
-        jnd: Pairs; None: 200, or none without a distance.
-        set_name: The set's name.
-        size: Side of the patches.
-        seed: Equal arguments and seeds give equal files, and more triplets leave the first ones as they are.
-        report: Told the progress, in triplets and pairs.
+        images: Folder of photographs, searched recursively.
+        out: Output folder, new or empty; written atomically.
+        distance: Judging distance, such as ``LPIPS("embedded")`` or `l2`: a function of two uint8 image batches
+            ``(N, 3, H, W)`` that returns ``(N,)``. None: people judge.
+        train: Number of training triplets.
+        val: Number of validation triplets.
+        jnd: Number of pairs; None: 200, or 0 without a distance.
+        set_name: Name of the set.
+        size: Side of the patches in pixels.
+        seed: Random seed. Equal arguments give equal files; larger counts keep the first items unchanged.
+        report: Progress callback, in triplets and pairs.
 
     Returns:
-        `out`.
+        Path of `out`.
 
     Raises:
-        ValueError: If an argument is off, a photograph is too small, or there are too few to keep some out.
-        FileExistsError: If `out` holds something.
-        FileNotFoundError: If `images` is no folder of images.
-        TypeError: If `distance` returns no tensor.
+        ValueError: If an argument is invalid, a photograph is too small, or there are too few to hold some out.
+        FileExistsError: If `out` is not empty.
+        FileNotFoundError: If `images` does not exist or contains no images.
+        TypeError: If `distance` does not return a tensor.
     """
     counts = _check_counts(train, val, jnd, judged=distance is not None)
     _check_options(set_name, size, seed)
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"out: expected a new or an empty folder, got '{out}', which holds something")
+        raise FileExistsError(f"out: expected a new or empty folder, got '{out}', which is not empty")
     photographs = find_images(images)
     _check_photographs(photographs, size)
-    items = _draw(counts, _share_out(list(photographs), counts, seed), seed)
-    about = {"images": list(photographs), "counts": counts, "set": set_name, "size": size, "seed": seed}
-    about["judge"] = _judge_name(distance)
+    items = _draw(counts, _split_photographs(list(photographs), counts, seed), seed)
+    record = {"images": list(photographs), "counts": counts, "set": set_name, "size": size, "seed": seed}
+    record["judge"] = _judge_name(distance)
     out.parent.mkdir(parents=True, exist_ok=True)
-    workshop = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        made = workshop / "made"
+        made = temporary / "made"
         done = 0
         for photograph, group in _by_photograph(items).items():
             image = read_image(photographs[photograph])
@@ -136,35 +136,35 @@ def make_bapps(
                 report("making patches", done, len(items))
         for part in (part for part, count in counts.items() if count):
             _write_tables([item for item in items if item.part == part], made, set_name)
-        (made / "made.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        (made / "made.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         if out.exists():
             out.rmdir()
         made.rename(out)
     finally:
-        shutil.rmtree(workshop)
+        shutil.rmtree(temporary)
     return out
 
 
 def _check_counts(train: int, val: int, jnd: int | None, judged: bool) -> dict[str, int]:
-    """How many of each part."""
+    """Validated number of items per part."""
     pairs = (200 if judged else 0) if jnd is None else jnd
     if pairs and not judged:
-        raise ValueError(f"jnd: expected 0 without a judging distance (people fill in triplets alone), got {jnd}")
+        raise ValueError(f"jnd: expected 0 without a judging distance (people judge triplets only), got {jnd}")
     for argument, count in (("train", train), ("val", val), ("jnd", pairs)):
         if count < 0:
             raise ValueError(f"{argument}: expected at least 0, got {count}")
     if not train + val + pairs:
-        raise ValueError("train: expected some triplets or pairs, got 0 of all")
+        raise ValueError("train: expected some triplets or pairs, got 0 for train, val and jnd")
     return dict(zip(_PARTS, (train, val, pairs), strict=True))
 
 
 def _check_options(set_name: str, size: int, seed: int) -> None:
-    if size < _SMALLEST:
-        raise ValueError(f"size: expected at least {_SMALLEST}, got {size}")
+    if size < _SMALLEST_SIDE:
+        raise ValueError(f"size: expected at least {_SMALLEST_SIDE}, got {size}")
     if seed < 0:
         raise ValueError(f"seed: expected at least 0, got {seed}")
     if not set_name or Path(set_name).name != set_name or set_name.startswith("."):
-        raise ValueError(f"set_name: expected a name of a folder, got {set_name!r}")
+        raise ValueError(f"set_name: expected a folder name, got {set_name!r}")
 
 
 def _check_photographs(photographs: dict[str, Path], size: int) -> None:
@@ -174,18 +174,18 @@ def _check_photographs(photographs: dict[str, Path], size: int) -> None:
             raise ValueError(f"images: expected sides of at least {size} pixels, got {height}x{width} in {path}")
 
 
-def _share_out(names: list[str], counts: dict[str, int], seed: int) -> dict[str, list[str]]:
-    """The photographs of each part; those of the validation parts are kept out of training."""
+def _split_photographs(names: list[str], counts: dict[str, int], seed: int) -> dict[str, list[str]]:
+    """Photographs per part; training and validation parts have none in common."""
     if not (counts["2afc/train"] and counts["2afc/val"] + counts["jnd/val"]):
         return dict.fromkeys(_PARTS, names)
     if len(names) < 2:
         raise ValueError(
-            "images: expected at least 2, as those to validate on are kept out of training, got 1; with train or with"
-            " val and jnd at 0, one is enough"
+            "images: expected at least 2, since training and validation use different photographs, got 1; with"
+            " train=0, or val=0 and jnd=0, one is enough"
         )
     order = torch.randperm(len(names), generator=_generator(seed, len(_PARTS))).tolist()
-    kept_out = set(order[: max(1, round(_VAL_SHARE * len(names)))])
-    val = [name for index, name in enumerate(names) if index in kept_out]
+    held_out = set(order[: max(1, round(_VAL_FRACTION * len(names)))])
+    val = [name for index, name in enumerate(names) if index in held_out]
     return {"2afc/train": [name for name in names if name not in val], "2afc/val": val, "jnd/val": val}
 
 
@@ -206,7 +206,7 @@ def _draw(counts: dict[str, int], names: dict[str, list[str]], seed: int) -> lis
 
 
 def _draw_distortions(generator: Generator, near: bool) -> tuple[tuple[str, ...], list[float]]:
-    """One distortion as often as two; `near`: mostly weak ones, about which people may not agree."""
+    """One or two distortions with equal probability; `near` prefers weak ones, near the visibility threshold."""
     choices: Sequence[tuple[str, ...]] = [(name,) for name in DISTORTIONS]
     if int(torch.randint(2, (), generator=generator)):
         choices = ordered_pairs()
@@ -216,7 +216,7 @@ def _draw_distortions(generator: Generator, near: bool) -> tuple[tuple[str, ...]
 
 
 def _by_photograph(items: list[_Item]) -> dict[str, list[_Item]]:
-    """So that each photograph is read once, and one at a time is in memory."""
+    """Group items by photograph, so that each is read once and only one is in memory."""
     groups: dict[str, list[_Item]] = {}
     for item in items:
         groups.setdefault(item.photograph, []).append(item)
@@ -224,24 +224,26 @@ def _by_photograph(items: list[_Item]) -> dict[str, list[_Item]]:
 
 
 def _judge_name(distance: Distance | None) -> str:
-    """What ``made.json`` says of the judge: the fingerprint of a network, the name of a function."""
+    """Name of the judge for ``made.json``: fingerprint of a network, or name of a function."""
     if distance is None:
         return "none"
     return str(getattr(distance, "fingerprint", None) or getattr(distance, "__name__", type(distance).__name__))
 
 
-def _judged(distance: Distance, references: Tensor, others: Tensor) -> list[float]:
+def _measure(distance: Distance, references: Tensor, others: Tensor) -> list[float]:
     with torch.inference_mode():
-        found = distance(references, others)
-    if not isinstance(found, Tensor):
-        raise TypeError(f"distance: expected a callable that returns a tensor (N,), got {type(found).__name__} from it")
-    return found.tolist()
+        distances = distance(references, others)
+    if not isinstance(distances, Tensor):
+        raise TypeError(
+            f"distance: expected a callable that returns a tensor (N,), got one returning {type(distances).__name__}"
+        )
+    return distances.tolist()
 
 
 def _write_images(
     items: list[_Item], photograph: Tensor, made: Path, set_name: str, size: int, distance: Distance | None
 ) -> None:
-    """Patches of one photograph and their candidates; notes the distances in the items."""
+    """Write the patches of one photograph and their candidates; set the items' distances."""
     photographs: list[list[Tensor]] = []
     for item in items:
         patch = crops([photograph], 1, size, item.generator)
@@ -255,13 +257,13 @@ def _write_images(
     if distance is not None:
         references = torch.stack([patch for patch, *altered in photographs for _ in altered])
         others = torch.stack([image for _, *altered in photographs for image in altered])
-        distances = iter(_judged(distance, references, others))
+        distances = iter(_measure(distance, references, others))
         for item in items:
             item.distances = tuple(next(distances) for _ in item.candidates)
 
 
 def _write_tables(items: list[_Item], made: Path, set_name: str) -> None:
-    """The judgments of a part, or the table to judge in, and how each candidate was made."""
+    """Write a part's judgments, or the CSV for people to judge in, and the record of its candidates."""
     part, folder = items[0].part, made / items[0].part / set_name
     if not items[0].distances:
         votes = [[*(f"{part}/{set_name}/{kind}/{item.name}.png" for kind in item.kinds), "", ""] for item in items]
@@ -274,11 +276,11 @@ def _write_tables(items: list[_Item], made: Path, set_name: str) -> None:
             np.save(folder / kind / f"{item.name}.npy", np.float32(judgment))
     candidates = ("p1",) if part == "jnd/val" else ("p0", "p1")
     columns = ["name", "photograph", *(f"{c}{what}" for c in candidates for what in ("", "_strength", "_distance"))]
-    write_table(folder / "made.csv", columns, map(_recipe, items))
+    write_table(folder / "made.csv", columns, map(_record_row, items))
 
 
-def _recipe(item: _Item) -> list[str]:
-    """How an item was made, as a row of ``made.csv``."""
+def _record_row(item: _Item) -> list[str]:
+    """Row of ``made.csv``."""
     cells = [item.name, item.photograph]
     for index, (names, strengths) in enumerate(item.candidates):
         distance = f"{item.distances[index]:.9g}" if item.distances else ""
@@ -287,7 +289,7 @@ def _recipe(item: _Item) -> list[str]:
 
 
 def _judgments(items: list[_Item]) -> list[float]:
-    """1 where `p1` is nearer than `p0`; of pairs, 1 for the nearer half."""
+    """For triplets, 1 if `p1` is nearer than `p0`; for pairs, 1 for the nearer half."""
     if len(items[0].distances) == 2:
         return [0.5 if d0 == d1 else float(d1 < d0) for d0, d1 in (item.distances for item in items)]
     middle = float(np.median([item.distances[0] for item in items]))

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 
 def crops(images: Sequence[Tensor], count: int, size: int, generator: Generator) -> Tensor:
-    """Square crops of random images, places and scales: ``(count, 3, size, size)`` in ``[0, 1]``.
+    """Random square crops of random images, shape ``(count, 3, size, size)`` in ``[0, 1]``.
 
-    A crop covers 0.75 to 3 times ``size`` (as far as the image reaches) and is resampled to it.
+    A crop has a side of 0.75 to 3 times ``size``, limited by the image, and is resampled to ``size``.
     """
     chosen = torch.randint(len(images), (count,), generator=generator).tolist()
     unit = torch.rand(count, 3, generator=generator).tolist()

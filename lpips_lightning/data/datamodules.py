@@ -1,4 +1,4 @@
-"""Judged triplets for Lightning: BAPPS, and judgments of your own."""
+"""Lightning data modules of human judgments: BAPPS, and your own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Item = dict[str, Any]
 
 
 class _JudgedDataModule(LightningDataModule):
-    """Loaders over judged data sets; the order of a training epoch depends on the seed and its number alone."""
+    """Loaders over judged data sets; the order of a training epoch depends only on seed and epoch."""
 
     def __init__(self, batch_size: int, num_workers: int, size: int | None, mirror: bool, seed: int) -> None:
         super().__init__()
@@ -46,12 +46,12 @@ class _JudgedDataModule(LightningDataModule):
 
     @property
     def val_names(self) -> tuple[str, ...]:
-        """What each validation loader holds, in their order; known after ``setup``."""
+        """Names of the validation loaders, in order; known after ``setup``."""
         return tuple(self.val_data)
 
     @property
     def test_names(self) -> tuple[str, ...]:
-        """What each test loader holds, in their order; known after ``setup``."""
+        """Names of the test loaders, in order; known after ``setup``."""
         return tuple(self.test_data)
 
     @override
@@ -72,7 +72,7 @@ class _JudgedDataModule(LightningDataModule):
         return [DataLoader(data, **self._options()) for data in self.test_data.values()]
 
     def _options(self) -> dict[str, Any]:
-        # With a generator of their own, loaders leave the global one to the training.
+        # A separate generator, so that loaders do not advance the global random state.
         return {
             "batch_size": self.batch_size,
             "num_workers": self.num_workers,
@@ -82,30 +82,30 @@ class _JudgedDataModule(LightningDataModule):
 
 
 class BAPPSDataModule(_JudgedDataModule):
-    """BAPPS: one training loader over all `train_sets`, one validation loader a set, test on 2AFC and JND sets.
+    """BAPPS: one training loader over all `train_sets`, one validation loader per set, tests on 2AFC and JND sets.
 
-    Batches are those of `TwoAFCDataset`, and of `JNDDataset` for the test loaders that `test_names` calls ``"jnd/..."``
-    (the others are called ``"2afc/..."``; `val_names` are the sets').
+    Batches have the items of `TwoAFCDataset`; test loaders named ``"jnd/..."`` in `test_names` have those of
+    `JNDDataset`. The other test loaders are named ``"2afc/..."``; `val_names` are the plain names of the sets.
 
-    ``prepare_data`` downloads what is missing as a whole: the archive of a folder ``2afc/train``, ``2afc/val`` or
-    ``jnd/val`` that does not exist. One process at a time may do so. It shows its progress on the terminal.
+    ``prepare_data`` downloads the archive of every missing folder ``2afc/train``, ``2afc/val`` and ``jnd/val``, with
+    progress bars on the terminal. Only one process at a time may do this.
 
     Args:
-        root: Folder of the data set; also one that ``lpips-lightning bapps make`` wrote.
-        train_sets: Of 2AFC; empty to train on nothing.
-        val_sets: Of 2AFC; empty to validate on nothing.
-        jnd_sets: Empty to test on none.
-        batch_size: Triplets (pairs) a batch; the paper's is 50.
-        num_workers: Processes that read.
-        size: Side that images are resized to; the paper's is 64. None leaves them as they are.
-        mirror: Mirror half of the training triplets left to right, drawn anew each epoch; the paper does not.
-        seed: Of the training order.
-        download: False never downloads.
+        root: Folder of the data set, from BAPPS or from ``lpips-lightning bapps make``.
+        train_sets: 2AFC sets to train on; may be empty.
+        val_sets: 2AFC sets to validate and test on; may be empty.
+        jnd_sets: JND sets to test on; may be empty.
+        batch_size: Triplets (pairs) per batch; the paper uses 50.
+        num_workers: Worker processes per loader.
+        size: Side to resize images to; the paper uses 64. None: no resizing.
+        mirror: Mirror a random half of the training triplets horizontally, redrawn every epoch; the paper does not.
+        seed: Seed of the training order.
+        download: Whether to download missing archives.
 
     Raises:
-        ValueError: If a number is off.
+        ValueError: If an argument is invalid.
         FileNotFoundError: If a set or a file is missing (in ``setup``).
-        OSError: If a download fails, with what to do by hand (in ``prepare_data``).
+        OSError: If a download fails (in ``prepare_data``); the message explains the manual download.
     """
 
     def __init__(
@@ -150,25 +150,25 @@ class BAPPSDataModule(_JudgedDataModule):
 class TripletDataModule(_JudgedDataModule):
     """Your own judgments: a CSV (see `lpips_lightning.data.triplets`) and a folder of images of any size.
 
-    Batches are those of `TripletDataset`. There is one validation loader, ``"triplets"``, and the test loader, called
-    ``"2afc/triplets"``, holds the same.
+    Batches have the items of `TripletDataset`. The validation loader ``"triplets"`` and the test loader
+    ``"2afc/triplets"`` read the same data.
 
     Args:
-        csv: Judgments to train on, and to hold some out of.
-        images: The folder of the images that it names.
-        val_csv: Judgments to validate on, over the same folder, instead of some of `csv`.
-        val_fraction: Share of `csv` that is held out if there is no `val_csv`.
-        split_by: ``"triplet"`` keeps rows about the same images in one part; ``"reference"`` all of a reference's.
-        columns: What the files call our columns, for those that they call something else: ``{"ref": "reference"}``.
-        batch_size: Triplets a batch.
-        num_workers: Processes that read; 0 suits a few hundred images, which stay in memory.
-        size: Side that images are resized to (see `resize_image`); None leaves them as they are.
-        mirror: Mirror half of the training triplets left to right, drawn anew each epoch.
-        seed: Of the split and the training order.
-        cache_megabytes: Decoded images are kept in memory up to this size, in every process that reads.
+        csv: Judgments for training, split into training and validation if there is no `val_csv`.
+        images: Folder of the images that the CSVs name.
+        val_csv: Judgments for validation, over the same folder.
+        val_fraction: Fraction of `csv` to hold out if there is no `val_csv`.
+        split_by: ``"triplet"`` keeps rows about the same triplet together; ``"reference"`` all rows of a reference.
+        columns: Column names in the files that differ from the default, such as ``{"ref": "reference"}``.
+        batch_size: Triplets per batch.
+        num_workers: Worker processes per loader; 0 suits a few hundred images, which stay in memory.
+        size: Side to resize images to (see `resize_image`); None: no resizing.
+        mirror: Mirror a random half of the training triplets horizontally, redrawn every epoch.
+        seed: Seed of the split and the training order.
+        cache_megabytes: Size of the cache of decoded images, per process, in MiB.
 
     Raises:
-        ValueError: If a number, a column or a value is off (those that need the files: in ``setup``).
+        ValueError: If an argument is invalid, or a CSV is (in ``setup``).
         FileNotFoundError: If a file is missing (in ``setup``).
     """
 
@@ -212,7 +212,5 @@ class TripletDataModule(_JudgedDataModule):
         val = read_triplets(self.val_csv, self.images, self.columns)
         known = {triplet.images for triplet in train}
         if both := sum(triplet.images in known for triplet in val):
-            warnings.warn(
-                f"val_csv: {both} of its {len(val)} rows are about triplets that csv judges too", stacklevel=2
-            )
+            warnings.warn(f"val_csv: {both} of {len(val)} rows judge triplets that csv also judges", stacklevel=2)
         return train, val

@@ -1,12 +1,11 @@
 """The paper's 20 traditional distortions (Table 2) at continuous strength, singly and in ordered pairs.
 
-Every distortion takes images ``(N, 3, H, W)`` in ``[0, 1]``, one strength in ``[0, 1]`` a sample and a
-`torch.Generator`. Strength 0 changes (nearly) nothing and strength 1 is a heavy distortion; what is drawn (a direction,
-a noise, a grid) does not depend on the strength, so the same seed at rising strengths is a ladder on which the damage
-grows. Lengths are in pixels, chosen for the 64-pixel patches of BAPPS.
+Every distortion takes images ``(N, 3, H, W)`` in ``[0, 1]``, one strength in ``[0, 1]`` per sample, and a
+`torch.Generator`. Strength 0 changes (almost) nothing; strength 1 is a strong distortion. Random draws (direction,
+noise, grid) do not depend on the strength, so a fixed seed with increasing strength gives increasing damage. Lengths
+are in pixels, chosen for the 64-pixel patches of BAPPS.
 
-The operations are kornia's where it has them. Noise is drawn here, because kornia's takes neither a generator nor a
-strength a sample. kornia is imported by the distortions that need it, when they run.
+Uses kornia, imported lazily, except for noise: kornia's noise takes neither a generator nor a strength per sample.
 
 Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018, Table 2.
 """
@@ -28,7 +27,7 @@ _SMALLEST_SIDE = 16  # the blur's kernel reflects 12 pixels at the border
 
 
 def _draw(images: Tensor, generator: Generator, *shape: int, low: float = -1.0, high: float = 1.0) -> Tensor:
-    """Uniform numbers ``(N, *shape)``, drawn in fp32 where the generator lives: a seed means the same everywhere."""
+    """Uniform samples ``(N, *shape)``, drawn in fp32 on the generator's device, so that a seed is reproducible."""
     unit = torch.rand(images.shape[0], *shape, generator=generator, device=generator.device)
     return (low + (high - low) * unit).to(images)
 
@@ -46,14 +45,14 @@ def _unit_vector(angle: Tensor) -> Tensor:
 
 
 def lightness(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Lab lightness, up or down by as much as 45 units."""
+    """Shift the Lab lightness up or down by up to 45 units."""
     return _shift_lab(
         images, torch.stack((45 * _draw_sign(images, generator) * strength, 0 * strength, 0 * strength), dim=1)
     )
 
 
 def color_shift(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Lab color, moved by as much as 45 units in one direction of the a-b plane."""
+    """Shift the Lab color by up to 45 units in a random direction of the a-b plane."""
     direction = _unit_vector(math.pi * _draw(images, generator))
     return _shift_lab(images, torch.cat((0 * strength[:, None], 45 * strength[:, None] * direction), dim=1))
 
@@ -66,7 +65,7 @@ def _shift_lab(images: Tensor, offset: Tensor) -> Tensor:
 
 
 def contrast(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Contrast around the image's mean, multiplied or divided by as much as 5."""
+    """Multiply or divide the contrast around the image's mean by up to 5."""
     from kornia.enhance import adjust_contrast_with_mean_subtraction
 
     factor = (math.log(5.0) * _draw_sign(images, generator) * strength).exp()
@@ -75,7 +74,7 @@ def contrast(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
 
 
 def saturation(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Distance of every color from its gray, brought to 0 or multiplied by as much as 4."""
+    """Scale the saturation, down to 0 or up to 4 times."""
     from kornia.enhance import adjust_saturation_with_gray_subtraction
 
     factor = torch.where(_draw_sign(images, generator) < 0, 1 - strength, 1 + 3 * strength)
@@ -84,27 +83,27 @@ def saturation(images: Tensor, strength: Tensor, generator: Generator) -> Tensor
 
 
 def uniform_noise(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """White noise, uniform, of standard deviation up to 0.25."""
+    """Add uniform white noise with a standard deviation of up to 0.25."""
     return images + _per_image(0.25 * math.sqrt(3.0) * strength) * _draw(images, generator, *images.shape[1:])
 
 
 def gaussian_noise(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """White noise, Gaussian, of standard deviation up to 0.25."""
+    """Add Gaussian white noise with a standard deviation of up to 0.25."""
     return _add_noise(images, strength, generator, torch.zeros_like(strength))
 
 
 def pink_noise(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Noise whose power falls as 1 / frequency."""
+    """Add noise with a power proportional to 1 / frequency."""
     return _add_noise(images, strength, generator, torch.full_like(strength, -1.0))
 
 
 def blue_noise(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Noise whose power rises as the frequency."""
+    """Add noise with a power proportional to the frequency."""
     return _add_noise(images, strength, generator, torch.full_like(strength, 1.0))
 
 
 def colored_noise(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Noise whose power goes as frequency ** e, e drawn between -2 (brown) and 2 (violet)."""
+    """Add noise with a power proportional to frequency ** e, with random e from -2 (brown) to 2 (violet)."""
     return _add_noise(images, strength, generator, _draw(images, generator, low=-2.0, high=2.0))
 
 
@@ -113,14 +112,14 @@ def _add_noise(images: Tensor, strength: Tensor, generator: Generator, exponent:
     rows, columns = (torch.fft.fftfreq(side, device=images.device) for side in images.shape[-2:])
     frequency = torch.hypot(rows[:, None], columns[None, :])
     amplitude = frequency.clamp(min=frequency[frequency > 0].min()) ** (_per_image(exponent.float()) / 2)
-    amplitude = torch.where(frequency > 0, amplitude, 0.0)  # no constant term: noise leaves the mean alone
+    amplitude = torch.where(frequency > 0, amplitude, 0.0)  # no constant term, so that noise keeps the mean
     noise = torch.fft.ifft2(torch.fft.fft2(white) * amplitude).real
     noise = noise / noise.std(dim=(1, 2, 3), keepdim=True)
     return images + _per_image(0.25 * strength) * noise.to(images)
 
 
 def checkerboard(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """A checkerboard of 1 to 4 pixels a field, as transposed convolutions leave it, of an amplitude of up to 0.2."""
+    """Add a checkerboard, as from transposed convolutions, with 1- to 4-pixel fields and amplitudes of up to 0.2."""
     size = _draw(images, generator, low=1.0, high=5.0).floor().clamp(max=4).view(-1, 1, 1)
     rows, columns = (torch.arange(side, device=images.device) for side in images.shape[-2:])
     fields = (rows[:, None] / size).floor() + (columns[None, :] / size).floor()
@@ -128,7 +127,7 @@ def checkerboard(images: Tensor, strength: Tensor, generator: Generator) -> Tens
 
 
 def gaussian_blur(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Gaussian blur with a standard deviation of up to 4 pixels."""
+    """Blur with a Gaussian of up to 4 pixels standard deviation."""
     from kornia.filters import gaussian_blur2d
 
     sigma = (4 * strength).clamp(min=1e-2)[:, None].expand(-1, 2)
@@ -137,16 +136,17 @@ def gaussian_blur(images: Tensor, strength: Tensor, generator: Generator) -> Ten
 
 
 def bilateral(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Bilateral filter: 2.5 pixels wide, over colors up to 0.8 apart."""
+    """Bilateral filter with a spatial standard deviation of 2.5 pixels, and up to 0.8 in color."""
     from kornia.filters import bilateral_blur
 
     sigma = (0.8 * strength).clamp(min=1e-3)
-    chunks = zip(torch.split(images, 8), torch.split(sigma, 8), strict=True)  # the operation holds 81 shifted copies
+    # In chunks, because the operation allocates 81 shifted copies.
+    chunks = zip(torch.split(images, 8), torch.split(sigma, 8), strict=True)
     return torch.cat([bilateral_blur(chunk, (9, 9), color, (2.5, 2.5)) for chunk, color in chunks])
 
 
 def shift(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Translation by up to 6 pixels."""
+    """Translate by up to 6 pixels."""
     from kornia.geometry.transform import translate
 
     offset = 6 * strength[:, None] * _unit_vector(math.pi * _draw(images, generator))
@@ -155,7 +155,7 @@ def shift(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
 
 
 def affine(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Rotation by up to 20 degrees, scale by up to 15 %, shear by up to 10 degrees, about the center."""
+    """Rotate by up to 20 degrees, scale by up to 15 % and shear by up to 10 degrees, about the center."""
     from kornia.geometry.transform import get_affine_matrix2d, warp_affine
 
     rotation, stretch, horizontal, vertical = (strength[:, None] * _draw(images, generator, 4)).unbind(1)
@@ -171,7 +171,7 @@ def affine(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
 
 
 def homography(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Every corner moved by up to 12 % of the side."""
+    """Perspective warp that moves every corner by up to 12 % of the side."""
     from kornia.geometry.transform import get_perspective_transform, warp_perspective
 
     height, width = images.shape[-2:]
@@ -184,12 +184,12 @@ def homography(images: Tensor, strength: Tensor, generator: Generator) -> Tensor
 
 
 def linear_warp(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """A 5 x 5 grid of displacements of up to 5 pixels, bilinear in between."""
+    """Warp by a 5 x 5 grid of displacements of up to 5 pixels, interpolated bilinearly."""
     return _warp(images, strength, generator, "bilinear")
 
 
 def cubic_warp(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """A 5 x 5 grid of displacements of up to 5 pixels, bicubic in between."""
+    """Warp by a 5 x 5 grid of displacements of up to 5 pixels, interpolated bicubically."""
     return _warp(images, strength, generator, "bicubic")
 
 
@@ -206,7 +206,7 @@ def _warp(images: Tensor, strength: Tensor, generator: Generator, mode: str) -> 
 
 
 def ghosting(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """A second exposure, 3 to 8 pixels away, with a weight of up to 0.5."""
+    """Blend in a copy shifted by 3 to 8 pixels, with a weight of up to 0.5."""
     from kornia.geometry.transform import translate
 
     distance = _draw(images, generator, 1, low=3.0, high=8.0)
@@ -216,7 +216,7 @@ def ghosting(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
 
 
 def chromatic_aberration(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """Red and blue moved apart, by up to 4 pixels each from green."""
+    """Shift red and blue in opposite directions by up to 4 pixels."""
     from kornia.geometry.transform import translate
 
     offset = 4 * strength[:, None] * _unit_vector(math.pi * _draw(images, generator))
@@ -227,7 +227,7 @@ def chromatic_aberration(images: Tensor, strength: Tensor, generator: Generator)
 
 
 def jpeg(images: Tensor, strength: Tensor, generator: Generator) -> Tensor:
-    """JPEG with 4:2:0 chroma, differentiable, from quality 100 down to 4."""
+    """Differentiable JPEG compression with 4:2:0 chroma, at quality 100 down to 4."""
     from kornia.enhance import jpeg_codec_differentiable
 
     coded: Tensor = jpeg_codec_differentiable(images.clamp(0, 1), 4 + 96 * (1 - strength) ** 1.5)
@@ -248,7 +248,7 @@ DISTORTIONS: dict[str, Distortion] = {
 
 
 def ordered_pairs() -> list[tuple[str, str]]:
-    """Every ordered pair of two different distortions: 380 of them (the paper drew from 308).
+    """All 380 ordered pairs of two different distortions (the paper drew from 308).
 
     Example:
         >>> len(ordered_pairs()), ordered_pairs()[0]
@@ -258,19 +258,19 @@ def ordered_pairs() -> list[tuple[str, str]]:
 
 
 def distort(images: Tensor, names: str | Sequence[str], strength: Tensor | float, generator: Generator) -> Tensor:
-    """Images after one distortion, or after several in the order given.
+    """Apply one distortion, or several in the given order.
 
     Args:
-        images: Shape ``(N, 3, H, W)``, floating, in ``[0, 1]``, no side below 16.
+        images: Shape ``(N, 3, H, W)``, floating, in ``[0, 1]``, sides of at least 16 pixels.
         names: One name of `DISTORTIONS`, or several: ``("jpeg", "shift")`` compresses first.
-        strength: In ``[0, 1]``: one number, shape ``(N,)``, or shape ``(len(names), N)`` for one a distortion.
-        generator: Draws directions, signs and noise. Equal seeds and other strengths give the steps of a ladder.
+        strength: In ``[0, 1]``: one number, shape ``(N,)``, or shape ``(len(names), N)`` for one per distortion.
+        generator: Random state for directions, signs and noise; equal seeds give equal draws at any strength.
 
     Returns:
         Shape and dtype of ``images``, clamped to ``[0, 1]``.
 
     Raises:
-        ValueError: If a name is unknown, or images or strength have another shape.
+        ValueError: If a name is unknown, or the shape of images or strength is wrong.
 
     Example:
         >>> images = torch.full((1, 3, 16, 16), 0.5)

@@ -1,7 +1,7 @@
-"""Epochs whose order depends on a seed and their number alone, and a loader that goes on in the middle of one.
+"""Sampler and loader for mid-epoch resume; the order of an epoch depends only on seed and epoch.
 
-A training that was killed and goes on from a checkpoint sees the batches that it would have seen: Lightning tells the
-sampler the epoch (``set_epoch``) and keeps the loader's ``state_dict`` in its checkpoints.
+A training that resumes from a checkpoint gets the same batches as an uninterrupted one: Lightning sets the sampler's
+epoch (``set_epoch``) and saves the loader's ``state_dict`` in its checkpoints.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Item = dict[str, Any]
 
 
 class Mirrored(Dataset[Item]):
-    """Items twice: as they are, and, at their index plus their number, with all images mirrored left to right.
+    """Every item of `data` twice: unchanged at its index, and mirrored horizontally at index + ``len(data)``.
 
-    So whether an item is mirrored is the sampler's choice, and no process that reads needs random numbers.
+    The sampler thus decides whether to mirror, and worker processes need no random numbers.
 
     Args:
-        data: Its items are dicts; images are the tensors ``(3, H, W)`` in them.
+        data: Data set whose items are dicts; tensors of shape ``(3, H, W)`` in them are images.
     """
 
     def __init__(self, data: Dataset[Item]) -> None:
@@ -35,22 +35,22 @@ class Mirrored(Dataset[Item]):
 
     @override
     def __getitem__(self, index: int) -> Item:
-        turn, place = divmod(index, _length(self.data))
-        item = self.data[place]
-        return {name: value.flip(-1) if turn and _is_image(value) else value for name, value in item.items()}
+        mirror, source = divmod(index, _length(self.data))
+        item = self.data[source]
+        return {name: value.flip(-1) if mirror and _is_image(value) else value for name, value in item.items()}
 
 
 class EpochSampler(DistributedSampler[int]):
-    """Every item once an epoch, in an order that depends on (`seed`, epoch) alone.
+    """Draws every item once per epoch, in an order that depends only on (`seed`, epoch).
 
-    A `DistributedSampler` because Lightning leaves those alone; over several ranks the last items repeat the first
-    until all have as many.
+    A subclass of `DistributedSampler`, which Lightning does not replace. With several ranks, the first items are
+    repeated at the end until all ranks have equally many.
 
     Args:
-        data: What to draw from; of `Mirrored` data, either of an item's two forms is drawn.
-        seed: Not negative.
+        data: Data set to sample; from `Mirrored` data, one of the two versions of each item is drawn.
+        seed: Random seed >= 0.
         num_replicas: Number of ranks.
-        rank: This one's.
+        rank: Index of this rank.
 
     Raises:
         ValueError: If `seed` is negative.
@@ -65,7 +65,7 @@ class EpochSampler(DistributedSampler[int]):
         self.start = 0
 
     def order(self) -> Tensor:
-        """Indices of the whole epoch over all ranks, shape ``(total_size,)``."""
+        """Indices of the epoch over all ranks, shape ``(total_size,)``."""
         entropy = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(entropy) >> 1)
         order = torch.randperm(self.count, generator=generator)
@@ -79,62 +79,60 @@ class EpochSampler(DistributedSampler[int]):
 
 
 class ResumableLoader(DataLoader[Item]):
-    """A `DataLoader` over an `EpochSampler` that knows how far it is, and goes on from there after `load_state_dict`.
+    """A `DataLoader` over an `EpochSampler` that saves its position and resumes there after `load_state_dict`.
 
-    Takes the arguments of `DataLoader`. Its length stays that of the whole epoch. With another sampler (Lightning sets
-    one for ``overfit_batches``) it is a `DataLoader` that always begins at the start.
+    Takes the arguments of `DataLoader`. Its length is always that of the full epoch. With another sampler (Lightning
+    sets one for ``overfit_batches``) it behaves as a plain `DataLoader`.
     """
 
-    _given = 0
+    _yielded = 0
     _resume: tuple[int, int] | None = None  # epoch, batches
 
     @override
     def __iter__(self) -> Any:
-        # A generator: nothing is read before the first batch is asked for. Lightning makes the iterator of the first
-        # epoch before it says which epoch it is.
+        # A lazy generator, because Lightning creates the first epoch's iterator before it calls set_epoch.
         return self._batches()
 
     def state_dict(self) -> dict[str, int]:
-        """Where it stands, as plain numbers."""
+        """Position and configuration: epoch, batches, batch_size, items, ranks, seed; empty with another sampler."""
         if not isinstance(self.sampler, EpochSampler):
             return {}
-        return {"epoch": self.sampler.epoch, "batches": self._given, **self._shape(self.sampler)}
+        return {"epoch": self.sampler.epoch, "batches": self._yielded, **self._configuration(self.sampler)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next iteration begin where `state` was taken; in another epoch it begins at the start.
+        """Resume the next iteration at the position of `state`; in any other epoch it starts from the beginning.
 
         Args:
             state: From `state_dict`.
 
         Raises:
-            ValueError: If it was taken in the middle of an epoch over other data, batches or ranks.
+            ValueError: If `state` is from mid-epoch and data, batch size, ranks or seed differ.
         """
         if not state or not isinstance(self.sampler, EpochSampler):
             return
         epoch, batches = state["epoch"], state["batches"]
         if batches >= len(self):
             epoch, batches = epoch + 1, 0
-        for name, value in self._shape(self.sampler).items() if batches else ():
+        for name, value in self._configuration(self.sampler).items() if batches else ():
             if state[name] != value:
                 raise ValueError(
-                    f"{name}: expected {state[name]}, as when the checkpoint was written in the middle of an epoch,"
-                    f" got {value}"
+                    f"{name}: expected {state[name]}, as in the checkpoint, which was written mid-epoch, got {value}"
                 )
         self.sampler.set_epoch(epoch)
-        self._resume, self._given = (epoch, batches), batches
+        self._resume, self._yielded = (epoch, batches), batches
 
     def _batches(self) -> Iterator[Any]:
         resume, self._resume = self._resume, None
-        self._given = 0
+        self._yielded = 0
         if isinstance(self.sampler, EpochSampler):
             if resume is not None and resume[0] == self.sampler.epoch:
-                self._given = resume[1]
-            self.sampler.start = self._given * (self.batch_size or 1)
+                self._yielded = resume[1]
+            self.sampler.start = self._yielded * (self.batch_size or 1)
         for batch in super().__iter__():
-            self._given += 1
+            self._yielded += 1
             yield batch
 
-    def _shape(self, sampler: EpochSampler) -> dict[str, int]:
+    def _configuration(self, sampler: EpochSampler) -> dict[str, int]:
         return {
             "batch_size": self.batch_size or 1,
             "items": sampler.count,

@@ -1,9 +1,8 @@
-"""Judgments of your own: a CSV of triplets and a folder of images of any size.
+"""Your own judgments: a CSV of triplets and a folder of images of any size.
 
 The CSV has a header with the columns ``ref``, ``p0``, ``p1`` (files in the folder) and either ``votes_p0`` and
-``votes_p1`` (how many people found it the nearer one to `ref`) or ``judge`` (the share that found `p1` the nearer one).
-Other columns are left alone; commas, semicolons and tabs all separate. A row whose votes are both empty, nobody having
-judged it yet, is passed over.
+``votes_p1`` (number of people who found that candidate nearer to `ref`) or ``judge`` (fraction who found `p1` nearer).
+Other columns are ignored; commas, semicolons or tabs separate. Rows without a judgment are skipped.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ class Triplet:
     """One judged triplet.
 
     Attributes:
-        ref: File of the reference, below the folder of images.
+        ref: File of the reference, relative to the folder of images.
         p0: File of the first candidate.
         p1: File of the second candidate.
-        judge: Share that found `p1` nearer to `ref`, in [0, 1].
+        judge: Fraction of people who found `p1` nearer to `ref`, in [0, 1].
     """
 
     ref: str
@@ -48,27 +47,27 @@ class Triplet:
 
     @property
     def images(self) -> tuple[str, ...]:
-        """What it is about: the reference, and the candidates whichever comes first."""
+        """The reference, then the candidates in sorted order: equal for the same triplet with candidates swapped."""
         return (self.ref, *sorted((self.p0, self.p1)))
 
 
 class TripletDataset(Dataset[dict[str, Any]]):
-    """Judged triplets as tensors.
+    """Data set of judged triplets.
 
-    An item is a dict as those of `TwoAFCDataset`: ``ref``, ``p0``, ``p1``, shape ``(3, H, W)`` in [-1, 1]; ``judge``,
-    shape ``()`` in [0, 1]; ``set``; ``path``, ``"ref|p0|p1"``.
+    Items are dicts as in `TwoAFCDataset`: ``ref``, ``p0``, ``p1``, shape ``(3, H, W)`` in [-1, 1]; ``judge``, shape
+    ``()`` in [0, 1]; ``set``; ``path``, ``"ref|p0|p1"``.
 
     Args:
         triplets: From `read_triplets`.
-        images: The folder of images.
-        size: Side that images are resized to (see `resize_image`); None leaves them as they are, and those of a
-            triplet must be of one size.
-        name: The set's name.
-        cache_bytes: Decoded images are kept in memory up to this size, in every process that reads.
+        images: Folder of the images.
+        size: Side to resize images to (see `resize_image`). None: no resizing; a triplet's images must then have one
+            size.
+        name: Name of the set.
+        cache_bytes: Size of the cache of decoded images, per process.
 
     Raises:
-        ValueError: If an argument is off; when an item is read, if an image is damaged or the sizes differ.
-        FileNotFoundError: When an item is read, if an image is missing.
+        ValueError: If an argument is invalid; on item access, if an image is damaged or the sizes differ.
+        FileNotFoundError: On item access, if an image is missing.
     """
 
     def __init__(
@@ -96,7 +95,7 @@ class TripletDataset(Dataset[dict[str, Any]]):
         return item | {"set": self.name, "path": "|".join(files.values())}
 
     def _read(self, file: str) -> Tensor:
-        """The image at its final size, uint8; the least recently used ones leave the memory first."""
+        """The resized uint8 image, from an LRU cache."""
         image = self._cache.pop(file, None)
         if image is None:
             image = resize_image(read_image(self.images / file), self.size)
@@ -111,19 +110,19 @@ class TripletDataset(Dataset[dict[str, Any]]):
 
 
 def read_triplets(path: str | Path, images: str | Path, columns: Mapping[str, str] | None = None) -> list[Triplet]:
-    """The judged triplets of a CSV.
+    """Read judged triplets from a CSV.
 
     Args:
         path: The CSV, UTF-8 with or without byte-order mark.
-        images: The folder of the images that it names.
-        columns: What the file calls our `COLUMNS`, for those that it calls something else: ``{"ref": "reference"}``.
+        images: Folder of the images that the CSV names.
+        columns: Column names in the file that differ from `COLUMNS`, such as ``{"ref": "reference"}``.
 
     Returns:
-        One for every judged row, in the file's order.
+        One triplet per judged row, in file order.
 
     Raises:
-        FileNotFoundError: If the CSV, the folder or an image is missing, with the number of the line.
-        ValueError: If a column is missing or a value is off, with the number of the line.
+        FileNotFoundError: If the CSV, the folder or an image is missing; the message has the line number.
+        ValueError: If a column is missing or a value is invalid; the message has the line number.
     """
     if unknown := set(columns or ()) - set(COLUMNS):
         raise ValueError(f"columns: expected some of {', '.join(COLUMNS)} as keys, got {min(unknown)!r}")
@@ -134,56 +133,56 @@ def read_triplets(path: str | Path, images: str | Path, columns: Mapping[str, st
     voted = names["votes_p0"] in table.columns or names["votes_p1"] in table.columns
     judged_by = ("votes_p0", "votes_p1") if voted or names["judge"] not in table.columns else ("judge",)
     table.require([names[column] for column in ("ref", "p0", "p1", *judged_by)])
-    here = functools.cache(lambda file: bool(file) and (Path(images) / file).is_file())
+    exists = functools.cache(lambda file: bool(file) and (Path(images) / file).is_file())
     for row in table.rows:
         for column in ("ref", "p0", "p1"):
-            if not here(row[names[column]]):
+            if not exists(row[names[column]]):
                 raise FileNotFoundError(
                     f"{row.place}: {names[column]}: expected a file in '{images}', got"
                     f" '{printable(row[names[column]])}'"
                 )
     read = (_read_row(row, names, judged_by) for row in table.rows)
-    found = [triplet for triplet in read if triplet is not None]
-    if not found:
-        raise ValueError(f"{path}: expected judged rows, got {len(table.rows)} that nobody has judged yet")
-    if len(found) < len(table.rows):
-        _log.info("%s: passed over %d rows that nobody has judged yet", path, len(table.rows) - len(found))
-    return found
+    triplets = [triplet for triplet in read if triplet is not None]
+    if not triplets:
+        raise ValueError(f"{path}: expected judged rows, got {len(table.rows)} rows without a judgment")
+    if len(triplets) < len(table.rows):
+        _log.info("%s: skipped %d rows without a judgment", path, len(table.rows) - len(triplets))
+    return triplets
 
 
 def _read_row(row: Row, names: Mapping[str, str], judged_by: Sequence[str]) -> Triplet | None:
-    """The triplet of a row, or None if nobody has judged it."""
+    """The triplet of a row, or None without a judgment."""
     cells = [names[column] for column in judged_by]
     if not any(row[cell] for cell in cells):
         return None
-    numbers = [row.number(cell) for cell in cells]
-    if len(numbers) == 1 and not 0 <= numbers[0] <= 1:
-        raise ValueError(f"{row.place}: {cells[0]}: expected a share in [0, 1], got {numbers[0]:g}")
-    if len(numbers) == 2 and not (min(numbers) >= 0 and sum(numbers) > 0):
+    values = [row.number(cell) for cell in cells]
+    if len(values) == 1 and not 0 <= values[0] <= 1:
+        raise ValueError(f"{row.place}: {cells[0]}: expected a fraction in [0, 1], got {values[0]:g}")
+    if len(values) == 2 and not (min(values) >= 0 and sum(values) > 0):
         raise ValueError(
-            f"{row.place}: expected votes, none below 0 and not both 0, got {cells[0]} {numbers[0]:g} and"
-            f" {cells[1]} {numbers[1]:g}"
+            f"{row.place}: expected votes >= 0 and not both 0, got {cells[0]} {values[0]:g} and"
+            f" {cells[1]} {values[1]:g}"
         )
-    judge = numbers[0] if len(numbers) == 1 else numbers[1] / sum(numbers)
+    judge = values[0] if len(values) == 1 else values[1] / sum(values)
     return Triplet(row[names["ref"]], row[names["p0"]], row[names["p1"]], judge)
 
 
 def split_triplets(
     triplets: Sequence[Triplet], fraction: float, seed: int, by: SplitBy = "triplet"
 ) -> tuple[list[Triplet], list[Triplet]]:
-    """Two parts, such that rows about the same reference and candidates (in either order) stay together.
+    """Split triplets at random into two parts, keeping groups of related rows together.
 
     Args:
-        triplets: What to split.
-        fraction: Share of the second part, between 0 and 1, counted in groups.
-        seed: Equal seeds give equal parts.
-        by: ``"triplet"``; or ``"reference"``, which keeps all triplets of a reference together.
+        triplets: Triplets to split.
+        fraction: Fraction of groups in the second part, between 0 and 1.
+        seed: Random seed; equal seeds give equal parts.
+        by: Grouping: ``"triplet"`` by reference and candidates (in either order), ``"reference"`` by reference only.
 
     Returns:
         The first and the second part, each in the order of `triplets`.
 
     Raises:
-        ValueError: If an argument is off, or a part would be empty.
+        ValueError: If an argument is invalid, or a part would be empty.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"val_fraction: expected a number between 0 and 1, got {fraction}")
@@ -194,7 +193,7 @@ def split_triplets(
     count = round(fraction * len(groups))
     if not 0 < count < len(groups):
         raise ValueError(
-            f"val_fraction: expected to leave both parts some of the {len(groups)} groups ({by}), got {fraction}"
+            f"val_fraction: expected to leave some of the {len(groups)} groups ({by}) in each part, got {fraction}"
         )
     order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()
     second = {groups[index] for index in order[:count]}

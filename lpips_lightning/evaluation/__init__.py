@@ -1,10 +1,11 @@
-"""Agreement of distances with people: the 2AFC and JND scores of the paper for any methods, mean opinion scores.
+"""Agreement of distances with human judgments: the paper's 2AFC and JND scores, and correlation with MOS.
 
-`parse_method` makes a `Method` of its name, `measure` its distances (`Judged`) on a dataset, and `score` a `Score` of
-these. `read_distances` reads distances that something else computed. `TABLE_5` holds the paper's numbers.
+`parse_method` builds a `Method` from its name, `measure` computes its distances (`Judged`) on data sets, and `score`
+turns these into `Score` objects. `read_distances` reads distances computed elsewhere. `TABLE_5` holds the paper's
+scores.
 
-``lpips-lightning bapps evaluate`` prints the paper's Table 5 for any method beside the paper's own numbers;
-``lpips-lightning correlate`` prints SRCC, PLCC and KRCC with mean opinion scores.
+``lpips-lightning bapps evaluate`` prints Table 5 for any method next to the paper's values; ``lpips-lightning
+correlate`` prints SRCC, PLCC and KRCC with mean opinion scores (MOS).
 """
 
 from typing import TYPE_CHECKING

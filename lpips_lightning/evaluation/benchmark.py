@@ -1,4 +1,4 @@
-"""The paper's evaluation: how often distances agree with people, method by method and set by set."""
+"""The paper's evaluation: agreement of distances with human judgments, per method and set."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ HUMAN = "human"
 
 @dataclass(frozen=True)
 class Judged:
-    """Distances of one method on one set, and what people said.
+    """Distances of one method on one set, with the human judgments.
 
     Attributes:
         kind: ``"2afc"`` for triplets, ``"jnd"`` for pairs.
-        distances: ``(M, 2)`` to the reference for triplets, ``(M, 1)`` for pairs.
-        shares: Of people who find the second one nearer, or who saw no difference, ``(M,)``.
+        distances: Shape ``(M, 2)``, distances to the reference, for triplets; ``(M, 1)`` for pairs.
+        shares: Shape ``(M,)`` in [0, 1]: fraction of people who chose `p1` (triplets) or saw no difference (pairs).
     """
 
     kind: Kind
@@ -41,13 +41,13 @@ class Score:
     """One cell of the table.
 
     Attributes:
-        method: Its name; `HUMAN` for the score of one more person.
-        set: The set's name.
+        method: Name of the method; `HUMAN` for the human ceiling.
+        set: Name of the set.
         kind: ``"2afc"``: 2AFC score. ``"jnd"``: average precision.
-        value: In per cent.
-        low: Lower end of the bootstrap interval of 95 %, in per cent.
-        high: Upper end.
-        count: Triplets or pairs.
+        value: The score in per cent.
+        low: Lower bound of the 95 % bootstrap interval, in per cent.
+        high: Upper bound, in per cent.
+        count: Number of triplets or pairs.
         paper: The paper's value in per cent, or None.
     """
 
@@ -69,21 +69,21 @@ def measure(
     device: str | torch.device = "cpu",
     report: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, dict[str, Judged]]:
-    """Every method's distances on every set; images are read once.
+    """Distances of every method on every set; each image is read once.
 
     Args:
-        methods: What to measure.
-        sets: Triplets as of `TwoAFCDataset`, or pairs as of `JNDDataset`, by name; two of one name need a prefix such
-            as ``"jnd/"``.
-        batch_size: Triplets or pairs at a time.
-        num_workers: Processes that read.
-        device: Where to compute.
-        report: Called with a set's name, the rows done and all rows.
+        methods: Methods to evaluate.
+        sets: Data sets by name, with items as in `TwoAFCDataset` or `JNDDataset`. Prefix JND names with ``"jnd/"`` to
+            keep them distinct from 2AFC names.
+        batch_size: Triplets or pairs per batch.
+        num_workers: Worker processes that read images.
+        device: Device to compute on.
+        report: Progress callback: name of the set, rows done, rows in total.
 
     Returns:
-        By method, then by set.
+        Distances by method, then by set.
     """
-    found: dict[str, dict[str, Judged]] = {method.name: {} for method in methods}
+    results: dict[str, dict[str, Judged]] = {method.name: {} for method in methods}
     for name, data in sets.items():
         loader = DataLoader(data, batch_size, num_workers=num_workers)
         parts: dict[str, list[Tensor]] = {method.name: [] for method in methods}
@@ -101,24 +101,24 @@ def measure(
             if report is not None:
                 report(name, sum(map(len, shares)), len(data))  # type: ignore[arg-type]
         for method in methods:
-            found[method.name][name] = Judged(kind, torch.cat(parts[method.name]), torch.cat(shares))
-    return found
+            results[method.name][name] = Judged(kind, torch.cat(parts[method.name]), torch.cat(shares))
+    return results
 
 
 def read_distances(path: str | Path) -> dict[str, Judged]:
-    """Distances that something else computed.
+    """Read distances computed elsewhere.
 
     Args:
-        path: A CSV with the columns ``path``, ``d0``, ``d1``, ``judge`` (triplets) or ``path``, ``distance``, ``same``
-            (pairs), or a folder of such. The set is the name of the folder above that of the image, as in
+        path: A CSV with columns ``path``, ``d0``, ``d1``, ``judge`` (triplets) or ``path``, ``distance``, ``same``
+            (pairs), or a folder of such CSVs. The set is the folder two levels above the image: ``cnn`` in
             ``2afc/val/cnn/p0/000000.png``.
 
     Returns:
-        By set.
+        Distances by set.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a column is missing or a value is off, with the number of the line.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If a column is missing or a value is invalid; the message has the line number.
     """
     files = sorted(Path(path).glob("*.csv")) if Path(path).is_dir() else [Path(path)]
     if not files:
@@ -133,17 +133,16 @@ def read_distances(path: str | Path) -> dict[str, Judged]:
             folders = Path(row["path"].replace("\\", "/")).parts
             if len(folders) < 3:
                 raise ValueError(f"{row.place}: path: expected <set>/<kind>/<image>, got {row['path']!r}")
-            numbers = [row.number(column) for column in columns]
-            if not 0 <= numbers[-1] <= 1:
-                raise ValueError(f"{row.place}: {columns[-1]}: expected a share in [0, 1], got {numbers[-1]:g}")
-            rows.setdefault((kind, folders[-3]), []).append(numbers)
-    found = {}
+            values = [row.number(column) for column in columns]
+            if not 0 <= values[-1] <= 1:
+                raise ValueError(f"{row.place}: {columns[-1]}: expected a fraction in [0, 1], got {values[-1]:g}")
+            rows.setdefault((kind, folders[-3]), []).append(values)
+    results = {}
     in_order = sorted(rows, key=lambda key: (key[0], PAPER_SETS.index(key[1]) if key[1] in PAPER_SETS else len(rows)))
     for kind, name in in_order:
-        values = rows[kind, name]
-        whole = torch.tensor(values, dtype=torch.float64)
-        found[name if kind == "2afc" else f"jnd/{name}"] = Judged(kind, whole[:, :-1], whole[:, -1])
-    return found
+        table_values = torch.tensor(rows[kind, name], dtype=torch.float64)
+        results[name if kind == "2afc" else f"jnd/{name}"] = Judged(kind, table_values[:, :-1], table_values[:, -1])
+    return results
 
 
 def score(
@@ -152,24 +151,24 @@ def score(
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[Score]:
-    """The table's cells: the human ceiling of every set of triplets first, then every method on every set.
+    """Scores of every method on every set, preceded by the human ceiling of every 2AFC set.
 
     Args:
-        measured: By method, then by set; from `measure` and `read_distances`.
-        papers: Rows of the paper's Table 5 by method.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        measured: Distances by method, then by set; from `measure` and `read_distances`.
+        papers: Row of the paper's Table 5 by method.
+        resamples: Bootstrap resamples.
+        seed: Seed of the bootstrap.
 
     Returns:
-        In the order of the methods and sets.
+        Scores in the order of methods and sets.
     """
     scores: list[Score] = []
     seen: dict[str, Judged] = {}
     for sets in measured.values():
         seen |= {name: judged for name, judged in sets.items() if name not in seen and judged.kind == "2afc"}
     for name, judged in seen.items():
-        share = judged.shares
-        per_row = share.square() + (1 - share).square()
+        fraction = judged.shares
+        per_row = fraction.square() + (1 - fraction).square()
         scores.append(_score(HUMAN, name, judged, torch.mean, (per_row,), paper_row(HUMAN), resamples, seed))
     for method, sets in measured.items():
         row = (papers or {}).get(method)
@@ -185,7 +184,7 @@ def score(
 
 
 def summary(scores: Iterable[Score], kind: Kind) -> dict[str, float]:
-    """Mean over the sets of a kind, in per cent, by method; of those that have all of its sets."""
+    """Mean score over the sets of a kind, in per cent, by method; methods without all sets are left out."""
     values: dict[str, dict[str, float]] = {}
     for cell in scores:
         if cell.kind == kind:

@@ -1,4 +1,4 @@
-"""Distances by name, for the evaluation: LPIPS in all its forms, and the older measures."""
+"""Distances by name, for the evaluation: all variants of LPIPS, and classical metrics."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from lpips_lightning.network import LPIPS
 from lpips_lightning.weights import read_tensors
 
 _OPTIONS = ("calibration", "weights", "kmeans")
-_MS_SSIM_SIDE = 160  # four halvings of a side below it leave less than the 11 pixels of the window
+_MS_SSIM_SIDE = 160  # after 4 halvings, a shorter side is below the window of 11 pixels
 
 
 @dataclass(frozen=True)
 class Method:
-    """A distance of two batches of images.
+    """A distance between two batches of images.
 
     Attributes:
-        name: As it was asked for.
-        distance: Images ``(N, 3, H, W)`` on [-1, 1], twice -> ``(N,)``; lower is more similar.
-        paper: The row of the paper's Table 5, or None.
+        name: Name passed to `parse_method`.
+        distance: Function of two image batches ``(N, 3, H, W)`` on [-1, 1], returns ``(N,)``; lower is more similar.
+        paper: Row of the paper's Table 5, or None.
     """
 
     name: str
@@ -37,23 +37,23 @@ class Method:
 
 
 def parse_method(name: str) -> Method:
-    """The method that a name asks for.
+    """Build a method from its name.
 
-    ``NET`` is LPIPS with its official calibration; ``NET:baseline`` is uncalibrated; ``NET:random`` has a Gaussian
-    backbone; ``NET:calibration=FILE`` has a calibration of one's own; ``NET:kmeans=FILE`` and ``NET:weights=FILE`` have
-    another backbone, uncalibrated unless the file holds a calibration too. Networks are those of `LPIPS`; `OTHERS` are
-    the rest.
+    ``NET`` is LPIPS with its official calibration; ``NET:baseline`` is uncalibrated; ``NET:random`` has Gaussian
+    backbone weights; ``NET:calibration=FILE`` uses your own calibration; ``NET:kmeans=FILE`` and ``NET:weights=FILE``
+    use other backbone weights, uncalibrated unless the file includes a calibration. ``NET`` is a network name of
+    `LPIPS`. The classical metrics are the keys of `OTHERS`.
 
     Args:
-        name: One of these.
+        name: Name of the method.
 
     Returns:
-        The method, ready to run.
+        The method, with its weights loaded.
 
     Raises:
-        ValueError: If there is none of this name.
+        ValueError: If the name is unknown.
         WeightsError: If weights are missing, damaged or of another architecture.
-        ModuleNotFoundError: If it needs a package that is not installed.
+        ModuleNotFoundError: If the method needs a package that is not installed.
 
     Example:
         >>> x = torch.zeros(1, 3, 64, 64)
@@ -86,7 +86,7 @@ def _lpips(name: str, net_type: str, variant: str) -> Method:
         raise ValueError(f"method: expected {net_type} with one of {choices}, got {name!r}")
     if option == "calibration":
         return Method(name, LPIPS(net_type, calibration=file), paper_row(net_type, "lin"))
-    own = any(key.startswith("calibration.") for key in read_tensors(Path(file).expanduser()))
+    has_calibration = any(key.startswith("calibration.") for key in read_tensors(Path(file).expanduser()))
     mode = (
         "kmeans"
         if option == "kmeans"
@@ -94,7 +94,8 @@ def _lpips(name: str, net_type: str, variant: str) -> Method:
         if file.endswith(".safetensors")
         else ""
     )
-    return Method(name, LPIPS(net_type, weights=file, calibrated=own), paper_row(net_type, mode) if mode else None)
+    net = LPIPS(net_type, weights=file, calibrated=has_calibration)
+    return Method(name, net, paper_row(net_type, mode) if mode else None)
 
 
 def _l2() -> Callable[[Tensor, Tensor], Tensor]:
@@ -104,7 +105,7 @@ def _l2() -> Callable[[Tensor, Tensor], Tensor]:
 def _l2_lab() -> Callable[[Tensor, Tensor], Tensor]:
     from kornia.color import rgb_to_lab
 
-    # In units of 100, about the range of each channel.
+    # Scaled by 100, the approximate range of each channel.
     return lambda x, y: ((rgb_to_lab(_unit(x)) - rgb_to_lab(_unit(y))) / 100).square().mean((1, 2, 3))
 
 
@@ -116,8 +117,8 @@ def _ssim() -> Callable[[Tensor, Tensor], Tensor]:
     from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
     def distance(x: Tensor, y: Tensor) -> Tensor:
-        found: Any = ssim(_unit(x), _unit(y), data_range=1.0, reduction="none")
-        return 1 - torch.as_tensor(found).reshape(len(x))
+        similarity: Any = ssim(_unit(x), _unit(y), data_range=1.0, reduction="none")
+        return 1 - torch.as_tensor(similarity).reshape(len(x))
 
     return distance
 
@@ -130,7 +131,7 @@ def _ms_ssim() -> Callable[[Tensor, Tensor], Tensor]:
         if min(height, width) <= _MS_SSIM_SIDE:
             raise ValueError(
                 f"ms-ssim: expected sides of more than {_MS_SSIM_SIDE} pixels, got {height}x{width}; "
-                "ask for a larger --size, or leave ms-ssim out"
+                "use a larger --size, or leave ms-ssim out"
             )
         return 1 - ms_ssim(_unit(x), _unit(y), data_range=1.0, reduction="none").reshape(len(x))
 
@@ -160,4 +161,4 @@ OTHERS: dict[str, Callable[[], Callable[[Tensor, Tensor], Tensor]]] = {
     "ms-ssim": _ms_ssim,
     "fsim": _fsim,
 }
-"""Makers of the measures that are no network, by name."""
+"""Factories of the classical metrics, by name."""

@@ -1,4 +1,4 @@
-"""Opinion scores of images and videos: a CSV of (reference, distorted, score), and the LPIPS of each row."""
+"""Mean opinion scores (MOS) of images and videos from a CSV, and the LPIPS of each row."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from lpips_lightning.batch import Features
-from lpips_lightning.io.download import Report, silent
+from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.image_decoding import printable
 from lpips_lightning.io.image_files import find_images, natural_order, read_image
 from lpips_lightning.io.tables import read_table
 from lpips_lightning.network import LPIPS
 
 COLUMNS = ("reference", "distorted", "score")
-_PIXELS = 1 << 19  # in one backbone pass, as far as whole frames allow
+_MAX_PIXELS = 1 << 19  # per backbone pass; at least one frame
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class OpinionScore:
     """One rated image or video.
 
     Attributes:
-        reference: As the file names it.
-        distorted: As the file names it.
-        score: What people thought of `distorted`.
-        group: Its group; empty without one.
-        frames: The files to compare, reference and distorted; one pair of an image.
-        place: Where it stands in the file, for errors.
+        reference: Path of the reference as in the CSV.
+        distorted: Path of the distorted image or video as in the CSV.
+        score: Opinion score of `distorted`.
+        group: Group of the row; empty if there are no groups.
+        frames: Pairs of files (reference, distorted) to compare; one pair for an image.
+        place: File and line number, for error messages.
     """
 
     reference: str
@@ -43,12 +43,12 @@ class OpinionScore:
 
 @dataclass(frozen=True)
 class FrameDistance:
-    """The distance of one frame, or of an image.
+    """Distance of one frame or image.
 
     Attributes:
-        reference: Of its row.
-        distorted: Of its row.
-        frame: Name of the distorted frame's file.
+        reference: `OpinionScore.reference` of the row.
+        distorted: `OpinionScore.distorted` of the row.
+        frame: File name of the distorted frame.
         distance: LPIPS.
     """
 
@@ -61,21 +61,23 @@ class FrameDistance:
 def read_opinion_scores(
     path: str | Path, root: str | Path | None = None, columns: Sequence[str] = COLUMNS, group: str | None = None
 ) -> list[OpinionScore]:
-    """The rated images and videos of a CSV.
+    """Read rated images and videos from a CSV.
+
+    A path is an image file, or a folder with the frames of a video. Frames are compared in the order of their names
+    (numbers by value); reference and distorted video need equally many.
 
     Args:
-        path: The CSV, UTF-8 with a header; other columns are left alone.
-        root: Folder that its paths begin in; None: the CSV's own.
-        columns: What the file calls the reference, the distorted one and the score. An image is a file; a video is a
-            folder of frames, which are compared in the order of their names (numbers by value), as many in both.
-        group: What the file calls the column of groups, if there are any.
+        path: The CSV, UTF-8 with a header; other columns are ignored.
+        root: Folder that paths are relative to; None: the CSV's folder.
+        columns: Column names of reference, distorted and score in the file.
+        group: Name of the group column, if there is one.
 
     Returns:
-        One a row, in the file's order.
+        One entry per row, in file order.
 
     Raises:
-        FileNotFoundError: If the CSV, a file or a folder is missing, with the number of the line.
-        ValueError: If a column is missing or a row is off, with the number of the line.
+        FileNotFoundError: If the CSV, a file or a folder is missing; the message has the line number.
+        ValueError: If a column is missing or a row is invalid; the message has the line number.
     """
     if len(columns) != 3:
         raise ValueError(f"columns: expected 3 names, of reference, distorted and score, got {', '.join(columns)}")
@@ -84,7 +86,7 @@ def read_opinion_scores(
     folder = Path(path).parent if root is None else Path(root)
     if not folder.is_dir():
         raise FileNotFoundError(f"root: expected an existing folder, got '{folder}'")
-    found = []
+    opinions = []
     frames: dict[str, tuple[Path, ...]] = {}
     for row in table.rows:
         reference, distorted = (row[column] for column in columns[:2])
@@ -99,40 +101,43 @@ def read_opinion_scores(
         pairs = (frames[reference], frames[distorted])
         if len(pairs[0]) != len(pairs[1]):
             raise ValueError(
-                f"{row.place}: expected as many frames in '{distorted}' as in '{reference}', {len(pairs[0])},"
-                f" got {len(pairs[1])}"
+                f"{row.place}: expected {len(pairs[0])} frames in '{distorted}', as in '{reference}', got"
+                f" {len(pairs[1])}"
             )
-        named = row[group] if group else ""
+        group_name = row[group] if group else ""
         matched = tuple(zip(*pairs, strict=True))
-        found.append(OpinionScore(reference, distorted, row.number(columns[2]), named, matched, row.place))
-    return found
+        opinions.append(OpinionScore(reference, distorted, row.number(columns[2]), group_name, matched, row.place))
+    return opinions
 
 
 def measure(
-    opinions: Sequence[OpinionScore], net: LPIPS, device: str | torch.device = "cpu", report: Report = silent
+    opinions: Sequence[OpinionScore],
+    net: LPIPS,
+    device: str | torch.device = "cpu",
+    report: ProgressCallback = no_progress,
 ) -> tuple[Tensor, list[FrameDistance]]:
-    """LPIPS of every row; a video's is the mean over its frames.
+    """LPIPS of every row; for a video, the mean over its frames.
 
     Args:
-        opinions: From `read_opinion_scores`.
-        net: What measures.
-        device: Where.
-        report: Told the progress, in frames.
+        opinions: Rows from `read_opinion_scores`.
+        net: The network.
+        device: Device to compute on.
+        report: Progress callback, in frames.
 
     Returns:
-        Distances, shape ``(M,)``, float64, and those of the single frames in the rows' order.
+        Distances ``(M,)``, float64, and the distances of all frames in row order.
 
     Raises:
-        ValueError: If an image is damaged or does not fit, with the number of the line.
+        ValueError: If an image is damaged or of the wrong size; the message has the line number.
     """
     total, done = sum(len(opinion.frames) for opinion in opinions), 0
     by_row: dict[int, list[float]] = {}
-    held = _HeldFeatures(net, torch.device(device))
-    # Rows about the same reference one after the other, so that it passes the backbone once.
+    scorer = _FrameScorer(net, torch.device(device))
+    # Process rows with the same reference consecutively, so that it is encoded once.
     for index in sorted(range(len(opinions)), key=lambda index: opinions[index].reference):
         opinion = opinions[index]
         try:
-            by_row[index] = [float(value) for part in _parts(opinion.frames, held) for value in part]
+            by_row[index] = [float(value) for batch in _batched_distances(opinion.frames, scorer) for value in batch]
         except ValueError as error:
             raise ValueError(f"{opinion.place}: {error}") from error
         done += len(opinion.frames)
@@ -146,8 +151,8 @@ def measure(
     return torch.tensor(means, dtype=torch.float64), frames
 
 
-class _HeldFeatures:
-    """Distances of frames; what the backbone saw in the last reference image is kept for the next row."""
+class _FrameScorer:
+    """Computes distances of frames; caches the features of the last reference image."""
 
     def __init__(self, net: LPIPS, device: torch.device) -> None:
         self.net, self.device = net, device
@@ -155,11 +160,11 @@ class _HeldFeatures:
         self.features: Features | None = None
 
     def read(self, path: Path) -> Tensor:
-        """A uint8 image; transparent pixels over white, or over the network's background."""
+        """Read a uint8 image; composite over white unless the network has a background."""
         return read_image(path, keep_alpha=self.net.images.background is not None)
 
     def distances(self, pairs: Sequence[tuple[Path, Path]], images: Sequence[tuple[Tensor, Tensor]]) -> list[float]:
-        """Of pairs of uint8 images of one size, or of any two that the network resizes."""
+        """Distances of uint8 image pairs of one size, or of any sizes if the network resizes."""
         x, y = (torch.stack(side).to(self.device) for side in zip(*images, strict=True))
         if x.shape[2:] != y.shape[2:] and self.net.images.resize is None:
             (height, width), (expected_height, expected_width) = y.shape[2:], x.shape[2:]
@@ -178,23 +183,23 @@ class _HeldFeatures:
         return distance.cpu().double().tolist()
 
 
-def _parts(frames: Sequence[tuple[Path, Path]], held: _HeldFeatures) -> Iterator[list[float]]:
-    """Distances of consecutive frames, as many at once as `_PIXELS` allow."""
+def _batched_distances(frames: Sequence[tuple[Path, Path]], scorer: _FrameScorer) -> Iterator[list[float]]:
+    """Distances of consecutive frames, in batches of at most `_MAX_PIXELS`."""
     pairs: list[tuple[Path, Path]] = []
     images: list[tuple[Tensor, Tensor]] = []
     for pair in frames:
-        new = (held.read(pair[0]), held.read(pair[1]))
-        full = images and (len(images) + 1) * new[0].shape[1] * new[0].shape[2] > _PIXELS
+        new = (scorer.read(pair[0]), scorer.read(pair[1]))
+        full = images and (len(images) + 1) * new[0].shape[1] * new[0].shape[2] > _MAX_PIXELS
         if images and (full or any(a.shape != b.shape for a, b in zip(images[-1], new, strict=True))):
-            yield held.distances(pairs, images)
+            yield scorer.distances(pairs, images)
             pairs, images = [], []
         pairs.append(pair)
         images.append(new)
-    yield held.distances(pairs, images)
+    yield scorer.distances(pairs, images)
 
 
 def _frames_of(path: Path) -> tuple[Path, ...]:
-    """The image, or the frames of a folder in the order of their names, numbers by value."""
+    """The image itself, or the frames of a folder sorted by name, numbers by value."""
     if path.is_file():
         return (path,)
     frames = find_images(path)

@@ -1,4 +1,4 @@
-"""The evaluation's table on the terminal, as CSV and as Markdown, and its images."""
+"""Scores of the evaluation as terminal table, CSV, Markdown and figures."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _TITLES: dict[Kind, str] = {"2afc": "2AFC score, %", "jnd": "JND average precisi
 
 
 def as_table(scores: Sequence[Score], kind: Kind) -> Table:
-    """Methods by sets, for the terminal: ours with half the width of its interval, and the paper's row below it.
+    """Terminal table of methods by sets: score ± half its interval, and the paper's row below.
 
     Args:
-        scores: From `lpips_lightning.evaluation.benchmark.score`.
-        kind: Which of them.
+        scores: Scores from `lpips_lightning.evaluation.benchmark.score`.
+        kind: Kind of scores to show.
     """
     chosen = [cell for cell in scores if cell.kind == kind]
     means = summary(scores, kind)
@@ -50,31 +50,31 @@ def as_table(scores: Sequence[Score], kind: Kind) -> Table:
 
 
 def as_markdown(scores: Sequence[Score]) -> str:
-    """Methods by sets as Markdown, one table a kind; the paper's values in brackets."""
+    """Markdown tables of methods by sets, one per kind; the paper's values in parentheses."""
     lines: list[str] = []
     for kind, title in _TITLES.items():
         header, rows = _cells(scores, kind)
         if rows:
-            lines += [f"**{title}** (paper's in brackets)" if kind == "2afc" else f"**{title}**", ""]
+            lines += [f"**{title}** (paper in parentheses)" if kind == "2afc" else f"**{title}**", ""]
             lines += [_line(header), _line(["---"] + ["---:"] * (len(header) - 1)), *map(_line, rows), ""]
     return "\n".join(lines)
 
 
 def save_csv(scores: Sequence[Score], path: str | Path) -> None:
-    """One line a method and set; the file appears when it is complete."""
+    """Write a CSV atomically, one line per method and set."""
     names, rounded = [field.name for field in fields(Score)], ("value", "low", "high")
     rows = ([f"{cell[name]:.4f}" if name in rounded else cell[name] for name in names] for cell in map(asdict, scores))
     write_table(path, names, rows)
 
 
 def save_text(text: str, path: str | Path) -> None:
-    """Write a text file that appears when it is complete."""
-    with atomic_write(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+    """Write a text file atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def save_bars(scores: Sequence[Score], path: str | Path, kind: Kind = "2afc") -> None:
-    """Bars of every method by set, with intervals, the human ceiling as a line and the paper's values as dots.
+    """Draw bars of every method by set, with intervals, the human ceiling as a line and the paper's values as dots.
 
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.
@@ -85,15 +85,15 @@ def save_bars(scores: Sequence[Score], path: str | Path, kind: Kind = "2afc") ->
     figure, axis = _figure((min(2.6 + 0.3 * len(sets) * max(len(methods), 3), 16.0), 3.6))
     width = 0.84 / max(len(methods), 1)
     by_place = {(cell.method, cell.set): cell for cell in chosen}
-    for number, method in enumerate(methods):
+    for index, method in enumerate(methods):
         cells = [(place, by_place[method, name]) for place, name in enumerate(sets) if (method, name) in by_place]
-        xs = [place + (number - (len(methods) - 1) / 2) * width for place, _ in cells]
+        xs = [place + (index - (len(methods) - 1) / 2) * width for place, _ in cells]
         values = [cell.value for _, cell in cells]
         errors = [[cell.value - cell.low for _, cell in cells], [cell.high - cell.value for _, cell in cells]]
-        style = {"error_kw": {"linewidth": 0.8}, "color": _color(number, len(methods))}
+        style = {"error_kw": {"linewidth": 0.8}, "color": _color(index, len(methods))}
         axis.bar(xs, values, 0.92 * width, yerr=errors, label=method, **style)
         papers = [(x, cell.paper) for x, (_, cell) in zip(xs, cells, strict=True) if cell.paper is not None]
-        label = "paper" if not number else None
+        label = "paper" if not index else None
         axis.plot(
             [x for x, _ in papers], [value for _, value in papers], "o", ms=3.5, mfc="white", mec="black", label=label
         )
@@ -110,7 +110,7 @@ def save_bars(scores: Sequence[Score], path: str | Path, kind: Kind = "2afc") ->
 
 
 def save_scatter(scores: Sequence[Score], path: str | Path) -> None:
-    """A dot a method: its mean 2AFC score against its mean JND precision (the paper's figure 5).
+    """Draw the methods' mean 2AFC score against their mean JND precision (the paper's figure 5).
 
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.
@@ -130,18 +130,18 @@ def save_scatter(scores: Sequence[Score], path: str | Path) -> None:
 
 
 def disagreements(first: Mapping[str, Judged], second: Mapping[str, Judged], count: int) -> list[tuple[str, int, int]]:
-    """The image pairs of which two methods think most differently.
+    """The image pairs on which two methods disagree most.
 
-    Distances of different methods have no common unit, so their ranks over all pairs are compared.
+    Compares ranks over all pairs, because distances of different methods have no common unit.
 
     Args:
-        first: A method's distances by set.
-        second: Those of another one, on the same sets.
-        count: How many of either direction.
+        first: Distances of the first method by set.
+        second: Distances of the second method on the same sets.
+        count: Number of pairs per direction.
 
     Returns:
-        Set, row, and column of the distance: first `count` pairs that are near for the first method and far for the
-        second, then `count` pairs the other way round; the strongest first.
+        (set, row, column of the distance), strongest first: `count` pairs that are near for the first method and far
+        for the second, then `count` pairs that are near for the second and far for the first.
     """
     places: list[tuple[str, int, int]] = []
     columns: list[list[Tensor]] = [[], []]
@@ -162,14 +162,14 @@ def save_disagreements(
     path: str | Path,
     count: int = 4,
 ) -> None:
-    """The image pairs of which two methods think most differently (the paper's figure 6).
+    """Draw the image pairs on which two methods disagree most (the paper's figure 6).
 
     Args:
-        measured: By method, then by set.
+        measured: Distances by method, then by set.
         names: The two methods.
-        sets: Where the images are.
-        path: The PNG.
-        count: How many of either direction.
+        sets: Data sets with the images, by name.
+        path: Output PNG.
+        count: Number of pairs per direction.
 
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.
@@ -221,7 +221,7 @@ def _line(cells: Sequence[str]) -> str:
 def _figure(size: tuple[float, float], grid: tuple[int, int] | None = None) -> tuple[Any, Any]:
     if find_spec("matplotlib") is None:
         raise ModuleNotFoundError(
-            'the images are drawn by matplotlib, which is not installed: pip install "lpips_lightning[recipes]"'
+            'figures are drawn by matplotlib, which is not installed: pip install "lpips_lightning[recipes]"'
         )
     from matplotlib.figure import Figure  # no pyplot: no global state, no window
 
@@ -233,12 +233,12 @@ def _figure(size: tuple[float, float], grid: tuple[int, int] | None = None) -> t
     return figure, axis
 
 
-def _color(number: int, count: int) -> Any:
+def _color(index: int, count: int) -> Any:
     from matplotlib import colormaps
 
-    return colormaps["viridis"](0.12 + 0.78 * number / max(count - 1, 1))
+    return colormaps["viridis"](0.12 + 0.78 * index / max(count - 1, 1))
 
 
 def _save(figure: Any, path: str | Path) -> None:
-    with atomic_write(path) as beside:
-        figure.savefig(beside, format="png")
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png")

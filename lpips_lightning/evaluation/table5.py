@@ -1,14 +1,14 @@
-"""The paper's Table 5 as numbers, to print beside ours.
+"""The scores of the paper's Table 5, for comparison.
 
 Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", arXiv:1801.03924v2, Table 5:
-2AFC scores in per cent on the validation sets of BAPPS. On the data as released the human row is 80.84, 84.35, 73.60,
-66.09, 68.83 and 68.61: a little different for superres and deblur.
+2AFC scores in per cent on the validation sets of BAPPS. On the released data the human row is 80.84, 84.35, 73.60,
+66.09, 68.83 and 68.61, which differs from the paper for superres and deblur.
 """
 
 from __future__ import annotations
 
 PAPER_SETS = ("traditional", "cnn", "superres", "deblur", "color", "frameinterp")
-"""Sets of the 2AFC validation data, in the order of the columns."""
+"""2AFC validation sets, in the column order of the table."""
 
 TABLE_5: dict[str, tuple[float, float, float, float, float, float]] = {
     "Human": (80.8, 84.4, 73.4, 67.1, 68.8, 68.6),
@@ -42,15 +42,15 @@ _OTHERS = {"human": "Human", "l2": "L2", "ssim": "SSIM", "fsim": "FSIMc"}
 
 
 def paper_row(net_type: str, mode: str = "lin") -> str | None:
-    """What the paper calls a method, or None if it has no such row.
+    """Row name of a method in the paper's table, or None if it has no such row.
 
     Args:
         net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``, or ``"human"``, ``"l2"``, ``"ssim"``, ``"fsim"``.
-        mode: Of a net: ``"lin"``, ``"tune"``, ``"scratch"``, ``"baseline"``, ``"random"`` or ``"kmeans"``; the last two
-            were run on AlexNet alone.
+        mode: Variant of a network: ``"lin"``, ``"tune"``, ``"scratch"``, ``"baseline"``, ``"random"`` or ``"kmeans"``;
+            the paper has the last two for AlexNet only.
 
     Returns:
-        A key of `TABLE_5`.
+        A key of `TABLE_5`, or None.
 
     Example:
         >>> paper_row("alex"), paper_row("squeeze", "baseline"), paper_row("vgg", "kmeans")

@@ -1,8 +1,8 @@
-"""Distances held against people's judgments: 2AFC (which one is nearer?) and JND (are they the same?).
+"""Agreement of distances with human judgments: 2AFC (which one is closer?) and JND (are they the same?).
 
-Zhang et al. 2018, sections 2.2, 2.3 and appendix; as the reference computes them (richzhang/PerceptualSimilarity,
-``data/`` and ``trainer.py``), but that JND distances must be one number a pair: the reference sorts an array
-``(M, 1, 1, 1)`` along its last axis, which leaves any order as it is.
+Zhang et al. 2018, sections 2.2, 2.3 and appendix, computed as in the reference (richzhang/PerceptualSimilarity,
+``data/`` and ``trainer.py``) with one exception: the reference sorts JND distances ``(M, 1, 1, 1)`` along the last
+axis, which does not sort them; here they are sorted.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from lpips_lightning.batch import SUM_DTYPE
 
 
 def two_afc_score(d0: Tensor, d1: Tensor, judge: Tensor) -> Tensor:
-    """Mean share of people who agree with the distances about which of two is nearer to the reference.
+    """Mean fraction of people who agree with the distances on which of two patches is closer to the reference.
 
     Args:
-        d0: Distance of the first one to the reference, shape ``(M,)``; ``(M, 1, ...)`` is flattened.
-        d1: Distance of the second one, as many.
-        judge: Share of people who find the second one nearer, in [0, 1], as many.
+        d0: Distance of the first patch to the reference, shape ``(M,)``; ``(M, 1, ...)`` is flattened.
+        d1: Distance of the second patch, same shape.
+        judge: Fraction of people who judge the second patch closer, in [0, 1], same shape.
 
     Returns:
         Shape ``()`` in [0, 1], float64; NaN for M = 0. Equal distances count one half.
 
     Raises:
-        TypeError: If an argument is no tensor of numbers.
-        ValueError: If shapes or devices differ, a value is NaN, or `judge` is off [0, 1].
+        TypeError: If an argument is not a real tensor.
+        ValueError: If shapes or devices differ, a value is NaN, or `judge` is outside [0, 1].
 
     Example:
         >>> d0, d1 = torch.tensor([0.1, 0.7, 0.2]), torch.tensor([0.3, 0.2, 0.2])
@@ -39,79 +39,80 @@ def two_afc_score(d0: Tensor, d1: Tensor, judge: Tensor) -> Tensor:
 
 
 def agreement(d0: Tensor, d1: Tensor, judge: Tensor, validate_args: bool = True) -> Tensor:
-    """Share of people who agree with the distances, triplet by triplet: ``(M,)`` in float64.
+    """Fraction of people who agree with the distances, for each triplet: ``(M,)``, float64.
 
-    Arguments and errors are those of `two_afc_score`, which is its mean; `validate_args` checks values.
+    `two_afc_score` is its mean and has the same arguments and errors. `validate_args` checks values.
     """
-    first, second, share = checked({"d0": d0, "d1": d1, "judge": judge}, shares=("judge",), values=validate_args)
-    return torch.where(first < second, 1 - share, torch.where(second < first, share, 0.5))
+    first, second, fraction = checked({"d0": d0, "d1": d1, "judge": judge}, fractions=("judge",), values=validate_args)
+    return torch.where(first < second, 1 - fraction, torch.where(second < first, fraction, 0.5))
 
 
 def human_ceiling(judge: Tensor) -> Tensor:
-    """The 2AFC score of one more person, if people are the shares they are: mean of ``p^2 + (1 - p)^2``.
+    """Expected 2AFC score of one more person who judges as the others: mean of ``p^2 + (1 - p)^2``.
 
     Args:
-        judge: Share of people who find the second one nearer, in [0, 1], shape ``(M,)``; ``(M, 1, ...)`` is flattened.
+        judge: Fraction ``p`` of people who judge the second patch closer, in [0, 1], shape ``(M,)``; ``(M, 1, ...)`` is
+            flattened.
 
     Returns:
         Shape ``()`` in [0.5, 1], float64; NaN for M = 0.
 
     Raises:
-        TypeError: If it is no tensor of numbers.
-        ValueError: If the shape is another, a value is NaN or off [0, 1].
+        TypeError: If `judge` is not a real tensor.
+        ValueError: If the shape is wrong, or a value is NaN or outside [0, 1].
 
     Example:
         >>> human_ceiling(torch.tensor([1.0, 0.5]))
         tensor(0.7500, dtype=torch.float64)
     """
-    (share,) = checked({"judge": judge}, shares=("judge",))
-    return (share.square() + (1 - share).square()).mean()
+    (fraction,) = checked({"judge": judge}, fractions=("judge",))
+    return (fraction.square() + (1 - fraction).square()).mean()
 
 
 def jnd_curve(distances: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
-    """Recall and precision of "these look the same" as the threshold on the distance rises.
+    """Recall and precision of "these look the same" for increasing thresholds on the distance.
 
-    Pairs of equal distance pass a threshold together, so the order of the pairs does not matter.
+    Pairs of equal distance share a threshold, so the order of the pairs does not matter.
 
     Args:
-        distances: Of the two images of each pair, shape ``(M,)``; ``(M, 1, ...)`` is flattened.
-        same: Share of people who saw no difference, in [0, 1], as many.
+        distances: Distance of each image pair, shape ``(M,)``; ``(M, 1, ...)`` is flattened.
+        same: Fraction of people who saw no difference, in [0, 1], same shape.
 
     Returns:
         Recall and precision, each ``(K,)`` in float64, for the K different distances, ascending. Recall is NaN if
-        nobody ever said same.
+        `same` is 0 everywhere.
 
     Raises:
-        TypeError: If an argument is no tensor of numbers.
-        ValueError: If shapes or devices differ, a value is NaN, or `same` is off [0, 1].
+        TypeError: If an argument is not a real tensor.
+        ValueError: If shapes or devices differ, a value is NaN, or `same` is outside [0, 1].
 
     Example:
         >>> recall, precision = jnd_curve(torch.tensor([0.3, 0.1, 0.2]), torch.tensor([1.0, 1.0, 0.0]))
         >>> recall.tolist(), [round(value, 3) for value in precision.tolist()]
         ([0.5, 0.5, 1.0], [1.0, 0.5, 0.667])
     """
-    distance, share = checked({"distances": distances, "same": same}, shares=("same",))
+    distance, fraction = checked({"distances": distances, "same": same}, fractions=("same",))
     ordered, order = distance.sort(stable=True)
-    found = share[order].cumsum(0)
-    seen = torch.arange(1, len(ordered) + 1, dtype=ordered.dtype, device=ordered.device)
+    true_positives = fraction[order].cumsum(0)
+    positives = torch.arange(1, len(ordered) + 1, dtype=ordered.dtype, device=ordered.device)
     last = torch.ones_like(ordered, dtype=torch.bool)
     last[:-1] = ordered[:-1] != ordered[1:]
-    return (found / share.sum())[last], (found / seen)[last]
+    return (true_positives / fraction.sum())[last], (true_positives / positives)[last]
 
 
 def jnd_score(distances: Tensor, same: Tensor) -> Tensor:
     """Average precision of "these look the same": area under the VOC envelope of `jnd_curve`.
 
     Args:
-        distances: Of the two images of each pair, shape ``(M,)``; ``(M, 1, ...)`` is flattened.
-        same: Share of people who saw no difference, in [0, 1], as many.
+        distances: Distance of each image pair, shape ``(M,)``; ``(M, 1, ...)`` is flattened.
+        same: Fraction of people who saw no difference, in [0, 1], same shape.
 
     Returns:
-        Shape ``()`` in [0, 1], float64; NaN if nobody ever said same. A constant distance gets the mean of `same`.
+        Shape ``()`` in [0, 1], float64; NaN if `same` is 0 everywhere. A constant distance scores the mean of `same`.
 
     Raises:
-        TypeError: If an argument is no tensor of numbers.
-        ValueError: If shapes or devices differ, a value is NaN, or `same` is off [0, 1].
+        TypeError: If an argument is not a real tensor.
+        ValueError: If shapes or devices differ, a value is NaN, or `same` is outside [0, 1].
 
     Example:
         >>> jnd_score(torch.tensor([0.3, 0.1, 0.2]), torch.tensor([1.0, 1.0, 0.0]))
@@ -127,20 +128,20 @@ def jnd_score(distances: Tensor, same: Tensor) -> Tensor:
 def bootstrap_interval(
     score: Callable[..., Tensor], *columns: Tensor, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of a score when its rows are drawn again with replacement.
+    """Bootstrap percentile interval of a score: its rows are resampled with replacement.
 
     Args:
-        score: Of as many tensors as there are `columns`, to a 0-dimensional tensor: `two_afc_score`, `jnd_score`.
-        columns: Tensors ``(M,)``, drawn alike.
-        confidence: Between 0 and 1.
-        resamples: How often to draw.
+        score: Function of the `columns` that returns a 0-dimensional tensor, such as `two_afc_score` or `jnd_score`.
+        columns: Tensors ``(M,)``; all are resampled with the same rows.
+        confidence: Confidence level, between 0 and 1.
+        resamples: Number of resamples.
         seed: Equal seeds give equal intervals.
 
     Returns:
-        Lower and upper end, of the draws for which the score is a number; NaN for M = 0.
+        Lower and upper end; resamples with a NaN score are ignored; NaN for M = 0.
 
     Raises:
-        ValueError: If an argument is off, or the columns differ in length.
+        ValueError: If an argument is out of its range, or the columns differ in length.
 
     Example:
         >>> low, high = bootstrap_interval(torch.mean, torch.tensor([0.0, 1.0]).repeat(50))
@@ -153,7 +154,7 @@ def bootstrap_interval(
         raise ValueError(f"resamples: expected at least 1, got {resamples}")
     rows = {len(column) for column in columns}
     if len(rows) != 1:
-        raise ValueError(f"columns: expected tensors of one length, got lengths {[len(column) for column in columns]}")
+        raise ValueError(f"columns: expected equal lengths, got {[len(column) for column in columns]}")
     count = rows.pop()
     if not count:
         return float("nan"), float("nan")
@@ -167,28 +168,28 @@ def bootstrap_interval(
     return low, high
 
 
-def checked(columns: dict[str, Tensor], shares: tuple[str, ...] = (), values: bool = True) -> list[Tensor]:
-    """The columns as ``(M,)`` in float64, detached.
+def checked(columns: dict[str, Tensor], fractions: tuple[str, ...] = (), values: bool = True) -> list[Tensor]:
+    """Check columns and return them as detached float64 tensors ``(M,)``.
 
     Args:
-        columns: Tensors ``(M,)`` or ``(M, 1, ...)`` by their names in errors.
-        shares: Names of those that must lie in [0, 1].
-        values: Check values too; this waits for the device.
+        columns: Tensors ``(M,)`` or ``(M, 1, ...)`` by name; errors use the name.
+        fractions: Names of columns that must be in [0, 1].
+        values: Check values too; this synchronizes with the device.
 
     Returns:
-        In the order given.
+        Columns in the given order.
 
     Raises:
-        TypeError: If one is no tensor of numbers.
-        ValueError: If shapes or devices do not fit, a value is NaN, or a share is off [0, 1].
+        TypeError: If a column is not a real tensor.
+        ValueError: If shapes or devices do not match, a value is NaN, or a fraction is outside [0, 1].
     """
     flat: list[Tensor] = []
     for name, column in columns.items():
         if not isinstance(column, Tensor) or column.is_complex():
-            raise TypeError(f"{name}: expected a tensor of numbers (M,), got {_kind(column)}")
+            raise TypeError(f"{name}: expected a real tensor (M,), got {_kind(column)}")
         shape = tuple(column.shape)
         if not shape or column.numel() != shape[0]:
-            raise ValueError(f"{name}: expected shape (M,), one number a judgment, got {shape}; flatten it yourself")
+            raise ValueError(f"{name}: expected shape (M,), one value per judgment, got {shape}; flatten it")
         if flat and (len(flat[0]) != shape[0] or flat[0].device != column.device):
             expected = f"{len(flat[0])} on {flat[0].device}"
             raise ValueError(
@@ -196,18 +197,18 @@ def checked(columns: dict[str, Tensor], shares: tuple[str, ...] = (), values: bo
             )
         flat.append(column.detach().to(SUM_DTYPE).flatten())
         if values:
-            _check_values(name, flat[-1], share=name in shares)
+            _check_values(name, flat[-1], fraction=name in fractions)
     return flat
 
 
-def _check_values(name: str, column: Tensor, share: bool) -> None:
+def _check_values(name: str, column: Tensor, fraction: bool) -> None:
     if bool(column.isnan().any()):
-        raise ValueError(f"{name}: expected numbers, got {int(column.isnan().sum())} NaN of {len(column)}")
-    if share and len(column) and not bool(((column >= 0) & (column <= 1)).all()):
+        raise ValueError(f"{name}: expected values without NaN, got {int(column.isnan().sum())} NaN of {len(column)}")
+    if fraction and len(column) and not bool(((column >= 0) & (column <= 1)).all()):
         lowest, highest = (float(value) for value in column.aminmax())
         raise ValueError(
-            f"{name}: expected shares in [0, 1], got values from {lowest:g} to {highest:g}; "
-            "divide votes by their number"
+            f"{name}: expected fractions in [0, 1], got values from {lowest:g} to {highest:g}; "
+            "divide votes by the number of votes"
         )
 
 

@@ -83,30 +83,30 @@ def learned_perceptual_image_patch_similarity(
 ) -> Tensor | dict[str, Tensor]:
     """LPIPS of two batches; arguments up to `normalize` are torchmetrics'.
 
-    The last few networks that were asked for stay in memory, unless their weights were handed over as tensors.
+    The last four networks stay in memory, except networks with random weights or weights passed as tensors.
 
     Args:
         img1: Images ``(N, 3, H, W)`` or videos ``(B, T, 3, H, W)``, floating on the range or uint8 on [0, 255].
         img2: Images of the same shape.
-        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"``, which ships; from
-            `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network serves, with its options.
-        reduction: Over the batch: ``"mean"``, ``"sum"``, or ``"none"`` (None) for ``(N,)``; for videos over all frames,
-            or ``(B, T)``.
-        normalize: True if images are on [0, 1], False if on [-1, 1].
-        data_range: Instead of `normalize`: ``(low, high)``, or ``high`` alone for ``(0, high)``.
-        spatial: Maps instead of means: every image's term is ``(1, H, W)``.
-        per_layer: A dict of the layers' terms instead of their sum.
-        mask: Which pixels count, see `LPIPS.forward`. Images of which nothing is left are NaN under ``"none"``, and
-            left out of mean and sum.
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"`` (ships with the package); a custom backbone
+            from `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network and options are used.
+        reduction: Over the batch and the frames of videos: ``"mean"``, ``"sum"``, or ``"none"`` (None).
+        normalize: True for images on [0, 1], False for [-1, 1].
+        data_range: Range of the images, instead of `normalize`: ``(low, high)``, or ``high`` alone for ``(0, high)``.
+        spatial: Return distance maps, ``(1, H, W)`` for each image.
+        per_layer: Return a dict of the layers' terms instead of their sum.
+        mask: Weight of each pixel, see `LPIPS.forward`. Images that the mask excludes completely do not count in mean
+            and sum, and are NaN for ``"none"``.
         erode: See `LPIPS.forward`.
-        options: See `lpips_lightning.options.LPIPSOptions`. Checking pixel values waits for the device.
+        options: See `lpips_lightning.options.LPIPSOptions`. Checking pixel values synchronizes with the device.
 
     Returns:
-        A 0-dimensional tensor, or ``(N,)`` for ``"none"``; float32, float64 for float64 images.
+        0-dimensional tensor; ``(N,)`` (``(B, T)`` for videos) for reduction ``"none"``; with trailing dimensions
+        ``(1, H, W)`` if `spatial`; a dict of these if `per_layer`. float32; float64 for float64 images.
 
     Raises:
         TypeError: If an argument is of the wrong type, or an option does not exist.
-        ValueError: If an argument, a shape or a pixel value does not fit, or an option is given beside a built network.
+        ValueError: If an argument, shape or pixel value is invalid, or an option is given with a built `LPIPS`.
         WeightsError: If weights are missing, damaged or of another architecture.
 
     Example:
@@ -121,7 +121,7 @@ def learned_perceptual_image_patch_similarity(
     check_reduction(reduction)
     low_high = choose_range(normalize, data_range)
     net = _network(net_type, options)
-    shown = measure(
+    distances = measure(
         net,
         img1,
         img2,
@@ -132,7 +132,7 @@ def learned_perceptual_image_patch_similarity(
         erode=erode,
         names=("img1", "img2"),
     )
-    return reduced(shown, reduction)
+    return reduced(distances, reduction)
 
 
 def _network(net_type: str | Backbone | LPIPS, options: LPIPSOptions) -> LPIPS:
@@ -141,8 +141,8 @@ def _network(net_type: str | Backbone | LPIPS, options: LPIPSOptions) -> LPIPS:
         check_not_given(options)
         return net_type
     given: dict[str, Any] = dict(sorted(options.items()))
-    lasting = given.get("weights") != "random" and all(isinstance(one, Hashable) for one in (net_type, *given.values()))
-    return (_kept if lasting else LPIPS)(net_type, **given)
+    cached = given.get("weights") != "random" and all(isinstance(one, Hashable) for one in (net_type, *given.values()))
+    return (_cached if cached else LPIPS)(net_type, **given)
 
 
-_kept = lru_cache(maxsize=4, typed=True)(LPIPS)  # 1 is no True, for the checks of `LPIPS`
+_cached = lru_cache(maxsize=4, typed=True)(LPIPS)  # typed: 1 must not hit the entry of True

@@ -1,4 +1,4 @@
-"""Reductions over a batch, and the arguments that the functional form, metrics and loss share."""
+"""Reduction over a batch, and checks of arguments shared by functional form, metrics and loss."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Reduction: TypeAlias = Literal["mean", "sum", "none"] | None
 
 
 def check_reduction(reduction: Reduction) -> None:
-    """Refuse a reduction that does not exist.
+    """Check a reduction.
 
     Args:
-        reduction: Over the batch.
+        reduction: Reduction over the batch.
 
     Raises:
-        ValueError: If it is none of the known ones.
+        ValueError: If it is unknown.
     """
     known = (*get_args(get_args(Reduction)[0]), None)
     if reduction not in known:
@@ -28,17 +28,17 @@ def check_reduction(reduction: Reduction) -> None:
 
 
 def choose_range(normalize: bool, data_range: DataRange | None) -> tuple[float, float]:
-    """The range that torchmetrics' `normalize` and our `data_range` say together.
+    """Data range from torchmetrics' `normalize` and our `data_range`.
 
     Args:
         normalize: True for [0, 1], False for [-1, 1].
-        data_range: Overrides it.
+        data_range: Range instead of `normalize`.
 
     Returns:
         ``(low, high)``.
 
     Raises:
-        ValueError: If `normalize` is no bool, or both are given.
+        ValueError: If `normalize` is not a bool, or both are given.
     """
     if not isinstance(normalize, bool):
         raise ValueError(f"normalize: expected True or False, got {normalize!r}")
@@ -49,30 +49,30 @@ def choose_range(normalize: bool, data_range: DataRange | None) -> tuple[float, 
     return parse_range(data_range)
 
 
-def reduced(measurement: Distances, reduction: Reduction) -> Tensor | dict[str, Tensor]:
-    """Distances of a batch -> one number, or themselves.
+def reduced(distances: Distances, reduction: Reduction) -> Tensor | dict[str, Tensor]:
+    """Reduce the distances of a batch.
 
     Args:
-        measurement: From `LPIPS.measure`.
-        reduction: Over the batch, and over the frames of videos.
+        distances: From `LPIPS.measure`.
+        reduction: Over the batch and the frames of videos.
 
     Returns:
-        0-dimensional, or ``(1, H, W)`` for maps, or as they are for ``"none"``; a dict of such for a dict. Images of
-        which a mask left nothing enter neither mean nor sum; the mean of nothing is NaN.
+        0-dimensional tensor, or ``(1, H, W)`` for maps; unchanged for ``"none"``; a dict of these for a dict. Images
+        that a mask excludes completely do not count in mean and sum; the mean of no image is NaN.
     """
-    values, counted = measurement.values, measurement.valid
+    values, valid = distances.values, distances.valid
     if isinstance(values, dict):
-        return {layer: _reduced(term, counted, measurement.dims, reduction) for layer, term in values.items()}
-    return _reduced(values, counted, measurement.dims, reduction)
+        return {layer: _reduced(term, valid, distances.dims, reduction) for layer, term in values.items()}
+    return _reduced(values, valid, distances.dims, reduction)
 
 
-def _reduced(values: Tensor, counted: Tensor | None, dims: int, reduction: Reduction) -> Tensor:
+def _reduced(values: Tensor, valid: Tensor | None, dims: int, reduction: Reduction) -> Tensor:
     if reduction in ("none", None):
         return values
     batch = tuple(range(dims))
-    if counted is None:
+    if valid is None:
         return values.mean(batch) if reduction == "mean" else values.sum(batch)
-    total, count = torch.where(counted, values, 0).sum(batch), counted.sum()
+    total, count = torch.where(valid, values, 0).sum(batch), valid.sum()
     if reduction == "sum":
         return total
     return torch.where(count == 0, float("nan"), total / count.clamp_min(1))  # no 0 / 0: its gradient is NaN

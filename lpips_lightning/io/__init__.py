@@ -1,17 +1,16 @@
-"""Files: images, tensors, tables, downloads, all written atomically.
+"""File input and output: images, tensors, tables, downloads, checkpoints.
 
-`find_images` lists a folder, `read_image` and `write_image` are uint8 tensors from and to files. `AtomicCheckpointIO`
-is a plugin of Lightning's Trainer.
+`find_images` lists a folder; `read_image` and `write_image` convert between image files and uint8 tensors.
+`AtomicCheckpointIO` is a plugin for Lightning's Trainer.
 
-Every file appears under its name when it is complete; a killed process leaves at most a hidden temporary file. A cache
-that cannot be written is a warning; anything else on a full disk is one sentence that names the file.
+All files are written atomically; a killed process leaves at most a hidden temporary file. A cache that cannot be
+written causes a warning; any other write to a full disk raises an error that names the file.
 
-Images are read to the last bit, 16 bits a channel and EXIF orientation included, or the error names the file.
+Images are decoded exactly, including 16 bits per channel and EXIF orientation, or an error names the file.
 
-**Checkpoints** are written atomically with `lpips_lightning.io.checkpoint_io.AtomicCheckpointIO`, which the recipes
-use. Lightning's own are moved from the system's folder for temporary files; where that is another file system, a kill
-during the move leaves half a checkpoint in the place of the last one. Of 20 kills while saving, 9 left an unloadable
-checkpoint; with the plugin none.
+**Checkpoints.** `AtomicCheckpointIO`, which the recipes use, writes them atomically. Lightning itself moves a
+checkpoint from the system's temporary folder. If that is another file system, a kill during the move leaves a truncated
+file in place of the previous checkpoint: 9 of 20 kills while saving left an unloadable checkpoint; with the plugin, 0.
 
 >>> import pytorch_lightning as pl
 >>> from lpips_lightning.io.checkpoint_io import AtomicCheckpointIO

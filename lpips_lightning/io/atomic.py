@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -9,61 +9,60 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# What a full disk is called: no room on it, none within the user's share, or a file longer than may be; without a
-# number, what libraries make of these.
-_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG, None)
+# Disk full, quota exceeded, file too large; libraries re-raise these without an errno.
+_DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG, None)
 
 
-# Windows flushes only what may be written; elsewhere a folder, too, is flushed, and may not.
-_TO_SYNC = os.O_RDONLY if os.name == "posix" else os.O_RDWR
+# fsync on Windows needs a writable handle; on POSIX folders are synced too, and cannot be opened for writing.
+_FSYNC_FLAGS = os.O_RDONLY if os.name == "posix" else os.O_RDWR
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], durable: bool = False) -> Iterator[Path]:
-    """A file to fill, beside `path`; it takes that name when all went well, and is gone otherwise.
+    """Yield a temporary file that replaces `path` on success and is deleted on an exception.
 
     Args:
-        path: What to write. Folders are made as needed; a file of that name stays until the new one is complete.
-        durable: Wait until the disk has it, so that it outlives a loss of power too, not only of the process.
+        path: The file to write. Missing folders are created; an existing file stays until the new one is complete.
+        durable: Call fsync, so that the file survives a power loss, not only the end of the process.
 
     Yields:
         An empty file in the same folder.
 
     Raises:
-        OSError: If it cannot be written, naming `path` where the disk is full.
+        OSError: If the file cannot be written; the error names `path` if the disk is full.
     """
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    beside.touch(exist_ok=False)  # not mkstemp, whose files are the owner's alone: the system takes off the umask
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    temporary.touch(exist_ok=False)  # unlike mkstemp, applies the umask, so that others can read the file
     try:
-        yield beside
+        yield temporary
         if durable:
-            _to_disk(beside)
-        beside.replace(file)
+            _fsync(temporary)
+        temporary.replace(file)
         if durable and os.name == "posix":
-            _to_disk(file.parent)  # the name is kept there
+            _fsync(file.parent)  # the folder stores the new name
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in _DISK_FULL:
             raise
-        what = error.strerror or error
-        full = OSError(f"{file}: expected to write it, got {what}; nothing of that name was changed")
+        reason = error.strerror or error
+        full = OSError(f"{file}: expected to write this file, got {reason}; the existing file, if any, is unchanged")
         full.errno = error.errno
         raise full from error
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def check_output_path(path: str | os.PathLike[str], argument: str, folder: bool = False) -> None:
-    """Refuse what cannot be written, before long work; nothing is made.
+    """Raise if `path` cannot be written, before long work starts; creates nothing.
 
     Args:
-        path: A file to write, or to write anew.
-        argument: What to call it in the error.
-        folder: It is a folder to write into.
+        path: A file to create or overwrite.
+        argument: Argument name for the error message.
+        folder: Whether `path` is an output folder instead of a file.
 
     Raises:
-        ValueError: If it is a folder (a file), if what is above it is none, or if it may not be written.
+        ValueError: If `path` is of the other type, a parent is not a folder, or permission is missing.
     """
     target, what = Path(path), "a folder" if folder else "a file"
     if not str(path) or (target.exists() and target.is_dir() != folder):
@@ -72,13 +71,13 @@ def check_output_path(path: str | os.PathLike[str], argument: str, folder: bool 
         )
     above = next(parent for parent in (target.absolute(), *target.absolute().parents) if parent.exists())
     if above != target.absolute() and not above.is_dir():
-        raise ValueError(f"{argument}: expected {what} to write, got {str(path)!r}, but '{above}' is no folder")
+        raise ValueError(f"{argument}: expected {what} to write, got {str(path)!r}, but '{above}' is not a folder")
     if not os.access(above if above.is_dir() else above.parent, os.W_OK):
-        raise ValueError(f"{argument}: expected {what} to write, got {str(path)!r}, but '{above}' may not be written")
+        raise ValueError(f"{argument}: expected {what} to write, got {str(path)!r}, but '{above}' is not writable")
 
 
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, _TO_SYNC)
+def _fsync(path: Path) -> None:
+    handle = os.open(path, _FSYNC_FLAGS)
     try:
         os.fsync(handle)
     finally:

@@ -1,4 +1,4 @@
-"""Checkpoints of Lightning that are there whole or not at all."""
+"""Atomic checkpoints for Lightning."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lpips_lightning.io.atomic import atomic_write
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, waits for the disk, and moves it there in one step; recipes have it on.
+    """Writes checkpoints atomically and durably: temporary file in the same folder, fsync, rename. Used by the recipes.
 
-    Lightning's own (2.5 and 2.6) writes to the system's folder for temporary files and moves it from there. Where that
-    is another file system than the checkpoint's, moving is copying: a process killed meanwhile leaves half a file under
-    the final name, in the place of the last good one, and a full disk does the same. Neither waits for the disk.
+    Lightning 2.5 and 2.6 write to the system's temporary folder and move the file. If the two are on different file
+    systems, the move is a copy: a kill or a full disk then leaves a truncated file in place of the previous checkpoint.
+    Lightning does not call fsync either.
 
-    Checkpoints on remote storage are left to Lightning.
+    Checkpoints on remote storage are passed to Lightning.
 
     Example:
         >>> from pytorch_lightning import Trainer
@@ -34,7 +34,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        content = io.BytesIO()  # torch.save makes other errors of a full disk
+        content = io.BytesIO()  # to memory first: on a full disk torch.save does not raise an OSError
         torch.save(checkpoint, content)
-        with atomic_write(path, durable=True) as beside:
-            beside.write_bytes(content.getbuffer())
+        with atomic_write(path, durable=True) as temporary:
+            temporary.write_bytes(content.getbuffer())

@@ -1,4 +1,4 @@
-"""One large file from the network: it goes on where it stopped, and appears under its name when it is whole."""
+"""Resumable download of one large file, moved to its final name when complete."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ from collections.abc import Callable
 from email.message import Message
 from pathlib import Path
 
-Report = Callable[[str, int, int], None]
-"""``(what is being done, bytes done, bytes in all or 0 where unknown)``, called many times."""
+ProgressCallback = Callable[[str, int, int], None]
+"""``(task, done, total)``, called repeatedly; counts are bytes or items, and a `total` of 0 means unknown."""
 
 _CHUNK = 1 << 20
 
 
-def silent(task: str, done: int, total: int) -> None:
-    """A `Report` that says nothing."""
+def no_progress(task: str, done: int, total: int) -> None:
+    """A `ProgressCallback` that does nothing."""
 
 
-def download(url: str, path: Path, report: Report = silent, timeout: float = 60.0) -> None:
-    """Download `url` to `path`, which appears when it is whole.
+def download(url: str, path: Path, report: ProgressCallback = no_progress, timeout: float = 60.0) -> None:
+    """Download `url` to `path`; the file appears under that name when complete.
 
-    Bytes are kept in ``<path>.part``, and the server's mark of the file's version in ``<path>.part.version``, so that a
-    later call (or this one, after a lost connection) asks for the rest only, and begins anew if the file has changed.
+    Keeps the received bytes in ``<path>.part`` and the server's ETag or modification date in ``<path>.part.version``.
+    After a lost connection, this call or a later one requests only the missing bytes, and restarts if the file on the
+    server has changed.
 
     Args:
-        url: http, https or file.
-        path: Where to.
-        report: Told the progress.
-        timeout: Seconds without a byte after which the connection counts as lost.
+        url: A http, https or file URL.
+        path: Output file.
+        report: Progress callback, in bytes.
+        timeout: Seconds without data before the connection counts as lost.
 
     Raises:
-        OSError: If the server cannot be reached or refuses, or if the connection is lost twice at the same byte.
+        OSError: If the server is unreachable or refuses, or the connection is lost twice at the same byte.
     """
     part = path.with_name(f"{path.name}.part")
     version = path.with_name(f"{path.name}.part.version")
@@ -52,8 +53,8 @@ def download(url: str, path: Path, report: Report = silent, timeout: float = 60.
     version.unlink(missing_ok=True)
 
 
-def _receive(url: str, part: Path, version: Path, report: Report, timeout: float) -> bool:
-    """Ask for what is missing, append it; whether the file is whole."""
+def _receive(url: str, part: Path, version: Path, report: ProgressCallback, timeout: float) -> bool:
+    """Request the missing bytes and append them; return whether the file is complete."""
     have = part.stat().st_size if part.exists() and version.exists() else 0
     request = urllib.request.Request(url)
     if have:
@@ -62,12 +63,12 @@ def _receive(url: str, part: Path, version: Path, report: Report, timeout: float
     try:
         response = urllib.request.urlopen(request, timeout=timeout)
     except urllib.error.HTTPError as error:
-        whole = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
-        if error.code != 416 or whole is None:
+        total_size = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
+        if error.code != 416 or total_size is None:
             raise
-        if int(whole[1]) == have:
+        if int(total_size[1]) == have:
             return True
-        part.unlink()  # longer than the file: no beginning of it
+        part.unlink()  # longer than the file on the server, so not a prefix of it
         return _receive(url, part, version, report, timeout)
     with response:
         rest = re.match(rf"bytes {have}-\d+/(\d+)", response.headers.get("Content-Range", ""))
@@ -75,7 +76,7 @@ def _receive(url: str, part: Path, version: Path, report: Report, timeout: float
             mode, total = "ab", int(rest[1])
         else:
             mode, have, total = "wb", 0, int(response.headers.get("Content-Length") or 0)
-        _note_version(response.headers, version)
+        _save_version(response.headers, version)
         with part.open(mode) as out:
             while chunk := response.read(_CHUNK):
                 out.write(chunk)
@@ -84,9 +85,9 @@ def _receive(url: str, part: Path, version: Path, report: Report, timeout: float
     return have == total or not total
 
 
-def _note_version(headers: Message, version: Path) -> None:
-    mark = headers.get("ETag") or headers.get("Last-Modified")
-    if mark and not mark.startswith("W/"):  # a weak mark does not promise equal bytes
-        version.write_text(mark)
+def _save_version(headers: Message, version: Path) -> None:
+    tag = headers.get("ETag") or headers.get("Last-Modified")
+    if tag and not tag.startswith("W/"):  # a weak ETag does not guarantee equal bytes
+        version.write_text(tag)
     else:
         version.unlink(missing_ok=True)

@@ -1,10 +1,10 @@
-"""Image files -> pixels: upright, every bit of them, or an error that names the file; nothing is guessed.
+"""Exact image decoding: upright pixels at full bit depth, or an error that names the file.
 
-What has no plain RGB meaning is refused: CMYK, LAB and HSV need a color profile; of 32-bit and float images the
-range is unknown; of animations and files of several pages the image. Color profiles are left alone.
+Rejects ambiguous files: CMYK, LAB and HSV (need a color profile), 32-bit and float images (unknown range), animations
+and multi-page files (several images). Ignores embedded color profiles.
 
-Pillow reads the files, but for three things that it does silently: it keeps the upper 8 of 16 bits a channel, it reads
-PNGs whose pixels fail their checksum, and it opens whatever format it knows, some of which (EPS) start other programs.
+Decodes with Pillow, but prevents three silent behaviors: truncating 16 bits per channel to 8, reading PNGs whose
+checksum fails, and opening formats that start other programs (EPS).
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 Pixels: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Pillow's names of the file formats that are read."""
+"""Supported file formats, by Pillow's names."""
 
 _GRAY = ("1", "L", "I", "I;16", "I;16B", "I;16L", "LA")
-# Their colors are plain red, green and blue once decoded.
+# Modes that Pillow converts to RGB without a color profile.
 _RGB_LIKE = ("1", "L", "P", "RGB", "RGBX", "YCbCr")
 _WITH_ALPHA = ("LA", "PA", "RGBA", "RGBa")
 _DEEP_COLORS = {f"{bands};16{order}" for bands in ("RGB", "RGBA", "RGBX") for order in "LBN"}
 _PNG = b"\x89PNG\r\n\x1a\n"
-_TEXT = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # where a PNG may say its orientation
+_TEXT = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # PNG chunks that may hold the orientation
 _BITS, _PHOTOMETRIC, _PLANES = 258, 262, 284  # TIFF tags
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about its image.
+    """Properties of an image, from the file header.
 
     Attributes:
-        height: Of the upright image.
-        width: Of the upright image.
-        gray: It has no colors.
-        alpha: It may be transparent somewhere.
-        deep: It has 16 bits a channel.
+        height: Height of the upright image, in pixels.
+        width: Width of the upright image, in pixels.
+        gray: Whether the image has no color channels.
+        alpha: Whether the image may have transparent pixels.
+        deep: Whether the image has 16 bits per channel.
     """
 
     height: int
@@ -62,24 +62,24 @@ class Header:
 
 
 def read_header(path: str | Path) -> Header:
-    """What the beginning of an image file says; the pixels are not decoded.
+    """Read the header of an image file without decoding pixels.
 
     Args:
         path: The file.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no image, or of a kind that is refused.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is not an image, or is not supported.
     """
     try:
         with Path(path).open("rb") as file:
-            late = _late_text(file)
+            late = _has_late_metadata(file)
             with Image.open(file, formats=FORMATS) as image:
                 deep = _check_kind(image)
                 width, height = _stored_size(image)
                 gray, alpha = image.mode in _GRAY, _has_alpha(image)
                 sideways = _orientation(image, late) in (5, 6, 7, 8)
-    except Exception as error:  # of a damaged file Pillow raises anything
+    except Exception as error:  # Pillow raises many exception types on damaged files
         raise _unreadable(path, error) from error
     return Header(width if sideways else height, height if sideways else width, gray, alpha, deep)
 
@@ -91,64 +91,66 @@ def read_pixels(path: str | Path) -> Pixels:
         path: The file.
 
     Returns:
-        Shape ``(H, W, 3)``, or ``(H, W, 4)`` if it may be transparent; uint8, or uint16 for 16 bits a channel. Gray is
-        repeated, palettes are looked up, the EXIF orientation is applied.
+        Shape ``(H, W, 3)``, or ``(H, W, 4)`` with an alpha channel; uint8, or uint16 for 16 bits per channel. Gray is
+        repeated to three channels, palettes are resolved, the EXIF orientation is applied.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no image, is damaged, or of a kind that is refused.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is not an image, is damaged, or is not supported.
     """
     try:
         data = Path(path).read_bytes()
         _check_png(data)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             deep = _check_kind(image)
-            halves = _with_lower_halves(image, data) if deep and image.mode in ("RGB", "RGBA") else None
+            low_bytes = _decode_low_bytes(image, data) if deep and image.mode in ("RGB", "RGBA") else None
             upright = ImageOps.exif_transpose(image)
             upright.load()
-        if halves is not None:
-            lower = np.asarray(ImageOps.exif_transpose(halves)).astype(np.uint16)
+        if low_bytes is not None:
+            lower = np.asarray(ImageOps.exif_transpose(low_bytes)).astype(np.uint16)
             upper = np.asarray(upright).astype(np.uint16)
             return upper * np.uint16(256) + lower
         if deep:
             return np.asarray(upright).astype(np.uint16)[:, :, None].repeat(3, 2)
         return np.asarray(upright.convert("RGBA" if _has_alpha(upright) else "RGB"))
-    except Exception as error:  # of a damaged file Pillow raises anything
+    except Exception as error:  # Pillow raises many exception types on damaged files
         raise _unreadable(path, error) from error
 
 
 def printable(path: object) -> str:
-    """A path on one line of valid UTF-8: control characters and bytes that are no text are escaped."""
+    """`path` as one line of valid UTF-8; control characters and undecodable bytes are escaped."""
     text = str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class _RefusedError(Exception):
-    """A sentence's end: what was got, and the way out."""
+    """An unsupported image; the message continues ``"<file>: expected "``."""
 
 
 def _unreadable(path: str | Path, error: Exception) -> Exception:
-    """The error to raise instead of Pillow's, which does not always name the file."""
+    """Convert Pillow's error, which may not name the file, to one that does."""
     name = printable(path)
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(f"{name}: expected an image file, got no such file")
     if isinstance(error, _RefusedError):
         return ValueError(f"{name}: expected {error}")
     if isinstance(error, IsADirectoryError):
-        said = "a folder"
+        found = "a folder"
     elif isinstance(error, UnidentifiedImageError):
         empty = Path(path).is_file() and not Path(path).stat().st_size
-        said = "an empty file" if empty else f"UnidentifiedImageError: none of {', '.join(FORMATS)}"
+        found = "an empty file" if empty else f"UnidentifiedImageError: none of {', '.join(FORMATS)}"
     else:
-        said = f"{type(error).__name__}: {printable(error)}"
-    return ValueError(f"{name}: expected a readable image, got {said}")
+        found = f"{type(error).__name__}: {printable(error)}"
+    return ValueError(f"{name}: expected a readable image, got {found}")
 
 
 def _check_kind(image: Image.Image) -> bool:
-    """Refuse what cannot be read as it was meant; whether the image has 16 bits a channel."""
-    # The second image of a camera's MPO is a preview.
+    """Raise if the image cannot be decoded exactly; return whether it has 16 bits per channel."""
+    # An MPO file from a camera is a JPEG with a preview as its second frame.
     if image.format != "MPO" and getattr(image, "is_animated", False):
-        raise _RefusedError(f"one image, got {getattr(image, 'n_frames', 'several')} frames; write each to a file")
+        raise _RefusedError(
+            f"one image, got {getattr(image, 'n_frames', 'several')} frames; save each frame to its own file"
+        )
     tiles: Any = getattr(image, "tile", None)
     args = tiles[0][3] if tiles else ""
     raw, *rest = (args,) if isinstance(args, str) else args
@@ -165,7 +167,7 @@ def _check_kind(image: Image.Image) -> bool:
         or (deep and "transparency" in image.info)
     )
     if odd:
-        raise _RefusedError("8 bits a channel, or 16 as PNG, got another layout; convert it to PNG first")
+        raise _RefusedError("8 bits per channel, or 16 as PNG, got another layout; convert it to PNG first")
     if not deep and not known:
         raise _RefusedError(f"an RGB, gray, palette or 16-bit image, got mode {image.mode}; convert it to RGB first")
     return deep
@@ -175,8 +177,8 @@ def _has_alpha(image: Image.Image) -> bool:
     return image.mode in _WITH_ALPHA or "transparency" in image.info
 
 
-def _with_lower_halves(image: Image.Image, data: bytes) -> Image.Image:
-    """The same file read in the other byte order: where Pillow keeps the upper 8 bits of 16, it now keeps the lower."""
+def _decode_low_bytes(image: Image.Image, data: bytes) -> Image.Image:
+    """The low bytes of 16-bit channels: Pillow keeps the high byte, so decode with the byte order swapped."""
     clone: Any = Image.open(io.BytesIO(data), formats=FORMATS)
     other = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
     tiles = []
@@ -193,17 +195,18 @@ def _with_lower_halves(image: Image.Image, data: bytes) -> Image.Image:
 def _stored_size(image: Image.Image) -> tuple[int, int]:
     """Width and height before the orientation is applied."""
     tags: Any = getattr(image, "tag_v2", None)
-    return image.size if tags is None else (tags[256], tags[257])  # of a TIFF, Pillow's size may be the upright one
+    # For TIFF, Pillow's size may already be the upright one.
+    return image.size if tags is None else (tags[256], tags[257])
 
 
 def _orientation(image: Image.Image, late: bool) -> int:
-    # A PNG's own getexif decodes the whole image, lest the orientation comes after it.
+    # Pillow's getexif for PNG decodes the whole image, in case the orientation follows the pixels.
     exif = Image.Image.getexif(image) if image.format == "PNG" and not late else image.getexif()
     return int(exif.get(ExifTags.Base.Orientation, 1))
 
 
-def _late_text(file: BinaryIO) -> bool:
-    """Whether a PNG has chunks after its pixels that may say an orientation; `file` is at its beginning again."""
+def _has_late_metadata(file: BinaryIO) -> bool:
+    """Whether a PNG has metadata chunks after the pixels, which may hold the orientation; rewinds `file`."""
     late = seen = False
     if file.read(len(_PNG)) == _PNG:
         for kind, _, _ in _chunks(file):
@@ -214,20 +217,23 @@ def _late_text(file: BinaryIO) -> bool:
 
 
 def _check_png(data: bytes) -> None:
-    """Refuse a PNG that is cut off, or whose pixels fail their checksum."""
+    """Raise if a PNG is truncated or a critical chunk fails its checksum."""
     if not data.startswith(_PNG):
         return
     kind = b""
     for kind, start, length in _chunks(io.BytesIO(data)):
-        counts = kind[:1].isupper() or kind == b"tRNS"
-        if counts and zlib.crc32(data[start - 4 : start + length]) != struct.unpack_from(">I", data, start + length)[0]:
+        critical = kind[:1].isupper() or kind == b"tRNS"
+        if (
+            critical
+            and zlib.crc32(data[start - 4 : start + length]) != struct.unpack_from(">I", data, start + length)[0]
+        ):
             raise _RefusedError(f"a readable image, got a PNG whose {kind.decode('latin-1')} fails its checksum")
     if kind != b"IEND":
-        raise _RefusedError("a readable image, got a PNG that is cut off")
+        raise _RefusedError("a readable image, got a truncated PNG")
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, place and length of a PNG's whole chunks, up to its end."""
+    """Type, data offset and length of a PNG's complete chunks, up to IEND."""
     end = file.seek(0, io.SEEK_END)
     at = len(_PNG)
     while at + 12 <= end:

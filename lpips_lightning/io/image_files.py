@@ -1,4 +1,4 @@
-"""Image files: found in a folder, read upright as 8-bit RGB, written."""
+"""Image files: listing, reading as upright 8-bit RGB, writing."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".we
 
 
 def find_images(folder: str | Path) -> dict[str, Path]:
-    """Name and file of every image below `folder`, sorted by path; a name is the path inside it without the suffix.
+    """Image files below `folder` by name, sorted by path; the name is the relative path without suffix.
 
-    Hidden files and folders are left out; files are recognized by their suffix (`IMAGE_SUFFIXES`).
+    Searches recursively for files with one of `IMAGE_SUFFIXES`; skips hidden files and folders.
 
     Raises:
-        FileNotFoundError: If `folder` is no folder or holds no image.
-        ValueError: If two files share a name (``a.png`` and ``a.jpg``).
+        FileNotFoundError: If `folder` does not exist or contains no image.
+        ValueError: If two files have the same name (``a.png`` and ``a.jpg``).
     """
     root = Path(folder)
     if not root.is_dir():
@@ -37,7 +37,7 @@ def find_images(folder: str | Path) -> dict[str, Path]:
             continue
         name = inside.with_suffix("").as_posix()
         if name in found:
-            raise ValueError(f"folder: expected one file a name, got '{found[name]}' and '{path}'")
+            raise ValueError(f"folder: expected one file per name, got '{found[name]}' and '{path}'")
         found[name] = path
     if not found:
         raise FileNotFoundError(f"folder: expected images ({' '.join(IMAGE_SUFFIXES)}), got none in '{folder}'")
@@ -45,10 +45,7 @@ def find_images(folder: str | Path) -> dict[str, Path]:
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:
-    """A key that sorts names as people do: numbers in them by value.
-
-    Args:
-        name: Of a file.
+    """Sort key that compares the numbers in a file name by value.
 
     Example:
         >>> sorted(["f10", "f9", "f009"], key=natural_order)
@@ -59,31 +56,31 @@ def natural_order(name: str) -> list[tuple[int, str]]:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width of the upright image, read from the file's header alone.
+    """Height and width of the upright image, from the file header.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is no image, or of a kind that is refused.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is not an image, or is not supported.
     """
     return read_header(path).size
 
 
 def read_image(path: str | Path, *, keep_alpha: bool = False) -> Tensor:
-    """Read an image as 8-bit RGB, turned upright.
+    """Read an image as upright 8-bit RGB.
 
-    Gray is repeated to three channels, palettes are looked up, 16 bits a channel are rounded to 8, and transparent
-    pixels are laid over white; see `lpips_lightning.io.image_decoding` for what is refused.
+    Repeats gray to three channels, resolves palettes, rounds 16 bits per channel to 8, and composites transparent
+    pixels over white. `lpips_lightning.io.image_decoding` lists unsupported files.
 
     Args:
         path: The file.
-        keep_alpha: Return the alpha channel of images that have one instead.
+        keep_alpha: Return the alpha channel, if there is one, instead of compositing over white.
 
     Returns:
         Shape ``(3, H, W)``, or ``(4, H, W)`` with alpha, dtype ``uint8``, range [0, 255].
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is not an image, is damaged, or is of a kind that is refused.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is not an image, is damaged, or is not supported.
     """
     pixels = read_pixels(path)
     if pixels.dtype == np.uint16:
@@ -96,13 +93,13 @@ def read_image(path: str | Path, *, keep_alpha: bool = False) -> Tensor:
 
 
 def resize_image(image: Tensor, size: int | None) -> Tensor:
-    """The image as a square: the shorter side resized, bilinear as Pillow does it, the longer one cropped.
+    """Resize the shorter side to `size` (Pillow's bilinear filter) and center-crop the longer one.
 
-    Square images come out as from the reference's loader (torchvision's ``Resize`` on a Pillow image).
+    Square images equal those of the reference's loader (torchvision's ``Resize`` on a Pillow image).
 
     Args:
         image: Shape ``(3, H, W)``, dtype ``uint8``.
-        size: None leaves the image as it is.
+        size: Output side in pixels; None returns the image unchanged.
 
     Returns:
         Shape ``(3, size, size)``, dtype ``uint8``.
@@ -119,15 +116,15 @@ def resize_image(image: Tensor, size: int | None) -> Tensor:
 
 
 def write_image(image: Tensor, path: str | Path) -> None:
-    """Write an image as a file, whole or not at all; folders are made as needed.
+    """Write an image file atomically; missing folders are created.
 
     Args:
         image: Shape ``(3, H, W)``; floating in [0, 1] (clamped and rounded) or ``uint8`` in [0, 255].
-        path: The suffix chooses the format.
+        path: Output file; the suffix selects the format.
 
     Raises:
-        ValueError: If the shape is not ``(3, H, W)``, or the suffix is that of no format.
-        OSError: If it cannot be written.
+        ValueError: If the shape is not ``(3, H, W)``, or the suffix is unknown.
+        OSError: If the file cannot be written.
     """
     form = Image.registered_extensions().get(Path(path).suffix.lower())
     if form not in Image.SAVE:
@@ -136,8 +133,8 @@ def write_image(image: Tensor, path: str | Path) -> None:
         raise ValueError(f"image: expected shape (3, H, W), got {tuple(image.shape)}")
     if image.is_floating_point():
         image = image.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8)
-    # To memory first: given a file, Pillow's encoders of JPEG and others do not see that a full disk took a part only.
+    # Encode to memory first: Pillow's encoders (JPEG and others) do not notice short writes on a full disk.
     content = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(content, form)
-    with atomic_write(path) as beside:
-        beside.write_bytes(content.getbuffer())
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content.getbuffer())

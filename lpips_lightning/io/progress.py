@@ -1,4 +1,4 @@
-"""Progress on the terminal."""
+"""Progress bars on the terminal."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from lpips_lightning.io.download import Report
+from lpips_lightning.io.download import ProgressCallback
 
 
 @contextmanager
-def progress_report(unit: Literal["bytes", "items"] = "bytes", console: Console | None = None) -> Iterator[Report]:
-    """A `Report` that draws one bar a task, to standard error, while the context is open.
+def progress_report(
+    unit: Literal["bytes", "items"] = "bytes", console: Console | None = None
+) -> Iterator[ProgressCallback]:
+    """Context with a `ProgressCallback` that draws one bar per task on standard error.
 
     Args:
-        unit: What the numbers of the report count.
-        console: Where to draw instead.
+        unit: What ``done`` and ``total`` count.
+        console: Console to draw on instead.
     """
     count = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(),)
     columns = (TextColumn("{task.description}"), BarColumn(), *count, TimeRemainingColumn())
@@ -35,7 +37,7 @@ def progress_report(unit: Literal["bytes", "items"] = "bytes", console: Console 
     tasks: dict[str, TaskID] = {}
 
     def report(task: str, done: int, total: int) -> None:
-        progress.start()  # at the first report: a mistake that is found before it stands alone
+        progress.start()  # lazily, so that an early error is printed without a bar
         if task not in tasks:
             tasks[task] = progress.add_task(task, total=None)
         progress.update(tasks[task], completed=done, total=total or None)

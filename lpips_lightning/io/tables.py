@@ -1,4 +1,4 @@
-"""CSV files: written whole or not at all; read with the number of the line for every complaint."""
+"""CSV files: atomic writing, and reading with line numbers in every error."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Row:
     """One row of a table.
 
     Attributes:
-        place: The file and the line that it ends on, for errors.
-        values: By column, without spaces around them.
+        place: File and line number for error messages; the row's last line.
+        values: Cells by column name, stripped of whitespace.
     """
 
     place: str
@@ -31,10 +31,10 @@ class Row:
         return self.values[column]
 
     def number(self, column: str) -> float:
-        """The value as a number.
+        """The cell as a finite number.
 
         Raises:
-            ValueError: If it is none, or not finite.
+            ValueError: If the cell is not a finite number.
         """
         try:
             value = float(self.values[column])
@@ -47,12 +47,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a header.
+    """The header and rows of a CSV.
 
     Attributes:
         path: The file.
-        columns: The header.
-        rows: In the file's order; empty lines are left out.
+        columns: Column names of the header.
+        rows: Rows in file order, without empty lines.
     """
 
     path: Path
@@ -60,23 +60,23 @@ class Table:
     rows: list[Row]
 
     def require(self, columns: Sequence[str]) -> None:
-        """Raise a ValueError unless all `columns` are there."""
-        if lacking := [column for column in columns if column not in self.columns]:
+        """Raise a ValueError unless the table has all `columns`."""
+        if missing := [column for column in columns if column not in self.columns]:
             raise ValueError(
                 f"{self.path}, line 1: expected the columns {', '.join(columns)},"
-                f" got {printable(', '.join(self.columns))}: without {', '.join(lacking)}"
+                f" got {printable(', '.join(self.columns))}, without {', '.join(missing)}"
             )
 
 
 def read_table(path: str | Path) -> Table:
-    """A CSV with a header.
+    """Read a CSV with a header.
 
     Args:
-        path: UTF-8, with or without byte-order mark; commas, semicolons or tabs separate, whichever the header has.
+        path: A UTF-8 file, with or without byte-order mark, separated by the header's commas, semicolons or tabs.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no such table, or holds no row.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is malformed or has no rows.
     """
     path = Path(path)
     if not path.is_file():
@@ -107,31 +107,31 @@ def read_table(path: str | Path) -> Table:
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: expected a CSV row, got {error}") from error
     if not rows:
-        raise ValueError(f"{path}: expected a header and rows, got {'a header alone' if columns else 'nothing'}")
+        raise ValueError(f"{path}: expected a header and rows, got {'only a header' if columns else 'an empty file'}")
     return Table(path, columns, rows)
 
 
 def write_table(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV, which appears when it is complete: UTF-8, commas, lines that end in a line feed.
+    r"""Write a CSV atomically: UTF-8, commas, ``\n`` line ends.
 
     Args:
-        path: The file.
-        columns: The header.
-        rows: Cells of each row, as many as there are columns; numbers are best given as texts.
+        path: Output file.
+        columns: Column names.
+        rows: Cells per row, one per column; format floating-point numbers as strings.
     """
-    with atomic_write(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(itertools.chain([columns], rows))
 
 
 def table_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """What `write_table` would write."""
+    """The text that `write_table` would write."""
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(itertools.chain([columns], rows))
     return text.getvalue()
 
 
 def _check_header(columns: tuple[str, ...], place: str) -> tuple[str, ...]:
-    named = [column for column in columns if column]
-    if len(set(named)) < len(named):
-        raise ValueError(f"{place}: expected different names of columns, got {printable(', '.join(columns))}")
+    names = [column for column in columns if column]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{place}: expected unique column names, got {printable(', '.join(columns))}")
     return columns

@@ -1,4 +1,4 @@
-"""Safetensors files written whole or not at all, with a record of how they were made."""
+"""Safetensors files, written atomically, with a record of how they were made."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ _SUFFIX = ".safetensors"
 def write_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], record: Mapping[str, Any], **labels: str
 ) -> Path:
-    """Write tensors and how they were made; the file appears under its name when it is complete.
+    """Write tensors and a record of how they were made, atomically.
 
-    It says the sha256 of its tensors, which `lpips_lightning.weights.read_tensors` holds them against.
+    The metadata includes the sha256 of the tensors, which `lpips_lightning.weights.read_tensors` verifies.
 
     Args:
-        path: A ``.safetensors`` file; its folder is made when needed.
-        tensors: By name.
-        record: What JSON can hold.
-        labels: Short texts to put beside the record in the file's metadata.
+        path: Output ``.safetensors`` file; missing folders are created.
+        tensors: Tensors by name.
+        record: JSON-serializable provenance.
+        labels: Further metadata strings.
 
     Returns:
-        The file.
+        Path of the file.
 
     Raises:
-        ValueError: If the path has another suffix, or names a folder.
-        OSError: If it cannot be written.
+        ValueError: If the path has another suffix, or is a folder.
+        OSError: If the file cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -44,25 +44,25 @@ def write_tensors(
         raise ValueError(f"path: expected a file that ends in {_SUFFIX}, got {str(path)!r}")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"format": "pt", DIGEST: tensors_sha256(plain), **labels, "record": json.dumps(dict(record))}
-    with atomic_write(file, durable=True) as beside:
+    with atomic_write(file, durable=True) as temporary:
         try:
-            save_file(plain, beside, metadata)
-        except SafetensorError as error:  # of a full disk too
+            save_file(plain, temporary, metadata)
+        except SafetensorError as error:  # also raised on a full disk
             raise OSError(str(error)) from error
     return file
 
 
 def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """How a file's tensors were made: the record that `write_tensors` put into it, and its labels.
+    """The record and labels that `write_tensors` stored in a file.
 
     Args:
         path: A safetensors file.
 
     Returns:
-        The record; labels as further entries, where the record has no entry of that name. Empty for a file without.
+        The record, merged with the labels (the record wins on equal names); empty if the file has neither.
 
     Raises:
-        WeightsError: If it cannot be read.
+        WeightsError: If the file cannot be read.
     """
     from safetensors import safe_open
 
@@ -70,8 +70,8 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
         with safe_open(Path(path).expanduser(), "pt") as file:
             metadata = file.metadata() or {}
         record = json.loads(metadata.pop("record", "{}"))
-    except Exception as error:  # safetensors has its own
-        raise WeightsError(f"{path}: expected a safetensors file, got a damaged one, or one of another kind") from error
+    except Exception as error:  # safetensors raises its own exception types
+        raise WeightsError(f"{path}: expected a safetensors file, got a damaged file or another format") from error
     for label in ("format", DIGEST):
         metadata.pop(label, None)
     return {**metadata, **record}

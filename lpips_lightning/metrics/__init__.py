@@ -1,11 +1,11 @@
 """torchmetrics metrics: LPIPS, diversity, and agreement with human judgments.
 
-`LearnedPerceptualImagePatchSimilarity` takes the place of torchmetrics' class: same arguments and defaults, only the
-import changes. `LPIPSDiversity` is the mean LPIPS over all pairs of a group's samples. `TwoAFCScore`, `JNDScore` and
+`LearnedPerceptualImagePatchSimilarity` replaces torchmetrics' class: same arguments and defaults, only the import
+changes. `LPIPSDiversity` is the mean LPIPS over all pairs of a group's samples. `TwoAFCScore`, `JNDScore` and
 `HumanCeiling` score distances against human judgments.
 
 All return the single-process result for any sharding over batches and ranks. ``index=`` of ``update`` takes the dataset
-index of each sample, so that samples which a `DistributedSampler` repeats count once.
+index of each sample, so that samples repeated by a `DistributedSampler` count once.
 """
 
 from typing import TYPE_CHECKING

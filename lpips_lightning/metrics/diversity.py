@@ -1,4 +1,4 @@
-"""How different the samples of a generator are, as a torchmetrics metric."""
+"""Diversity of a generator's samples as a torchmetrics metric."""
 
 from __future__ import annotations
 
@@ -23,28 +23,27 @@ from lpips_lightning.options import with_options
 class LPIPSDiversity(ImageMetric):
     """Mean LPIPS over all pairs of a group's samples, averaged over groups; higher is more diverse.
 
-    A group holds the samples a generator drew for one condition (Zhu et al. 2017, "Toward Multimodal Image-to-Image
-    Translation", section 5.1). Each image passes the backbone once, whatever the number of pairs. On an accelerator no
-    update waits for the check of pixel values: `compute` raises what it finds.
+    A group holds a generator's samples for one condition (Zhu et al. 2017, "Toward Multimodal Image-to-Image
+    Translation", section 5.1). The backbone runs once for each image. On an accelerator, the check of pixel values does
+    not synchronize in `update`: `compute` raises its errors.
 
     As input to `update` and `forward`: ``images`` of shape ``(K, 3, H, W)`` for one group or ``(G, K, 3, H, W)`` for
-    several, K >= 2. As output: a 0-dimensional float32 tensor; NaN for no group.
+    several, K >= 2. As output: a 0-dimensional float32 tensor; NaN without groups.
 
     Args:
-        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"``, which ships; from
-            `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network is shared and whose options
-            hold.
-        normalize: True if images are on [0, 1], False if on [-1, 1].
-        data_range: Instead of `normalize`: ``(low, high)``, or ``high`` alone for ``(0, high)``.
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"`` (ships with the package); a custom backbone
+            from `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network and options are used.
+        normalize: True for images on [0, 1], False for [-1, 1].
+        data_range: Range of the images, instead of `normalize`: ``(low, high)``, or ``high`` alone for ``(0, high)``.
         options: See `lpips_lightning.options.LPIPSOptions`.
         kwargs: See `torchmetrics.Metric`.
 
     Attributes:
-        fingerprint: One citeable line: everything that decides the number.
+        fingerprint: One line to cite: everything that determines the score.
 
     Raises:
         TypeError: If an option does not exist.
-        ValueError: If an argument is none of the known ones, or an option is given beside a built network.
+        ValueError: If an argument has an unknown value, or an option is given with a built `LPIPS`.
         WeightsError: If weights are missing, damaged or of another architecture.
 
     Example:
@@ -82,27 +81,27 @@ class LPIPSDiversity(ImageMetric):
 
         Args:
             images: ``(K, 3, H, W)`` or ``(G, K, 3, H, W)``, floating on the range or uint8 on [0, 255]; K >= 2.
-            index: Number in the data set of each group, ``(G,)``; what comes again, as a distributed sampler has it,
-                is counted once. In every update or in none.
+            index: Dataset index of each group, ``(G,)``; a group that a `DistributedSampler` repeats counts once. Pass
+                it in every update or in none.
 
         Raises:
-            TypeError: If it is not an image batch by its type.
-            ValueError: If a shape or a side does not fit, K is below 2, or pixel values are off the range.
+            TypeError: If `images` is of the wrong type.
+            ValueError: If the shape or size is wrong, K is below 2, or pixel values are outside the range.
         """
         check_dense(images, "images", "a tensor (K, 3, H, W) or (G, K, 3, H, W)")
         groups = images.unsqueeze(0) if images.dim() == 4 else images
         if groups.dim() != 5 or groups.shape[1] < 2:
             raise ValueError(
-                "images: expected (K, 3, H, W) or (G, K, 3, H, W) with at least 2 samples K a group, "
+                "images: expected (K, 3, H, W) or (G, K, 3, H, W) with at least 2 samples per group, "
                 f"got {tuple(images.shape)}"
             )
-        numbers = self._checked_index(index, len(groups))
+        indices = self._checked_index(index, len(groups))
         for group in groups:
             self.net.check_shapes(group, group, ("images", "images"))
         means = [self._mean(group) for group in groups]
-        if numbers is not None:
+        if indices is not None:
             if means:
-                self._keep(numbers, torch.stack(means).unsqueeze(1))
+                self._store_rows(indices, torch.stack(means).unsqueeze(1))
             return
         for mean in means:
             self.total = self.total + mean
@@ -110,13 +109,13 @@ class LPIPSDiversity(ImageMetric):
 
     def _mean(self, group: Tensor) -> Tensor:
         samples = len(group)
-        budget = self.net.memory_budget or 2**30  # of features at once, as is pairwise's own default
+        budget = self.net.memory_budget or 2**30  # bytes of features; the default of `pairwise`
         distances = self.net.pairwise(group, data_range=self.data_range, memory_budget=budget)
         return distances.sum(dtype=SUM_DTYPE) / (samples * (samples - 1))
 
     @override
     def compute(self) -> Tensor:
-        """Mean over groups of the mean over pairs."""
+        """Mean over groups of the mean over pairs; NaN without groups."""
         self._flush_range_checks()
-        rows = self._kept(self.groups)
+        rows = self._unique_rows(self.groups)
         return (self.total / self.groups if rows is None else rows.mean()).float()

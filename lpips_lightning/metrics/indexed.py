@@ -1,4 +1,4 @@
-"""Metrics whose samples may have numbers, so that those which a distributed sampler repeats count once."""
+"""Metrics that deduplicate samples by dataset index, e.g. the padding of a `DistributedSampler`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from lpips_lightning.options import LPIPSOptions
 
 
 class MetricOptions(LPIPSOptions, total=False):
-    """Keyword options of a metric on a network: the network's, and those of `torchmetrics.Metric`.
+    """Keyword options of a metric with a network: those of the network and of `torchmetrics.Metric`.
 
     Attributes:
-        compute_on_cpu: See `torchmetrics.Metric`, as for all others.
+        compute_on_cpu: See `torchmetrics.Metric`.
         dist_sync_on_step: See there.
         process_group: See there.
         dist_sync_fn: See there.
@@ -49,101 +49,100 @@ METRIC_DEFAULTS: dict[str, Any] = {
     "sync_on_compute": True,
     "compute_with_cache": True,
 }
-"""torchmetrics' own."""
+"""Defaults of `torchmetrics.Metric`."""
 
-# A model in half precision sees a repeated sample in another batch, and answers a little differently.
+# In half precision a model's output for a repeated sample depends slightly on the rest of the batch.
 _SAME = {"rtol": 0.02, "atol": 1e-3}
 
 
 class IndexedMetric(Metric):
-    """A metric that keeps a row for each sample whose number it is told; other samples it counts as they come.
+    """A metric that stores one row per sample if samples come with their dataset index.
 
-    With numbers, a sample that was seen twice, by one rank or by two, counts once, and the order of samples is that of
-    their numbers. Numbers are those in the data set: two samples of one number with different rows are an error, which
-    is what numbers that begin anew in every batch would give.
+    A sample with an index counts once, even if several batches or ranks have it, and samples are ordered by index.
+    Equal indices with different rows are an error: the caller has then passed indices within the batch.
 
     Args:
         kwargs: See `torchmetrics.Metric`.
     """
 
-    numbers: list[Tensor]
-    numbered: list[Tensor]
+    indices: list[Tensor]
+    indexed_rows: list[Tensor]
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        # Flat, so that ranks which saw nothing can be gathered too.
-        self.add_state("numbers", default=[], dist_reduce_fx="cat")
-        self.add_state("numbered", default=[], dist_reduce_fx="cat")
+        # Flat, so that gathering also works for ranks without samples.
+        self.add_state("indices", default=[], dist_reduce_fx="cat")
+        self.add_state("indexed_rows", default=[], dist_reduce_fx="cat")
 
     def _checked_index(self, index: Tensor | Sequence[int] | None, count: int) -> Tensor | None:
-        """The numbers of `count` samples, ``(count,)``; None for none.
+        """Dataset indices of `count` samples, ``(count,)``, or None.
 
         Raises:
-            TypeError: If they are no whole numbers.
-            ValueError: If there are more or fewer than samples.
+            TypeError: If they are not integers.
+            ValueError: If there is not one index per sample.
         """
         if index is None:
             return None
-        numbers = torch.as_tensor(index, device=self.device)
-        if not numbers.numel():
-            numbers = numbers.long()  # of an empty list, torch makes floats
-        if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
-            raise TypeError(f"index: expected whole numbers, got {numbers.dtype}")
-        if numbers.shape != (count,) and not (numbers.dim() == 0 and count == 1):
-            raise ValueError(f"index: expected one number a sample, shape ({count},), got {tuple(numbers.shape)}")
-        return numbers.long().view(count)
+        indices = torch.as_tensor(index, device=self.device)
+        if not indices.numel():
+            indices = indices.long()  # torch makes an empty list float
+        if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+            raise TypeError(f"index: expected integers, got {indices.dtype}")
+        if indices.shape != (count,) and not (indices.dim() == 0 and count == 1):
+            raise ValueError(f"index: expected one index per sample, shape ({count},), got {tuple(indices.shape)}")
+        return indices.long().view(count)
 
-    def _keep(self, index: Tensor, rows: Tensor) -> None:
-        """Remember rows ``(N, K)`` by number."""
-        self.numbers.append(index)
-        self.numbered.append(rows.to(SUM_DTYPE).flatten())
+    def _store_rows(self, index: Tensor, rows: Tensor) -> None:
+        """Store rows ``(N, K)`` with their dataset indices."""
+        self.indices.append(index)
+        self.indexed_rows.append(rows.to(SUM_DTYPE).flatten())
 
-    def _kept(self, counted: Tensor | int) -> Tensor | None:
-        """The remembered rows ``(M, K)``, each number once, in the order of numbers; None if there are none.
+    def _unique_rows(self, unindexed: Tensor | int) -> Tensor | None:
+        """Stored rows ``(M, K)``, one per dataset index, in the order of indices; None if there are none.
 
         Args:
-            counted: How many samples without a number were seen.
+            unindexed: Number of samples without an index.
 
         Raises:
-            ValueError: If some samples had a number and others none, or two of one number differ.
+            ValueError: If only some samples had an index, or two samples of one index differ.
         """
-        if not len(self.numbers):  # a list, or after a sync a tensor
+        if not len(self.indices):  # a list; after a sync a tensor
             return None
-        index = dim_zero_cat(self.numbers)
+        index = dim_zero_cat(self.indices)
         if not len(index):
             return None
-        if counted:
-            raise ValueError("index: expected in every update or in none, on all ranks, got it in some")
-        rows = dim_zero_cat(self.numbered)
+        if unindexed:
+            raise ValueError("index: expected it in every update or in none, on all ranks, got it in some")
+        rows = dim_zero_cat(self.indexed_rows)
         if rows.numel() % len(index):
-            raise ValueError("compute: expected videos of as many frames, and maps of one size, on all ranks")
+            raise ValueError("compute: expected videos of equal length and maps of equal size on all ranks")
         order = index.argsort(stable=True)
         index, rows = index[order], rows.view(len(index), -1)[order]
         repeated = index[1:] == index[:-1]
         differs = repeated & ~torch.isclose(rows[1:], rows[:-1], **_SAME, equal_nan=True).all(1)
         if differs.any():
-            number = int(index[1:][differs][0])
+            first = int(index[1:][differs][0])
             raise ValueError(
-                f"index: expected each sample's number in the data set, got two different samples of number {number};"
-                " a position in the batch is no such number"
+                f"index: expected the dataset index of each sample, got two different samples with index {first}; "
+                "do not pass the index within the batch"
             )
         return rows[torch.cat([repeated.new_ones(1), ~repeated])]
 
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
-        # A rank that saw nothing sends an empty tensor, of our dtype: torchmetrics would send one of its own.
+        # Ranks without samples send an empty tensor of the right dtype; torchmetrics would send another dtype.
         for name in self._defaults:
             if isinstance(getattr(self, name), list) and not getattr(self, name):
-                dtype = torch.long if name == "numbers" else SUM_DTYPE
+                dtype = torch.long if name == "indices" else SUM_DTYPE
                 setattr(self, name, [torch.zeros(0, dtype=dtype, device=self.device)])
         super()._sync_dist(*args, **kwargs)
 
 
 class ImageMetric(IndexedMetric):
-    """A metric on an LPIPS network that reports range errors in `compute`, not at every batch.
+    """A metric with an LPIPS network; it reports pixel values outside the range in `compute`, not at every batch.
 
     Args:
-        net_type: A backbone, or a built `LPIPS` that the metric shares the frozen network of.
-        options: Of the network, and torchmetrics'.
+        net_type: A backbone, or a built `LPIPS` whose frozen network and options are used.
+        options: Options of the network and of `torchmetrics.Metric`.
     """
 
     def __init__(self, net_type: str | Backbone | LPIPS, options: MetricOptions) -> None:
@@ -157,7 +156,7 @@ class ImageMetric(IndexedMetric):
 
     @override
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Add a batch and return the batch's own score, differentiable; the state keeps no graph."""
+        """Add a batch and return its differentiable score; the state stores no autograd graph."""
         self._in_forward = True
         try:
             value = super().forward(*args, **kwargs)
@@ -166,11 +165,13 @@ class ImageMetric(IndexedMetric):
         for name in self._defaults:
             state = getattr(self, name)
             setattr(self, name, [part.detach() for part in state] if isinstance(state, list) else state.detach())
-        # torchmetrics keeps the batch's score until the next batch, and with its graph the images.
-        layers = value.items() if isinstance(value, dict) else [("", value)]
-        kept = {layer: score.detach() for layer, score in layers}
-        cache: Any = kept if isinstance(value, dict) else kept[""]
-        self._forward_cache = cache
+        # torchmetrics stores the batch's score until the next batch, and with its graph the images.
+        detached: Any
+        if isinstance(value, dict):
+            detached = {layer: score.detach() for layer, score in value.items()}
+        else:
+            detached = value.detach()
+        self._forward_cache = detached
         return value
 
     def _flush_range_checks(self) -> None:

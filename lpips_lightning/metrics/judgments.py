@@ -1,4 +1,4 @@
-"""2AFC and JND scores as metrics; the value does not depend on how samples are split over batches and ranks."""
+"""2AFC and JND scores as torchmetrics metrics; same value for any sharding over batches and ranks."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from lpips_lightning.metrics.indexed import IndexedMetric
 Index: TypeAlias = Tensor | Sequence[int] | None
 
 
-class _MeanOfShares(IndexedMetric):
-    """Mean of one number a judgment, over all batches and ranks; the state is a sum and a count."""
+class _MeanOfFractions(IndexedMetric):
+    """Mean of one value per judgment over all batches and ranks; the state is a sum and a count."""
 
     is_differentiable = False
     higher_is_better: bool | None = True
@@ -37,28 +37,28 @@ class _MeanOfShares(IndexedMetric):
 
     @override
     def compute(self) -> Tensor:
-        """The mean of everything seen; NaN for nothing."""
-        rows = self._kept(self.count)
-        return self.total / self.count if rows is None else self._shares(*rows.unbind(1)).mean()
+        """Mean over all samples; NaN without samples."""
+        rows = self._unique_rows(self.count)
+        return self.total / self.count if rows is None else self._fractions(*rows.unbind(1)).mean()
 
     @staticmethod
-    def _shares(*columns: Tensor) -> Tensor:
-        """The numbers ``(M,)`` that are averaged."""
+    def _fractions(*columns: Tensor) -> Tensor:
+        """Values to average, ``(M,)``."""
         raise NotImplementedError
 
     def _add(self, columns: dict[str, Tensor], index: Index) -> None:
-        checks = checked(columns, shares=("judge",), values=self.validate_args)
-        numbers = self._checked_index(index, len(checks[0]))
-        if numbers is not None:
-            self._keep(numbers, torch.stack(checks, 1))
+        values = checked(columns, fractions=("judge",), values=self.validate_args)
+        indices = self._checked_index(index, len(values[0]))
+        if indices is not None:
+            self._store_rows(indices, torch.stack(values, 1))
             return
-        shares = self._shares(*checks)
+        fractions = self._fractions(*values)
         # Not in place and not in the state's dtype: a parent's .to(torch.bfloat16) casts states.
-        self.total = self.total + shares.sum(dtype=SUM_DTYPE)
-        self.count = self.count + len(shares)
+        self.total = self.total + fractions.sum(dtype=SUM_DTYPE)
+        self.count = self.count + len(fractions)
 
 
-class TwoAFCScore(_MeanOfShares):
+class TwoAFCScore(_MeanOfFractions):
     """`two_afc_score` over all batches and ranks; the state is a sum and a count.
 
     Args:
@@ -74,25 +74,25 @@ class TwoAFCScore(_MeanOfShares):
 
     @override
     def update(self, d0: Tensor, d1: Tensor, judge: Tensor, index: Index = None) -> None:
-        """Add a batch; arguments and errors are those of `two_afc_score`.
+        """Add a batch; see `two_afc_score`.
 
         Args:
             d0: See `two_afc_score`.
             d1: See `two_afc_score`.
             judge: See `two_afc_score`.
-            index: Number in the data set of each judgment, ``(M,)``; what comes again, as a distributed sampler has
-                it, is counted once, and all are kept for that. In every update or in none.
+            index: Dataset index of each judgment, ``(M,)``; a judgment that a `DistributedSampler` repeats counts once.
+                The state then stores every judgment. Pass it in every update or in none.
         """
         self._add({"d0": d0, "d1": d1, "judge": judge}, index)
 
     @staticmethod
     @override
-    def _shares(*columns: Tensor) -> Tensor:
+    def _fractions(*columns: Tensor) -> Tensor:
         d0, d1, judge = columns
         return agreement(d0, d1, judge, validate_args=False)
 
 
-class HumanCeiling(_MeanOfShares):
+class HumanCeiling(_MeanOfFractions):
     """`human_ceiling` over all batches and ranks; the state is a sum and a count.
 
     Args:
@@ -110,18 +110,18 @@ class HumanCeiling(_MeanOfShares):
 
     @override
     def update(self, judge: Tensor, index: Index = None) -> None:
-        """Add a batch; argument and errors are those of `human_ceiling`, `index` is that of `TwoAFCScore`."""
+        """Add a batch; see `human_ceiling` and, for `index`, `TwoAFCScore.update`."""
         self._add({"judge": judge}, index)
 
     @staticmethod
     @override
-    def _shares(*columns: Tensor) -> Tensor:
-        (share,) = columns
-        return share.square() + (1 - share).square()
+    def _fractions(*columns: Tensor) -> Tensor:
+        (fraction,) = columns
+        return fraction.square() + (1 - fraction).square()
 
 
 class JNDScore(IndexedMetric):
-    """`jnd_score` over all batches and ranks; the state keeps every pair's distance.
+    """`jnd_score` over all batches and ranks; the state stores every pair's distance.
 
     Args:
         validate_args: Check values; this waits for the device. Shapes are always checked.
@@ -151,28 +151,28 @@ class JNDScore(IndexedMetric):
 
     @override
     def update(self, distances: Tensor, same: Tensor, index: Index = None) -> None:
-        """Add a batch; arguments and errors are those of `jnd_score`, `index` is that of `TwoAFCScore`."""
+        """Add a batch; see `jnd_score` and, for `index`, `TwoAFCScore.update`."""
         columns = {"distances": distances, "same": same}
-        distance, share = checked(columns, shares=("same",), values=self.validate_args)
-        numbers = self._checked_index(index, len(distance))
-        if numbers is not None:
-            self._keep(numbers, torch.stack([distance, share], 1))
+        distance, fraction = checked(columns, fractions=("same",), values=self.validate_args)
+        indices = self._checked_index(index, len(distance))
+        if indices is not None:
+            self._store_rows(indices, torch.stack([distance, fraction], 1))
             return
         self.distances.append(distance)
-        self.same.append(share)
+        self.same.append(fraction)
 
     @override
     def compute(self) -> Tensor:
-        """The score of everything seen; NaN for nothing."""
+        """Score of all samples; NaN without samples."""
         distances, same = self._all()
         return jnd_score(distances, same)
 
     def curve(self) -> tuple[Tensor, Tensor]:
-        """Recall and precision of what this rank holds; see `jnd_curve`."""
+        """Recall and precision of this rank's samples; see `jnd_curve`."""
         return jnd_curve(*self._all())
 
     def _all(self) -> tuple[Tensor, Tensor]:
         empty = torch.zeros(0, dtype=SUM_DTYPE, device=self.device)
-        distances, same = (dim_zero_cat(kept) if len(kept) else empty for kept in (self.distances, self.same))
-        rows = self._kept(len(distances))
+        distances, same = (dim_zero_cat(state) if len(state) else empty for state in (self.distances, self.same))
+        rows = self._unique_rows(len(distances))
         return (distances, same) if rows is None else (rows[:, 0], rows[:, 1])

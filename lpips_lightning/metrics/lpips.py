@@ -25,13 +25,13 @@ from lpips_lightning.options import with_options
 
 @with_options(METRIC_DEFAULTS)
 class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
-    """Mean LPIPS over all images seen; torchmetrics' class of the same name, with its arguments and defaults.
+    """Mean LPIPS over all images; same name, arguments and defaults as torchmetrics' class.
 
-    The state is a sum and a count, so that any split over batches and ranks, uneven, empty or of one image, gives the
-    same number. A distributed sampler repeats images to give every rank as many; told each image's number in the data
-    set (``index=``), the metric counts them once, and keeps one score an image for that. The frozen network is not part
-    of the metric: copies and pickles are small, checkpoints do not hold it. On an accelerator no update waits for the
-    check of pixel values: `compute` raises what it finds.
+    The state is a sum and a count, so any sharding over batches and ranks, uneven, empty or of one image, gives the
+    same value. With ``index=``, the dataset index of each image, images repeated by a `DistributedSampler` count once;
+    the state then stores one score per image. The frozen network is not part of the metric: copies, pickles and
+    checkpoints do not contain it. On an accelerator, the check of pixel values does not synchronize in `update`:
+    `compute` raises its errors.
 
     As input to `update` and `forward`:
 
@@ -42,24 +42,23 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
     videos); float32, float64 after float64 images.
 
     Args:
-        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"``, which ships; from
-            `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network is shared and whose options
-            hold.
-        reduction: Over all images, and over the frames of videos: ``"mean"``, ``"sum"``, or ``"none"`` (None), which
-            keeps one score an image; for videos, which must then be of one length, one a frame.
-        normalize: True if images are on [0, 1], False if on [-1, 1].
-        data_range: Instead of `normalize`: ``(low, high)``, or ``high`` alone for ``(0, high)``.
-        spatial: Maps ``(1, H, W)`` instead of numbers; all images must be of one size.
-        per_layer: A dict of the layers' terms instead of their sum.
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"`` (ships with the package); a custom backbone
+            from `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network and options are used.
+        reduction: Over all images and the frames of videos: ``"mean"``, ``"sum"``, or ``"none"`` (None), which stores
+            one score per image, or per frame of videos, which must then have equal length.
+        normalize: True for images on [0, 1], False for [-1, 1].
+        data_range: Range of the images, instead of `normalize`: ``(low, high)``, or ``high`` alone for ``(0, high)``.
+        spatial: Return distance maps ``(1, H, W)``; all images must have the same size.
+        per_layer: Return a dict of the layers' terms instead of their sum.
         options: See `lpips_lightning.options.LPIPSOptions`.
         kwargs: See `torchmetrics.Metric`.
 
     Attributes:
-        fingerprint: One citeable line: everything that decides the number.
+        fingerprint: One line to cite: everything that determines the score.
 
     Raises:
         TypeError: If an option does not exist.
-        ValueError: If an argument is none of the known ones, or an option is given beside a built network.
+        ValueError: If an argument has an unknown value, or an option is given with a built `LPIPS`.
         WeightsError: If weights are missing, damaged or of another architecture.
 
     Example:
@@ -96,20 +95,20 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
         self.spatial = spatial
         self.per_layer = per_layer
         self.fingerprint = f"{self.net.fingerprint}, range {list(self.data_range)}"
-        # MetricCollection merges metrics whose states have equal names and equal first values (two nets that both saw
-        # identical images): the names carry everything that makes two metrics differ.
+        # MetricCollection merges metrics whose states have equal names and values after the first update. The hash in
+        # the names keeps metrics with different settings apart.
         identity = hashlib.sha256(f"{self.fingerprint} {self.net.validate_args}".encode()).hexdigest()[:8]
         self._scores, self._count, self._shape = (
-            f"{what}_{self.net.net_type}_{identity}" for what in ("scores", "count", "shape")
+            f"{state}_{self.net.net_type}_{identity}" for state in ("scores", "count", "shape")
         )
         self._dtype_of_images = torch.float32
-        self._shape_seen: tuple[int, int, int] | None = None
+        self._sample_shape: tuple[int, int, int] | None = None
         self.add_state(self._count, default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
-        if self._is_plain:
+        if self._has_sum_state:
             zeros = torch.zeros((len(self.net.layers),) if per_layer else (), dtype=SUM_DTYPE)
             self.add_state(self._scores, default=zeros, dist_reduce_fx="sum")
         else:
-            # Flat, so that ranks which saw nothing can be gathered too; the shape is a state of its own.
+            # Flat, so that gathering also works for ranks without images; the shape is a separate state.
             self.add_state(self._scores, default=[], dist_reduce_fx="cat")
             self.add_state(self._shape, default=torch.zeros(3, dtype=torch.long), dist_reduce_fx="max")
 
@@ -129,156 +128,156 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
 
         Args:
             preds: Images ``(N, 3, H, W)`` or videos ``(B, T, 3, H, W)``; N may be 0.
-            target: Images of the same shape, or what ``metric.net.encode`` made of them.
-            img1: Another name of `preds`, torchmetrics'.
-            img2: Another name of `target`, torchmetrics'.
-            mask: Which pixels count, see `LPIPS.forward`. Images of which nothing is left do not enter mean and sum,
-                and are NaN under ``"none"``.
+            target: Images of the same shape, or their features from ``metric.net.encode``.
+            img1: Name of `preds` in torchmetrics.
+            img2: Name of `target` in torchmetrics.
+            mask: Weight of each pixel, see `LPIPS.forward`. Images that the mask excludes completely do not count in
+                mean and sum, and are NaN for ``"none"``.
             erode: See `LPIPS.forward`.
-            index: Number in the data set of each image or video, ``(N,)``; what comes again is counted once, and
-                ``"none"`` gives the scores in the order of numbers. In every update or in none.
+            index: Dataset index of each image or video, ``(N,)``; repeated indices count once, and ``"none"`` returns
+                the scores in the order of indices. Pass it in every update or in none.
 
         Raises:
             TypeError: If an argument is missing, given twice or of the wrong type.
-            ValueError: If shapes, devices or sides do not fit, or pixel values are off the range; if `index` does not
-                fit, or is given for the mean or sum of maps, which keeps no single one.
+            ValueError: If shapes, sizes or devices do not match, or pixel values are outside the range; if `index`
+                has the wrong shape, or is given for the mean or sum of maps, which stores no single maps.
         """
         names = ("img1", "img2") if preds is None else ("preds", "target")
         x, y = (img1, img2) if preds is None else (preds, target)
-        spare = (target,) if preds is None else (img1, img2)
-        if x is None or y is None or any(image is not None for image in spare):
+        unused = (target,) if preds is None else (img1, img2)
+        if x is None or y is None or any(image is not None for image in unused):
             raise TypeError("update: expected (preds, target) or (img1, img2), got another combination")
-        if index is not None and self.spatial and not self._keeps_each:
-            raise ValueError("index: expected None for the mean or sum of maps; reduction='none' keeps each")
+        if index is not None and self.spatial and not self._is_unreduced:
+            raise ValueError("index: expected None for the mean or sum of maps; reduction='none' accepts it")
         options = {"spatial": self.spatial, "per_layer": self.per_layer, "mask": mask, "erode": erode}
-        shown = measure(self.net, x, y, self.data_range, names=names, **options)  # type: ignore[arg-type]
-        numbers = self._checked_index(index, len(x))
-        values = shown.values
-        scores = torch.stack(list(values.values()), shown.dims) if isinstance(values, dict) else values
+        distances = measure(self.net, x, y, self.data_range, names=names, **options)  # type: ignore[arg-type]
+        indices = self._checked_index(index, len(x))
+        values = distances.values
+        scores = torch.stack(list(values.values()), distances.dims) if isinstance(values, dict) else values
         self._dtype_of_images = scores.dtype
-        if not self._is_plain:
-            self._collect(scores, shown.dims, numbers)
-        elif numbers is None:
-            self._sum(scores, shown)
+        if not self._has_sum_state:
+            self._add_scores(scores, distances.dims, indices)
+        elif indices is None:
+            self._add_sums(scores, distances)
         else:
-            self._keep(numbers, _sums_and_counts(scores, shown))
+            self._store_rows(indices, _sums_and_counts(scores, distances))
 
-    def _sum(self, scores: Tensor, shown: Distances) -> None:
-        scores = scores.flatten(0, shown.dims - 1)
+    def _add_sums(self, scores: Tensor, distances: Distances) -> None:
+        scores = scores.flatten(0, distances.dims - 1)
         count: Tensor | int = scores.shape[0]
-        if shown.valid is not None:
-            counted = shown.valid.flatten()
-            scores = torch.where(counted if scores.dim() == 1 else counted.unsqueeze(1), scores, 0)
-            count = counted.sum()
-        # Not the state's dtype: a parent's .to(torch.bfloat16) casts states, and must not round the sum.
+        if distances.valid is not None:
+            valid = distances.valid.flatten()
+            scores = torch.where(valid if scores.dim() == 1 else valid.unsqueeze(1), scores, 0)
+            count = valid.sum()
+        # Not the state's dtype: .to(torch.bfloat16) of a parent casts states, and must not round the sum.
         setattr(self, self._scores, getattr(self, self._scores) + scores.sum(0, dtype=SUM_DTYPE))
         setattr(self, self._count, getattr(self, self._count) + count)
 
-    def _collect(self, scores: Tensor, dims: int, numbers: Tensor | None) -> None:
-        frames = scores.shape[1] if dims == 2 and self._keeps_each else 0
+    def _add_scores(self, scores: Tensor, dims: int, indices: Tensor | None) -> None:
+        frames = scores.shape[1] if dims == 2 and self._is_unreduced else 0
         height, width = scores.shape[-2:] if self.spatial else (0, 0)
         if scores.numel() == 0:
             return
-        if self._shape_seen not in (None, (frames, height, width)):
+        if self._sample_shape not in (None, (frames, height, width)):
             raise ValueError(
-                f"update: expected (frames, height, width) as in the first batch, {self._shape_seen}, "
+                f"update: expected (frames, height, width) as in the first batch, {self._sample_shape}, "
                 f"got {(frames, height, width)}"
             )
-        self._shape_seen = (frames, height, width)
-        setattr(self, self._shape, torch.tensor(self._shape_seen, device=self.device))
-        kept = getattr(self, self._scores)
-        if numbers is not None:
-            self._keep(numbers, scores.flatten(1) if scores.dim() > 1 else scores.unsqueeze(1))
+        self._sample_shape = (frames, height, width)
+        setattr(self, self._shape, torch.tensor(self._sample_shape, device=self.device))
+        stored = getattr(self, self._scores)
+        if indices is not None:
+            self._store_rows(indices, scores.flatten(1) if scores.dim() > 1 else scores.unsqueeze(1))
             return
-        if self._keeps_each:
+        if self._is_unreduced:
             setattr(self, self._count, getattr(self, self._count) + scores.shape[0])
-            kept.append(scores.flatten().to(SUM_DTYPE))
+            stored.append(scores.flatten().to(SUM_DTYPE))
             return
         scores = scores.flatten(0, dims - 1)
         setattr(self, self._count, getattr(self, self._count) + scores.shape[0])
         total = scores.sum(0, dtype=SUM_DTYPE).flatten()
-        setattr(self, self._scores, [kept[0] + total if kept else total])
+        setattr(self, self._scores, [stored[0] + total if stored else total])
 
     @override
     def compute(self) -> Tensor | dict[str, Tensor]:
-        """The score of everything seen; NaN for the mean of no image."""
+        """Score of all images; the mean is NaN without images."""
         self._flush_range_checks()
         total, count = getattr(self, self._scores), getattr(self, self._count)
-        rows = self._kept(count)
-        if not self._is_plain:
-            total = self._gathered(total, count) if rows is None else self._gathered([rows.flatten()], len(rows))
+        rows = self._unique_rows(count)
+        if not self._has_sum_state:
+            total = self._reshaped(total, count) if rows is None else self._reshaped([rows.flatten()], len(rows))
         elif rows is not None:
             total, count = rows[:, :-1].sum(0).view(total.shape), rows[:, -1].sum()
         result = (total / count if self.reduction == "mean" else total).to(self._dtype_of_images)
         if not self.per_layer:
             return result
-        dim = 0 if not self._keeps_each else result.dim() - (4 if self.spatial else 1)
+        dim = 0 if not self._is_unreduced else result.dim() - (4 if self.spatial else 1)
         return dict(zip(self.net.layers, result.unbind(dim), strict=True))
 
-    def _gathered(self, scores: list[Tensor], count: Tensor | int) -> Tensor:
-        """What was kept flat, in its shape: ``(N, ...)``, or the sum over N."""
+    def _reshaped(self, scores: list[Tensor], count: Tensor | int) -> Tensor:
+        """Restore the shape ``(N, ...)`` of flat scores, or sum over N."""
         frames, height, width = getattr(self, self._shape).tolist()
         item = [frames] if frames else []
         item += [len(self.net.layers)] if self.per_layer else []
         item += [1, height, width] if self.spatial else []
         flat = dim_zero_cat(scores) if len(scores) else torch.zeros(0, dtype=SUM_DTYPE, device=self.device)
-        if self._keeps_each and flat.numel() != int(count) * math.prod(item):
-            raise ValueError("compute: expected videos of as many frames, and maps of one size, on all ranks")
+        if self._is_unreduced and flat.numel() != int(count) * math.prod(item):
+            raise ValueError("compute: expected videos of equal length and maps of equal size on all ranks")
         shaped = flat.view(-1, *item) if flat.numel() else flat.view(0, *item)
-        return shaped if self._keeps_each else shaped.sum(0)
+        return shaped if self._is_unreduced else shaped.sum(0)
 
     @property
-    def _keeps_each(self) -> bool:
+    def _is_unreduced(self) -> bool:
         return self.reduction in ("none", None)
 
     @property
-    def _is_plain(self) -> bool:
-        return not self._keeps_each and not self.spatial
+    def _has_sum_state(self) -> bool:
+        return not self._is_unreduced and not self.spatial
 
     def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
-        # torchmetrics makes every result of one element 0-dimensional; one score of one image stays (1,).
+        # torchmetrics squeezes every result of one element; the score of a single image must stay (1,).
         wrapped = super()._wrap_compute(compute)
 
         @functools.wraps(compute)
-        def with_its_shape(*args: Any, **kwargs: Any) -> Any:
+        def restore_shape(*args: Any, **kwargs: Any) -> Any:
             result = wrapped(*args, **kwargs)
-            if not self._keeps_each:
+            if not self._is_unreduced:
                 return result
-            single = (1, 1) if self._shape_seen is not None and self._shape_seen[0] == 1 else (1,)
-            whole = result if isinstance(result, dict) else {"": result}
-            whole = {layer: score if score.dim() else score.view(single) for layer, score in whole.items()}
-            return whole if isinstance(result, dict) else whole[""]
+            single = (1, 1) if self._sample_shape is not None and self._sample_shape[0] == 1 else (1,)
+            if isinstance(result, dict):
+                return {layer: score if score.dim() else score.view(single) for layer, score in result.items()}
+            return result if result.dim() else result.view(single)
 
-        return with_its_shape
+        return restore_shape
 
     @override
     def reset(self) -> None:
-        """Forget everything seen."""
+        """Reset the state."""
         super().reset()
         if not self._in_forward:
-            self._shape_seen = None
+            self._sample_shape = None
 
     def selfcheck(self, device: torch.device | str = "cpu") -> dict[str, float]:
         """See `LPIPS.selfcheck`.
 
         Args:
-            device: Where to compute.
+            device: Device to compute on.
 
         Returns:
-            The distances measured.
+            The measured distances.
 
         Raises:
-            WeightsError: If they are not the recorded ones.
+            WeightsError: If they differ from the recorded ones.
             ValueError: If none are recorded for this backbone.
         """
         return self.net.selfcheck(device)
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
-        """Draw one or several scores.
+        """Plot one or several scores.
 
         Args:
-            val: What `forward` or `compute` returned, or a list of such; None computes.
-            ax: A matplotlib axes to draw in.
+            val: Result of `forward` or `compute`, or a list of these; None calls `compute`.
+            ax: Matplotlib axes to draw in.
 
         Returns:
             Figure and axes.
@@ -289,12 +288,12 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
         return self._plot(val, ax)
 
 
-def _sums_and_counts(scores: Tensor, shown: Distances) -> Tensor:
-    """Of each image or video: the sum of its scores, or of each layer's, and how many; ``(N, 2)`` or ``(N, L + 1)``."""
-    scores = scores if shown.dims == 2 else scores.unsqueeze(1)  # (N, frames) or (N, frames, L)
+def _sums_and_counts(scores: Tensor, distances: Distances) -> Tensor:
+    """Sum of the scores of each image or video, by layer if there are layers, and their count: ``(N, L + 1)``."""
+    scores = scores if distances.dims == 2 else scores.unsqueeze(1)  # (N, frames) or (N, frames, L)
     scores = scores.to(SUM_DTYPE) if scores.dim() == 3 else scores.to(SUM_DTYPE).unsqueeze(2)
-    counted = torch.ones_like(scores[..., 0], dtype=torch.bool)
-    if shown.valid is not None:
-        counted = shown.valid.view(counted.shape)
-        scores = torch.where(counted.unsqueeze(2), scores, 0)
-    return torch.cat([scores.sum(1), counted.sum(1, keepdim=True)], 1)
+    valid = torch.ones_like(scores[..., 0], dtype=torch.bool)
+    if distances.valid is not None:
+        valid = distances.valid.view(valid.shape)
+        scores = torch.where(valid.unsqueeze(2), scores, 0)
+    return torch.cat([scores.sum(1), valid.sum(1, keepdim=True)], 1)

@@ -1,4 +1,4 @@
-"""A model that says nothing but what a test wants, its data, and a quiet Trainer: for the tests of callbacks."""
+"""A minimal model, its data, and a quiet Trainer, for the tests of callbacks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZE = 48
 
 
 class Boring(pl.LightningModule):
-    """Darkens images a little; its steps return what `returns` makes of input, prediction and target."""
+    """Darkens images; its steps return `returns(input, prediction, target)`."""
 
     def __init__(self, returns=None, loss=None, loss_weight=0.5):
         super().__init__()
@@ -78,14 +78,14 @@ def board(folder, name="board"):
 
 
 def board_events(logger):
-    """What TensorBoard will show of a run."""
+    """Logged data of a run, as read by TensorBoard."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     return EventAccumulator(logger.log_dir, size_guidance={"images": 0}).Reload()
 
 
 def wandb(folder):
-    """A logger of wandb that writes files alone."""
+    """An offline wandb logger."""
     import wandb
 
     # wandb 0.19 asks its server before it logs a table, offline too, and for ever (github.com/wandb/wandb/issues/8957).

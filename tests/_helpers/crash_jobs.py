@@ -1,4 +1,4 @@
-"""What is killed in the middle of its work, and whether what it left on the disk is whole; see test_crash_jobs.py."""
+"""Jobs that tests kill while they write, and checks of the files they leave; see test_crashes.py."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lpips_lightning.calibration.model import TrainableLPIPS
 from lpips_lightning.calibration.pooled import cached_pool
 from lpips_lightning.callbacks._loggers import write_png
 from lpips_lightning.comparison.file_pairs import Pair
-from lpips_lightning.comparison.measure import Compared
+from lpips_lightning.comparison.measure import PairResult
 from lpips_lightning.comparison.report import write_csv, write_json
 from lpips_lightning.data.triplets import Triplet, TripletDataset
 from lpips_lightning.io.checkpoint_io import AtomicCheckpointIO
@@ -44,7 +44,7 @@ def calibrating(folder: Path, ckpt_path: Path | None = None) -> dict:
 
 
 class Heavy(boring.Boring):
-    """A model whose checkpoints take a while to write: that is when to kill."""
+    """A model with slow checkpoints, so that a kill hits the write."""
 
     def __init__(self):
         super().__init__(loss="embedded")
@@ -62,7 +62,7 @@ def training(folder: Path, ckpt_path: Path | None = None) -> dict:
 
 
 def exporting(folder: Path, ckpt_path: Path | None = None, rounds: int = 12) -> dict:
-    """A calibration, a cache, a report, tables and a fetched backbone, over and over; what they are in the end."""
+    """A calibration, a cache, a report, tables and a fetched backbone, repeatedly; returns their final content."""
     network = TrainableLPIPS("embedded", init="official")
     (folder / "mirror").mkdir(parents=True, exist_ok=True)
     record = backbone_record()
@@ -70,7 +70,7 @@ def exporting(folder: Path, ckpt_path: Path | None = None, rounds: int = 12) -> 
         (folder / "mirror" / record.file).write_bytes(BACKBONE)
     pixels = np.random.default_rng(0).integers(0, 256, (400, 600, 3), dtype=np.uint8)
     pairs = [Pair(f"{number}", Path(f"a{number}.png"), Path(f"b{number}.png")) for number in range(2000)]
-    compared = [Compared(pair, number / 7) for number, pair in enumerate(pairs)]
+    compared = [PairResult(pair, number / 7) for number, pair in enumerate(pairs)]
     data = written_triplets(folder / "images")
     for number in range(rounds):
         write_calibration(folder / "calibration.safetensors", network, 1.0 + number, {"round": number})

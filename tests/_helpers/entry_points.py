@@ -1,4 +1,4 @@
-"""Two batches of images, every way to change them, and every face of the library that takes them."""
+"""Two batches of images, their input variants, and every public entry point that takes them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def plain(images):
 
 
 class Own(torch.Tensor):
-    """A subclass of the user's."""
+    """A user-defined tensor subclass."""
 
 
 def _inference(images):
@@ -70,7 +70,7 @@ def _inference(images):
 
 
 def _window(images):
-    """A part of a larger tensor, every other pixel of it."""
+    """A strided view: every other pixel of a larger tensor."""
     canvas = torch.full((len(images), 5, 2 * SIDE + 3, 3 * SIDE), math.nan)
     canvas[:, 1:4, 2 : 2 * SIDE + 2 : 2, 1::3] = images
     return canvas[:, 1:4, 2 : 2 * SIDE + 2 : 2, 1::3]
@@ -126,7 +126,7 @@ ONE_SIDED = set(SAME) - {"one image", "three images", "no image", "the smallest 
 
 
 def gradients(x, y, dtype=torch.float32):
-    """By ordinary autograd through the plain head, layer by layer; nothing is clamped, as in a loss."""
+    """Reference by plain autograd, layer by layer, without clamping, as in a loss."""
     x, y = (plain(images).to(dtype).requires_grad_() for images in (x, y))
     torch.stack(list(UNCLAMPED(x, y, per_layer=True).values())).sum().backward()
     return x.grad, y.grad

@@ -1,4 +1,4 @@
-"""The frozen networks behind `LPIPS`: the one place where the tests reach for what it keeps to itself."""
+"""The frozen networks behind `LPIPS`: the only access of the tests to private attributes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from lpips_lightning.backbones import frozen
 
 
 def frozen_network(net, dtype=torch.float32, device="cpu"):
-    """The shared `FrozenNetwork` that an `LPIPS` uses there in this dtype."""
+    """The shared `FrozenNetwork` of an `LPIPS` on a device and in a dtype."""
     return net.frozen_network(torch.device(device), dtype)
 
 
 def live_networks():
-    """How many shared networks this process holds."""
+    """Number of shared networks in this process."""
     gc.collect()
     return len(frozen._networks)

@@ -1,4 +1,4 @@
-"""Runs the Triton kernels in Triton's interpreter, on the CPU, and prints what came out as JSON.
+"""Runs the Triton kernels in Triton's interpreter, on the CPU, and prints the results as JSON.
 
 A process of its own: the interpreter is switched on, by TRITON_INTERPRET=1, before the kernels are made.
 """
@@ -22,7 +22,7 @@ LAYOUTS = {"last": (True, True), "first": (False, False), "mixed": (True, False)
 
 
 def features(channels, size, kind, dtype, layout, seed):
-    """Two batches of features as a backbone gives them."""
+    """Two batches of backbone features."""
     generator = torch.Generator().manual_seed(seed)
     both = torch.randn(2, 2, channels, *size, generator=generator)
     x, y = both.relu() if channels > 10 else both  # of few channels a ReLU leaves one, and all unit vectors are alike

@@ -1,4 +1,4 @@
-"""What every metric owes, checked against a reference: batch and epoch values, reset, copies, merging, processes.
+"""Checks of every metric against a reference: batch and epoch values, reset, copies, merging, processes.
 
 A test module makes a `MetricCase` of each metric and runs every check of `CHECKS` on it:
 
@@ -26,7 +26,7 @@ SPLITS = ((8,), (3, 5), (1, 1, 1, 1, 1, 1, 1, 1), (4, 0, 4))
 
 @dataclass(frozen=True)
 class MetricCase:
-    """A metric and what it should say.
+    """A metric with its reference.
 
     Attributes:
         make: A new metric.
@@ -55,13 +55,13 @@ class MetricCase:
             yield self.rows(start, start + size)
 
     def made(self, start: int, stop: int) -> Metric:
-        """A metric that has seen these rows."""
+        """A metric updated with these rows."""
         metric = self.make()
         metric.update(**self.rows(start, stop))
         return metric
 
     def check(self, found: Value, start: int = 0, stop: int = COUNT) -> None:
-        """That a value is the reference's of these rows."""
+        """Check a value against the reference of these rows."""
         if (start, stop) not in self._owed:
             self._owed[start, stop] = self.reference(**self.rows(start, stop))
         assert_equal_values(found, self._owed[start, stop], self.tolerance)
@@ -78,7 +78,7 @@ def assert_equal_values(found: Value, expected: Value, tolerance: float) -> None
 
 
 def check_batch_value(case: MetricCase) -> None:
-    """`forward` returns the value of its batch alone, and remembers it."""
+    """`forward` returns the value of its batch only, and updates the state."""
     metric = case.make()
     case.check(metric(**case.rows(0, 5)), 0, 5)
     case.check(metric(**case.rows(5, COUNT)), 5, COUNT)
@@ -105,7 +105,7 @@ def check_reset(case: MetricCase) -> None:
 
 
 def check_copies(case: MetricCase) -> None:
-    """A copy or a pickle keeps what was seen, goes on from there, and leaves the original alone."""
+    """A copy or a pickle keeps the state, can be updated, and does not change the original."""
     metric = case.made(0, 3)
     for clone in (copy.deepcopy(metric), metric.clone(), pickle.loads(pickle.dumps(metric))):
         case.check(clone.compute(), 0, 3)
@@ -121,7 +121,7 @@ def check_nothing_is_saved_or_trained(case: MetricCase) -> None:
 
 
 def check_merge(case: MetricCase) -> None:
-    """Metrics that saw parts of any size, or nothing, merge to the one that saw all."""
+    """Metrics of parts of any size, empty ones too, merge to the metric of all samples."""
     parts = [case.made(0, 5), case.make(), case.made(5, COUNT)]
     whole = parts[-1]
     for part in reversed(parts[:-1]):
@@ -130,7 +130,7 @@ def check_merge(case: MetricCase) -> None:
 
 
 def check_nothing_seen(case: MetricCase) -> None:
-    """No number is made up."""
+    """Without samples the result is NaN."""
     metric = case.make()
     with pytest.warns(UserWarning, match="compute.* was called before the .*update"):
         value = metric.compute()

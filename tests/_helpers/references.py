@@ -1,4 +1,4 @@
-"""Slow, obvious oracles, and the peers with the same weights as ours."""
+"""Slow reference implementations, and peer libraries with the same weights."""
 
 from __future__ import annotations
 

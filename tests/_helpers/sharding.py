@@ -1,4 +1,4 @@
-"""Samples dealt out to ranks, and what each rank does with its share; see test_distributed.py."""
+"""Shards of samples over ranks, and the jobs of each rank; see test_distributed.py."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COUNT = 8
 
 
 def shards(world_size: int) -> dict[str, list[Batches]]:
-    """Ways to deal out `COUNT` samples, each sample once: the batches of every rank."""
+    """Shardings of `COUNT` samples without repeats: the batches of every rank."""
     uneven = {1: [8], 2: [6, 2], 4: [4, 2, 1, 1]}[world_size]
     ones = {1: [8], 2: [7, 1], 4: [5, 1, 1, 1]}[world_size]
     empty = [0] * (world_size - 1)
@@ -38,7 +38,7 @@ def shards(world_size: int) -> dict[str, list[Batches]]:
 
 
 def padded(world_size: int, count: int, shuffle: bool) -> list[Batches]:
-    """What torch's own sampler gives each rank, some samples twice."""
+    """Shards of torch's `DistributedSampler`, which repeats samples."""
     ranks = [DistributedSampler(range(count), world_size, rank, shuffle=shuffle, seed=1) for rank in range(world_size)]
     return [_batches(list(sampler), 2) for sampler in ranks]
 
@@ -61,7 +61,7 @@ class Job:
         metric: As it is made.
         columns: What `update` takes, by argument, a row a sample.
         shards: By rank.
-        numbered: Give the samples' numbers too.
+        numbered: Pass dataset indices too.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Job:
     numbered: bool
 
     def on(self, rank: int) -> Any:
-        """What `rank` computes."""
+        """Result of `rank`."""
         for batch in self.shards[rank]:
             rows = torch.tensor(batch, dtype=torch.long)
             index = {"index": rows} if self.numbered else {}
@@ -79,7 +79,7 @@ class Job:
         return self.metric.compute()
 
     def alone(self) -> Any:
-        """What one process computes over every sample, once, in the order that the ranks' results have."""
+        """Single-process result over every sample, in the order of the ranks' results."""
         dealt = [number for rank in self.shards for batch in rank for number in batch]
         rows = torch.tensor(sorted(set(dealt)) if self.numbered else dealt)
         metric = self.metric.clone()
@@ -117,7 +117,7 @@ class Validation:
     shards: list[Batches] | None = None
 
     def on(self, rank: int, world_size: int, folder: str) -> dict[str, float]:
-        """What `rank` logs."""
+        """Logged values of `rank`."""
 
         def make() -> list[DataLoader]:
             if self.shards is None:
@@ -137,7 +137,7 @@ class Validation:
         return found
 
     def alone(self, folder: str) -> dict[str, float]:
-        """What one process logs that has all samples."""
+        """Logged values of a single process with all samples."""
         return Validation(self.name, self.kind, self.counts).on(0, 1, folder)
 
     def data(self) -> list[Any]:

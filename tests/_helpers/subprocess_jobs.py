@@ -1,4 +1,4 @@
-"""What the processes of the distributed tests run; a module of its own, since spawned processes import it by name."""
+"""Jobs of the distributed tests, in a module that spawned processes can import."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _quietly(target, args):
 
 
 def run(worker, world_size, folder, *args, seconds=SECONDS):
-    """Run ``worker(rank, *args)`` in gloo processes; the results by rank. None of them is left behind."""
+    """Run ``worker(rank, *args)`` in gloo processes; the results by rank. All processes are ended."""
     multiprocessing.set_forkserver_preload(PRELOADED)
     # In a file: torch would hand tensors over one by one, each with a file handle.
     Path(folder, "args.pkl").write_bytes(pickle.dumps((worker, args)))
@@ -65,7 +65,7 @@ def run(worker, world_size, folder, *args, seconds=SECONDS):
 
 
 def wait_until(condition):
-    """Wait for something that comes unless a process hangs."""
+    """Wait for a result, with a timeout for hanging processes."""
     end = time.monotonic() + SECONDS
     while not condition():
         if time.monotonic() > end:
@@ -94,13 +94,13 @@ def _start(rank, world_size, folder):
 
 
 def scores_over_ranks(rank, world_size, folder, jobs, validations):
-    """What metrics and Trainers find on this rank; see dealt.py and test_distributed.py."""
+    """Results of metrics and Trainers on this rank; see sharding.py and test_distributed.py."""
     found = [job.on(rank) for job in jobs]
     return found, [one.on(rank, world_size, f"{folder}/{one.name}") for one in validations]
 
 
 def raise_before_the_sync(rank, metric, images):
-    """One rank's images are off the range, while the others wait for its sum."""
+    """One rank's images are outside the range while the others wait in the reduction."""
     try:
         metric.update(images + 7 * rank, images)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Backbones and oracles of the tests that evaluate images in pieces."""
+"""Backbones and references for the tests of tiled evaluation."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def made(name, backbones):
 
 
 def whole(network, x, y):
-    """Distances by layer, and the gradient of their sum by `x`: everything at once, by autograd."""
+    """Distances by layer, and the gradient of their sum w.r.t. `x`, by plain autograd."""
     x = x.detach().requires_grad_()
     distances = layer_distances(network.extractor(x), network.extractor(y), network.calibration)
     (gradient,) = torch.autograd.grad(sum(distances.values()).sum(), x)

@@ -32,7 +32,7 @@ class Items(Dataset):
 
 
 def hidden_judge(layer="relu1"):
-    """The embedded network, seeing every other channel of one layer alone."""
+    """The embedded network, restricted to every other channel of one layer."""
     seen = {
         name: (name == layer) * (torch.arange(len(weight)) % 2).float()
         for name, weight in frozen_network(LPIPS("embedded")).calibration.items()
@@ -41,7 +41,7 @@ def hidden_judge(layer="relu1"):
 
 
 def triplets(count, size=32, seed=0):
-    """Triplets on [-1, 1] with shares of 0, 0.5 and 1 in turn."""
+    """Triplets on [-1, 1] with fractions 0, 0.5 and 1 in turn."""
     generator = torch.Generator().manual_seed(seed)
     images = procedural(count, size, generator)
     ref, p0, p1 = (image * 2 - 1 for image in (images, _distorted(images, generator), _distorted(images, generator)))
@@ -49,7 +49,7 @@ def triplets(count, size=32, seed=0):
 
 
 def hard_triplets(count, judge, size=32, seed=0):
-    """Triplets of which the uncalibrated network finds both about as near, judged 0 or 1 by another network."""
+    """Triplets with about equal uncalibrated distances, judged 0 or 1 by another network."""
     columns = triplets(3 * count, size, seed).columns
     (even0, even1), (d0, d1) = (
         (net(columns["ref"], columns["p0"]), net(columns["ref"], columns["p1"]))

@@ -61,7 +61,7 @@ def test_packaged_yaml_takes_one_step(images, tmp_path, monkeypatch):
     assert list(tmp_path.rglob("*.safetensors")) == []
 
 
-def test_packaged_yaml_holds_the_papers_settings(tmp_path, monkeypatch, capsys):
+def test_packaged_yaml_has_the_papers_settings(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
         main(["fit", "--print_config"])
@@ -83,7 +83,7 @@ def test_packaged_yaml_holds_the_papers_settings(tmp_path, monkeypatch, capsys):
     assert data["train_sets"] == ["traditional", "cnn", "mix"]
 
 
-def test_command_fits_goes_on_and_tests(images, tmp_path, monkeypatch, capsys):
+def test_command_fits_resumes_and_tests(images, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     common = [*QUIET, *bapps(images), "--last.every_n_train_steps=2", "--model.lr=1e-2"]
     main(["fit", *common, "--trainer.max_epochs=2"])
@@ -102,7 +102,7 @@ def test_command_fits_goes_on_and_tests(images, tmp_path, monkeypatch, capsys):
     assert "test/noise/jnd" in said
 
 
-def test_own_judgments_are_trained_on(images, tmp_path, monkeypatch):
+def test_training_on_custom_judgments(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     own = [
         "--data=TripletDataModule",
@@ -119,7 +119,7 @@ def test_own_judgments_are_trained_on(images, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("source", ["csv", "root"])
-def test_fast_lin_writes_a_calibration_that_judges_better(source, images, tmp_path, monkeypatch, capsys):
+def test_fast_lin_writes_a_better_calibration(source, images, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     own = ["--csv", str(images / "own.csv"), "--images", str(images / "2afc/train/noise"), "--val-fraction", "0.3"]
     if source == "root":
@@ -142,7 +142,7 @@ def test_fast_lin_writes_a_calibration_that_judges_better(source, images, tmp_pa
         ]
     )
     said = capsys.readouterr().out
-    assert "triplets to train on" in said
+    assert "Training on " in said and " triplets, " in said
     record = read_record(tmp_path / "o.safetensors")
     (scores,) = record["scores"].values()
     assert scores["human"] == 1.0

@@ -72,7 +72,7 @@ def command_line(folder, *more):
 @pytest.mark.parametrize(
     ("size", "features"), [((32, 32), "embedded"), ((33, 47), "embedded"), ((31, 64), None), ((5, 17), None)]
 )
-def test_network_takes_any_size_and_begins_with_gray(size, levels, features):
+def test_network_takes_any_size_and_starts_with_gray(size, levels, features):
     network = UNet(n_feats=6, n_levels=levels, features_net=features)
     lightness = 100 * torch.rand(2, 1, *size)
     ab = network(lightness)
@@ -85,9 +85,9 @@ def test_network_takes_any_size_and_begins_with_gray(size, levels, features):
     assert all(parameter.grad.isfinite().all() and parameter.grad.any() for parameter in network.parameters())
 
 
-def test_the_frozen_network_is_no_part_of_the_unet_and_changes_what_it_sees():
+def test_frozen_features_are_no_parameters_of_the_unet_but_change_its_output():
     network = UNet(n_feats=4, n_levels=2)
-    assert {name.partition(".")[0] for name in network.state_dict()} == {"stem", "seen", "down", "up", "head"}
+    assert {name.partition(".")[0] for name in network.state_dict()} == {"stem", "feature_convs", "down", "up", "head"}
     torch.nn.init.normal_(network.head.weight)
     lightness = 100 * torch.rand(1, 1, 48, 48)
     before = network(lightness)
@@ -95,7 +95,7 @@ def test_the_frozen_network_is_no_part_of_the_unet_and_changes_what_it_sees():
     assert (network(lightness) - before).abs().max() > 1e-2
 
 
-def test_colors_are_painted_and_the_lightness_stays():
+def test_colors_are_added_and_lightness_is_preserved():
     model = colored(Colorization(**TINY))
     images = torch.rand(2, 3, 61, 90)
     images[0, :, :8], images[0, :, -8:] = 0, 1
@@ -107,7 +107,7 @@ def test_colors_are_painted_and_the_lightness_stays():
     assert (split_lab(painted)[0] - split_lab(images)[0]).abs().max() < 0.3
 
 
-def test_only_the_lightness_of_a_image_counts():
+def test_only_the_lightness_of_an_image_is_used():
     model = colored(Colorization(**TINY))
     gray = torch.rand(1, 1, 40, 50).expand(-1, 3, -1, -1)
     tinted = model(gray)
@@ -121,7 +121,7 @@ def test_an_untrained_model_leaves_images_gray():
     assert colorfulness(painted).item() < 0.1
 
 
-def test_large_images_are_looked_at_in_the_working_size(monkeypatch):
+def test_large_images_are_downscaled_to_the_working_size(monkeypatch):
     model, seen = Colorization(**TINY), []
     monkeypatch.setattr(
         model.network, "forward", lambda x: seen.append(x.shape[-2:]) or torch.zeros_like(x).repeat(1, 2, 1, 1)
@@ -206,7 +206,7 @@ def test_bundled_photographs_are_the_default():
         ({"held_out": None}, "held_out: expected names of images in .* got neither"),
         ({"held_out": ["z"]}, "held_out: expected names among a, b, c, d, more/e, got 'z'"),
         ({"held_out": ["a", "b", "c", "d", "more/e"]}, "held_out: expected to leave images to train on, got all 5"),
-        ({"val_folder": "somewhere"}, "held_out: expected None beside val_folder"),
+        ({"val_folder": "somewhere"}, "held_out: expected None with val_folder"),
     ],
 )
 def test_bad_data_arguments_are_refused(folder, arguments, message):
@@ -233,7 +233,7 @@ def test_missing_folder_is_refused():
         ColorizationData("nowhere", ["d"]).setup("fit")
 
 
-def test_training_logs_scores_and_saves_the_network_alone(tmp_path, data):
+def test_training_logs_scores_and_saves_only_the_network(tmp_path, data):
     fitted = trainer(tmp_path)
     model = Colorization(**TINY)
     fitted.fit(model, data)
@@ -261,7 +261,7 @@ def test_reloaded_model_is_the_same_and_needs_no_backbone_of_the_loss(tmp_path, 
     assert not again.perceptual.net.calibrated
 
 
-def test_a_longer_resumed_fit_goes_on_as_if_it_had_not_ended(tmp_path, data):
+def test_a_longer_resumed_fit_equals_an_uninterrupted_one(tmp_path, data):
     def fit(epochs, name, ckpt_path=None):
         torch.manual_seed(0)
         fitted, model = trainer(tmp_path, max_epochs=epochs), Colorization(**TINY)
@@ -278,13 +278,13 @@ def test_a_longer_resumed_fit_goes_on_as_if_it_had_not_ended(tmp_path, data):
     assert [float(step) for step in steps] == [3, 6]
 
 
-def test_pixels_alone_look_for_no_backbone(tmp_path, data):
+def test_the_pixel_loss_loads_no_backbone(tmp_path, data):
     fitted = trainer(tmp_path, max_epochs=1)
     fitted.fit(Colorization(**{**TINY, "loss_net": "vgg", "loss_weights": None, "loss_weight": 0.0}), data)
     assert set(fitted.callback_metrics) == SCORES | {"train/loss", "train/l1", "train/chroma"}
 
 
-def test_bfloat16_paints_as_float32_does(tmp_path, data):
+def test_bfloat16_colors_agree_with_float32(tmp_path, data):
     model = colored(Colorization(**TINY))
     (whole,) = trainer(tmp_path).validate(model, data, verbose=False)
     half = trainer(tmp_path, precision="bf16-mixed")
@@ -322,7 +322,7 @@ def test_learning_rate_rises_and_falls_to_zero():
 
 # 2026-11-21, pytorch_lightning/callbacks/model_checkpoint.py: a second run has a folder of its own.
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
-def test_command_line_fits_tests_and_paints_gray_files(folder, tmp_path, capsys, monkeypatch):
+def test_command_line_fits_tests_and_colors_gray_files(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main(["fit", *command_line(folder, "--trainer.max_epochs=2", "--trainer.enable_model_summary=false")])
     version = tmp_path / "outputs" / "colorization" / "version_0"

@@ -93,7 +93,7 @@ def test_ciede2000_agrees_with_scikit_image(dtype, tolerance):
     assert (ciede2000(colors[:1], colors[1:])[0].double() - torch.from_numpy(expected)).abs().max() < tolerance
 
 
-def test_colorfulness_is_that_of_the_paper_in_loops():
+def test_colorfulness_matches_slow_loops():
     images = torch.rand(2, 3, 5, 4, dtype=torch.float64)
     for image, found in zip(images, colorfulness(images), strict=True):
         rg, yb = [], []
@@ -108,7 +108,7 @@ def test_colorfulness_is_that_of_the_paper_in_loops():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_splitting_and_composing_gives_the_image_back(dtype):
+def test_splitting_and_composing_restores_the_image(dtype):
     images = torch.rand(2, 3, 8, 9, dtype=dtype)
     images[0, :, 0], images[0, :, 1] = 0, 1
     again = compose(*split_lab(images))
@@ -132,7 +132,7 @@ def test_images_of_bytes_are_refused():
         split_lab(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
 
 
-def test_gradients_are_finite_for_black_white_and_colors_that_no_screen_has():
+def test_gradients_are_finite_for_black_white_and_colors_outside_srgb():
     lightness, ab = lab_grid()
     ab.requires_grad_()
     compose(lightness, ab).clamp(0, 1).sum().backward()
@@ -144,7 +144,7 @@ def test_gradients_are_finite_for_black_white_and_colors_that_no_screen_has():
     assert (gray.grad.abs().sum(1)[lightness[:, 0] > 1] > 0).all()  # a gray start is no dead end
 
 
-def test_colors_are_brought_into_gamut_and_lightness_stays():
+def test_colors_are_moved_into_gamut_with_equal_lightness():
     lightness, ab = lab_grid()
     whole = compose(lightness, ab)
     shown = ((whole >= 0) & (whole <= 1)).all(1, keepdim=True)
@@ -170,7 +170,7 @@ def test_colors_brought_into_gamut_are_the_most_saturated_of_their_hue():
     assert ((more < -1e-3) | (more > 1 + 1e-3)).any(1)[reduced].all()
 
 
-def test_scores_are_means_over_images_whatever_the_batches(images):
+def test_scores_are_means_over_images_for_any_batches(images):
     preds, target = images
     for sizes in ([7], [3, 4], [1, 0, 6], [1] * 7):
         metrics = [ColorDifference(), Colorfulness("preds"), Colorfulness("target"), Colorfulness("ratio")]
@@ -185,7 +185,7 @@ def test_scores_are_means_over_images_whatever_the_batches(images):
         assert ratio == pytest.approx(color / truth, rel=1e-5)
 
 
-def test_scores_together_are_the_scores_alone_in_every_epoch(images):
+def test_a_collection_gives_the_single_scores_in_every_epoch(images):
     def alone():
         return {
             "difference": ColorDifference(),
@@ -205,13 +205,13 @@ def test_scores_together_are_the_scores_alone_in_every_epoch(images):
         together.reset()
 
 
-def test_a_gray_answer_has_no_color():
+def test_gray_predictions_have_no_colorfulness():
     gray = torch.rand(2, 1, 8, 8).expand(-1, 3, -1, -1)
     metric = Colorfulness("ratio")
     metric.update(gray, torch.rand(2, 3, 8, 8))
     assert float(metric.compute()) < 1e-3
 
 
-def test_unknown_side_is_refused():
+def test_unknown_of_is_refused():
     with pytest.raises(ValueError, match=r"of: expected one of \('preds', 'target', 'ratio'\), got 'truth'"):
         Colorfulness("truth")

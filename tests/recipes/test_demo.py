@@ -28,7 +28,7 @@ def console():
     return Console(file=io.StringIO(), width=100)
 
 
-def test_few_steps_give_scores_a_image_and_a_model(tmp_path, console):
+def test_few_steps_give_scores_a_figure_and_a_model(tmp_path, console):
     result = demo.run_demo(
         tmp_path,
         held_out="chelsea",
@@ -50,28 +50,28 @@ def test_few_steps_give_scores_a_image_and_a_model(tmp_path, console):
     model = SuperResolution.load_from_checkpoint(result.checkpoint, weights_only=True)
     assert model.hparams["loss_net"] == "squeeze"
     said = console.file.getvalue()
-    assert "Loss: L1 + 0.05 LPIPS(squeeze). Judge: LPIPS(alex)." in said
+    assert "Loss: L1 + 0.05 LPIPS(squeeze). Metric: LPIPS(alex)." in said
     for words in ("bicubic", "before training", "after training", str(result.panel), "backbone random"):
         assert words in said
 
 
-def test_judge_is_alex_where_its_weights_are_and_the_embedded_net_elsewhere(tmp_path, console, monkeypatch):
-    assert demo.choose_judge("vgg", console) == "vgg"
-    assert demo.choose_judge("auto", console) == "embedded"
-    assert "'alex' are not on this machine, so 'embedded' judges" in console.file.getvalue()
+def test_metric_net_is_alex_if_its_weights_are_here_else_embedded(tmp_path, console, monkeypatch):
+    assert demo.choose_metric_net("vgg", console) == "vgg"
+    assert demo.choose_metric_net("auto", console) == "embedded"
+    assert "'alex' are not on this machine: the metric uses 'embedded'" in console.file.getvalue()
     (tmp_path / "alexnet.safetensors").write_bytes(b"")
     monkeypatch.setenv("LPIPS_LIGHTNING_WEIGHTS", str(tmp_path))
-    assert demo.choose_judge("auto", console) == "alex"
+    assert demo.choose_metric_net("auto", console) == "alex"
 
 
-def test_table_says_when_loss_and_judge_share_a_network(console):
+def test_table_notes_a_network_shared_by_loss_and_metric(console):
     scores = {
         name: demo.Scores(25.0, 0.8, lpips) for name, lpips in (("bicubic", 0.4), ("before", 0.4), ("after", 0.3))
     }
-    console.print(demo.scores_table(scores, "chelsea", "LPIPS(alex)", own_judge=True))
+    console.print(demo.scores_table(scores, "chelsea", "LPIPS(alex)", same_network=True))
     said = console.file.getvalue()
     assert "-25.0%" in said
-    assert "Loss and judge share a network" in said
+    assert "Loss and metric share a network" in said
 
 
 def test_bad_arguments_are_refused(tmp_path, console):

@@ -18,7 +18,7 @@ from lpips_lightning import LPIPS
 from lpips_lightning.backbones.loading import resolve_network
 from lpips_lightning.backbones.plain import EMBEDDED, PlainBackbone, Stage
 from lpips_lightning.recipes import distillation
-from lpips_lightning.recipes.distillation import Distillation, StudentFile, main, mirror
+from lpips_lightning.recipes.distillation import Distillation, StudentFile, augment, main
 from lpips_lightning.recipes.distillation_data import DistillationData, Groups, public_domain_photographs
 from lpips_lightning.recipes.distillation_student import Student, pair_maps, prune_into
 
@@ -66,7 +66,7 @@ def images(groups=2, versions=2, side=64):
     return torch.randn(groups * (1 + versions), 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
-def test_pair_maps_are_the_distances_that_lpips_gives():
+def test_pair_maps_match_lpips():
     net = LPIPS("alex", weights="random")
     batch = images().clamp(-1, 1)
     maps = pair_maps(net.encode(batch).layers, frozen_network(net).calibration, versions=2)
@@ -88,7 +88,7 @@ def test_a_student_as_wide_as_its_teacher_starts_as_its_teacher():
         torch.testing.assert_close(student.calibration[layer].detach(), teacher.calibration[layer] + 0.02)
 
 
-def test_a_narrow_student_starts_from_the_channels_that_tell_most():
+def test_a_narrow_student_starts_from_the_most_important_channels():
     student, teacher = Student(EMBEDDED), random_alex()
     prune_into(student, teacher, images(), versions=2)
     given = teacher.extractor.graph.state_dict()["features.0.weight"]
@@ -139,7 +139,9 @@ def test_held_out_images_are_not_trained_on(data, folder):
         DistillationData(public_domain=False).setup("fit")
 
 
-@pytest.mark.parametrize(("options", "message"), [({"versions": 1}, "versions"), ({"procedural_share": 2}, "share")])
+@pytest.mark.parametrize(
+    ("options", "message"), [({"versions": 1}, "versions"), ({"procedural_fraction": 2}, "procedural_fraction")]
+)
 def test_impossible_data_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         DistillationData(**options)
@@ -151,9 +153,9 @@ def test_public_domain_photographs_are_those_in_the_installed_scikit_image():
     assert all(path.is_file() for path in found.values())
 
 
-def test_mirroring_treats_all_images_alike_and_only_moves_numbers():
+def test_augment_treats_all_images_alike_and_only_moves_values():
     batch = torch.arange(2 * 3 * 4 * 4).view(2, 3, 4, 4)
-    seen = [mirror(batch) for _ in range(40)]
+    seen = [augment(batch) for _ in range(40)]
     assert len({tuple(turned.flatten().tolist()) for turned in seen}) > 8
     for turned in seen:
         assert torch.equal(turned[1] - turned[0], batch[1] - batch[0])
@@ -179,7 +181,7 @@ def test_a_student_learns_its_teachers_distances(folder, tmp_path):
     assert after < 0.5 * before
 
 
-def test_a_start_from_the_teacher_is_a_head_start(folder, tmp_path):
+def test_initialization_from_the_teacher_helps(folder, tmp_path):
     pruned, blank = (
         np.mean([error_after_training(folder, tmp_path, 1, seed, lr=1e-9, initialize=start) for seed in range(3)])
         for start in ("teacher", "random")
@@ -187,7 +189,7 @@ def test_a_start_from_the_teacher_is_a_head_start(folder, tmp_path):
     assert pruned < 0.8 * blank  # 0.3 with torch 2.15, 0.7 with torch 2.6, whose random weights start nearer
 
 
-def test_calibration_never_turns_negative(data, tmp_path):
+def test_calibration_is_never_negative(data, tmp_path):
     model = Distillation(teacher_weights="random", stages=TINY, initialize="random", lr=0.5, warmup_steps=0)
     trainer(tmp_path, max_epochs=1).fit(model, data)
     assert sum(int((weight == 0).sum()) for weight in model.student.calibration.values()) > 0
@@ -220,7 +222,7 @@ def test_the_file_holds_the_averaged_student_and_its_record(data, tmp_path):
     assert str(tmp_path) not in json.dumps(record)
 
 
-def test_a_checkpoint_loads_as_plain_data_without_the_teacher_and_goes_on(data, tmp_path):
+def test_a_checkpoint_loads_as_plain_data_without_the_teacher_and_resumes(data, tmp_path):
     model = Distillation(teacher_weights="random", stages=TINY, initialize="random")
     fit = trainer(tmp_path)
     fit.fit(model, data)
@@ -281,6 +283,6 @@ def test_training_without_the_data_module_is_refused_before_the_first_step(data,
         trainer(tmp_path).fit(model, data.train_dataloader(), data.val_dataloader())
 
 
-def test_an_unknown_start_is_refused():
+def test_an_unknown_initialization_is_refused():
     with pytest.raises(ValueError, match=r"initialize: expected one of \('teacher', 'random'\), got 'warm'"):
         Distillation(initialize="warm")

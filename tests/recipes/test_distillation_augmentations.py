@@ -26,7 +26,7 @@ def test_procedural_images_are_varied_and_in_range():
     assert torch.equal(made, procedural(24, 40, seeded()))
 
 
-def test_crops_show_the_image_at_several_scales_and_never_beyond_its_border():
+def test_crops_have_several_scales_and_stay_inside_the_image():
     ramp = torch.arange(200).to(torch.uint8).expand(3, 150, 200)
     found = crops([ramp], 30, 32, seeded())
     assert found.shape == (30, 3, 32, 32)
@@ -36,7 +36,7 @@ def test_crops_show_the_image_at_several_scales_and_never_beyond_its_border():
     assert steps.max() <= 3.05
 
 
-def test_crops_of_a_image_smaller_than_the_size_are_enlarged():
+def test_crops_of_an_image_smaller_than_the_size_are_enlarged():
     small = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8)
     assert crops([small], 3, 32, seeded()).shape == (3, 3, 32, 32)
 

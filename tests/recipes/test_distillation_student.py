@@ -1,4 +1,4 @@
-"""Students: plain backbones with a calibration, and the one whose numbers lie in ``weights/embedded.safetensors``."""
+"""Students: plain backbones with a calibration, and the one in ``weights/embedded.safetensors``."""
 
 import json
 
@@ -16,7 +16,7 @@ from lpips_lightning.recipes.photographs import bundled_photographs
 FILE = weights.FOLDER / "embedded.safetensors"
 
 
-def test_taps_lie_behind_every_convolution():
+def test_every_convolution_has_a_feature_layer():
     backbone = PlainBackbone([Stage(8, 5, 2, 2), Stage(16, pool=True), Stage(24)])
     assert backbone.feature_layers == {"relu1": 1, "relu2": 4, "relu3": 6}
     assert backbone.channels == (8, 16, 24)
@@ -36,7 +36,7 @@ def test_a_backbone_without_stages_is_refused():
         PlainBackbone([])
 
 
-def test_the_embedded_architecture_has_the_teachers_geometry_in_few_channels():
+def test_the_embedded_architecture_has_the_teachers_geometry_with_few_channels():
     backbone = embedded_backbone()
     assert backbone.feature_layers == {"relu1": 1, "relu2": 4, "relu3": 7, "relu4": 9, "relu5": 11}
     assert all(count % 8 == 0 for count in backbone.channels)
@@ -51,7 +51,7 @@ def test_the_embedded_architecture_has_the_teachers_geometry_in_few_channels():
     assert backbone.encode(torch.randn(1, 3, 31, 31))["relu5"].numel() > 0
 
 
-def test_the_file_holds_this_architecture_with_finite_weights_and_a_calibration_that_is_not_negative():
+def test_the_file_has_this_architecture_finite_weights_and_nonnegative_calibration():
     tensors = weights.read_tensors(FILE)
     Student(EMBEDDED).load_state_dict(tensors, strict=True)
     assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in tensors.values())
@@ -60,7 +60,7 @@ def test_the_file_holds_this_architecture_with_finite_weights_and_a_calibration_
     assert all((weight >= 0).all() and weight.sum() > 0 for weight in calibration)
 
 
-def test_the_file_was_taught_on_other_images_than_it_was_measured_on():
+def test_the_file_was_trained_and_evaluated_on_different_images():
     with safe_open(FILE, "pt") as file:
         metadata = file.metadata()
     record = json.loads(metadata["record"])
@@ -85,7 +85,7 @@ def test_gradients_are_finite_on_flat_identical_and_noisy_images(value):
 
 
 @pytest.mark.real
-def test_it_agrees_with_alex_on_the_twenty_distortions_of_a_photograph_it_was_not_taught_on(real_weights):
+def test_it_agrees_with_alex_on_twenty_distortions_of_a_held_out_photograph(real_weights):
     photograph = read_image(bundled_photographs()["motorcycle"]) / 255
     corners = [(40, 60), (200, 100), (300, 400), (120, 500), (350, 250), (60, 300)]
     patches = torch.stack([photograph[:, y : y + 128, x : x + 128] for y, x in corners])

@@ -67,7 +67,7 @@ def trained_a_little(steps=4, **options):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_warping_is_bilinear_sampling_that_repeats_the_border(dtype):
+def test_warping_is_bilinear_with_border_padding(dtype):
     image, flow = torch.rand(2, 3, 7, 9, dtype=dtype), 4 * torch.randn(2, 2, 7, 9, dtype=dtype)
     assert warp(image, flow).dtype == dtype
     assert torch.allclose(warp(image, flow).double(), warp_slowly(image, flow), atol=1e-5)
@@ -95,7 +95,7 @@ def test_a_warp_of_half_precision_is_at_least_as_exact_as_float32():
     assert torch.allclose(warp(image, flow)[..., 600:650], expected, atol=1e-3)
 
 
-def test_matching_scores_are_those_of_slow_loops():
+def test_matching_scores_match_slow_loops():
     first, second = torch.rand(2, 3, 5, 6), torch.rand(2, 3, 5, 6)
     scores = matching_scores(first, second, 2)
     assert scores.shape == (2, 25, 5, 6)
@@ -108,7 +108,7 @@ def test_matching_scores_are_those_of_slow_loops():
 
 
 @pytest.mark.parametrize(("right", "down"), [(2, 0), (0, -1), (-1, 2)])
-def test_the_search_finds_half_of_what_moved(right, down):
+def test_the_search_finds_half_of_the_motion(right, down):
     unit = torch.nn.functional.normalize(torch.randn(1, 16, 24, 24), dim=1)
     first, second = torch.roll(unit, (-down, -right), (2, 3)), torch.roll(unit, (down, right), (2, 3))
     found = likeliest(matching_scores(first, second, 2))[..., 6:-6, 6:-6]
@@ -123,7 +123,7 @@ def test_untrained_network_is_the_mean_of_both_frames(height, width):
     assert made.frame.shape == (2, 3, height, width)
     assert made.flow.shape == (2, 4, height, width)
     assert torch.allclose(made.frame, (first + second) / 2, atol=1e-5)
-    assert torch.equal(made.share, torch.full((2, 1, height, width), 0.5))
+    assert torch.equal(made.blend, torch.full((2, 1, height, width), 0.5))
     assert len(made.coarse) == 2
 
 
@@ -138,7 +138,7 @@ def test_odd_sizes_are_padded_and_cropped_back():
     assert not torch.allclose(odd.frame, (first + second)[..., :61, :90] / 2, atol=1e-3)
 
 
-def test_frames_of_a_batch_do_not_see_each_other():
+def test_frames_of_a_batch_are_independent():
     network = trained_a_little()
     first, second = torch.cat([textured(), textured(seed=3)]), torch.cat([textured(seed=1), textured(seed=4)])
     together = network(first, second).frame
@@ -155,12 +155,12 @@ def test_frames_of_a_batch_do_not_see_each_other():
         ({"radius": -1}, "radius: expected at least 1, got -1"),
     ],
 )
-def test_bad_sizes_of_the_network_are_refused(arguments, message):
+def test_bad_network_sizes_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         FrameInterpolation(**arguments)
 
 
-def test_a_search_that_is_trusted_finds_a_shift_from_coarse_to_fine():
+def test_coarse_to_fine_search_with_full_weight_finds_a_shift():
     network = InterpolationNetwork((8, 16, 16), hidden=8, fine=8)
     for search in network.searches:
         torch.nn.init.ones_(search.head.bias[5:])
@@ -193,7 +193,7 @@ def test_a_known_shift_is_learned_in_a_few_steps():
     assert made.flow[inner].mean((0, 2, 3)).tolist() == pytest.approx([4, 0, -4, 0], abs=1.5)
 
 
-def test_interpolation_error_is_numpys_over_any_split_into_batches():
+def test_interpolation_error_matches_numpy_for_any_batches():
     made, truth = torch.rand(5, 3, 9, 7), torch.rand(5, 3, 9, 7)
     difference = 255 * (made.double().numpy() - truth.double().numpy())
     expected = np.mean([math.sqrt((one**2).sum(0).mean()) for one in difference])
@@ -224,7 +224,7 @@ def trainer(tmp_path, **options):
     return Trainer(default_root_dir=tmp_path, **{**defaults, **quiet, **options})
 
 
-def test_training_logs_and_saves_what_it_should(tmp_path, data):
+def test_training_logs_scores_and_saves_only_the_network(tmp_path, data):
     model = FrameInterpolation(**TINY)
     fitted = trainer(tmp_path)
     fitted.fit(model, data)
@@ -252,7 +252,7 @@ def test_reloaded_model_is_the_same_and_needs_no_backbone(tmp_path, data):
 
 # 2026-11-21, pytorch_lightning/callbacks/model_checkpoint.py: the second run has a folder of its own.
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
-def test_a_run_that_goes_on_in_the_middle_of_an_epoch_ends_where_it_would_have(tmp_path, data):
+def test_a_mid_epoch_resume_equals_an_uninterrupted_run(tmp_path, data):
     torch.manual_seed(0)
     start = FrameInterpolation(**{**TINY, "loss_weight": 0.0}).state_dict()
     ends = []

@@ -1,4 +1,4 @@
-"""Frames in threes: made motion, and what lies on disk."""
+"""Frame triplets: synthetic motion and files."""
 
 import math
 
@@ -40,7 +40,7 @@ def eight_bit_noise(height=60, width=80, seed=0):
 
 
 @pytest.mark.parametrize(("right", "down"), [(4, 0), (-6, 2), (0, 0)])
-def test_a_pan_by_whole_pixels_is_cut_out_of_the_image_exactly(right, down):
+def test_a_translation_by_integers_is_an_exact_crop(right, down):
     image = eight_bit_noise()
     frames = render([Layer(image, STILL, Motion((right, down)))], (20, 24))
     for time, frame in zip(TIMES, frames, strict=True):
@@ -49,7 +49,7 @@ def test_a_pan_by_whole_pixels_is_cut_out_of_the_image_exactly(right, down):
         assert torch.equal(frame, image[:, top : top + 20, left : left + 24])
 
 
-def test_a_pan_by_parts_of_pixels_is_between_its_neighbors():
+def test_a_translation_by_fractions_is_between_its_neighbors():
     image = eight_bit_noise()
     first, middle, last = render([Layer(image, STILL, Motion((1.0, 0.0)))], (20, 24))
     assert torch.equal(middle, image[:, 20:40, 28:52])
@@ -84,7 +84,7 @@ def test_a_patch_covers_the_background_and_takes_its_mask_along():
         assert torch.equal(frame[..., edge:], torch.zeros(3, 20, 24 - edge))
 
 
-def test_what_is_drawn_depends_on_seed_epoch_and_index_alone(folder):
+def test_samples_depend_only_on_seed_epoch_and_index(folder):
     files = {path.stem: path for path in sorted(folder.glob("*.png"))}
     data = [SyntheticMotion(files, (32, 40), 5, 8, seed) for seed in (0, 0, 1)]
     torch.manual_seed(1)
@@ -99,7 +99,7 @@ def test_what_is_drawn_depends_on_seed_epoch_and_index_alone(folder):
     assert len(data[0]) == 5
 
 
-def test_no_frame_looks_over_the_border_of_a_photograph(folder):
+def test_frames_stay_inside_the_photograph(folder):
     files = {path.stem: path for path in sorted(folder.glob("*.png"))}
     data = SyntheticMotion(files, (32, 40), 100, 20)
     corners = torch.tensor([[-20.0, -20, 19, 19], [-16, 15, -16, 15]])
@@ -146,12 +146,12 @@ def test_every_mask_has_an_inside_and_most_have_an_outside(folder):
         ({"max_motion": 8, "seed": -1}, "seed: expected at least 0, got -1"),
     ],
 )
-def test_motion_that_cannot_be_made_is_refused(folder, options, message):
+def test_invalid_motion_options_are_refused(folder, options, message):
     with pytest.raises(ValueError, match=message):
         SyntheticMotion({"a": folder / "a.png"}, (32, 40), 5, **options)
 
 
-def test_photographs_that_are_next_to_nothing_are_refused(tmp_path):
+def test_tiny_photographs_are_refused(tmp_path):
     write_noise(tmp_path, ("a",), 15, 40)
     with pytest.raises(ValueError, match=r"a.png: expected at least 16 pixels a side, got \(15, 40\)"):
         SyntheticMotion({"a": tmp_path / "a.png"}, (32, 40), 5, 8)
@@ -173,12 +173,12 @@ def test_names_sort_between_their_neighbors(first, second, between):
     assert sorted([second, between, first], key=natural_key) == [first, between, second]
 
 
-def test_names_without_room_between_them_are_refused():
-    with pytest.raises(ValueError, match="names leave room between them, got 'a', 'a!'"):
+def test_names_without_a_name_between_them_are_refused():
+    with pytest.raises(ValueError, match="frame names that allow a name between them, got 'a', 'a!'"):
         name_between("a", "a!")
 
 
-def test_clips_are_folders_of_frames_in_their_natural_order(tmp_path):
+def test_clips_are_folders_of_frames_in_natural_order(tmp_path):
     write_noise(tmp_path / "one", ("f9", "f10", "f11", "f100"))
     write_noise(tmp_path / "deep" / "two", ("1", "2", "3"))
     write_noise(tmp_path / "short", ("1", "2"))
@@ -208,7 +208,7 @@ def write_vimeo(root, train=("00001/0001", "00002/0001"), test=("00001/0002",)):
     return root
 
 
-def test_vimeo_is_read_by_its_lists(tmp_path):
+def test_vimeo_is_read_from_its_lists(tmp_path):
     root = write_vimeo(tmp_path)
     train = vimeo_triplets(root, "train")
     assert [triplet.name for triplet in train] == ["00001/0001", "00002/0001"]
@@ -219,7 +219,7 @@ def test_vimeo_is_read_by_its_lists(tmp_path):
     assert name == "00002/0001"
 
 
-def test_vimeo_says_what_is_missing(tmp_path):
+def test_vimeo_errors_name_what_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"folder: expected Vimeo-90K's triplets with the file .*tri_trainlist"):
         vimeo_triplets(tmp_path, "train")
     root = write_vimeo(tmp_path)
@@ -248,14 +248,14 @@ def write_middlebury(root):
     return root
 
 
-def test_middlebury_is_its_scenes_with_a_true_middle(tmp_path):
+def test_middlebury_has_the_scenes_with_a_true_middle_frame(tmp_path):
     root = write_middlebury(tmp_path)
     ((name, first, middle, second),) = middlebury_triplets(root)
     assert name == "Urban2"
     assert [path.name for path in (first, middle, second)] == ["frame10.png", "frame10i11.png", "frame11.png"]
 
 
-def test_middlebury_says_what_is_missing(tmp_path):
+def test_middlebury_errors_name_what_is_missing(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"Middlebury's layout with the folder '.*interp_gt', got no such folder"
     ):
@@ -270,7 +270,7 @@ def test_middlebury_says_what_is_missing(tmp_path):
         middlebury_triplets(root)
 
 
-def test_crops_of_files_are_of_one_place_and_new_in_every_epoch(tmp_path):
+def test_crops_of_a_triplet_share_their_position_and_change_every_epoch(tmp_path):
     for number, value in enumerate((50, 100, 150)):  # the red channel tells the frames apart, the others the place
         y, x = np.mgrid[:40, :56].astype(np.uint8)
         Image.fromarray(np.stack([np.full_like(x, value), x, y], -1)).save(tmp_path / f"{number}.png")
@@ -290,7 +290,7 @@ def test_crops_of_files_are_of_one_place_and_new_in_every_epoch(tmp_path):
     assert len(corners) > 30
 
 
-def test_frames_that_do_not_fit_together_are_refused(tmp_path):
+def test_frames_of_unequal_size_are_refused(tmp_path):
     write_noise(tmp_path, ("a", "b"))
     write_noise(tmp_path, ("c",), 40, 70)
     triplet = FrameTriplet("t", *(tmp_path / f"{name}.png" for name in "abc"))
@@ -310,12 +310,12 @@ def test_frames_that_do_not_fit_together_are_refused(tmp_path):
         ({"val_layout": "x", "val_folder": "."}, "val_layout: expected one of .*'middlebury'.*, got 'x'"),
         ({"layout": "vimeo", "folder": None}, "folder: expected the folder of the vimeo, got None"),
         ({"val_layout": "middlebury"}, "val_folder: expected the folder of val_layout 'middlebury', got None"),
-        ({"val_folder": ".", "held_out": ["d"]}, "held_out: expected None where a val_folder"),
+        ({"val_folder": ".", "held_out": ["d"]}, "held_out: expected None with a val_folder"),
         ({"crop_size": 0}, "crop_size: expected at least 1, got 0"),
         ({"seed": -1}, "seed: expected at least 0, got -1"),
-        ({"held_out": None}, "held_out: expected names of what to validate on in .*, or a val_folder, got neither"),
+        ({"held_out": None}, "held_out: expected names in .* to validate on, or a val_folder, got neither"),
         ({"held_out": ["z"]}, "held_out: expected names among a, b, c, d, more/e, got 'z'"),
-        ({"held_out": ["a", "b", "c", "d", "more/e"]}, "held_out: expected to leave something to train on, got all 5"),
+        ({"held_out": ["a", "b", "c", "d", "more/e"]}, "held_out: expected to leave names to train on, got all 5"),
         ({"max_motion": 64.0}, "max_motion: expected 0 to 32 pixels"),
     ],
 )
@@ -335,7 +335,7 @@ def test_bundled_photographs_are_the_default_and_one_is_held_out():
     assert not any(torch.equal(image, astronaut) for image in data.train_data.images)
 
 
-def test_every_layout_trains_and_validates_on_its_own(tmp_path, folder):
+def test_every_layout_trains_and_validates(tmp_path, folder):
     write_vimeo(tmp_path / "vimeo")
     write_noise(tmp_path / "clips" / "one", ("1", "2", "3", "4"))
     write_noise(tmp_path / "clips" / "two", ("1", "2", "3"))
@@ -358,7 +358,7 @@ def test_every_layout_trains_and_validates_on_its_own(tmp_path, folder):
         assert next(iter(data.train_dataloader()))[0].shape[1:] == (3, 32, 32)
 
 
-def test_epochs_and_ranks_draw_what_nobody_drew_before(folder):
+def test_epochs_and_ranks_draw_unique_samples(folder):
     data = FrameInterpolationData(folder=str(folder), held_out=["d"], epoch_size=6, batch_size=2, max_motion=8)
     data.setup("fit")
     loader = data.train_dataloader()

@@ -1,4 +1,4 @@
-"""The protocol of superresolution: luma, border, PSNR and SSIM against slow loops, and published numbers."""
+"""The protocol of superresolution: luma, border, PSNR and SSIM against slow loops, and published scores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IMAGES = Path(os.environ.get("LPIPS_LIGHTNING_DATA", "nowhere")) / "images"
 
 
 def slow_luma(image):
-    """Rows of whole numbers, from an image (3, H, W) on [0, 1], pixel by pixel."""
+    """Rows of integers, from an image (3, H, W) on [0, 1], pixel by pixel."""
     rows = []
     for y in range(image.shape[1]):
         row = []
@@ -54,7 +54,7 @@ def slow_scores(pred, target, border):
 
 
 @pytest.mark.parametrize("border", [2, 4])
-def test_scores_are_those_of_the_slow_loops(border):
+def test_scores_match_slow_loops(border):
     target = torch.rand(2, 3, 24, 21)
     pred = (target + 0.2 * torch.randn(2, 3, 24, 21)).clamp(-0.01, 1.01)
     psnr, ssim = luma_scores(pred, target, border)
@@ -65,7 +65,7 @@ def test_scores_are_those_of_the_slow_loops(border):
         )  # torchmetrics' logarithms are float32
 
 
-def test_the_border_does_not_count():
+def test_the_border_is_ignored():
     target = torch.rand(1, 3, 24, 24)
     pred = (0.9 * target).clone()
     other = pred.clone()
@@ -75,7 +75,7 @@ def test_the_border_does_not_count():
     assert luma_scores(other, target, 2)[0] < luma_scores(pred, target, 2)[0]
 
 
-def test_luma_of_primaries_is_matlabs():
+def test_luma_of_primaries_matches_matlab():
     primaries = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1], [2, 2, 2]]).view(6, 3, 1, 1)
     assert luma(primaries).flatten().tolist() == [16, 81, 145, 41, 235, 235]
 
@@ -96,7 +96,7 @@ def test_bad_input_is_refused(shape, border, message):
 @pytest.mark.parametrize(
     ("scale", "published"), [(2, (33.66, 0.9299)), (3, (30.39, 0.8682)), (4, (28.42, 0.8104))], ids=["x2", "x3", "x4"]
 )
-def test_bicubic_on_set5_has_the_published_numbers(scale, published):
+def test_bicubic_on_set5_has_the_published_scores(scale, published):
     if not (IMAGES / "Set5").is_dir():
         pytest.skip("LPIPS_LIGHTNING_DATA does not name a folder with images/Set5")
     scores = []

@@ -20,7 +20,7 @@ def test_bundled_photographs_are_five_large_color_images():
         assert (image[0].float() - image[2].float()).abs().mean() > 5  # not gray
 
 
-def test_without_scikit_image_the_error_says_what_to_install(monkeypatch):
+def test_without_scikit_image_the_error_names_the_extra(monkeypatch):
     monkeypatch.setattr("lpips_lightning.recipes.photographs.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "lpips_lightning\[recipes\]"'):
         bundled_photographs()

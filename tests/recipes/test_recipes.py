@@ -1,4 +1,4 @@
-"""What all recipes that make images have in common: YAML, command line, callbacks, wandb."""
+"""Common behavior of all image recipes: YAML, command line, callbacks, wandb."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=[recipe.name for r
 
 @pytest.fixture(autouse=True)
 def _images(tmp_path, monkeypatch):
-    """A folder to be in, with five images of noise, one of them in a folder of its own."""
+    """Working folder with five noise images, one of them in a subfolder."""
     monkeypatch.chdir(tmp_path)
     write_noise("images")
 
@@ -51,7 +51,7 @@ def fits(tmp_path_factory):
 
 @pytest.fixture
 def fitted(recipe, fits, tmp_path):
-    """The log folder of a fit of two epochs, in the folder to be in."""
+    """Log folder of a fit of two epochs, in the working folder."""
     if recipe.name not in fits:
         recipe.run("fit")
         fits[recipe.name] = shutil.copytree("outputs", tmp_path.with_name(f"{recipe.name}_fitted"))
@@ -68,7 +68,7 @@ def numbers(folder="outputs"):
     return found
 
 
-def test_every_recipe_of_images_is_among_those_tested():
+def test_every_image_recipe_is_tested():
     found = {file.stem for file in FOLDER.glob("*.py") if "(ImageRecipeCLI)" in file.read_text()}
     assert found == {recipe.name for recipe in RECIPES}
 
@@ -104,14 +104,14 @@ def test_printed_config_is_a_config(recipe, capsys):
 
 
 @every_recipe
-def test_callbacks_of_the_yaml_are_on(recipe, fitted):
+def test_callbacks_of_the_yaml_are_enabled(recipe, fitted):
     assert SCORES | {"loss/perceptual/weight", "train/loss"} <= set(numbers())
     assert {path.name for path in (fitted / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert list(fitted.rglob("val/gallery/worst_1_step_*.png"))
 
 
 @every_recipe
-def test_callbacks_can_be_left_out(recipe):
+def test_callbacks_can_be_disabled(recipe):
     own = {"class_path": "lpips_lightning.callbacks.PerceptualScores", "init_args": {"metrics": ["psnr"]}}
     own["init_args"] |= {"data_range": [0, 1], "prefix": "own_"}
     blocks = ["gallery", "scores", "schedule", "checkpoint"]
@@ -123,14 +123,14 @@ def test_callbacks_can_be_left_out(recipe):
 
 
 @every_recipe
-def test_pixels_alone_look_for_no_backbone_and_have_no_schedule(recipe):
+def test_the_pixel_loss_loads_no_backbone_and_has_no_schedule(recipe):
     recipe.run("fit", "--model.loss_weight=0", "--model.loss_net=vgg", "--model.loss_weights=null")
     assert set(numbers()) >= SCORES
     assert "loss/perceptual/weight" not in numbers()
 
 
 @every_recipe
-def test_judging_by_the_network_of_the_loss_is_warned_about(recipe):
+def test_scoring_with_the_network_of_the_loss_warns(recipe):
     options = ["--model.loss_net=embedded", "--scores.net_type=embedded", "--trainer.max_epochs=1"]
     with pytest.warns(UserWarning, match="net_type: expected another network than that of the loss 'perceptual'"):
         recipe.run("fit", *options, "--without", "gallery", backbones=())
@@ -144,7 +144,7 @@ def test_a_checkpoint_is_plain_data_with_the_models_arguments(recipe, fitted):
 
 
 @every_recipe
-def test_a_fit_goes_on(recipe, fitted):
+def test_a_fit_resumes(recipe, fitted):
     before = numbers()
     last = fitted / "checkpoints" / "last.ckpt"
     shutil.move("outputs", "first")
@@ -191,7 +191,7 @@ def test_a_test_gives_scores(recipe):
 
 
 @every_recipe
-def test_wandb_writes_a_folder_and_only_when_asked(recipe):
+def test_wandb_writes_a_folder_only_with_its_flag(recipe):
     before = "wandb" in sys.modules  # wandb 0.19 cannot be imported twice
     recipe.run("validate")
     assert set(numbers()) >= SCORES
@@ -205,7 +205,7 @@ def test_wandb_writes_a_folder_and_only_when_asked(recipe):
 
 
 @pytest.mark.parametrize("recipe", [RECIPES[0], *(pytest.param(recipe, marks=SLOW) for recipe in RECIPES[1:])])
-def test_two_processes_give_the_scores_of_one(recipe):
+def test_two_processes_give_the_single_process_scores(recipe):
     judge = ["--scores.net_type=embedded", "--model.loss_net=embedded", "--without", "gallery", "schedule"]
     once = ["--trainer.max_epochs=1", "--trainer.logger.init_args.save_dir=two", *judge]
     two = ["--trainer.strategy=ddp", "--trainer.devices=2", *once]

@@ -58,7 +58,7 @@ def command_line(folder, *more):
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_untrained_network_is_bicubic_enlargement(scale):
+def test_untrained_network_is_bicubic_upscaling(scale):
     low = torch.rand(2, 3, 8, 10)
     high = EDSR(scale, n_resblocks=2, n_feats=4)(low)
     assert high.shape == (2, 3, 8 * scale, 10 * scale)
@@ -78,7 +78,7 @@ def test_scaling_down_and_up_agrees_with_pillow(scale):
     assert np.abs(ours - np.asarray(large, float)).max() <= 1.501
 
 
-def test_pairs_fit_together_and_held_out_images_stay_out(data):
+def test_pairs_match_and_held_out_images_are_excluded(data):
     data.setup("fit")
     low, high, names = next(iter(data.train_dataloader()))
     assert low.shape == (2, 3, 8, 8)
@@ -92,7 +92,7 @@ def test_pairs_fit_together_and_held_out_images_stay_out(data):
     assert names[0] != "d"
 
 
-def test_whole_images_are_cropped_to_a_multiple_of_the_scale(data):
+def test_full_images_are_cropped_to_a_multiple_of_the_scale(data):
     data.setup("test")
     low, high, names = next(iter(data.test_dataloader()))
     assert low.shape == (1, 3, 12, 17)
@@ -107,7 +107,7 @@ def test_bundled_photographs_are_the_default():
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_sizes_of_the_yaml_suit_every_scale(scale):
+def test_yaml_sizes_work_for_every_scale(scale):
     defaults = yaml.safe_load(Path(superresolution.__file__).with_suffix(".yaml").read_text())["data"]
     data = SuperResolutionData(**defaults, scale=scale)
     data.setup("validate")
@@ -126,7 +126,7 @@ def test_sizes_of_the_yaml_suit_every_scale(scale):
         ({"held_out": None}, "held_out: expected names of images in .* got neither"),
         ({"held_out": ["z"]}, "held_out: expected names among a, b, c, d, more/e, got 'z'"),
         ({"held_out": ["a", "b", "c", "d", "more/e"]}, "held_out: expected to leave images to train on, got all 5"),
-        ({"val_folder": "somewhere"}, "held_out: expected None beside val_folder"),
+        ({"val_folder": "somewhere"}, "held_out: expected None with val_folder"),
         ({"patch_size": 64}, r"patch_size: .* got 64 and 4 of 4 smaller, the first being .*a.png of 49x70"),
     ],
 )
@@ -142,7 +142,7 @@ def test_missing_folder_is_refused():
         SuperResolutionData("nowhere", ["d"]).setup("fit")
 
 
-def test_training_logs_scores_and_saves_the_network_alone(tmp_path, data):
+def test_training_logs_scores_and_saves_only_the_network(tmp_path, data):
     fitted = trainer(tmp_path)
     model = SuperResolution(**TINY)
     fitted.fit(model, data)
@@ -183,7 +183,7 @@ def test_two_fits_in_a_row_and_a_longer_resumed_one(tmp_path, data):
     assert set(longer.callback_metrics) > SCORES
 
 
-def test_pixels_alone_look_for_no_backbone(tmp_path, data):
+def test_the_pixel_loss_loads_no_backbone(tmp_path, data):
     fitted = trainer(tmp_path, max_epochs=1)
     fitted.fit(SuperResolution(n_resblocks=1, n_feats=4, loss_net="vgg", loss_weight=0.0), data)
     assert set(fitted.callback_metrics) == SCORES | {"train/loss", "train/l1"}
@@ -198,7 +198,7 @@ def test_validation_score_is_the_mean_over_images(tmp_path, data):
     assert whole == pytest.approx(split, rel=1e-5)
 
 
-def test_test_gives_the_fields_numbers_beside_bicubics(tmp_path, data):
+def test_test_logs_luma_scores_and_those_of_bicubic(tmp_path, data):
     model = SuperResolution(**TINY)
     torch.nn.init.normal_(model.network.tail.weight, std=0.1)
     tester = trainer(tmp_path)

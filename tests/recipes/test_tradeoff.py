@@ -1,4 +1,4 @@
-"""The trade-off table: rows, weights, equal batches, what is kept, what is said."""
+"""The trade-off table: rows, weights, equal batches, resume, messages."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _images(tmp_path, monkeypatch):
 
 
 def tradeoff(losses, *more, judges="embedded"):
-    """Make a table; its rows by loss, with numbers for numbers."""
+    """Make a table; returns its rows by loss."""
     main(["tradeoff", f"--losses={losses}", f"--judges={judges}", *SMALL, *more])
     return rows()
 
@@ -45,19 +45,19 @@ def no_training(monkeypatch):
     monkeypatch.setattr(SuperResolution, "training_step", lambda *args: pytest.fail("a model was trained"))
 
 
-def test_every_loss_has_a_row_a_model_and_a_image(capsys):
+def test_every_loss_has_a_row_a_model_and_an_image(capsys):
     made = tradeoff("untrained,pixel,embedded,baseline,vgg", "--model.loss_weight=0.2")
     assert [loss for loss, _ in made] == ["untrained", "pixel", "embedded", "embedded:baseline", "vgg"]
     trained = ["pixel", "embedded", "embedded:baseline"]
     scores = {loss: [float(made[loss, "0"][name]) for name in ("psnr", "ssim", "lpips_embedded")] for loss in trained}
     assert len({tuple(values) for values in scores.values()}) == 3
-    assert made["vgg", "0"]["note"] == "left out: the backbone of vgg is not on this machine"
+    assert made["vgg", "0"]["note"] == "skipped: the backbone of vgg is not on this machine"
     assert made["vgg", "0"]["psnr"] == ""
     stems = ["pixel_seed0", "embedded_seed0", "embedded_baseline_seed0"]
     assert {path.stem for path in OUT.glob("*.ckpt")} == set(stems)
     assert {path.stem for path in OUT.glob("*.png")} == {*stems, "untrained_seed0", "target", "input", "tradeoff"}
     said = capsys.readouterr().out
-    for words in ("bicubic", "+ embedded:baseline", "+ vgg: left out: the backbone of vgg is not on this machine"):
+    for words in ("bicubic", "+ embedded:baseline", "+ vgg: skipped: the backbone of vgg is not on this machine"):
         assert words in said
     text = (OUT / "tradeoff.md").read_text()
     assert text.count("\u2020 |") == 2  # of the embedded net's own two rows
@@ -66,7 +66,7 @@ def test_every_loss_has_a_row_a_model_and_a_image(capsys):
 
 
 def check_weights(made):
-    """None for pixels, the recipe's for nets, and for baselines what makes the untrained model's loss the same."""
+    """Weight 0 for pixels, the recipe's for networks; baselines give the untrained model the same loss."""
     weights = {loss: float(row["weight"]) for (loss, _), row in made.items()}
     assert weights["untrained"] == weights["pixel"] == 0
     assert weights["embedded"] == 0.2
@@ -86,7 +86,7 @@ def read(file) -> Tensor:
     return read_image(file)[None] / 255
 
 
-def test_every_training_starts_the_same_and_sees_the_same(monkeypatch):
+def test_every_training_has_the_same_start_and_batches(monkeypatch):
     seen: list[list[float]] = []
     step = SuperResolution.training_step
 
@@ -106,7 +106,7 @@ def test_every_training_starts_the_same_and_sees_the_same(monkeypatch):
     assert seen[0] != seen[1]
 
 
-def test_a_second_run_trains_nothing_and_a_further_loss_alone(monkeypatch):
+def test_a_second_run_trains_only_additional_losses(monkeypatch):
     before = tradeoff("untrained,embedded")
     text = (OUT / "tradeoff.csv").read_text()
     with monkeypatch.context() as patch:
@@ -118,7 +118,7 @@ def test_a_second_run_trains_nothing_and_a_further_loss_alone(monkeypatch):
     assert {key: more[key] for key in before} == before
 
 
-def test_a_further_judge_needs_no_training(monkeypatch):
+def test_an_additional_metric_network_needs_no_training(monkeypatch):
     before = tradeoff("pixel")
     no_training(monkeypatch)
     judge = LPIPS("squeeze", weights="random")
@@ -129,7 +129,7 @@ def test_a_further_judge_needs_no_training(monkeypatch):
     assert after["pixel", "0"]["seconds"] == before["pixel", "0"]["seconds"]
 
 
-def test_a_training_that_fails_says_so_and_the_others_go_on(monkeypatch, capsys):
+def test_a_failed_training_is_reported_and_the_others_continue(monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(PerceptualLoss, "forward", lambda *args: 1 / 0)
         with pytest.warns(UserWarning, match="embedded_seed0: ZeroDivisionError: division by zero"):
@@ -140,7 +140,7 @@ def test_a_training_that_fails_says_so_and_the_others_go_on(monkeypatch, capsys)
     assert tradeoff("embedded,pixel")["embedded", "0"]["note"] == ""
 
 
-def test_an_interrupted_run_keeps_what_is_finished_and_goes_on(monkeypatch, capsys):
+def test_an_interrupted_run_keeps_finished_rows_and_resumes(monkeypatch, capsys):
     def interrupt(*args):
         raise KeyboardInterrupt
 
@@ -158,9 +158,9 @@ def test_an_interrupted_run_keeps_what_is_finished_and_goes_on(monkeypatch, caps
     assert len(steps) == 4  # of the embedded net's training alone
 
 
-def test_a_table_of_other_options_is_not_continued():
+def test_a_table_with_other_options_is_not_resumed():
     tradeoff("pixel", "--data.cache=true")
-    with pytest.raises(ValueError, match="out: expected the options of the table in .* another --out starts another"):
+    with pytest.raises(ValueError, match="out: expected the options of the table in .* pass another --out"):
         tradeoff("pixel")
     assert json.loads((OUT / "settings.json").read_text())["options"][-1] == "--data.cache=true"
 
@@ -177,7 +177,7 @@ def test_a_table_of_other_options_is_not_continued():
         ),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_trained(args, message, monkeypatch):
+def test_errors_are_raised_before_any_training(args, message, monkeypatch):
     no_training(monkeypatch)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         main(["tradeoff", *SMALL, *args])
@@ -191,7 +191,7 @@ def test_bad_command_lines_are_refused_with_usage(capsys):
         assert message in capsys.readouterr().err
 
 
-def test_seeds_are_one_line_with_mean_and_spread(tmp_path):
+def test_seeds_share_one_line_with_mean_and_standard_deviation(tmp_path):
     bicubic = {"psnr": 25.0, "ssim": 0.8, "lpips_alex": 0.3, "lpips_vgg": 0.4}
     one = {"psnr": 26.0, "ssim": 0.8, "lpips_alex": 0.1, "lpips_vgg": 0.2, "delta": 3}
     two = one | {"psnr": 27.0, "lpips_alex": 0.2, "delta": 5}
@@ -221,7 +221,7 @@ def test_a_damaged_table_is_refused(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.real
-def test_lpips_as_loss_is_a_quarter_below_bicubic_and_below_pixels_alone(real_weights, monkeypatch):
+def test_lpips_as_loss_is_a_quarter_below_bicubic_and_below_the_pixel_loss(real_weights, monkeypatch):
     monkeypatch.setenv("LPIPS_LIGHTNING_WEIGHTS", str(real_weights))
     losses = "--losses=untrained,pixel,embedded"
     main(["tradeoff", losses, "--judges=alex", "--trainer.max_epochs=3", "--trainer.accelerator=cpu"])

@@ -129,7 +129,7 @@ def test_a_loss_of_weight_0_refuses_what_it_would_refuse_later():
         (lambda: NET.plan((1, 3, 64.0, 64)), r"shape: expected \(N, 3, H, W\)"),
         (lambda: PerceptualLoss("embedded", data_range=1)(X), "target: expected either target or reference"),
         (lambda: LearnedPerceptualImagePatchSimilarity("embedded").update(X), "update: expected"),
-        (lambda: LPIPSDiversity("embedded").update(X[:1]), "images: expected .* at least 2 samples K a group, got"),
+        (lambda: LPIPSDiversity("embedded").update(X[:1]), "images: expected .* at least 2 samples per group, got"),
         (lambda: LPIPSDiversity("embedded").update(X[None, None]), "images: expected .* at least 2 samples"),
     ],
 )

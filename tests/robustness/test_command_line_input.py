@@ -39,7 +39,7 @@ IMAGES = {  # the file x.png beside the color image same.png: what is printed, o
     "transparent RGBA PNG over white": (saved(CLEAR, "PNG"), ["--background", "white"], OTHER),
     "palette PNG": (saved(PALETTE, "PNG"), [], OTHER),
     "palette GIF": (saved(PALETTE, "GIF"), [], OTHER),
-    "gray PNG": (saved(ONE, "PNG"), [], "x.png: expected an image in color, got a gray one; --gray"),
+    "gray PNG": (saved(ONE, "PNG"), [], "x.png: expected a color image, got a gray one; --gray"),
     "gray PNG, asked for": (saved(ONE, "PNG"), ["--gray"], OTHER),
     "16-bit gray PNG": (deep_png(noise(channels=1, high=65536), GRAY), [], "got a gray one; --gray"),
     "16-bit gray PNG, asked for": (deep_png(noise(channels=1, high=65536), GRAY), ["--gray"], OTHER),
@@ -48,11 +48,11 @@ IMAGES = {  # the file x.png beside the color image same.png: what is printed, o
     "16-bit gray PNG with alpha": (deep_png(noise(channels=2, high=65536), GRAY_ALPHA), [], "got another layout"),
     "CMYK JPEG": (saved(COLOR, "JPEG", "CMYK"), [], "x.png: expected an RGB, gray, palette or 16-bit image, got mode"),
     "turned by EXIF": (saved(np.rot90(COLOR, 1).copy(), "PNG", exif=SIDEWAYS), [], SAME),
-    "turned by EXIF to another size": (saved(COLOR, "PNG", exif=SIDEWAYS), [], "got 36x40; --resize brings all"),
+    "turned by EXIF to another size": (saved(COLOR, "PNG", exif=SIDEWAYS), [], "got 36x40; --resize resizes all"),
     "animated PNG": (saved(Image.fromarray(COLOR), "PNG", **FRAMES), [], "x.png: expected one image, got 2 frames"),
     "animated GIF": (saved(Image.fromarray(COLOR), "GIF", **FRAMES), [], "x.png: expected one image, got 2 frames"),
     "two pages": (saved(Image.fromarray(COLOR), "TIFF", **FRAMES), [], "x.png: expected one image, got 2 frames"),
-    "cut off": (WHOLE[: len(WHOLE) // 2], [], "x.png: expected a readable image, got a PNG that is cut off"),
+    "cut off": (WHOLE[: len(WHOLE) // 2], [], "x.png: expected a readable image, got a truncated PNG"),
     "one bit flipped": (WHOLE[:80] + bytes([WHOLE[80] ^ 4]) + WHOLE[81:], [], "whose IDAT fails its checksum"),
     "bomb": (WHOLE[:8] + chunk(b"IHDR", b"\0\0\x60\0\0\0\x60\0\x08\x02\0\0\0") + WHOLE[33:], [], "DecompressionBomb"),
     "no bytes": (b"", [], "x.png: expected a readable image, got an empty file"),
@@ -150,7 +150,7 @@ def test_images(name, folder, run):
 
 
 PATHS = {  # arguments after `compare --net embedded`: what is said
-    "nothing there": (["same.png", "gone.png"], "gone.png: expected an image or a folder, got nothing of this name"),
+    "nothing there": (["same.png", "gone.png"], "gone.png: expected an image or a folder, got no such file"),
     "one image": (["same.png"], "paths: expected two images, two folders, or one folder and --pairs, got a file"),
     "three images": (["same.png"] * 3, "got a file, a file, a file"),
     "an image and a folder": (["same.png", "a"], "got a file, a folder"),
@@ -159,8 +159,8 @@ PATHS = {  # arguments after `compare --net embedded`: what is said
     "pairs of an image": (["same.png", "--pairs"], "got a file"),
     "an empty folder": (["a", "empty"], "folder: expected images (.bmp .jpeg"),
     "one image's pairs": (["lonely", "--pairs"], "pairs: expected two images or more in 'lonely', got 1"),
-    "two of a name": (["a", "double"], "folder: expected one file a name, got 'double/x.bmp' and 'double/x.png'"),
-    "other names": (["a", "lonely"], "5 are lacking, '0', '1', '2', ... and 1 are beyond them, 'x'; rename the files"),
+    "two of a name": (["a", "double"], "folder: expected one file per name, got 'double/x.bmp' and 'double/x.png'"),
+    "other names": (["a", "lonely"], "5 missing ('0', '1', '2', ...) and 1 unexpected ('x'); rename the files"),
     "a name on two lines": (
         ["same.png", "line\nbreak.png"],
         r"line\nbreak.png: expected a readable image, got an empty",
@@ -181,7 +181,7 @@ PATHS = {  # arguments after `compare --net embedded`: what is said
     ),
     "device unknown": (
         ["same.png", "same.png", "--device", "tpu0"],
-        "device: expected auto, cpu, cuda or another that",
+        "device: expected auto, cpu, cuda or another ava",
     ),
     "device without memory": (
         ["same.png", "same.png", "--device", "meta"],
@@ -203,8 +203,14 @@ PATHS = {  # arguments after `compare --net embedded`: what is said
     "map-max is nan": (["a", "b", "--map-max", "nan"], "map-max: expected a positive distance, got nan"),
     "csv is a folder": (["a", "b", "--csv", "a"], "csv: expected a file to write, got 'a', which is a folder"),
     "csv below a file": (["a", "b", "--csv", "same.png/x.csv"], "csv: expected a file to write, got 'same.png/x.csv'"),
-    "csv over an image": (["same.png", "a/1.png", "--csv", "a/1.png"], "csv: expected another file than the images"),
-    "csv and json in one": (["a", "b", "--csv", "x", "--json", "./x"], "expected another file than those of the other"),
+    "csv over an image": (
+        ["same.png", "a/1.png", "--csv", "a/1.png"],
+        "csv: expected a path other than the input images",
+    ),
+    "csv and json in one": (
+        ["a", "b", "--csv", "x", "--json", "./x"],
+        "expected a path that no other option uses, got",
+    ),
     "map of two images is a folder": (
         ["same.png", "same.png", "--map", "a"],
         "map: expected a file to write, got 'a'",
@@ -267,17 +273,17 @@ CSVS = {  # the file x.csv: for which command, what is said, or that all goes we
         SCORED.replace("a/2", '"a/2').encode(),
         "x.csv, line 6: expected a CSV row, got",
     ),
-    "nothing": (OPINIONS, b"", "x.csv: expected a header and rows, got nothing"),
+    "nothing": (OPINIONS, b"", "x.csv: expected a header and rows, got an empty file"),
     "a header alone": (
         OPINIONS,
         b"reference,distorted,score\n",
-        "x.csv: expected a header and rows, got a header alone",
+        "x.csv: expected a header and rows, got only a header",
     ),
     "without a column": (OPINIONS, SCORED.replace("score", "mos").encode(), "x.csv, line 1: expected the columns"),
     "two columns of a name": (
         OPINIONS,
         SCORED.replace("distorted", "score").encode(),
-        "x.csv, line 1: expected different",
+        "x.csv, line 1: expected unique column names",
     ),
     "a value too few": (
         OPINIONS,
@@ -391,9 +397,13 @@ CSVS = {  # the file x.csv: for which command, what is said, or that all goes we
     "judged by nobody": (
         TRIPLETS,
         JUDGED.replace(",0\n", ",\n").replace(",1\n", ",\n").encode(),
-        "that nobody has judged",
+        "rows without a judgment",
     ),
-    "judged beyond 1": (TRIPLETS, JUDGED.replace(",1\n", ",7\n").encode(), "judge: expected a share in [0, 1], got 7"),
+    "judged beyond 1": (
+        TRIPLETS,
+        JUDGED.replace(",1\n", ",7\n").encode(),
+        "judge: expected a fraction in [0, 1], got 7",
+    ),
     "judged nan": (TRIPLETS, JUDGED.replace(",1\n", ",nan\n").encode(), "judge: expected a number, got 'nan'"),
     "without judge": (TRIPLETS, JUDGED.replace("judge", "who").encode(), "without votes_p0, votes_p1"),
     "a ref that is not there": (
@@ -460,7 +470,7 @@ OTHERS = {  # arguments: what is said
     "evaluate into a file": ([*EVALUATE, "--out", "same.png"], "out: expected a folder to write, got 'same.png'"),
     "evaluate on the moon": (
         [*EVALUATE, "--device", "moon"],
-        "device: expected auto, cpu, cuda or another that is here",
+        "device: expected auto, cpu, cuda or another available device",
     ),
     "evaluate a pickle": (
         [*EVALUATE[:2], "embedded:weights=same.png", *EVALUATE[3:]],

@@ -358,7 +358,7 @@ def test_a_damaged_cache_is_computed_anew_and_the_log_says_so(damage, tmp_path, 
     with caplog.at_level(logging.WARNING, "lpips_lightning"):
         again = cached_pool(network, data, tmp_path / "cache")
     assert torch.equal(again.mean, first.mean)
-    assert len(caplog.messages) == 1 and str(path) in caplog.text and "computed anew" in caplog.text
+    assert len(caplog.messages) == 1 and str(path) in caplog.text and "; recomputing" in caplog.text
     assert not (tmp_path / "executed").exists() and not Path("executed").exists()
     caplog.clear()
     cached_pool(network, data, tmp_path / "cache")
@@ -564,7 +564,7 @@ def test_other_weights_than_the_recorded_ones_are_not_looked_up_but_taken_when_a
     kind.path.write_bytes(save(other))
     said = refusal(kind)
     assert (
-        f"tensors of sha256 {kind.known}, got {tensors_sha256(other)}; to take other weights, say weights=PATH" in said
+        f"tensors of sha256 {kind.known}, got {tensors_sha256(other)}; to use other weights, pass weights=PATH" in said
     )
     for given in (kind.path, tmp_path):
         assert "backbone custom" in LPIPS("squeeze", weights=given).fingerprint
@@ -584,7 +584,7 @@ def test_the_doctor_names_every_damaged_file(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert stopped.value.code == 1
     assert f"expected sha256 {kind.known}, got " in said and f"expected sha256 {EXAMPLES.sha256}, got " in said
-    assert said.count(": whole") == len(CALIBRATIONS) - 1
+    assert said.count(": intact") == len(CALIBRATIONS) - 1
 
 
 def test_files_that_we_write_say_the_sha256_of_what_they_hold(tmp_path):

@@ -28,7 +28,7 @@ from lpips_lightning.callbacks import CalibrationReport
 from lpips_lightning.callbacks._loggers import log_image, log_table
 from lpips_lightning.cli import main as cli
 from lpips_lightning.comparison.file_pairs import Pair
-from lpips_lightning.comparison.measure import Compared
+from lpips_lightning.comparison.measure import PairResult
 from lpips_lightning.comparison.report import map_writer, write_csv, write_json
 from lpips_lightning.data.bapps_generate import l2, make_bapps
 from lpips_lightning.evaluation.benchmark import Score
@@ -76,7 +76,7 @@ def noise(height=40, width=48):
 
 
 def compared():
-    return [Compared(Pair("a", Path("a.png"), Path("b.png")), 0.1)] * 20
+    return [PairResult(Pair("a", Path("a.png"), Path("b.png")), 0.1)] * 20
 
 
 def trainer(folder):
@@ -126,7 +126,9 @@ def test_on_a_full_disk_the_old_file_stays_and_the_error_names_it(what, tmp_path
     path.write_bytes(OLD)
     with (
         full_disk(),
-        pytest.raises(OSError, match="expected to write it, got .*; nothing of that name was changed") as error,
+        pytest.raises(
+            OSError, match="expected to write this file, got .*; the existing file, if any, is unchanged"
+        ) as error,
     ):
         write(path)
     assert str(error.value).startswith(f"{path}: ")
@@ -140,7 +142,7 @@ def test_on_a_full_disk_the_old_file_stays_and_the_error_names_it(what, tmp_path
 def test_only_errors_of_room_are_said_anew(tmp_path, number):
     (tmp_path / "a").write_bytes(OLD)
     with (
-        pytest.raises(OSError, match=r"a: expected to write it, got .*; nothing") as error,
+        pytest.raises(OSError, match=r"a: expected to write this file, got .*; the existing file") as error,
         atomic_write(tmp_path / "a"),
     ):
         raise OSError(number, os.strerror(number))
@@ -242,14 +244,14 @@ def test_on_a_full_disk_a_recipe_says_which_checkpoint(tmp_path, monkeypatch, ca
         code = cli.main(["superresolution", *fit])
     said = capsys.readouterr().err
     assert code == 2
-    assert ".ckpt: expected to write it, got File too large; nothing of that name was changed" in said
+    assert ".ckpt: expected to write this file, got File too large; the existing file, if any, is unchanged" in said
     assert "Traceback" not in said
     assert not [path for path in tmp_path.rglob("*") if ".ckpt" in path.name]
 
 
 def test_a_data_set_that_finds_no_room_is_not_there_at_all(tmp_path):
     write_noise(tmp_path / "images")
-    with full_disk(), pytest.raises(OSError, match="expected to write it, got"):
+    with full_disk(), pytest.raises(OSError, match="expected to write this file, got"):
         make_bapps(tmp_path / "images", tmp_path / "out", train=2, val=1, jnd=0, size=32, distance=l2)
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
@@ -297,7 +299,7 @@ def test_a_cache_that_cannot_be_written_costs_no_number(how, tmp_path, data, mon
         found = cached_pool(network, data, tmp_path / "cache")
     assert torch.equal(found.mean, expected.mean)
     (said,) = caplog.messages
-    assert said.startswith(f"cache: expected to keep pooled differences in '{tmp_path / 'cache'}', got ")
+    assert said.startswith(f"cache: expected to write pooled differences to '{tmp_path / 'cache'}', got ")
     assert not list(tmp_path.rglob("*pooled*"))
 
 

@@ -1,4 +1,4 @@
-"""The reference's class, and checkpoints that were written with other LPIPS modules inside."""
+"""The class of the reference package, and checkpoints that contain other LPIPS modules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 from lpips_lightning import LPIPS, LearnedPerceptualImagePatchSimilarity, PerceptualLoss, compat
 
 
-def test_it_takes_the_references_arguments_in_the_references_order():
+def test_arguments_and_their_order_match_the_reference():
     import lpips
 
     ours = inspect.signature(compat.LPIPS.__init__).parameters
@@ -26,7 +26,7 @@ def test_it_takes_the_references_arguments_in_the_references_order():
 
 @pytest.mark.parametrize("options", [{}, {"version": "0.0"}, {"lpips": False}, {"spatial": True}])
 @pytest.mark.parametrize("net", NETS)
-def test_numbers_and_shapes_are_the_references(backbones, pair, tmp_path, net, options):
+def test_values_and_shapes_match_the_reference(backbones, pair, tmp_path, net, options):
     save_file(backbones[net], tmp_path / f"{BUILDERS[net]}.safetensors")
     peer, ours = peer_lpips(net, backbones[net], **options), compat.LPIPS(net=net, weights=tmp_path, **options)
     x, y = pair(2, 64, 40)
@@ -48,7 +48,7 @@ def test_numbers_and_shapes_are_the_references(backbones, pair, tmp_path, net, o
         ({"weights": "backbone.pth"}, "weights: expected None with pnet_rand=True"),
     ],
 )
-def test_what_would_train_it_is_refused(options, message):
+def test_training_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         compat.LPIPS(**{"pnet_rand": True, **options})
 

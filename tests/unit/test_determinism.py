@@ -1,4 +1,4 @@
-"""Equal calls give equal bits, and nothing needs an operation that has no deterministic form."""
+"""Repeated calls are bit-equal, and every operation has a deterministic implementation."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_has_a_deterministic_form_with_equal_bits(way, pair):
+def test_every_call_is_deterministic_and_bit_equal(way, pair):
     torch.use_deterministic_algorithms(True)
     x, y = pair(2, 96, 96)
     one, two = (WAYS[way]("embedded", x.clone().requires_grad_(), y) for _ in range(2))

@@ -1,4 +1,4 @@
-"""Who may import whom: from the bottom to the top, without a circle, and Lightning in few places."""
+"""Import rules: layers from bottom to top, no cycles, and Lightning in few modules."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def trees():
         yield module, path, ast.parse(path.read_text(encoding="utf-8"))
 
 
-def test_every_import_keeps_the_rules():
+def test_every_import_follows_the_rules():
     broken = [
         f"{path.relative_to(ROOT)}:{line} imports {target}: {rule}"
         for module, path, tree in trees()
@@ -90,7 +90,7 @@ def test_every_import_keeps_the_rules():
     assert {module.partition(".")[0] for module in modules()} >= {*FLOOR, "cli"} - {"options"}
 
 
-def test_no_modules_import_each_other():
+def test_there_are_no_import_cycles():
     graph = {
         module: {
             own

@@ -88,7 +88,7 @@ def test_predictions_on_0_1_may_overshoot_by_the_size_of_the_range(backbones, pa
 
 
 def test_a_late_burst_does_not_end_a_run_but_a_wrong_target_does(loss, pair, monkeypatch):
-    monkeypatch.setattr("lpips_lightning.loss._WATCHED_CALLS", 3)
+    monkeypatch.setattr("lpips_lightning.loss._CHECKED_CALLS", 3)
     x, y = pair()
     for _ in range(3):
         with pytest.raises(ValueError, match="pred: expected values on"):

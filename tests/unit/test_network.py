@@ -46,7 +46,7 @@ def test_smallest_side_is_the_smallest_that_works(backbones, pair, name, side):
         net(torch.zeros(1, 3, side - 1, 64), torch.zeros(1, 3, side - 1, 64))
 
 
-def test_layers_sum_to_the_whole_and_are_named(net, pair):
+def test_layers_are_named_and_sum_to_the_distance(net, pair):
     x, y = pair()
     terms = net(x, y, per_layer=True)
     assert list(terms) == list(net.layers) == [f"relu{i}" for i in range(1, 8)]
@@ -55,11 +55,11 @@ def test_layers_sum_to_the_whole_and_are_named(net, pair):
     assert torch.allclose(sum(maps.values()), net(x, y, spatial=True), rtol=1e-5)
 
 
-def test_encode_then_distance_is_the_call(net, pair):
+def test_encode_then_distance_equals_forward(net, pair):
     x, y = pair()
     assert torch.equal(net.distance(net.encode(x), net.encode(y)), net(x, y))
     with pytest.raises(
-        ValueError, match=r"y: expected features of \(2,\) images of size \(64, 64\), got those of \(1,\) images"
+        ValueError, match=r"y: expected features of \(2,\) images of size \(64, 64\), got features of \(1,\) images"
     ):
         net.distance(net.encode(x), net.encode(y[:1]))
 
@@ -114,7 +114,7 @@ def _same(model):
     ],
 )
 @pytest.mark.parametrize("given", ["tensors", "random"])
-def test_nothing_that_is_done_to_a_module_changes_the_number(backbones, pair, do, given):
+def test_module_operations_do_not_change_the_distance(backbones, pair, do, given):
     x, y = pair()
     parent = nn.Sequential()
     parent.net = LPIPS("squeeze", weights=backbones["squeeze"] if given == "tensors" else "random")
@@ -130,7 +130,7 @@ def _saved_and_loaded(model):
     return torch.load(stream, weights_only=False)
 
 
-def test_pickles_are_small_unless_the_weights_were_handed_over(backbones):
+def test_pickles_are_small_unless_weights_are_tensors(backbones):
     assert len(pickle.dumps(LPIPS("vgg", weights="random"))) < 2000
     assert len(pickle.dumps(LPIPS("squeeze", weights=backbones["squeeze"]))) > 1e6
 
@@ -162,7 +162,7 @@ def test_equal_networks_are_shared_and_freed_with_the_last_user(backbones):
     assert live_networks() == before
 
 
-def test_made_under_inference_mode_it_still_trains(backbones, pair):
+def test_a_network_built_in_inference_mode_supports_training(backbones, pair):
     x, y = pair()
     with torch.inference_mode():
         net = LPIPS("squeeze", weights=backbones["squeeze"])
@@ -271,7 +271,7 @@ def test_unknown_arguments_are_refused(arguments, message):
 
 
 @pytest.mark.slow
-def test_compiles_in_one_graph_and_agrees(backbones, pair):
+def test_compiles_in_one_graph_with_equal_values(backbones, pair):
     x, y = pair()
     net = LPIPS("squeeze", weights=backbones["squeeze"])
     loss = PerceptualLoss("squeeze", data_range=(-1, 1), weights=backbones["squeeze"])
@@ -283,7 +283,7 @@ def test_compiles_in_one_graph_and_agrees(backbones, pair):
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_traces_in_one_graph_and_agrees(backbones, pair, name):
+def test_traces_in_one_graph_with_equal_values(backbones, pair, name):
     x, y = pair(1)
     net = LPIPS(name, weights=backbones[name])
     traced = torch.compile(net, fullgraph=True, backend="eager")
@@ -301,7 +301,7 @@ def test_exports_with_dynamic_sizes(backbones, pair):
     assert torch.allclose(program.module()(x, y), net(x, y), rtol=1e-6)
 
 
-def test_fingerprint_names_everything(backbones):
+def test_fingerprint_contains_all_settings(backbones):
     net = LPIPS("alex", weights=backbones["alex"])
     assert net.fingerprint.startswith("LPIPS alex v0.1, lin sha256:")
     assert "backbone custom sha256:" in net.fingerprint

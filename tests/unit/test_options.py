@@ -1,4 +1,4 @@
-"""The network's options: the same everywhere, shown, checked by name, and shared by one built network."""
+"""Network options: equal in all signatures and docstrings, checked by name, and shared through a built network."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def names(owner):
 
 
 def net_of(made):
-    """The network that something runs."""
+    """The network of an owner."""
     return made._pairs.net if isinstance(made, Callback) else made.net
 
 
-def test_every_option_has_a_type_a_default_and_a_meaning():
+def test_every_option_has_type_default_and_documentation():
     assert list(DEFAULTS) == list(LPIPSOptions.__annotations__) and len(DEFAULTS) == 11
     assert set(MetricOptions.__annotations__) >= {*DEFAULTS, *METRIC_DEFAULTS}
     for name in DEFAULTS:
@@ -86,11 +86,11 @@ def test_an_unknown_name_is_refused_with_the_nearest_one(owner):
         message = f"^{wrong}: expected the name of an option, got an unknown one; did you mean '{near}'[?]$"
         with pytest.raises(TypeError, match=message):
             OWNERS[owner]("embedded", **{wrong: None})
-    with pytest.raises(TypeError, match="^xyz: expected the name of an option, .*; the network's are version, "):
+    with pytest.raises(TypeError, match="^xyz: expected the name of an option, .*; options of the network: version, "):
         OWNERS[owner]("embedded", xyz=1)
 
 
-def test_an_unknown_name_near_one_of_the_owners_is_told_too():
+def test_an_unknown_name_suggests_the_owners_arguments_too():
     with pytest.raises(TypeError, match="did you mean 'sync_on_compute'"):
         LearnedPerceptualImagePatchSimilarity("embedded", sync_on_computes=True)
     with pytest.raises(TypeError, match="did you mean 'cache_bytes'"):
@@ -123,7 +123,7 @@ def test_one_network_serves_metric_loss_callbacks_and_function():
     assert pickle.loads(pickle.dumps(loss)).fingerprint == copy.deepcopy(loss).fingerprint == loss.fingerprint
 
 
-def test_each_owner_of_a_shared_network_watches_pixels_its_own_way():
+def test_each_owner_of_a_shared_network_has_its_own_range_checker():
     net = LPIPS("embedded")
     metric, loss = LearnedPerceptualImagePatchSimilarity(net), PerceptualLoss(net, data_range=(0, 1))
     assert net.range_checker.immediate and loss.net.range_checker.periodic
@@ -140,7 +140,7 @@ def test_each_owner_of_a_shared_network_watches_pixels_its_own_way():
     PerceptualScores(LPIPS("embedded", validate_args=False), data_range=(0, 1)).score(X, Y + 1)
 
 
-def test_the_built_networks_precision_holds_in_a_loss():
+def test_a_loss_uses_the_precision_of_a_built_network():
     for precision in ("fp32", "bf16"):
         net = LPIPS("embedded", precision=precision)
         loss = PerceptualLoss(net, data_range=(0, 1))
@@ -150,30 +150,30 @@ def test_the_built_networks_precision_holds_in_a_loss():
 
 
 @pytest.mark.parametrize("owner", SHARING, ids=names)
-def test_options_beside_a_built_network_are_refused(owner):
+def test_options_with_a_built_network_are_refused(owner):
     net = LPIPS("embedded")
     for options in ({"gray": "repeat"}, {"version": "0.1"}, {"weights": None, "precision": "autocast"}):
         message = (
-            f"^{next(iter(options))}: expected no options beside a built LPIPS in net_type, got {', '.join(options)};"
+            f"^{next(iter(options))}: expected no options with a built LPIPS in net_type, got {', '.join(options)};"
         )
         with pytest.raises(ValueError, match=message):
             OWNERS[owner](net, **options)
 
 
 @pytest.mark.parametrize("owner", SHARING, ids=names)
-def test_all_defaults_of_a_configuration_parser_are_none(owner):
+def test_all_defaults_of_a_configuration_parser_count_as_no_options(owner):
     usual = {name: inspect.signature(owner).parameters[name].default for name in DEFAULTS}
     OWNERS[owner](LPIPS("embedded"), **usual)
-    with pytest.raises(ValueError, match="^gray: expected no options beside a built LPIPS in net_type, got gray;"):
+    with pytest.raises(ValueError, match="^gray: expected no options with a built LPIPS in net_type, got gray;"):
         OWNERS[owner](LPIPS("embedded"), **{**usual, "gray": "repeat"})
 
 
-def test_networks_are_no_backbones():
+def test_a_network_is_not_accepted_as_a_backbone():
     with pytest.raises(ValueError, match="^net_type: expected one of 'alex', "):
         LPIPS(LPIPS("embedded"))
 
 
-def test_a_configuration_shows_checks_and_shares(tmp_path):
+def test_configuration_files_show_check_and_share_options(tmp_path):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_argument("--callbacks", type=list[Callback])
@@ -205,14 +205,14 @@ metric: {net_type: embedded, gray: per_channel, sync_on_compute: false}
         parser.print_help()
     for name in {**DEFAULTS, **METRIC_DEFAULTS}:
         assert f"--metric.{name}" in out.getvalue()
-    assert "default: fp32" in out.getvalue() and "Bytes that a call may take" in out.getvalue()
+    assert "default: fp32" in out.getvalue() and "Bytes that a call may use" in out.getvalue()
 
 
-def test_nothing_lasts_of_options_that_cannot_be_compared():
+def test_networks_with_unhashable_options_are_not_cached():
     assert math.isfinite(by_function("embedded", resize=[40, 40])) and math.isfinite(by_function("embedded", resize=40))
 
 
-def test_diversity_keeps_to_its_memory_budget(monkeypatch):
+def test_diversity_respects_its_memory_budget(monkeypatch):
     budgets = []
     pairwise = LPIPS.pairwise
     monkeypatch.setattr(

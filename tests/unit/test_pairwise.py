@@ -1,4 +1,4 @@
-"""All pairs against the plain call, and how often the backbone runs."""
+"""All pairs against `forward`, and the number of backbone passes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def by_calls(net, x, y):
 
 @pytest.mark.parametrize("calibrated", [True, False])
 @pytest.mark.parametrize("name", NETS)
-def test_every_pair_is_the_plain_call(backbones, pair, name, calibrated):
+def test_every_pair_equals_forward(backbones, pair, name, calibrated):
     net = LPIPS(name, weights=backbones[name], calibrated=calibrated)
     x, y = pair(3, 48, 40)[0], pair(2, 48, 40, seed=1)[1]
     y[0] = x[1]
@@ -56,7 +56,7 @@ def passes(monkeypatch):
     return seen
 
 
-def test_each_image_passes_the_backbone_once_within_the_budget(backbones, pair, passes):
+def test_the_backbone_runs_once_per_image_within_the_budget(backbones, pair, passes):
     net = LPIPS("alex", weights=backbones["alex"])
     x, y = pair(5, 48, 40)
     net.pairwise(x, batch_size=2)

@@ -27,7 +27,7 @@ def _images(shape, data_range, dtype, seed):
 
 @RELAXED
 @given(shape=SHAPES, data_range=RANGES, dtype=DTYPES, seed=st.integers(0, 99))
-def test_a_distance_is_one_whatever_the_shape_range_and_dtype(shape, data_range, dtype, seed):
+def test_distance_properties_hold_for_any_shape_range_and_dtype(shape, data_range, dtype, seed):
     net = LPIPS("embedded")
     x, y = _images(shape, data_range, dtype, seed)
     distance = net(x, y, data_range=data_range)
@@ -46,7 +46,7 @@ def test_a_distance_is_one_whatever_the_shape_range_and_dtype(shape, data_range,
 
 @RELAXED
 @given(shape=SHAPES, seed=st.integers(0, 99), cuts=st.sets(st.integers(1, 5)), empty=st.booleans())
-def test_any_split_gives_a_metric_one_number(shape, seed, cuts, empty):
+def test_a_metric_is_independent_of_the_split(shape, seed, cuts, empty):
     x, y = _images((6, *shape[1:]), (-1.0, 1.0), torch.float32, seed)
     whole = LPIPS("embedded")(x, y).double().mean()
     metric = LearnedPerceptualImagePatchSimilarity("embedded")
@@ -59,7 +59,7 @@ def test_any_split_gives_a_metric_one_number(shape, seed, cuts, empty):
 
 @RELAXED
 @given(shape=SHAPES, seed=st.integers(0, 99))
-def test_a_loss_falls_along_its_gradient(shape, seed):
+def test_a_gradient_step_lowers_the_loss(shape, seed):
     x, y = _images(shape, (-1.0, 1.0), torch.float64, seed)
     x = (0.9 * x).requires_grad_()
     loss = PerceptualLoss("embedded", data_range=(-1, 1), reduction="sum")

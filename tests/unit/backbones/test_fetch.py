@@ -60,7 +60,7 @@ def test_fetched_backbones_are_found_and_left_alone_the_next_time(squeeze, tmp_p
     assert LPIPS("squeeze").specification.backbone == "IMAGENET1K_V1"
     (tmp_path / "mirror" / squeeze.file).unlink()
     assert cli.main(fetch) == 0
-    assert "squeeze: is there: " in capsys.readouterr().out
+    assert "squeeze: present: " in capsys.readouterr().out
 
 
 def test_a_damaged_file_is_fetched_anew(tmp_path):
@@ -85,8 +85,8 @@ def test_another_sha256_is_refused_and_leaves_what_was_there(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--net", "alexnet"], "net: expected some of alex, vgg, squeeze, with commas between, got 'alexnet'"),
-        (["--net", "embedded"], "got 'embedded'; it ships, there is nothing to fetch"),
+        (["--net", "alexnet"], "net: expected some of alex, vgg, squeeze, comma-separated, got 'alexnet'"),
+        (["--net", "embedded"], "got 'embedded'; it is packaged, there is nothing to fetch"),
         (["--net", "squeeze", "--from", "nowhere"], "nowhere/squeezenet1_1-b8a52dc0.pth: expected to download it"),
         (["--net", "squeeze", "--mirror", "gopher://x"], "gopher://x/squeezenet1_1-b8a52dc0.pth: expected to download"),
     ],

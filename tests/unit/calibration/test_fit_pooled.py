@@ -1,4 +1,4 @@
-"""Fast lin: what is pooled, kept on disk and learned, and that it is what the exact way learns from."""
+"""Fast calibration in mode lin: pooling, its cache and training, compared with the full computation."""
 
 import logging
 import os
@@ -76,7 +76,7 @@ def test_pooled_distances_are_those_of_lpips(kind, network, request):
     )
 
 
-def test_a_image_is_encoded_once_and_a_pair_compared_once(network, images, monkeypatch):
+def test_an_image_is_encoded_once_and_a_pair_compared_once(network, images, monkeypatch):
     encoded = []
     encode = TrainableLPIPS.encode
     monkeypatch.setattr(TrainableLPIPS, "encode", lambda self, batch: encoded.append(len(batch)) or encode(self, batch))
@@ -86,7 +86,7 @@ def test_a_image_is_encoded_once_and_a_pair_compared_once(network, images, monke
     assert found.rows.flatten().unique().tolist() == list(range(6))
 
 
-def test_little_memory_changes_nothing(network):
+def test_a_small_memory_budget_changes_nothing(network):
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(7, 3, 40, 40, generator=generator) * 2 - 1
     pairs = torch.combinations(torch.arange(7))[torch.randperm(21, generator=generator)]
@@ -97,7 +97,7 @@ def test_little_memory_changes_nothing(network):
     assert torch.allclose(plenty[0], torch.cat(list(pooled_differences(*features).values()), 1), rtol=1e-4, atol=1e-8)
 
 
-def test_spread_is_that_of_element_wise_dropout(network):
+def test_spread_is_the_standard_deviation_of_element_wise_dropout(network):
     x, y = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(0)) * 2 - 1
     mean, spread = pool_pairs(network, [x, y].__getitem__, torch.tensor([[0, 1]]), spread=True)
     features = network.encode(torch.stack([x, y]))
@@ -115,7 +115,7 @@ def test_images_of_several_sizes_need_a_size(network, images):
     with Image.open(images.images / "a.png") as image:
         image.resize((64, 64)).save(images.images / "f.png")
     images.size = None
-    with pytest.raises(ValueError, match="size: expected images of one size, got 48x48 and 64x64; say which size"):
+    with pytest.raises(ValueError, match="size: expected images of one size, got 48x48 and 64x64; set size"):
         pool(network, images)
 
 
@@ -161,7 +161,7 @@ def test_damaged_cache_is_made_anew_with_a_word_in_the_log(damage, network, imag
     with caplog.at_level(logging.WARNING, "lpips_lightning"):
         again = cached_pool(network, images, tmp_path / "cache")
     assert torch.equal(again.mean, first.mean)
-    assert [message.endswith("; computed anew") for message in caplog.messages] == [True]
+    assert [message.endswith("; recomputing") for message in caplog.messages] == [True]
     caplog.clear()
     cached_pool(network, images, tmp_path / "cache")
     assert caplog.messages == []
@@ -178,7 +178,7 @@ def made_up(count=600, channels=24, seed=0):
 
 
 @pytest.mark.parametrize("dropout", ["none", "matched", "vector"])
-def test_fit_learns_what_the_judge_sees(dropout):
+def test_fit_improves_agreement_and_is_reproducible(dropout):
     train, held_out = made_up()
     start = {layer: torch.full((12,), 0.1) for layer in train.layers}
     found = fit_lin(train, start, held_out=held_out, dropout=dropout, lr=1e-2)

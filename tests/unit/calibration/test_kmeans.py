@@ -1,4 +1,4 @@
-"""Stacked k-means: clusters, whitening, backbones that see more than random ones, the command."""
+"""Stacked k-means: clustering, whitening, backbones better than random, the command."""
 
 import pytest
 import torch
@@ -43,9 +43,9 @@ def test_clusters_without_rows_start_again():
 def test_whitened_rows_are_uncorrelated_with_equal_variance():
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(5000, 6, generator=generator) @ torch.randn(6, 6, generator=generator) + 3
-    white = (rows - rows.mean(0)) @ whitening(rows, share=0.0)
+    white = (rows - rows.mean(0)) @ whitening(rows, fraction=0.0)
     assert torch.allclose(white.T @ white / len(white), torch.eye(6), atol=1e-3)
-    matrix = whitening(rows, share=0.1)
+    matrix = whitening(rows, fraction=0.1)
     assert torch.allclose(matrix, matrix.T, atol=1e-6)
     flat = torch.cat([rows, torch.zeros(5000, 1)], 1)  # a direction without signal
     assert bool(whitening(flat).isfinite().all())
@@ -84,7 +84,7 @@ def test_equal_seeds_give_equal_backbones_that_lpips_takes(pair):
         ("squeeze", 1000, "net: expected a plain chain of convolutions such as alex, got 'squeeze'"),
     ],
 )
-def test_what_cannot_be_clustered_is_refused(net, patches, message):
+def test_unsupported_networks_and_too_few_patches_are_refused(net, patches, message):
     with pytest.raises(ValueError, match=message):
         stacked_kmeans(BACKBONES[net], images(), patches=patches)
 

@@ -1,4 +1,4 @@
-"""PerceptualCalibration: its network and rank network, learning, logs, resuming after a kill, files."""
+"""PerceptualCalibration: network and rank network, training, logs, resume, export."""
 
 import signal
 from pathlib import Path
@@ -40,7 +40,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def hard():
-    """Triplets judged by a network that sees every other channel of one layer."""
+    """Triplets judged by every other channel of one layer."""
     return judged.hard_triplets(240, judged.hidden_judge())
 
 
@@ -59,7 +59,7 @@ def backbone_of(model):
 
 
 def slow_rank(rank, d0, d1):
-    """The rank network on one pair of distances, number by number."""
+    """The rank network on one pair of distances, in plain Python."""
     values = [d0, d1, d0 - d1, d0 / (d1 + 0.1), d1 / (d0 + 0.1)]
     layers = [rank.body[0], rank.body[2], rank.body[4]]
     for number, layer in enumerate(layers):
@@ -302,7 +302,7 @@ def test_step_seeds_differ():
 
 
 @pytest.mark.parametrize("mode", ["lin", pytest.param("tune", marks=pytest.mark.slow)])
-def test_killed_inside_an_epoch_and_resumed_is_uninterrupted_bit_for_bit(tmp_path, mode):
+def test_mid_epoch_resume_is_bit_equal_to_an_uninterrupted_training(tmp_path, mode):
     uninterrupted = workers.calibrate(tmp_path / "whole", mode)
     process = workers.start(workers.calibrate, tmp_path / "parts", mode, (1, 2))
     process.join()
@@ -314,7 +314,7 @@ def test_killed_inside_an_epoch_and_resumed_is_uninterrupted_bit_for_bit(tmp_pat
     assert all(torch.equal(resumed[name], value) for name, value in uninterrupted.items())
 
 
-def test_lin_exports_a_calibration_that_every_face_takes(data, tmp_path, pair):
+def test_lin_exports_a_calibration_that_every_entry_point_accepts(data, tmp_path, pair):
     x, y = pair(2, 64, 64)
     model = PerceptualCalibration("embedded", seed=4)
     fitted = trainer(tmp_path, callbacks=[CalibrationFile(str(tmp_path / "out" / "made.safetensors"))])
@@ -391,7 +391,7 @@ def test_callback_refuses_another_module_and_another_suffix(tmp_path, data):
         trainer(tmp_path, callbacks=[CalibrationFile("a.pt")]).fit(PerceptualCalibration("embedded"), loaders(data))
 
 
-def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_exports_are_written_atomically(tmp_path, monkeypatch):
     path = write_tensors(tmp_path / "a.safetensors", {"w": torch.ones(3, 2).T}, {"seed": 1}, net_type="alex")
     assert read_record(path) == {"seed": 1, "net_type": "alex"}
     assert torch.equal(read_tensors(path)["w"], torch.ones(2, 3))
@@ -414,7 +414,7 @@ def test_files_appear_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["lin", "tune"])
-def test_a_backbone_of_your_own_is_calibrated_and_taken_by_every_face(data, tmp_path, pair, mode):
+def test_a_custom_backbone_is_calibrated_and_accepted_by_every_entry_point(data, tmp_path, pair, mode):
     x, y = pair(2, 32, 32)
     torch.manual_seed(0)
     layers = (nn.Conv2d(3, 8, 5, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.ReLU())

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 
 
 class Calibration(Boring):
-    """Has what a calibration has; its scores are those of its last validation or test."""
+    """A module with the attributes of a calibration; its scores are those of the last validation or test."""
 
     def __init__(self):
         super().__init__()
@@ -39,7 +39,7 @@ class Calibration(Boring):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What is handed to the loggers: name, step, pixels."""
+    """Logged images: name, step, pixels."""
     found = []
 
     def note(trainer, name, pixels, step, **options):
@@ -71,7 +71,7 @@ def test_every_logger_and_the_folder_get_the_same_image_once(tmp_path, drawn):
 
 
 @pytest.mark.parametrize("stage", ["validate", "test"])
-def test_a_validation_or_a_test_alone_is_reported_too(tmp_path, drawn, stage):
+def test_a_validation_or_test_without_fit_is_reported(tmp_path, drawn, stage):
     getattr(trainer(tmp_path, [CalibrationReport()]), stage)(Calibration(), loader(), verbose=False)
     prefix = {"validate": "val", "test": "test"}[stage]
     assert [name for name, _, _ in drawn] == [f"{prefix}/calibration_report"]
@@ -80,7 +80,7 @@ def test_a_validation_or_a_test_alone_is_reported_too(tmp_path, drawn, stage):
     ]
 
 
-def test_a_rehearsal_draws_and_writes_nothing(tmp_path, drawn):
+def test_fast_dev_run_draws_and_writes_nothing(tmp_path, drawn):
     fit(tmp_path / "new", [CalibrationReport()], Calibration(), fast_dev_run=True)
     assert len(drawn) == 1
     assert not (tmp_path / "new").exists()
@@ -101,7 +101,7 @@ def axes_of(monkeypatch, model, paper=None):
     return {axis.get_title(): axis for axis in figures[0].axes}
 
 
-def test_the_drawing_has_the_numbers(monkeypatch):
+def test_the_figure_shows_the_values(monkeypatch):
     model = Calibration()
     model.on_test_epoch_end()
     axes = axes_of(monkeypatch, model, "VGG-tune")
@@ -119,18 +119,18 @@ def test_the_drawing_has_the_numbers(monkeypatch):
     assert weights[0].get_ydata() == pytest.approx(np.linspace(1, 0, 8))
 
 
-def test_before_the_first_validation_there_are_the_weights_alone(monkeypatch):
+def test_before_the_first_validation_only_weights_are_drawn(monkeypatch):
     assert list(axes_of(monkeypatch, Calibration())) == ["The calibration"]
 
 
-def test_scores_of_ones_own_stand_beside(monkeypatch):
+def test_custom_reference_scores_are_drawn(monkeypatch):
     model = Calibration()
     model.on_test_epoch_end()
     collections = axes_of(monkeypatch, model, {"my set": 0.75})["Agreement with people"].collections
     assert {lines.get_label() for lines in collections} == {"paper", "human ceiling"}
 
 
-def test_the_papers_rows_have_the_papers_means():
+def test_rows_of_table_5_have_the_published_means():
     printed = {  # Table 5, last column
         "Squeeze-lin": 70.0,
         "Alex-lin": 69.8,
@@ -154,10 +154,8 @@ def test_other_models_and_scores_are_refused(tmp_path, monkeypatch):
         fit(tmp_path, [CalibrationReport()], Boring())
     with pytest.raises(ValueError, match=r"paper: expected one of \('Human', .* got 'Alex'"):
         CalibrationReport("Alex")
-    with pytest.raises(ValueError, match=r"paper: expected scores on \[0, 1\], got 70.6 for 'cnn'; divide per cents"):
+    with pytest.raises(ValueError, match=r"paper: expected scores on \[0, 1\], got 70.6 for 'cnn'; divide percent"):
         CalibrationReport({"cnn": 70.6})
     monkeypatch.setattr("lpips_lightning.callbacks.calibration_report.find_spec", lambda name: None)
-    with pytest.raises(
-        ModuleNotFoundError, match="CalibrationReport draws with matplotlib, which is not installed: pip"
-    ):
+    with pytest.raises(ModuleNotFoundError, match="CalibrationReport needs matplotlib, which is not installed: pip"):
         fit(tmp_path, [CalibrationReport()], Calibration())

@@ -67,7 +67,7 @@ def test_accumulated_batches_share_a_weight(tmp_path):
 
 
 @pytest.mark.parametrize("final", [None, 0.5])
-def test_a_resumed_fit_goes_on_where_the_first_was(tmp_path, final):
+def test_a_resumed_fit_continues_the_schedule(tmp_path, final):
     def schedule():
         return LossSchedule(final, warmup_steps=6)
 
@@ -103,7 +103,7 @@ def test_two_losses_have_two_schedules(tmp_path):
     assert model.perceptual.weight == model.second[0].weight == 0.3
 
 
-def test_a_rehearsal_a_validation_and_no_logger_are_fine(tmp_path):
+def test_fast_dev_run_validation_and_no_logger_work(tmp_path):
     model = boring()
     fit(tmp_path, [LossSchedule(0.1)], model, fast_dev_run=True)
     assert model.perceptual.weight == 0.1
@@ -120,7 +120,8 @@ def test_a_rehearsal_a_validation_and_no_logger_are_fine(tmp_path):
 )
 def test_a_model_without_the_loss_is_refused_before_the_first_step(tmp_path, model, loss, got):
     with pytest.raises(
-        MisconfigurationException, match=f"loss: expected the path of a PerceptualLoss {got}; the losses"
+        MisconfigurationException,
+        match=f"loss: expected the path of a PerceptualLoss {got}; create losses as sub",
     ):
         fit(tmp_path, [LossSchedule(loss=loss)], model())
 

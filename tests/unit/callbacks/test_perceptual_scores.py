@@ -1,4 +1,4 @@
-"""PerceptualScores: exact numbers, right names, every logger, nothing of the model changed."""
+"""PerceptualScores: exact values, names, every logger, and an unchanged model."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def logged(folder):
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 2**28])
-def test_scores_are_those_of_the_metrics(tmp_path, cache_bytes):
+def test_scores_equal_those_of_the_metrics(tmp_path, cache_bytes):
     model = Boring()
     fitted = fit(tmp_path, [scores(cache_bytes=cache_bytes)], model)
     expected = by_hand(model, [loader(seed=1)])
@@ -67,7 +67,7 @@ def test_scores_are_those_of_the_metrics(tmp_path, cache_bytes):
 
 
 @pytest.mark.parametrize("data_range", [(-1, 1), 255.0, "uint8"])
-def test_every_score_knows_the_range(tmp_path, data_range):
+def test_every_score_uses_the_data_range(tmp_path, data_range):
     def convert(images):
         if data_range == "uint8":
             return (images * 255).round().to(torch.uint8)
@@ -81,7 +81,7 @@ def test_every_score_knows_the_range(tmp_path, data_range):
         assert found[f"val/{name}"] == pytest.approx(value, rel=2e-3 if data_range == "uint8" else 1e-4)
 
 
-def test_layers_sum_to_the_whole_and_names_are_the_callbacks(tmp_path):
+def test_layers_sum_to_lpips_and_names_match_the_callback(tmp_path):
     callback = scores(metrics=["lpips"], per_layer=True, prefix="small_")
     tested = trainer(tmp_path, [callback])
     (found,) = tested.test(Boring(), loader(seed=1), verbose=False)
@@ -108,7 +108,7 @@ def test_each_epoch_is_logged_once_and_the_sanity_check_not(tmp_path):
     assert rows == [(2, SCORES), (5, SCORES)]
 
 
-def test_one_callback_serves_every_logger_at_once(tmp_path):
+def test_one_callback_logs_to_every_logger(tmp_path):
     loggers = [
         board(tmp_path),
         CSVLogger(tmp_path, name="csv"),
@@ -180,7 +180,7 @@ def test_the_table_has_every_images_scores(tmp_path):
     assert [float(row[2]) for row in rows[1:6]] == pytest.approx(expected.tolist(), rel=1e-5)
 
 
-def test_checkpoint_and_early_stopping_watch_the_score(tmp_path):
+def test_checkpoint_and_early_stopping_monitor_the_score(tmp_path):
     checkpoint = ModelCheckpoint(
         tmp_path / "kept", monitor="val/lpips", filename="{val/lpips:.3f}", auto_insert_metric_name=False
     )
@@ -192,7 +192,7 @@ def test_checkpoint_and_early_stopping_watch_the_score(tmp_path):
     assert Path(checkpoint.best_model_path).stem == f"{float(checkpoint.best_model_score):.3f}"
 
 
-def test_a_resumed_fit_goes_on_logging(tmp_path):
+def test_a_resumed_fit_continues_logging(tmp_path):
     first = fit(tmp_path, [scores()], max_epochs=1)
     first.save_checkpoint(tmp_path / "half.ckpt")
     torch.load(tmp_path / "half.ckpt", weights_only=True)
@@ -202,7 +202,7 @@ def test_a_resumed_fit_goes_on_logging(tmp_path):
     assert float(resumed.callback_metrics["val/lpips"]) == by_hand(model, [loader(seed=1)])["lpips"]
 
 
-def test_a_rehearsal_runs_everything_and_writes_nothing(tmp_path):
+def test_fast_dev_run_runs_everything_and_writes_nothing(tmp_path):
     fitted = fit(tmp_path / "new", [scores(table=True)], fast_dev_run=True, logger=CSVLogger(tmp_path / "new"))
     assert set(fitted.callback_metrics) == SCORES
     assert not (tmp_path / "new").exists()
@@ -226,14 +226,14 @@ def test_mode_and_random_numbers_are_as_found(tmp_path, training):
 
 
 def count_backbone_passes(monkeypatch):
-    """How many images each batch had that was prepared for the backbone."""
+    """Number of images in each batch for the backbone."""
     sizes = []
     for module in (dispatch, inputs):
         monkeypatch.setattr(module, "to_backbone", lambda x, *args: sizes.append(len(x)) or to_backbone(x, *args))
     return sizes
 
 
-def test_targets_pass_the_backbone_once(tmp_path, monkeypatch):
+def test_targets_are_encoded_once(tmp_path, monkeypatch):
     sizes = count_backbone_passes(monkeypatch)
     fit(tmp_path, [scores()], max_epochs=3)
     assert sum(sizes) == 3 * 5 + 5
@@ -248,7 +248,7 @@ def test_targets_pass_the_backbone_once(tmp_path, monkeypatch):
     assert sum(sizes) == 3 * 5 + 2 + 3 * 3
 
 
-def test_changed_targets_are_computed_anew(tmp_path, monkeypatch):
+def test_changed_targets_are_encoded_again(tmp_path, monkeypatch):
     target = images(5, seed=1)[1]
     val = DataLoader(TensorDataset(images(5, seed=1)[0], target), batch_size=2)
 
@@ -264,7 +264,7 @@ def test_changed_targets_are_computed_anew(tmp_path, monkeypatch):
     assert float(found["val/lpips"]) == by_hand(model, [val])["lpips"]
 
 
-def test_nothing_is_kept_after_the_run(tmp_path):
+def test_the_cache_is_cleared_after_the_run(tmp_path):
     callback = scores()
     fit(tmp_path, [callback])
     assert len(callback._pairs.target_features) == callback._pairs.target_features.size == 0
@@ -279,7 +279,7 @@ def test_nothing_is_kept_after_the_run(tmp_path):
         (lambda x, pred, target: pred.mean(), r"got a tensor of shape \(\)"),
     ],
 )
-def test_what_has_no_images_is_refused_at_the_first_batch(tmp_path, returns, got):
+def test_outputs_without_images_are_refused_at_the_first_batch(tmp_path, returns, got):
     message = f"validation_step: expected a mapping with tensors 'pred' or 'preds' and 'target', {got}; return these"
     with pytest.raises(MisconfigurationException, match=message):
         fit(tmp_path, [scores()], Boring(returns))
@@ -316,7 +316,7 @@ def test_predictions_off_the_range_are_an_error_or_clamped(tmp_path):
         trainer(tmp_path, [scores(clamp=True)]).validate(large, loader(seed=1), verbose=False)
 
 
-def test_judging_by_the_network_of_the_loss_is_warned_about(tmp_path, recwarn):
+def test_scoring_with_the_network_of_the_loss_warns(tmp_path, recwarn):
     message = "net_type: expected another network than that of the loss 'perceptual', got 'embedded' for both"
     with pytest.warns(UserWarning, match=message):
         fit(tmp_path, [scores()], Boring(loss="embedded"), max_epochs=1)
@@ -330,7 +330,7 @@ def test_judging_by_the_network_of_the_loss_is_warned_about(tmp_path, recwarn):
     assert not [one for one in recwarn if "another network" in str(one.message)]
 
 
-def test_two_callbacks_need_names_of_their_own(tmp_path):
+def test_two_callbacks_need_different_names(tmp_path):
     with pytest.raises(MisconfigurationException, match=r"prefix: .* got \['lpips'\] from two"):
         fit(tmp_path, [scores(metrics=["lpips"]), scores()])
     baseline = scores(metrics=["lpips"], calibrated=False, prefix="baseline_")
@@ -359,7 +359,7 @@ def test_bad_arguments_are_refused(arguments, error, message):
 
 
 def take_first(outputs, batch):
-    """What the YAML below names as its adapter."""
+    """Adapter in the YAML below."""
     return {"pred": outputs["pred"], "target": batch[1]}
 
 
@@ -372,7 +372,7 @@ class Data(pl.LightningDataModule):
 
 
 def prepared(kind):
-    """Predictions and targets of some kind on [0, 1], and the color images that they stand for, as a list."""
+    """Predictions and targets of some kind on [0, 1], and the corresponding color images, as a list."""
     pred, target = (batch[:, :, :40, :40] for batch in images(3))
     alpha = torch.linspace(0, 1, 40).expand(3, 1, 40, 40)
     if kind == "gray":
@@ -400,7 +400,7 @@ PREPARED = {
 
 @pytest.mark.parametrize("kind", PREPARED)
 @pytest.mark.parametrize("data_range", [(0, 1), (-1, 1), "uint8"])
-def test_all_scores_are_those_of_the_images_that_the_network_sees(kind, data_range):
+def test_all_scores_use_the_input_of_the_network(kind, data_range):
     given, colors = prepared(kind)
     if data_range == "uint8":
         given = [(batch * 255).round().to(torch.uint8) for batch in given]
@@ -433,7 +433,7 @@ def test_gray_images_are_scored_in_a_fit(tmp_path):
         assert float(fitted.callback_metrics[name]) == pytest.approx(value, rel=1e-6)
 
 
-def test_under_a_memory_budget_nothing_is_kept_and_the_scores_stay():
+def test_with_a_memory_budget_nothing_is_cached_and_scores_are_equal():
     pred, target = images(3)
     free, bounded = scores(per_layer=True), scores(per_layer=True, memory_budget=2**22, frame_chunk=2)
     expected, found = (callback.score(pred, target, ("val", 0, 0)) for callback in (free, bounded))
@@ -442,7 +442,7 @@ def test_under_a_memory_budget_nothing_is_kept_and_the_scores_stay():
     assert bounded._pairs.net.plan((3, 3, 48, 48)).size <= 2**22
 
 
-def test_without_lpips_no_backbone_is_looked_for(monkeypatch):
+def test_without_lpips_no_backbone_is_loaded(monkeypatch):
     monkeypatch.setattr("lpips_lightning.network.resolve_network", None, raising=False)
     monkeypatch.setattr("lpips_lightning.backbones.shared.resolve_network", None)
     pred, target = (batch[:, :1, :12, :12] for batch in images(2))

@@ -31,7 +31,7 @@ def gallery(**options):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What is handed to the loggers: name, step, pixels."""
+    """Logged images: name, step, pixels."""
     found = []
 
     def note(trainer, name, pixels, step):
@@ -124,7 +124,7 @@ def test_without_a_logger_images_are_files_and_tests_have_them_too(tmp_path, dra
     ]
 
 
-def test_a_rehearsal_draws_and_writes_nothing_and_the_sanity_check_does_not_draw(tmp_path, drawn):
+def test_fast_dev_run_writes_nothing_and_the_sanity_check_draws_nothing(tmp_path, drawn):
     fit(tmp_path / "new", [gallery()], fast_dev_run=True)
     assert len(drawn) == 4  # of two samples, each is among the worst and the best
     assert not (tmp_path / "new").exists()
@@ -210,7 +210,7 @@ def test_equal_distances_have_equal_colors_in_all_images():
 
 
 @pytest.mark.parametrize(("height", "width"), [(512, 31), (31, 512), (300, 500)])
-def test_any_shape_is_drawn_in_its_own_pixels(height, width):
+def test_images_of_any_shape_are_drawn_without_interpolation(height, width):
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
     sample = Sample(image, image, image, image[..., 0])
     drawn = sample_panel(sample, Scored(0.123, 1, 12345, 0), "worst 10 of 10", "squeeze v0.1", 1.0)
@@ -220,7 +220,7 @@ def test_any_shape_is_drawn_in_its_own_pixels(height, width):
     assert sum(matches) == 3
 
 
-def test_inputs_that_are_no_images_are_refused_or_left_out(tmp_path, drawn):
+def test_inputs_that_are_not_images_are_refused_or_omitted(tmp_path, drawn):
     model = Boring(lambda x, pred, target: {"input": torch.cat([x, x], 1), "pred": pred, "target": target})
     message = r"input_key: expected images \(2, 3, h, w\) or \(2, 1, h, w\), .*\(2, 6, 48, 48\); pass input_key=None"
     with pytest.raises(MisconfigurationException, match=message):
@@ -256,8 +256,8 @@ def test_only_uint8_reaches_a_logger():
 
 @pytest.mark.parametrize("memory_budget", [None, 2**24])
 @pytest.mark.parametrize("kind", ["gray", "alpha", "resize", "channels"])
-def test_samples_are_shown_as_the_network_sees_them(tmp_path, monkeypatch, kind, memory_budget):
-    """Prediction, target, heat map and score of every kind are those of the color images that it stands for."""
+def test_samples_are_drawn_as_the_network_input(tmp_path, monkeypatch, kind, memory_budget):
+    """Prediction, target, heatmap and score of every kind equal those of the corresponding color images."""
     kept = []
     monkeypatch.setattr(
         "lpips_lightning.callbacks.sample_gallery.sample_panel",
@@ -288,21 +288,21 @@ def test_samples_are_shown_as_the_network_sees_them(tmp_path, monkeypatch, kind,
         trainer(tmp_path, [gallery(**said)]).validate(model, loader(seed=1), verbose=False)
     assert len(kept) == 8
     net = LPIPS("embedded", **options)
-    by_number = {scored.number: sample for _, sample, scored in kept[4:]}
+    by_index = {scored.index: sample for _, sample, scored in kept[4:]}
     for place, sample, scored in kept[:4]:
-        x, target = (batch[scored.number : scored.number + 1] for batch in images(5, 1))
+        x, target = (batch[scored.index : scored.index + 1] for batch in images(5, 1))
         pred = (0.8 * x).clamp(0, 1)
         expected = float(net(make(pred), make(target), (0, 1)))
         assert scored.score == pytest.approx(expected, rel=1e-4), place
         assert np.abs(sample.target.astype(int) - to_pixels(see(target)[0], (0, 1))).max() <= 1
         assert np.abs(sample.pred.astype(int) - to_pixels(see(pred)[0], (0, 1))).max() <= 1
-        assert sample.input.shape == (SIZE, SIZE, 3) and sample.heat.shape == sample.target.shape[:2]
-        if kind != "channels" and scored.number in by_number:
-            assert np.abs(sample.heat.astype(int) - by_number[scored.number].heat).max() <= 1
+        assert sample.input.shape == (SIZE, SIZE, 3) and sample.heatmap.shape == sample.target.shape[:2]
+        if kind != "channels" and scored.index in by_index:
+            assert np.abs(sample.heatmap.astype(int) - by_index[scored.index].heatmap).max() <= 1
 
 
 def test_transparent_inputs_need_a_background(tmp_path):
     model = Boring(lambda x, pred, target: {"input": torch.cat([x, x[:, :1]], 1), "preds": pred, "target": target})
-    with pytest.raises(MisconfigurationException, match="^input_key: expected images .*; a background= takes transp"):
+    with pytest.raises(MisconfigurationException, match="^input_key: expected images .*; pass background= for transp"):
         trainer(tmp_path, [gallery()]).validate(model, loader(), verbose=False)
     trainer(tmp_path, [gallery(background="black")]).validate(model, loader(), verbose=False)

@@ -1,4 +1,4 @@
-"""Shell completion: shtab's scripts know every command, action and option, and offer them in bash; torch stays out."""
+"""Shell completion: the scripts include every command, action and option, work in bash, and need no torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lpips_lightning.functional.correlation import Score
 from lpips_lightning.options import Precision
 
 ACTIONS = ["fit", "validate", "test", "predict"]
-WANTED = {  # words before the last, the last, as it stands: what is offered
+WANTED = {  # (complete words, partial word): completions
     ("", "co"): ["compare", "colorization", "correlate", "completion"],
     ("", "--v"): ["--version"],
     ("weights", ""): ["list", "doctor", "fetch"],
@@ -49,7 +49,7 @@ WANTED = {  # words before the last, the last, as it stands: what is offered
 
 def parser(*names):
     """The parser of a command, and of its action."""
-    found = completion.whole_parser()
+    found = completion.combined_parser()
     for name in names:
         (commands,) = (action for action in found._actions if isinstance(action, argparse._SubParsersAction))
         found = commands.choices[name]
@@ -76,7 +76,7 @@ def test_scripts_name_every_command_and_are_made_without_torch(shell):
     assert ("per-layer" in made.stdout) and made.stdout.endswith("\n")
 
 
-def test_bash_offers_what_may_follow(tmp_path, capsys):
+def test_bash_completes_commands_options_and_files(tmp_path, capsys):
     assert cli.main(["completion", "bash"]) == 0
     (tmp_path / "script").write_text(capsys.readouterr().out)
     (tmp_path / "w.png").touch()
@@ -102,7 +102,7 @@ def test_every_command_is_known_and_every_recipe_takes_lightnings_actions():
         assert words(parser(name)) == list(cli.COMMANDS[name].actions)
 
 
-def test_choices_that_are_said_twice_are_the_same():
+def test_choices_repeated_without_torch_match_the_library():
     assert choices("--net", "compare") == list(BACKBONES)
     assert set(choices("--precision", "compare")) == set(get_args(Precision)) - {"autocast"}
     assert choices("--score", "correlate") == list(get_args(Score))
@@ -116,7 +116,7 @@ def test_an_unknown_shell_is_code_two(capsys):
     assert exit_.value.code == 2 and "invalid choice: 'pwsh'" in capsys.readouterr().err
 
 
-def test_without_shtab_it_says_what_to_install(monkeypatch, capsys):
+def test_missing_shtab_is_an_error_with_the_install_command(monkeypatch, capsys):
     monkeypatch.setattr(completion, "find_spec", lambda name: None)
     assert cli.main(["completion", "bash"]) == 2
     assert capsys.readouterr().err == 'lpips-lightning: shtab is missing: pip install "lpips_lightning[completion]"\n'

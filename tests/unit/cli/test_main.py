@@ -1,4 +1,4 @@
-"""The command line: help, versions, mistakes, weights."""
+"""The command line: help, version, errors, weights."""
 
 import subprocess
 import sys
@@ -110,13 +110,13 @@ def test_weights_list_names_every_record_and_what_is_missing(capsys):
     assert (
         "alex: torchvision IMAGENET1K_V1, BSD-3-Clause: not on this machine; would be downloaded from https://" in said
     )
-    assert "LPIPS_LIGHTNING_WEIGHTS, a folder to look in first: not set" in said
+    assert "LPIPS_LIGHTNING_WEIGHTS, the folder searched first: not set" in said
 
 
-def test_doctor_passes_whole_files_and_reports_missing_backbones(capsys):
+def test_doctor_passes_intact_files_and_reports_missing_backbones(capsys):
     assert cli.main(["weights", "doctor"]) == 0
     said = capsys.readouterr().out
-    assert said.count(": whole") == len(CALIBRATIONS) + 1
+    assert said.count(": intact") == len(CALIBRATIONS) + 1
     assert "embedded: LPIPS embedded v0.1" in said
     assert said.count("golden distances reproduced") == 1
     assert "vgg: its backbone is not on this machine" in said
@@ -131,7 +131,7 @@ def test_doctor_reports_damage_with_code_one(capsys, monkeypatch, tmp_path):
     assert "alexnet.safetensors: expected a whole file of tensors" in capsys.readouterr().out
 
 
-def test_doctor_finds_a_whole_file_of_wrong_weights(capsys, monkeypatch, tmp_path, backbones):
+def test_doctor_finds_an_intact_file_of_wrong_weights(capsys, monkeypatch, tmp_path, backbones):
     torch.save(backbones["alex"], tmp_path / "alexnet.pth")
     monkeypatch.setenv("LPIPS_LIGHTNING_WEIGHTS", str(tmp_path))
     with pytest.raises(SystemExit) as exit_:
@@ -139,7 +139,7 @@ def test_doctor_finds_a_whole_file_of_wrong_weights(capsys, monkeypatch, tmp_pat
     assert exit_.value.code == 1
     said = capsys.readouterr().out
     assert "alexnet.pth: expected torchvision's IMAGENET1K_V1, tensors of sha256 195266a4" in said
-    assert "; to take other weights, say weights=PATH" in said
+    assert "; to use other weights, pass weights=PATH" in said
 
 
 def test_bad_input_of_recipes_is_code_two(capsys, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The network's options on the command line: the same for compare and correlate, and those of the library."""
+"""Network options of compare and correlate: equal to each other and to the library's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lpips_lightning.cli import main as cli
 from lpips_lightning.cli.options import network_options
 from lpips_lightning.options import DEFAULTS
 
-GIVEN = {  # an option, as a command line says it: its name and value in the library
+GIVEN = {  # command-line option: (name, value) in the library
     "--version=0.0": ("version", "0.0"),
     "--baseline": ("calibrated", False),
     "--weights=file": ("weights", "file"),
@@ -73,7 +73,7 @@ def rated(tmp_path):
 
 
 @pytest.mark.parametrize("memory", [[], ["--memory-budget=4M"]])
-def test_correlate_measures_as_the_options_say(rated, tmp_path, capsys, memory):
+def test_correlate_applies_the_network_options(rated, tmp_path, capsys, memory):
     out = tmp_path / "frames.csv"
     command = ["correlate", str(rated), "--net=embedded", f"--csv={out}", *memory]
     assert cli.main(command) == 2

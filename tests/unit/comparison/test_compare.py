@@ -1,4 +1,4 @@
-"""`lpips-lightning compare`: two images, two folders, all pairs; what is printed, written, kept and refused."""
+"""`lpips-lightning compare`: two images, two folders, all pairs; printed and written results, errors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def write(path, pixels):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Two folders of five images, of two sizes, one of them in a folder of its own; suffixes differ."""
+    """Two folders of five images in two sizes, one in a subfolder; the suffixes differ between the folders."""
     sizes = {"1": (40, 36), "2": (33, 50), "10": (40, 36), "in/3": (33, 50), "é 4": (40, 36)}
     for seed, (name, (height, width)) in enumerate(sizes.items()):
         numbers = np.random.default_rng(seed)
@@ -101,7 +101,7 @@ def test_the_golden_files_print_the_reference_implementations_numbers(run, real_
     assert len(here) >= 8 and header[4] == "lpips"
 
 
-def test_layers_sum_to_the_distance_and_files_hold_what_is_printed(run, net, tmp_path):
+def test_layers_sum_to_the_distance_and_files_match_the_output(run, net, tmp_path):
     a, b = write(tmp_path / "a.png", noise()), write(tmp_path / "b.png", 255 - noise())
     code, lines, err = run(a, b, "--per-layer", "--csv", tmp_path / "new/x.csv", "--json", tmp_path / "x.json")
     assert (code, err) == (0, "")
@@ -141,28 +141,27 @@ def test_folders_are_matched_by_name_whatever_the_suffix_and_size(run, net, fold
     assert found["std"] == pytest.approx(float(said["std"]))
 
 
-def test_names_that_differ_are_listed_with_the_ways_to_go_on(run, folders):
+def test_differing_names_are_listed_with_the_options_that_help(run, folders):
     a, b = folders
     (b / "2.bmp").rename(b / "two.bmp")
     code, lines, err = run(a, b)
     assert (code, lines) == (2, [])
     assert err == (
-        f"lpips-lightning: {b}: expected images of the same 5 names as in '{a}', got 5: 1 are lacking, '2' and 1 are"
-        " beyond them, 'two'; --common compares the 4 that both have; --in-order matches the first with the first,"
-        " and so on\n"
+        f"lpips-lightning: {b}: expected the same 5 image names as in '{a}', got 5: 1 missing ('2') and 1 unexpected"
+        " ('two'); --common compares the 4 names in both; --in-order matches the sorted files by position\n"
     )
     assert "n\t4" in run(a, b, "--common")[1]
     (b / "1.bmp").unlink()
     assert "--in-order" not in run(a, b)[2]
     code, _, err = run(a, b, "--in-order")
-    assert code == 2 and f"expected as many images in both folders, got 5 in '{a}' and 4 in '{b}'" in err
+    assert code == 2 and f"expected equally many images in both folders, got 5 in '{a}' and 4 in '{b}'" in err
 
 
 def test_common_names_must_exist(run, tmp_path):
     write(tmp_path / "a/x.png", noise())
     write(tmp_path / "b/y.png", noise())
     code, _, err = run(tmp_path / "a", tmp_path / "b", "--common")
-    assert code == 2 and "common: expected names that" in err and "'x' and 'y'" in err
+    assert code == 2 and "common: expected names in both" in err and "'x' and 'y'" in err
 
 
 def test_frames_in_order_are_matched_by_number(run, net, tmp_path):
@@ -178,7 +177,7 @@ def test_frames_in_order_are_matched_by_number(run, net, tmp_path):
 
 
 @pytest.mark.parametrize("way", [[], ["--long"]])
-def test_all_pairs_are_the_networks_own_with_one_pass_a_image(run, net, tmp_path, way, monkeypatch):
+def test_all_pairs_equal_pairwise_with_one_pass_per_image(run, net, tmp_path, way, monkeypatch):
     names = [f"{number}" for number in (1, 2, 10, 11)]
     files = [write(tmp_path / f"all/{name}.png", noise(40 + 0 * int(name), 36, 3) // int(name)) for name in names]
     seen = []
@@ -206,7 +205,7 @@ def test_all_pairs_are_the_networks_own_with_one_pass_a_image(run, net, tmp_path
 
 def test_all_pairs_of_unequal_sizes_need_resize_and_are_then_those_of_two_images(run, folders):
     code, _, err = run("--pairs", folders[0])
-    assert code == 2 and "2.png: expected the size of" in err and "(and 1 more like it)" in err
+    assert code == 2 and "2.png: expected the size of" in err and "(and 1 more file)" in err
     code, lines, _ = run("--pairs", folders[0], "--resize", "40x44")
     assert code == 0 and "resize 40x44 bilinear antialias" in lines[-1]
     least = lines[2].split("\t")
@@ -214,7 +213,7 @@ def test_all_pairs_of_unequal_sizes_need_resize_and_are_then_those_of_two_images
     assert float(run(a, b, "--resize", "40x44")[1][0]) == pytest.approx(float(least[1]), rel=1e-5)
 
 
-def test_sixteen_bits_count_in_full_and_beside_eight(run, net, tmp_path):
+def test_sixteen_bit_images_are_compared_at_full_depth_and_with_eight_bit_ones(run, net, tmp_path):
     deep = noise(high=65536)
     (tmp_path / "deep.png").write_bytes(deep_png(deep, RGB))
     write(tmp_path / "low.png", (deep >> 8).astype(np.uint8))
@@ -253,7 +252,7 @@ def test_folders_may_mix_depths_and_alpha(run, tmp_path):
     assert code == 0 and float(lines[3].split("\t")[1]) == pytest.approx(float(run(*pair, *options)[1][0]), rel=1e-5)
 
 
-def test_what_lies_under_transparent_pixels_must_be_said(run, tmp_path):
+def test_transparent_images_need_a_background(run, tmp_path):
     clear, opaque = noise(channels=4), noise(channels=4)
     opaque[..., 3] = 255
     write(tmp_path / "clear.png", clear)
@@ -263,7 +262,7 @@ def test_what_lies_under_transparent_pixels_must_be_said(run, tmp_path):
     assert run(tmp_path / "opaque.png", tmp_path / "plain.png")[1][0] == "0"
     code, lines, err = run(tmp_path / "clear.png", tmp_path / "plain.png")
     assert (code, lines) == (2, [])
-    assert "clear.png: expected an opaque image, got transparent pixels; --background says what lies under" in err
+    assert "clear.png: expected an opaque image, got transparent pixels; --background sets the color" in err
     share = clear[..., 3:] / 255
     for option, under in (("white", 1.0), ("black", 0.0), ("0.5,0.5,0.5", 0.5)):
         blended = torch.from_numpy(clear[..., :3] / 255 * share + under * (1 - share)).float()
@@ -275,18 +274,18 @@ def test_what_lies_under_transparent_pixels_must_be_said(run, tmp_path):
             assert "alpha over" in lines[-1]
 
 
-def test_gray_images_are_taken_when_asked_for(run, net, tmp_path):
+def test_gray_images_need_the_gray_option(run, net, tmp_path):
     gray = noise(channels=1)[..., 0]
     write(tmp_path / "gray.png", gray)
     other = write(tmp_path / "other.png", noise())
     code, lines, err = run(other, tmp_path / "gray.png")
-    assert (code, lines) == (2, []) and "gray.png: expected an image in color, got a gray one; --gray" in err
+    assert (code, lines) == (2, []) and "gray.png: expected a color image, got a gray one; --gray" in err
     code, lines, _ = run(other, tmp_path / "gray.png", "--gray")
     assert code == 0 and float(lines[0]) == pytest.approx(expected(net, other, tmp_path / "gray.png"), rel=1e-6)
     assert "gray repeat" in lines[-1]
 
 
-def test_maps_have_the_images_size_and_the_houses_colors(run, net, folders, tmp_path):
+def test_heatmaps_have_the_images_size_and_the_shared_colors(run, net, folders, tmp_path):
     a, b = folders[0] / "2.png", folders[1] / "2.bmp"
     plain = run(a, b)[1]
     code, lines, _ = run(a, b, "--map", tmp_path / "m.png", "--map-max", 2)
@@ -303,21 +302,21 @@ def test_maps_have_the_images_size_and_the_houses_colors(run, net, folders, tmp_
         assert np.array_equal(np.asarray(image), heatmap_colors()[heatmap_indices(heat, 1.0)])
 
 
-def test_damage_in_the_middle_is_named_and_the_others_are_kept(run, net, folders, tmp_path):
+def test_a_damaged_image_is_named_and_the_other_pairs_are_kept(run, net, folders, tmp_path):
     a, b = folders
     whole = (a / "10.png").read_bytes()
     (a / "10.png").write_bytes(whole[:-40])
     options = ["--csv", tmp_path / "x.csv", "--json", tmp_path / "x.json", "--map", tmp_path / "maps"]
     code, lines, err = run(a, b, *options)
     assert code == 2 and "n\t4" in lines
-    assert f"1 of 5 pairs are left out: {a}/10.png: expected a readable image, got a PNG that is cut off\n" in err
+    assert f"1 of 5 pairs failed: {a}/10.png: expected a readable image, got a truncated PNG\n" in err
     header, *rows = rows_of(tmp_path / "x.csv")
     assert header == ["a", "b", "lpips", "error"] and len(rows) == 5
-    assert rows[2][2] == "" and "cut off" in rows[2][3]
+    assert rows[2][2] == "" and "truncated PNG" in rows[2][3]
     for row in (*rows[:2], *rows[3:]):
         assert float(row[2]) == pytest.approx(expected(net, *map(str, row[:2])), rel=1e-6) and row[3] == ""
     found = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
-    assert found["n"] == 4 and found["pairs"][2]["lpips"] is None and "cut off" in found["pairs"][2]["error"]
+    assert found["n"] == 4 and found["pairs"][2]["lpips"] is None and "truncated PNG" in found["pairs"][2]["error"]
     assert len(list((tmp_path / "maps").rglob("*.png"))) == 4
 
 
@@ -333,14 +332,14 @@ def test_nothing_is_written_where_nothing_was_measured(run, tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_headers_are_looked_at_before_anything_is_decoded(run, folders, monkeypatch):
+def test_headers_are_checked_before_anything_is_decoded(run, folders, monkeypatch):
     monkeypatch.setattr(compare, "read_pixels", lambda path: pytest.fail("decoded"))
     (folders[1] / "é 4.bmp").write_bytes(b"no image")
     code, lines, err = run(*folders)
     assert (code, lines) == (2, []) and "é 4.bmp: expected a readable image" in err
 
 
-def test_numbers_that_are_none_are_errors_not_numbers(run, folders, monkeypatch):
+def test_non_finite_distances_are_errors(run, folders, monkeypatch):
     terms = LPIPS.forward
 
     def broken(self, x, y, *args, **options):

@@ -1,4 +1,4 @@
-"""BAPPS on disk: what an item holds, and every kind of damage named by its file."""
+"""BAPPS data sets: content of items, and errors that name the damaged file."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ def test_items_hold_the_triplet_on_minus_one_to_one_and_its_judgment(root):
     assert [data[index]["set"] for index in range(5)] == ["color"] * 2 + ["cnn"] * 3
 
 
-def test_pairs_hold_the_share_that_saw_no_difference(root):
+def test_pairs_hold_the_fraction_that_saw_no_difference(root):
     data = JNDDataset(root, ("cnn",), size=None)
     item = data[1]
     assert len(data) == 2 and sorted(item) == ["p0", "p1", "path", "same", "set"]
@@ -68,7 +68,7 @@ def test_images_that_are_not_square_are_cropped_to_their_middle(root):
     assert item["ref"].shape == (3, 16, 16) and (item["ref"] == 1).all()
 
 
-def test_without_names_the_papers_sets_are_meant(root):
+def test_default_sets_are_the_papers(root):
     with pytest.raises(FileNotFoundError, match=r"sets: expected some of cnn, color in '.*val', got 'traditional'"):
         TwoAFCDataset(root)
     with pytest.raises(FileNotFoundError, match=r"sets: expected some of cnn in '.*train', got 'traditional'"):
@@ -79,9 +79,9 @@ def test_without_names_the_papers_sets_are_meant(root):
     ("arguments", "error", "message"),
     [
         ({"split": "test"}, ValueError, r"split: expected one of \('train', 'val'\), got 'test'"),
-        ({"sets": "cnn"}, ValueError, "sets: expected different names of sets, got 'cnn'"),
-        ({"sets": ["cnn", "cnn"]}, ValueError, "sets: expected different names"),
-        ({"sets": []}, ValueError, "sets: expected different names"),
+        ({"sets": "cnn"}, ValueError, "sets: expected unique names of sets, got 'cnn'"),
+        ({"sets": ["cnn", "cnn"]}, ValueError, "sets: expected unique names"),
+        ({"sets": []}, ValueError, "sets: expected unique names"),
         ({"size": 0, "sets": ["cnn"]}, ValueError, "size: expected at least 1 or None, got 0"),
         ({"root": "gone"}, FileNotFoundError, "root: expected the folder of a BAPPS data set, got none at 'gone/2afc"),
     ],
@@ -132,7 +132,7 @@ def test_images_of_unequal_size_are_named(root):
         (np.array("a"), "expected one number, got shape"),
     ],
 )
-def test_a_judgment_that_is_no_share_is_named(root, value, message):
+def test_a_judgment_that_is_no_fraction_is_named(root, value, message):
     np.save(root / "2afc/val/cnn/judge/000000.npy", value)
     with pytest.raises(ValueError, match=f"judge/000000.npy: {message}"):
         TwoAFCDataset(root, sets=("cnn",))[0]
@@ -154,8 +154,8 @@ def test_a_damaged_judgment_is_named(root):
 
 
 def test_data_sets_and_correlations_need_no_lightning():
-    names = "bapps bapps_archives bapps_make correlation distortion_sheet epochs opinions triplets"
-    code = (
-        f"import sys; from lpips_lightning import {names.replace(' ', ', ')}; print('pytorch_lightning' in sys.modules)"
-    )
+    modules = [f"data.{name}" for name in ("bapps", "bapps_download", "bapps_generate", "distortion_sheet", "samplers")]
+    modules += ["data.triplets", "evaluation.opinion_scores", "functional.correlation"]
+    imports = ", ".join(f"lpips_lightning.{module}" for module in modules)
+    code = f"import sys, {imports}; print('pytorch_lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -1,4 +1,4 @@
-"""The archives of BAPPS: downloads that go on, unpacking that stays where it should, counts; nothing left behind."""
+"""BAPPS archives: resumable downloads, safe extraction, file counts, cleanup."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def server(monkeypatch):
         thread.join()
 
 
-def test_download_goes_on_after_lost_connections(server, tmp_path):
+def test_download_resumes_after_lost_connections(server, tmp_path):
     server.content, server.cut = bytes(range(250)), 100
     said = []
     download(f"{server.url}/a.bin", tmp_path / "a.bin", lambda *progress: said.append(progress))
@@ -109,7 +109,7 @@ def test_download_goes_on_after_lost_connections(server, tmp_path):
     assert everything_in(tmp_path) == ["a.bin"]
 
 
-def test_download_goes_on_in_a_later_call_and_starts_anew_for_another_version(server, tmp_path):
+def test_download_resumes_in_a_later_call_and_restarts_for_another_version(server, tmp_path):
     server.content, server.cut = bytes(range(250)), 0
     (tmp_path / "a.bin.part").write_bytes(server.content[:120])
     (tmp_path / "a.bin.part.version").write_text('"1"')
@@ -128,7 +128,7 @@ def test_download_goes_on_in_a_later_call_and_starts_anew_for_another_version(se
 
 
 @pytest.mark.parametrize("length", [250, 300])
-def test_a_partial_file_that_is_whole_or_too_long_is_recognized(server, tmp_path, length):
+def test_a_complete_or_overlong_partial_file_is_recognized(server, tmp_path, length):
     server.content = bytes(range(250))
     (tmp_path / "a.bin.part").write_bytes((server.content + bytes(50))[:length])
     (tmp_path / "a.bin.part.version").write_text('"1"')
@@ -156,7 +156,7 @@ def test_archive_is_fetched_unpacked_counted_and_not_fetched_again(server, tmp_p
     assert len(server.asked) == 1
 
 
-def test_a_file_put_there_by_hand_is_unpacked_and_kept(tmp_path, files):
+def test_a_manually_provided_archive_is_unpacked_and_kept(tmp_path, files):
     root = tmp_path / "bapps"
     root.mkdir()
     (root / "jnd.tar.gz").write_bytes(packed(files))
@@ -172,7 +172,7 @@ def test_folders_above_the_layout_do_not_matter(tmp_path, files, prefix):
     assert len(JNDDataset(tmp_path)) == 5
 
 
-def test_without_network_it_says_what_to_do_by_hand(tmp_path):
+def test_without_network_the_error_explains_the_manual_download(tmp_path):
     message = (
         r"jnd.tar.gz: expected to download it \(0.2 GB\), got the tests have no network; .* put it into '.*' as jnd"
     )
@@ -181,13 +181,13 @@ def test_without_network_it_says_what_to_do_by_hand(tmp_path):
     assert everything_in(tmp_path) == []
 
 
-def test_a_refusal_of_the_server_is_told(server, tmp_path):
+def test_http_errors_are_reported(server, tmp_path):
     server.do_GET = lambda self: self.send_error(403)
     with pytest.raises(OSError, match="got HTTP 403 Forbidden; run again"):
         fetch(archive_at(server.url), tmp_path)
 
 
-def test_a_full_disk_is_told_before_the_download(tmp_path):
+def test_insufficient_disk_space_is_reported_before_the_download(tmp_path):
     huge = Archive("http://nowhere/a.tar.gz", "jnd/val", {}, 1e9)
     with pytest.raises(OSError, match=r"expected 2300000000.0 GB of free disk for a.tar.gz, got"):
         fetch(huge, tmp_path)
@@ -221,14 +221,14 @@ EVIL = {
     "unequal names": (
         {"jnd/val/traditional/p0/9.png": b"x", "jnd/val/traditional/p1/8.png": b"x"},
         (),
-        "expected the same names in traditional/p0 and traditional/p1, got '8' in one",
+        "expected the same names in traditional/p0 and traditional/p1, got '8' in only one",
     ),
 }
 
 
 @pytest.mark.parametrize("trouble", EVIL)
 @pytest.mark.parametrize("by_hand", [True, False])
-def test_what_should_not_be_there_is_refused_and_nothing_left_behind(server, tmp_path, files, trouble, by_hand):
+def test_unsafe_archives_are_refused_and_leave_nothing_behind(server, tmp_path, files, trouble, by_hand):
     added, links, message = EVIL[trouble]
     content = packed(files | added, links)
     root = tmp_path / "deep" / "root"
@@ -263,12 +263,12 @@ def test_a_damaged_archive_is_refused_and_nothing_left_behind(server, tmp_path, 
         "no archive": b"<html>not found</html>",
         "empty": b"",
     }[damage]
-    with pytest.raises(ValueError, match=r"downloaded_jnd.tar.gz: expected (a whole archive, got|3 files)"):
+    with pytest.raises(ValueError, match=r"downloaded_jnd.tar.gz: expected (an intact archive, got|3 files)"):
         fetch(archive_at(server.url), tmp_path / "root")
     assert everything_in(tmp_path / "root") == []
 
 
-def test_files_of_no_meaning_are_left_out_with_a_warning(tmp_path, files, caplog):
+def test_unknown_files_are_skipped_with_a_warning(tmp_path, files, caplog):
     extra = {
         "jnd/val/cnn/p0/._000000.png": b"x",
         "jnd/README": b"x",
@@ -278,11 +278,11 @@ def test_files_of_no_meaning_are_left_out_with_a_warning(tmp_path, files, caplog
     (tmp_path / "jnd.tar.gz").write_bytes(packed(files | extra))
     with caplog.at_level(logging.WARNING, "lpips_lightning"):
         unpack(archive_at(""), tmp_path / "jnd.tar.gz", tmp_path)
-    assert "left out 4 files that are no part of BAPPS, such as jnd/val/cnn/p0/._000000.png" in caplog.text
+    assert "skipped 4 files that are not part of BAPPS, such as jnd/val/cnn/p0/._000000.png" in caplog.text
     assert {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "jnd").rglob("*.*")} == set(files)
 
 
-def test_an_interrupt_leaves_nothing_behind_and_what_a_killed_process_left_is_removed(tmp_path, files):
+def test_interrupts_and_killed_processes_leave_no_temporary_files(tmp_path, files):
     root = tmp_path / "root"
     (root / ".unpacking-1/made").mkdir(parents=True)
     (root / "jnd.tar.gz").write_bytes(packed(files))

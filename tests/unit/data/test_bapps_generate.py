@@ -1,4 +1,4 @@
-"""Data sets made from photographs: whole, deterministic, judged as they say; and the sheet of distortions."""
+"""Generated data sets: complete, deterministic, judged by the given distance; and the contact sheet."""
 
 import csv
 import json
@@ -49,7 +49,7 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def test_what_is_made_is_read_as_bapps(made):
+def test_generated_data_is_read_as_bapps(made):
     for split, count in (("train", 6), ("val", 4)):
         data = TwoAFCDataset(made, split, ("traditional",), size=None)
         assert len(data) == count
@@ -82,7 +82,7 @@ def test_judgments_are_those_of_the_metric_on_the_written_images(made, photograp
     )
 
 
-def test_the_record_says_how_each_image_was_made(made):
+def test_made_files_record_distortions_and_arguments(made):
     table = rows(made / "2afc/train/traditional/made.csv") + rows(made / "2afc/val/traditional/made.csv")
     for row in table:
         for candidate in ("p0", "p1"):
@@ -97,7 +97,7 @@ def test_the_record_says_how_each_image_was_made(made):
     assert about["judge"].startswith("LPIPS embedded v0.1")
 
 
-def test_photographs_to_validate_on_are_kept_out_of_training(made):
+def test_training_and_validation_use_different_photographs(made):
     train = {row["photograph"] for row in rows(made / "2afc/train/traditional/made.csv")}
     val = {row["photograph"] for part in ("2afc", "jnd") for row in rows(made / part / "val/traditional/made.csv")}
     assert train and len(val) == 1 and not train & val
@@ -142,12 +142,12 @@ def test_parts_can_be_left_out(photographs, tmp_path):
     ("options", "message"),
     [
         ({"train": -1}, "train: expected at least 0, got -1"),
-        ({"train": 0, "val": 0, "jnd": 0}, "train: expected some triplets or pairs, got 0 of all"),
-        ({"distance": None}, r"jnd: expected 0 without a judging distance \(people fill in triplets alone\), got 4"),
+        ({"train": 0, "val": 0, "jnd": 0}, "train: expected some triplets or pairs, got 0 for train, val and jnd"),
+        ({"distance": None}, r"jnd: expected 0 without a judging distance \(people judge triplets only\), got 4"),
         ({"seed": -1}, "seed: expected at least 0, got -1"),
         ({"size": 73}, r"images: expected sides of at least 73 pixels, got 72x80 in .*a.png"),
         ({"size": 8}, "size: expected at least 16, got 8"),
-        ({"set_name": "../evil"}, "set_name: expected a name of a folder, got '../evil'"),
+        ({"set_name": "../evil"}, "set_name: expected a folder name, got '../evil'"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_written(photographs, tmp_path, options, message):
@@ -159,16 +159,16 @@ def test_wrong_arguments_are_refused_before_anything_is_written(photographs, tmp
 def test_one_photograph_cannot_be_kept_out_of_training(photographs, tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "one/a.png").write_bytes((photographs / "a.png").read_bytes())
-    with pytest.raises(ValueError, match="images: expected at least 2, as those to validate on are kept out"):
+    with pytest.raises(ValueError, match="images: expected at least 2, since training and validation use different"):
         make_bapps(tmp_path / "one", tmp_path / "out", **SMALL, distance=l2)
     make_bapps(tmp_path / "one", tmp_path / "out", train=2, val=0, jnd=0, distance=l2)
 
 
-def test_a_folder_that_holds_something_is_refused_and_an_empty_one_taken(photographs, tmp_path):
+def test_the_output_folder_must_be_new_or_empty(photographs, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="out: expected a new or an empty folder, got '.*out', which holds"):
+    with pytest.raises(FileExistsError, match="out: expected a new or empty folder, got '.*out', which is not empty"):
         make_bapps(photographs, out, **SMALL, distance=l2)
     (out / "notes.txt").unlink()
     make_bapps(photographs, out, train=1, val=0, jnd=0, distance=l2)
@@ -176,7 +176,7 @@ def test_a_folder_that_holds_something_is_refused_and_an_empty_one_taken(photogr
 
 
 def test_a_distance_that_returns_no_tensor_is_refused(photographs, tmp_path):
-    with pytest.raises(TypeError, match="distance: expected a callable that returns a tensor .*, got float from it"):
+    with pytest.raises(TypeError, match="distance: expected a callable that returns a tensor .*, got one .* float"):
         make_bapps(photographs, tmp_path / "out", **SMALL, distance=lambda x, y: 1.0)
     assert not list(tmp_path.iterdir())
 
@@ -191,13 +191,13 @@ def test_a_failure_leaves_nothing_behind(photographs, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_command_makes_a_data_set_and_says_mistakes_in_one_sentence(photographs, tmp_path, capsys):
+def test_command_makes_a_data_set_and_reports_errors_in_one_line(photographs, tmp_path, capsys):
     command = ["bapps", "make", f"--images={photographs}", f"--out={tmp_path / 'out'}", "--judge=l2", "--size=32"]
     assert cli.main([*command, "--train=2", "--val=1", "--jnd=0"]) == 0
     assert len(TwoAFCDataset(tmp_path / "out", "train", ("traditional",))) == 2
     assert "3/3" in capsys.readouterr().err
     assert cli.main([*command, "--train=2"]) == 2
-    assert capsys.readouterr().err.startswith("lpips-lightning: out: expected a new or an empty folder, got")
+    assert capsys.readouterr().err.startswith("lpips-lightning: out: expected a new or empty folder, got")
     for wrong in (["bapps"], ["bapps", "mak"], ["bapps", "make"], [*command, "--judge=x"]):
         with pytest.raises(SystemExit) as exit_:
             cli.main(wrong)
@@ -205,7 +205,7 @@ def test_command_makes_a_data_set_and_says_mistakes_in_one_sentence(photographs,
         assert "lpips-lightning bapps" in capsys.readouterr().err
 
 
-def test_sheet_shows_every_distortion_at_rising_strengths(photographs, tmp_path, capsys):
+def test_contact_sheet_shows_every_distortion_at_increasing_strength(photographs, tmp_path, capsys):
     assert cli.main(["bapps", "sheet", f"--images={photographs / 'a.png'}", f"--out={tmp_path / 'new/sheet.png'}"]) == 0
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["sheet.png"]
     sheet = np.array(Image.open(tmp_path / "new/sheet.png"))
@@ -219,7 +219,7 @@ def test_sheet_shows_every_distortion_at_rising_strengths(photographs, tmp_path,
     assert not (sheet[last[1] + SHOWN :] != 255).any()  # it ends in a margin
 
 
-def test_sheet_takes_turns_through_a_folder_and_refuses_other_formats(photographs, tmp_path):
+def test_contact_sheet_alternates_photographs_and_refuses_other_formats(photographs, tmp_path):
     one = write_sheet(photographs / "a.png", tmp_path / "one.png").read_bytes()
     all_four = write_sheet(photographs, tmp_path / "four.png").read_bytes()
     assert one != all_four

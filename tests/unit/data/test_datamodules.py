@@ -1,4 +1,4 @@
-"""BAPPS for Lightning: which loader holds what, what is downloaded, and a training that goes on in mid-epoch."""
+"""BAPPSDataModule: content of the loaders, downloads, mid-epoch resume."""
 
 import types
 
@@ -67,11 +67,11 @@ def test_archives_of_the_parts_that_are_asked_for_are_fetched(monkeypatch, tmp_p
     assert fetched == []
 
 
-def test_without_network_and_data_it_says_what_to_do(tmp_path):
+def test_without_network_and_data_the_error_explains_the_download(tmp_path):
     with pytest.raises(OSError, match=r"twoafc_train.tar.gz: expected to download it \(5.3 GB\), got .* put it into"):
         BAPPSDataModule(str(tmp_path)).prepare_data()
     with pytest.raises(
-        FileNotFoundError, match=r"root: expected the folder of a BAPPS data set, got none at .*fetches it"
+        FileNotFoundError, match=r"root: expected the folder of a BAPPS data set, got none at .*downloads it"
     ):
         BAPPSDataModule(str(tmp_path), download=False).setup("fit")
 
@@ -102,7 +102,7 @@ def test_wrong_numbers_are_refused(options, message):
 
 
 class Listener(pl.LightningModule):
-    """Learns one number from the judgments, and writes down what it saw."""
+    """Learns one parameter from the judgments, and records the batches."""
 
     def __init__(self, save_at=None, path=None):
         super().__init__()
@@ -129,7 +129,7 @@ class Listener(pl.LightningModule):
 
 # 2026-11-21, pytorch_lightning: its advice on loaders; state of the progress bars.
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
-def test_a_training_that_goes_on_in_mid_epoch_ends_where_it_would_have_ended(root, tmp_path):
+def test_mid_epoch_resume_gives_the_uninterrupted_result(root, tmp_path):
     def run(listener, checkpoint=None):
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
         trainer = pl.Trainer(max_epochs=3, enable_model_summary=False, num_sanity_val_steps=1, **quiet)

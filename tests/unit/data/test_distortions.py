@@ -1,4 +1,4 @@
-"""The 20 distortions: identity at 0, damage that grows, the same numbers for the same seed."""
+"""The 20 distortions: identity at strength 0, damage that grows with strength, reproducible by seed."""
 
 import subprocess
 import sys
@@ -121,7 +121,10 @@ def test_gradients_reach_the_image_through_jpeg(images):
         ((torch.rand(1, 1, 32, 32), "jpeg", 0.5), r"images: expected floats \(N, 3, H, W\).*\(1, 1, 32, 32\)"),
         ((torch.rand(1, 3, 8, 32), "jpeg", 0.5), "images: expected .* at least 16"),
         ((torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "jpeg", 0.5), "images: expected floats"),
-        ((torch.rand(2, 3, 32, 32), "jpeg", torch.rand(3)), r"strength: expected one, \(2,\) or \(1, 2\), got \(3,\)"),
+        (
+            (torch.rand(2, 3, 32, 32), "jpeg", torch.rand(3)),
+            r"strength: expected one, \(2,\) or \(1, 2\), got \(3,\)",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused_with_a_sentence(arguments, message):

@@ -1,4 +1,4 @@
-"""The order of an epoch comes from (seed, epoch) alone, and a training that goes on sees what it would have seen."""
+"""The order of an epoch depends only on (seed, epoch), and a resumed training gets the same batches."""
 
 import pytest
 import pytorch_lightning as pl
@@ -66,7 +66,7 @@ def test_mirrored_data_shows_each_item_in_one_of_two_forms_an_epoch():
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_loader_goes_on_where_its_state_was_taken(ranks):
+def test_loader_resumes_where_its_state_was_taken(ranks):
     def make(epoch=2, seed=5, batch_size=3):
         data = Mirrored(Numbers())
         sampler = EpochSampler(data, seed, ranks, ranks - 1)
@@ -92,9 +92,9 @@ def test_loader_goes_on_where_its_state_was_taken(ranks):
     other.load_state_dict(loader.state_dict() | {"batches": len(whole)})
     assert other.sampler.epoch == 3 and len(list(other)) == len(whole)
 
-    with pytest.raises(ValueError, match="batch_size: expected 3, as when the checkpoint was written .*, got 2"):
+    with pytest.raises(ValueError, match="batch_size: expected 3, as in the checkpoint, .* mid-epoch, got 2"):
         make(batch_size=2).load_state_dict(state)
-    with pytest.raises(ValueError, match="seed: expected 5, as when"):
+    with pytest.raises(ValueError, match="seed: expected 5, as in the checkpoint"):
         make(seed=6).load_state_dict(state)
 
 
@@ -107,7 +107,7 @@ def test_loader_leaves_the_global_generator_alone_when_it_has_its_own():
 
 
 class Recorder(pl.LightningModule):
-    """Writes down what it is given."""
+    """Records its batches."""
 
     def __init__(self, loader, val_loader=None):
         super().__init__()
@@ -159,14 +159,14 @@ def run(workers, callbacks=(), checkpoint=None, **options):
 
 
 @pytest.mark.parametrize(("callback", "step"), [(SaveAt, 2), (SaveAt, 6), (SaveAt, 8), (SaveAtEpochEnd, 8)])
-def test_a_training_that_goes_on_sees_what_it_would_have_seen(tmp_path, callback, step):
+def test_a_resumed_training_gets_the_batches_of_an_uninterrupted_one(tmp_path, callback, step):
     whole = run(0, [callback(step, tmp_path / "a.ckpt")])
     assert len(whole) == 12
     resumed = run(0, checkpoint=tmp_path / "a.ckpt")
     assert resumed == whole[step:]
 
 
-def test_worker_processes_change_nothing_also_when_it_goes_on(tmp_path):
+def test_worker_processes_change_nothing_also_on_resume(tmp_path):
     whole = run(0, [SaveAt(6, tmp_path / "a.ckpt")])
     assert run(2, checkpoint=tmp_path / "a.ckpt") == whole[6:]
 

@@ -1,4 +1,4 @@
-"""Judgments of your own: every way to write the CSV, every mistake named by its line, splits that do not leak."""
+"""Your own judgments: CSV variants, errors with line numbers, splits without leakage."""
 
 import logging
 
@@ -37,7 +37,7 @@ def table(tmp_path, images):
 VOTES = "ref,p0,p1,votes_p0,votes_p1\na.png,b.png,c.png,1,3\na.png,c.png,d.png,2,0\n"
 
 
-def test_the_judgment_is_the_share_that_preferred_p1(table):
+def test_the_judgment_is_the_fraction_that_preferred_p1(table):
     expected = [Triplet("a.png", "b.png", "c.png", 0.75), Triplet("a.png", "c.png", "d.png", 0.0)]
     assert table(VOTES) == expected
     assert table("judge,ref,p0,p1\n0.75,a.png,b.png,c.png\n0,a.png,c.png,d.png\n") == expected
@@ -71,43 +71,43 @@ def test_columns_of_other_names_can_be_named(table):
         table(VOTES, {"left": "p0"})
 
 
-def test_rows_that_nobody_has_judged_yet_are_passed_over(table, caplog):
+def test_rows_without_a_judgment_are_skipped(table, caplog):
     with caplog.at_level(logging.INFO, "lpips_lightning"):
         assert len(table(VOTES + "a.png,b.png,d.png,,\n")) == 2
-    assert "passed over 1 rows that nobody has judged yet" in caplog.text
-    with pytest.raises(ValueError, match=r"judged.csv: expected judged rows, got 1 that nobody has judged yet"):
+    assert "skipped 1 rows without a judgment" in caplog.text
+    with pytest.raises(ValueError, match=r"judged.csv: expected judged rows, got 1 rows without a judgment"):
         table("ref,p0,p1,votes_p0,votes_p1\na.png,b.png,d.png,,\n")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "judged.csv: expected a header and rows, got nothing"),
-        ("ref,p0,p1,judge\n", "expected a header and rows, got a header alone"),
-        ("ref,p0,judge\na,b,1", "line 1: expected the columns ref, p0, p1, judge, got ref, p0, judge: without p1"),
-        ("ref,p0,p1\na.png,b.png,c.png", "line 1: expected the columns .*: without votes_p0, votes_p1"),
-        ("ref,p0,p1,votes_p0,judge\na.png,b.png,c.png,1,1", "line 1: expected the columns .*: without votes_p1"),
-        ("ref,p0,p1,ref,judge\n1,2,3,4,5", "line 1: expected different names of columns, got ref, p0, p1, ref"),
+        ("", "judged.csv: expected a header and rows, got an empty file"),
+        ("ref,p0,p1,judge\n", "expected a header and rows, got only a header"),
+        ("ref,p0,judge\na,b,1", "line 1: expected the columns ref, p0, p1, judge, got ref, p0, judge, without p1"),
+        ("ref,p0,p1\na.png,b.png,c.png", "line 1: expected the columns .*, without votes_p0, votes_p1"),
+        ("ref,p0,p1,votes_p0,judge\na.png,b.png,c.png,1,1", "line 1: expected the columns .*, without votes_p1"),
+        ("ref,p0,p1,ref,judge\n1,2,3,4,5", "line 1: expected unique column names, got ref, p0, p1, ref"),
         (VOTES + "a.png,b.png,c.png,1\n", "line 4: expected 5 values as in the header, got 4"),
         (VOTES + "a.png,b.png,c.png,1,2,3\n", "line 4: expected 5 values as in the header, got 6"),
         (
             VOTES + "\n\na.png,b.png,c.png,0,0\n",
-            "line 6: expected votes, none below 0 and not both 0, got votes_p0 0 and",
+            "line 6: expected votes >= 0 and not both 0, got votes_p0 0 and",
         ),
-        (VOTES + "a.png,b.png,c.png,-1,2\n", "line 4: expected votes, none below 0"),
+        (VOTES + "a.png,b.png,c.png,-1,2\n", "line 4: expected votes >= 0"),
         (VOTES + "a.png,b.png,c.png,one,2\n", "line 4: votes_p0: expected a number, got 'one'"),
         (VOTES + "a.png,b.png,c.png,1,\n", "line 4: votes_p1: expected a number, got ''"),
         (VOTES + "a.png,b.png,c.png,1,inf\n", "line 4: votes_p1: expected a number, got 'inf'"),
-        ("ref,p0,p1,judge\na.png,b.png,c.png,1.5\n", r"line 2: judge: expected a share in \[0, 1\], got 1.5"),
+        ("ref,p0,p1,judge\na.png,b.png,c.png,1.5\n", r"line 2: judge: expected a fraction in \[0, 1\], got 1.5"),
         ('ref,p0,p1,judge\na.png,"b.png,c.png,1\n', "line 2: expected a CSV row, got unexpected end of data"),
     ],
 )
-def test_mistakes_are_named_by_their_line(table, text, message):
+def test_invalid_rows_are_named_by_line_number(table, text, message):
     with pytest.raises(ValueError, match=message):
         table(text)
 
 
-def test_missing_files_are_named_by_their_line(table, tmp_path, images):
+def test_missing_files_are_named_by_line_number(table, tmp_path, images):
     with pytest.raises(FileNotFoundError, match=r"line 4: p1: expected a file in '.*images', got 'z.png'"):
         table(VOTES + "a.png,b.png,z.png,1,2\n")
     with pytest.raises(FileNotFoundError, match=r"line 4: ref: expected a file in '.*images', got ''"):
@@ -118,7 +118,7 @@ def test_missing_files_are_named_by_their_line(table, tmp_path, images):
         read_triplets(tmp_path / "judged.csv", "gone")
 
 
-def test_another_encoding_is_told(table):
+def test_other_encodings_are_refused(table):
     with pytest.raises(ValueError, match=r"judged.csv: expected UTF-8 text, got byte 0xff at 0"):
         table(VOTES, encoding="utf-16")
 
@@ -135,7 +135,7 @@ def test_items_are_those_of_bapps_from_images_of_any_size(images):
         TripletDataset(data.triplets, images, size=None)[0]
 
 
-def test_images_stay_in_memory_up_to_a_bound(images, monkeypatch):
+def test_the_image_cache_is_bounded(images, monkeypatch):
     reads = []
     from lpips_lightning.data import triplets as module
 
@@ -180,7 +180,10 @@ def test_split_by_reference_keeps_all_of_a_reference_together():
     [
         ({"fraction": 0.0}, "val_fraction: expected a number between 0 and 1, got 0"),
         ({"fraction": 1.0}, "val_fraction: expected a number between 0 and 1"),
-        ({"fraction": 0.1}, r"val_fraction: expected to leave both parts some of the 2 groups \(triplet\), got 0.1"),
+        (
+            {"fraction": 0.1},
+            r"val_fraction: expected to leave some of the 2 groups \(triplet\) in each part, got 0.1",
+        ),
         ({"by": "image"}, r"split_by: expected one of \('triplet', 'reference'\), got 'image'"),
     ],
 )
@@ -205,7 +208,7 @@ def judged(tmp_path, images):
     return path
 
 
-def test_data_module_trains_on_one_part_and_holds_the_other_out(judged, images):
+def test_data_module_splits_into_training_and_validation(judged, images):
     data = TripletDataModule(str(judged), str(images), val_fraction=0.2, batch_size=4, size=16)
     data.setup("fit")
     paths = [path for batch in data.train_dataloader() for path in batch["path"]]
@@ -223,17 +226,17 @@ def test_data_module_trains_on_one_part_and_holds_the_other_out(judged, images):
     assert [path for batch in other.train_dataloader() for path in batch["path"]] == paths
 
 
-def test_a_csv_of_its_own_for_validation_warns_of_what_both_judge(judged, images, tmp_path):
+def test_a_separate_validation_csv_warns_of_triplets_in_both(judged, images, tmp_path):
     text = judged.read_text().splitlines()
     (tmp_path / "val.csv").write_text("\n".join([text[0], "f.png,a.png,b.png,1,0", text[1]]))
     data = TripletDataModule(str(judged), str(images), val_csv=str(tmp_path / "val.csv"), size=16)
-    with pytest.warns(match="val_csv: 1 of its 2 rows are about triplets that csv judges too"):
+    with pytest.warns(match="val_csv: 1 of 2 rows judge triplets that csv also judges"):
         data.setup("validate")
     assert len(data.val_data["triplets"]) == 2
     assert len(data.train_data) == 20
 
 
-def test_mirrored_triplets_make_no_epoch_longer(judged, images):
+def test_mirroring_keeps_the_epoch_length(judged, images):
     data = TripletDataModule(str(judged), str(images), val_fraction=0.2, batch_size=8, size=16, mirror=True)
     data.setup("fit")
     paths = [path for batch in data.train_dataloader() for path in batch["path"]]

@@ -1,4 +1,4 @@
-"""The evaluation: methods by name, scores against people, tables, images, the command."""
+"""The evaluation: methods by name, agreement with people, tables, figures, the command."""
 
 import argparse
 import csv
@@ -128,13 +128,11 @@ def test_unknown_methods_are_refused(name, message):
         parse_method(name)
 
 
-def test_missing_piq_and_small_images_are_said(pair, monkeypatch):
+def test_missing_piq_and_small_images_are_refused(pair, monkeypatch):
     monkeypatch.setattr("lpips_lightning.evaluation.methods.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r'fsim: expected the package piq, .* "lpips_lightning\[piq\]"'):
         parse_method("fsim")
-    with pytest.raises(
-        ValueError, match=r"ms-ssim: expected sides of more than 160 pixels, got 64x64; ask for a larger"
-    ):
+    with pytest.raises(ValueError, match=r"ms-ssim: expected sides of more than 160 pixels, got 64x64; use a larger"):
         parse_method("ms-ssim").distance(*pair(2, 64, 64))
 
 
@@ -211,7 +209,7 @@ def test_means_are_of_methods_with_every_set():
     assert summary([cell("a", "x", 50)], "jnd") == {}
 
 
-def test_distances_of_others_are_read_from_files(tmp_path):
+def test_external_distances_are_read_from_files(tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d/one.csv").write_text("path,d0,d1,judge\nval/color/p0/0.png,0.1,0.2,0.4\nval/cnn/p0/0.png,3,2,1\n")
     (tmp_path / "d/two.csv").write_text("path,distance,same\njnd/val/cnn/p0/0.png,0.5,1\n")
@@ -223,7 +221,7 @@ def test_distances_of_others_are_read_from_files(tmp_path):
     for text, message in {
         "path,d0,judge\nval/cnn/p0/0.png,1,1\n": "line 1: expected the columns path, d0, d1, judge",
         "path,d0,d1,judge\nval/cnn/p0/0.png,1,x,1\n": "line 2: d1: expected a number, got 'x'",
-        "path,d0,d1,judge\nval/cnn/p0/0.png,1,2,3\n": r"line 2: judge: expected a share in \[0, 1\], got 3",
+        "path,d0,d1,judge\nval/cnn/p0/0.png,1,2,3\n": r"line 2: judge: expected a fraction in \[0, 1\], got 3",
         "path,d0,d1,judge\n0.png,1,2,1\n": "line 2: path: expected <set>/<kind>/<image>, got '0.png'",
     }.items():
         (tmp_path / "bad.csv").write_text(text)
@@ -300,14 +298,14 @@ def test_own_judgments_and_distances_are_scored(root, tmp_path, capsys):
     ("args", "message"),
     [
         ([], "methods: expected --root, --csv or --distances, got nothing to score"),
-        (["l2"], "root: expected --root DIR or --csv FILE with --images DIR to measure methods on, got neither"),
+        (["l2"], "root: expected --root DIR, or --csv FILE with --images DIR, to evaluate methods, got neither"),
         (["l2", "--csv", "a.csv"], "csv: expected --csv FILE together with --images DIR, got one of them"),
         (["--distances", "a.csv"], "distances: expected NAME=FILE, got 'a.csv'"),
         (["l2", "--root", "nowhere"], "root: expected sets in 2afc/val or jnd/val of 'nowhere', got none"),
         (["lpips", "--root", "HERE"], "method: expected one of alex"),
         (
             ["l2", "--root", "HERE", "--distances", "l2=a.csv"],
-            "distances: expected names that are no method's, got 'l2'",
+            "distances: expected a name that is not among the methods, got 'l2'",
         ),
         (["l2", "--root", "HERE", "--sets", "flowers"], "sets: expected some of cnn, traditional .* got 'flowers'"),
         (["ms-ssim", "--root", "HERE"], "ms-ssim: expected sides of more than 160 pixels, got 64x64"),
@@ -324,7 +322,7 @@ def test_bad_commands_are_one_sentence(args, message, root, capsys, tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_images_say_what_to_install(monkeypatch, tmp_path):
+def test_figures_need_matplotlib(monkeypatch, tmp_path):
     monkeypatch.setattr(evaluation_report, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r'drawn by matplotlib, .* "lpips_lightning\[recipes\]"'):
         evaluation_report.save_bars([], tmp_path / "a.png")

@@ -1,4 +1,4 @@
-"""Correlations with opinion scores: closed forms, scipy's numbers, and the command over images and videos."""
+"""Correlation with mean opinion scores: closed forms, SciPy as reference, and the command on images and videos."""
 
 import csv
 import math
@@ -55,7 +55,7 @@ def test_pearson_is_one_after_the_logistic_of_a_logistic():
 
 
 @pytest.mark.parametrize(("count", "noise"), [(8, 0.3), (40, 1.0), (200, 0.3), (400, 2.0)])
-def test_numbers_are_scipys(count, noise):
+def test_correlations_match_scipy(count, noise):
     stats, optimize = (pytest.importorskip(f"scipy.{name}") for name in ("stats", "optimize"))
     generator = torch.Generator().manual_seed(count)
     x = torch.rand(count, generator=generator, dtype=torch.float64) ** 2
@@ -75,7 +75,7 @@ def test_numbers_are_scipys(count, noise):
 
 
 @pytest.mark.parametrize(("shift", "scale"), [(0, 1), (1000, 1), (0, 1e-4), (-5, 300)])
-def test_units_do_not_matter(shift, scale):
+def test_shift_and_scale_do_not_matter(shift, scale):
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(30, generator=generator, dtype=torch.float64)
     y = -x + 0.2 * torch.randn(30, generator=generator, dtype=torch.float64)
@@ -93,7 +93,7 @@ def test_the_logistic_is_no_worse_than_a_line():
         assert correlate(x, y).plcc > line - 1e-3
 
 
-def test_groups_are_correlated_apart_and_averaged():
+def test_groups_are_correlated_separately_and_averaged():
     d = torch.cat((D, D))
     mos = torch.cat((5 - D, 50 + D))  # within the second group people prefer what is farther away
     groups = by_group(d, mos, ["a"] * 6 + ["b"] * 6)
@@ -114,19 +114,19 @@ def test_groups_are_correlated_apart_and_averaged():
     ("arguments", "message"),
     [
         ((D[:4], D[:4]), "scores: expected at least 5, got 4"),
-        ((D, D[:5]), r"scores: expected one a distance, shapes \(M,\), got \(6,\) and \(5,\)"),
+        ((D, D[:5]), r"scores: expected one score per distance, shapes \(M,\), got \(6,\) and \(5,\)"),
         ((D, D * math.nan), "scores: expected finite values, got nan"),
         ((D, D * 0 + 3), "scores: expected different values, got 3 for all 6"),
         ((D * 0, D), "distances: expected different values, got 0 for all 6"),
         ((D, D, "MOS"), r"score: expected one of \('mos', 'dmos'\), got 'MOS'"),
     ],
 )
-def test_what_cannot_be_correlated_is_refused(arguments, message):
+def test_invalid_inputs_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         correlate(*arguments)
 
 
-def test_scores_are_checked_by_group_before_the_measuring():
+def test_scores_are_checked_by_group_before_measuring():
     check_scores(D, ["a"] * 6)
     with pytest.raises(ValueError, match="group 'b': scores: expected at least 5, got 2"):
         check_scores(torch.cat((D, D[:2])), ["a"] * 6 + ["b"] * 2)
@@ -151,7 +151,7 @@ def rated(tmp_path):
     return tmp_path / "rated.csv"
 
 
-def test_distances_are_those_of_the_net_and_each_reference_passes_it_once(rated, monkeypatch):
+def test_distances_equal_the_networks_and_each_reference_is_encoded_once(rated, monkeypatch):
     net = LPIPS("embedded")
     opinions = read_opinion_scores(rated)
     passes = []
@@ -186,7 +186,7 @@ def videos(tmp_path):
     return tmp_path / "videos.csv"
 
 
-def test_a_videos_distance_is_the_mean_over_its_frames_in_the_order_of_their_numbers(videos, monkeypatch):
+def test_a_videos_distance_is_the_mean_over_its_numerically_ordered_frames(videos, monkeypatch):
     from lpips_lightning.evaluation import opinion_scores as module
 
     net = LPIPS("embedded")
@@ -196,7 +196,7 @@ def test_a_videos_distance_is_the_mean_over_its_frames_in_the_order_of_their_num
     by_video = torch.tensor([frame.distance for frame in frames], dtype=torch.float64).view(5, 11)
     assert torch.allclose(distances, by_video.mean(1))
     assert by_video.std(1).min() > 0
-    monkeypatch.setattr(module, "_PIXELS", 1)  # one frame a pass
+    monkeypatch.setattr(module, "_MAX_PIXELS", 1)  # one frame a pass
     assert torch.allclose(measure(rows, net)[0], distances, rtol=1e-5)
 
 
@@ -215,17 +215,17 @@ def test_command_prints_groups_and_means(rated, capsys, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["frames.csv"]
 
 
-def test_command_takes_videos_and_columns_and_says_when_the_direction_looks_wrong(videos, capsys):
+def test_command_takes_videos_and_columns_and_warns_of_a_wrong_direction(videos, capsys):
     command = ["correlate", str(videos), "--net=embedded", "--columns=ref,dist,dmos"]
     assert cli.main([*command, "--score=dmos"]) == 0
     said = capsys.readouterr().out
     assert "1.0000" in said and "higher is worse" in said and "Negative" not in said
     assert cli.main(command) == 0
     said = capsys.readouterr().out
-    assert "-1.0000" in said and "Negative: are these scores dmos? Then say --score dmos." in said
+    assert "-1.0000" in said and "Negative SRCC: if these scores are dmos, use --score dmos." in said
 
 
-def test_command_takes_a_calibration_of_ones_own(rated, capsys, tmp_path):
+def test_command_takes_a_custom_calibration(rated, capsys, tmp_path):
     from safetensors.torch import save_file
 
     net = LPIPS("embedded")
@@ -258,12 +258,12 @@ def test_command_takes_a_calibration_of_ones_own(rated, capsys, tmp_path):
         (
             "reference,distorted,score\none.png,folder,1\n",
             ValueError,
-            "line 2: expected as many frames in 'folder' as in",
+            "line 2: expected 1 frames in 'folder', as in 'one.png', got",
         ),
         ("reference,distorted,score\none.png,empty,1\n", FileNotFoundError, "folder: expected images"),
     ],
 )
-def test_mistakes_in_the_table_are_named_by_their_line(rated, text, error, message):
+def test_errors_in_the_table_name_the_line(rated, text, error, message):
     (rated.parent / "folder").mkdir()
     (rated.parent / "empty").mkdir()
     for index in range(2):
@@ -273,7 +273,7 @@ def test_mistakes_in_the_table_are_named_by_their_line(rated, text, error, messa
         read_opinion_scores(rated)
 
 
-def test_a_group_column_and_a_root_that_are_not_there_are_named(rated):
+def test_a_missing_group_column_and_a_missing_root_are_named(rated):
     with pytest.raises(ValueError, match="line 1: expected the columns reference, distorted, score, video, got"):
         read_opinion_scores(rated, group="video")
     with pytest.raises(FileNotFoundError, match="root: expected an existing folder, got 'gone'"):
@@ -282,7 +282,7 @@ def test_a_group_column_and_a_root_that_are_not_there_are_named(rated):
         read_opinion_scores(rated, columns=("a", "b"))
 
 
-def test_images_that_do_not_fit_are_named_by_their_line(rated):
+def test_errors_of_images_name_the_line(rated):
     Image.new("RGB", (32, 40)).save(rated.parent / "one_2.png")
     with pytest.raises(
         ValueError, match=r"rated.csv, line 4: .*one_2.png: expected the size of .*one.png, 32x32 .*, got 40x32"

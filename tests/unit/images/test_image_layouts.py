@@ -126,7 +126,7 @@ def test_inference_tensors_serve_as_targets_and_are_refused_as_references(option
         (sum(value.values()) if isinstance(value, dict) else value).sum().backward()
     assert torch.equal(x.grad, clone.grad)
     assert not any(value.requires_grad for value in (inside.values() if isinstance(inside, dict) else [inside]))
-    with pytest.raises(ValueError, match="reference: expected features that can serve a backward pass"):
+    with pytest.raises(ValueError, match="reference: expected features that support a backward pass"):
         loss(x, reference=reference)
     loss(X, reference=reference)
 

@@ -216,7 +216,7 @@ def test_images_as_they_come_are_named_in_the_fingerprint(backbones):
         ({"resize": 0}, "resize: expected .*, got 0"),
         ({"resize": (1, 2, 3)}, "resize: expected"),
         ({"resize": (64.0, 64.0)}, "resize: expected"),
-        ({"frame_chunk": 0}, "frame_chunk: expected a positive number of images or None, got 0"),
+        ({"frame_chunk": 0}, "frame_chunk: expected a positive number of images, or None, got 0"),
     ],
 )
 def test_unknown_ways_with_images_are_refused(backbones, options, message):

@@ -1,4 +1,4 @@
-"""Files of every kind: the right pixels, every bit of them, or one error that names the file."""
+"""Image decoding: exact pixels for every supported file type, one error that names the file for all others."""
 
 from __future__ import annotations
 
@@ -75,19 +75,25 @@ WRONG = {  # bytes, what the error says after the file's name
     "LAB TIFF": (saved(Image.new("LAB", (4, 4)), "TIFF"), "got mode LAB; convert it to RGB first"),
     "float TIFF": (saved(Image.new("F", (4, 4)), "TIFF"), "got mode F; convert it to RGB first"),
     "32-bit TIFF": (saved(Image.new("I", (4, 4)), "TIFF"), "got mode I; convert it to RGB first"),
-    "animated PNG": (saved(IMAGES[0], "PNG", **ANIMATED), "expected one image, got 2 frames; write each to a file"),
-    "animated GIF": (saved(IMAGES[0], "GIF", **ANIMATED), "expected one image, got 2 frames; write each to a file"),
+    "animated PNG": (
+        saved(IMAGES[0], "PNG", **ANIMATED),
+        "expected one image, got 2 frames; save each frame to its own file",
+    ),
+    "animated GIF": (
+        saved(IMAGES[0], "GIF", **ANIMATED),
+        "expected one image, got 2 frames; save each frame to its own file",
+    ),
     "TIFF of two pages": (saved(IMAGES[0], "TIFF", **ANIMATED), "expected one image, got 2 frames"),
     "16-bit gray PNG with alpha": (deep_png(noise(channels=2, high=65536), GRAY_ALPHA), "got another layout"),
     "16-bit RGB PNG with a transparent color": (
         deep_png(DEEP, RGB, before=chunk(b"tRNS", bytes(6))),
         "another layout",
     ),
-    "16-bit RGB PPM": (FULL, "expected 8 bits a channel, or 16 as PNG, got another layout; convert it to PNG first"),
+    "16-bit RGB PPM": (FULL, "expected 8 bits per channel, or 16 as PNG, got another layout; convert it to PNG first"),
     "16-bit gray TIFF, white is zero": (tiff(DEEP_ONE, 0), "got another layout; convert it to PNG first"),
     "16-bit RGB TIFF, one plane a channel": (tiff(DEEP, 2, planes=2), "got another layout"),
-    "PNG cut in the middle": (CUT[: len(CUT) // 2], "got a PNG that is cut off"),
-    "PNG without its end": (CUT[:-12], "got a PNG that is cut off"),
+    "PNG cut in the middle": (CUT[: len(CUT) // 2], "got a truncated PNG"),
+    "PNG without its end": (CUT[:-12], "got a truncated PNG"),
     "PNG with a flipped bit": (bytes(FLIPPED), "got a PNG whose IDAT fails its checksum"),
     "PNG of 604 million pixels": (CUT[:8] + HUGE + CUT[33:], "got DecompressionBombError"),
     "JPEG cut in the middle": (LOSSY[: len(LOSSY) // 2], "OSError: image file is truncated"),
@@ -103,7 +109,7 @@ WHOLE_HEADERS |= {f"{kind} cut in the middle" for kind in ("JPEG", "BMP", "PPM",
 
 @pytest.fixture
 def file(tmp_path):
-    """file(data): a path that holds it."""
+    """file(data): path of a file with these bytes."""
 
     def write(data):
         (tmp_path / "x.png").write_bytes(data)
@@ -113,7 +119,7 @@ def file(tmp_path):
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_pixels_are_those_of_the_image_and_the_header_tells_their_size(name, file):
+def test_pixels_and_header_match_the_source_image(name, file):
     data, expected = RIGHT[name]
     found, header = read_pixels(file(data)), read_header(file(data))
     assert found.dtype == expected.dtype and found.shape == expected.shape
@@ -132,7 +138,7 @@ def test_pixels_are_those_of_the_image_and_the_header_tells_their_size(name, fil
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_cannot_be_read_is_refused_by_name(name, file):
+def test_unsupported_files_are_refused_by_name(name, file):
     data, said = WRONG[name]
     with pytest.raises(ValueError, match=r"x\.png: expected") as caught:
         read_pixels(file(data))
@@ -159,7 +165,7 @@ def test_missing_files_and_folders_are_refused_by_name(read, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [name for name in FORMATS if name != "WEBP" or WEBP])
-def test_damage_anywhere_is_a_image_or_a_value_error(kind, file, tmp_path):
+def test_damaged_bytes_give_an_image_or_a_value_error(kind, file, tmp_path):
     data = saved(COLOR, kind)
     numbers = np.random.default_rng(0)
     errors = 0
@@ -177,7 +183,7 @@ def test_damage_anywhere_is_a_image_or_a_value_error(kind, file, tmp_path):
     assert errors > 5
 
 
-def test_names_are_printed_on_one_line_of_valid_text():
+def test_printable_names_are_one_line_of_valid_utf8():
     assert printable("a/übung 1.png") == "a/übung 1.png"
     assert printable("a\nb\t\x1b[31m.png") == r"a\nb\t\x1b[31m.png"
     assert printable(b"caf\xe9.png".decode("utf-8", "surrogateescape")) == r"caf\xe9.png"

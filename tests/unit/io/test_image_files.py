@@ -1,4 +1,4 @@
-"""Images in and out: every kind that a folder can hold, read upright as 8-bit RGB or refused by name."""
+"""Reading images as upright 8-bit RGB, listing folders, writing images."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def pixels(path):
     return read_image(path).permute(1, 2, 0).numpy()
 
 
-def test_rgb_is_read_as_it_is(rgb, tmp_path):
+def test_rgb_is_read_unchanged(rgb, tmp_path):
     Image.fromarray(rgb).save(tmp_path / "a.png")
     assert np.array_equal(pixels(tmp_path / "a.png"), rgb)
 
@@ -31,7 +31,7 @@ def test_gray_and_one_bit_are_repeated_over_channels(rgb, tmp_path):
     assert set(np.unique(pixels(tmp_path / "bits.png"))) == {0, 255}
 
 
-def test_palette_is_looked_up(rgb, tmp_path):
+def test_palettes_are_resolved(rgb, tmp_path):
     palette = Image.fromarray(rgb).quantize(16)
     palette.save(tmp_path / "a.png")
     assert np.array_equal(pixels(tmp_path / "a.png"), np.asarray(palette.convert("RGB")))
@@ -43,7 +43,7 @@ def test_sixteen_bit_gray_keeps_its_brightness(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_transparent_pixels_lie_over_white_and_opaque_ones_are_kept(rgb, tmp_path, mode):
+def test_transparent_pixels_are_composited_over_white(rgb, tmp_path, mode):
     image = Image.fromarray(rgb).convert(mode)
     alpha = np.full((8, 12), 255, np.uint8)
     alpha[:, :6] = 0
@@ -54,7 +54,7 @@ def test_transparent_pixels_lie_over_white_and_opaque_ones_are_kept(rgb, tmp_pat
     assert np.array_equal(found[:, 6:], np.asarray(image.convert("RGB"))[:, 6:])
 
 
-def test_transparent_palette_color_lies_over_white(tmp_path):
+def test_transparent_palette_colors_are_composited_over_white(tmp_path):
     image = Image.new("P", (4, 4), 1)
     image.putpalette([0, 0, 0, 10, 20, 30])
     image.putpixel((0, 0), 0)
@@ -73,7 +73,7 @@ def test_orientation_is_applied_to_pixels_and_size(rgb, tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "suffix"), [("CMYK", "jpg"), ("F", "tif"), ("I", "tif"), ("LAB", "tif")])
-def test_images_without_plain_colors_are_refused_by_name(tmp_path, mode, suffix):
+def test_images_without_rgb_meaning_are_refused_by_name(tmp_path, mode, suffix):
     Image.new(mode, (4, 4)).save(tmp_path / f"a.{suffix}")
     with pytest.raises(ValueError, match=rf"a\.{suffix}: expected an RGB, gray, .* got mode {mode}; convert it to RGB"):
         read_image(tmp_path / f"a.{suffix}")
@@ -96,14 +96,14 @@ def test_truncated_file_is_refused_by_name(rgb, tmp_path):
         read_image(tmp_path / "a.png")
 
 
-def test_folder_is_searched_through_and_sorted(rgb, tmp_path):
+def test_folders_are_searched_recursively_and_sorted(rgb, tmp_path):
     for name in ("b.PNG", "a.jpg", "in/c.png", ".hidden/d.png", ".e.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(rgb).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("none")
     assert list(find_images(tmp_path)) == ["a", "b", "in/c"]
     Image.fromarray(rgb).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"folder: expected one file a name, got '.*a.jpg' and '.*a.png'"):
+    with pytest.raises(ValueError, match=r"folder: expected one file per name, got '.*a.jpg' and '.*a.png'"):
         find_images(tmp_path)
 
 

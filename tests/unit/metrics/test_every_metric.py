@@ -87,7 +87,7 @@ def cases(backbones, pair):
 
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("name", [*LPIPS_CASES, *OTHERS])
-def test_it_keeps_what_every_metric_owes(name, check, cases):
+def test_every_metric_passes_the_harness(name, check, cases):
     CHECKS[check](cases[name])
 
 

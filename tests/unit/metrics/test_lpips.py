@@ -23,7 +23,7 @@ def scores(backbones, pair):
     return LPIPS("squeeze", weights=backbones["squeeze"])(*pair(5))
 
 
-def test_both_pairs_of_names_and_positions(metric, pair):
+def test_both_argument_names_and_positional_arguments(metric, pair):
     x, y = pair()
     values = [metric(x, y), metric(preds=x, target=y), metric(img1=x, img2=y), metric(img2=y, img1=x)]
     assert len({float(value) for value in values}) == 1
@@ -50,7 +50,7 @@ def test_wrong_arguments_are_value_errors(arguments, message):
         Metric(**{"weights": "random", **arguments})
 
 
-def test_an_argument_that_does_not_exist_is_a_type_error():
+def test_an_unknown_argument_is_a_type_error():
     with pytest.raises(TypeError, match="^no_such: expected the name of an option, got an unknown one; "):
         Metric(weights="random", no_such=1)
 
@@ -94,7 +94,7 @@ def test_collection_with_psnr_and_ssim_by_keyword_and_position(backbones, pair):
     assert by_position == by_keyword
 
 
-def test_two_nets_that_saw_equal_images_first_are_not_merged(backbones, pair):
+def test_two_networks_with_equal_first_scores_are_not_merged(backbones, pair):
     x, y = pair()
     options = {
         "squeeze": {"net_type": "squeeze", "weights": backbones["squeeze"]},
@@ -115,7 +115,7 @@ def test_two_nets_that_saw_equal_images_first_are_not_merged(backbones, pair):
     assert len({float(value) for value in values.values()}) == 5
 
 
-def test_two_of_one_kind_are_merged(backbones, pair):
+def test_two_equal_metrics_are_merged(backbones, pair):
     collection = MetricCollection({name: Metric("alex", weights=backbones["alex"]) for name in "ab"})
     collection.update(*pair())
     assert len(collection.compute_groups) == 1
@@ -159,7 +159,7 @@ def test_parents_cannot_cast_it(metric, pair, change):
     assert metric(x, y) == before
 
 
-def test_maps_of_other_sizes_and_videos_of_other_lengths_are_refused(backbones, pair):
+def test_maps_of_unequal_size_and_videos_of_unequal_length_are_refused(backbones, pair):
     maps = Metric("squeeze", spatial=True, weights=backbones["squeeze"])
     maps.update(*pair(2, 32, 40))
     with pytest.raises(ValueError, match=r"as in the first batch, \(0, 32, 40\), got \(0, 40, 32\)"):
@@ -174,7 +174,7 @@ def test_maps_of_other_sizes_and_videos_of_other_lengths_are_refused(backbones, 
         videos.update(*pair(2, 32, 40))
 
 
-def test_features_of_a_fixed_target_serve_a_metric(backbones, pair):
+def test_a_metric_takes_features_of_a_fixed_target(backbones, pair):
     x, y = pair()
     metric = Metric("squeeze", weights=backbones["squeeze"])
     expected = metric(x, y)
@@ -182,7 +182,7 @@ def test_features_of_a_fixed_target_serve_a_metric(backbones, pair):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_numbered_images_count_once_in_the_order_of_their_numbers(backbones, pair, scores, reduction):
+def test_indexed_images_count_once_in_the_order_of_indices(backbones, pair, scores, reduction):
     x, y = pair(5)
     metric = Metric("squeeze", reduction, weights=backbones["squeeze"])
     for numbers in ([3, 1], [4, 0, 2], [3, 4], []):
@@ -194,36 +194,37 @@ def test_numbered_images_count_once_in_the_order_of_their_numbers(backbones, pai
     image = x[:1].clone().requires_grad_()
     metric(image, y[:1], index=7).sum().backward()
     assert float(image.grad.norm()) > 0
-    assert not metric.numbered[0].requires_grad
+    assert not metric.indexed_rows[0].requires_grad
 
 
 @pytest.mark.parametrize(
     ("index", "error", "message"),
     [
-        ([0, 1, 2], ValueError, r"index: expected one number a sample, shape \(2,\), got \(3,\)"),
+        ([0, 1, 2], ValueError, r"index: expected one index per sample, shape \(2,\), got \(3,\)"),
         (torch.zeros(2, 1, dtype=torch.long), ValueError, r"shape \(2,\), got \(2, 1\)"),
-        ([0.0, 1.0], TypeError, "index: expected whole numbers, got torch.float32"),
-        (torch.ones(2, dtype=torch.bool), TypeError, "index: expected whole numbers, got torch.bool"),
+        ([0.0, 1.0], TypeError, "index: expected integers, got torch.float32"),
+        (torch.ones(2, dtype=torch.bool), TypeError, "index: expected integers, got torch.bool"),
     ],
 )
-def test_wrong_numbers_are_refused_and_nothing_is_added(metric, backbones, pair, index, error, message):
+def test_wrong_indices_are_refused_and_nothing_is_added(metric, backbones, pair, index, error, message):
     with pytest.raises(error, match=message):
         metric.update(*pair(), index=index)
-    assert not metric.numbers and not metric.numbered
+    assert not metric.indices and not metric.indexed_rows
     maps = Metric("squeeze", spatial=True, weights=backbones["squeeze"])
     with pytest.raises(ValueError, match="index: expected None for the mean or sum of maps"):
         maps.update(*pair(), index=[0, 1])
 
 
-def test_numbers_of_the_batch_and_numbers_now_and_then_are_errors(metric, pair):
+def test_indices_within_the_batch_and_partial_indices_are_errors(metric, pair):
     x, y = pair(4)
     y = torch.lerp(x, y, torch.linspace(0.2, 0.8, 4).view(4, 1, 1, 1))
     for part in (slice(0, 2), slice(2, 4)):
         metric.update(x[part], y[part], index=[0, 1])
-    with pytest.raises(ValueError, match="got two different samples of number 0; a position in the batch is no such"):
+    message = "got two different samples with index 0; do not pass the index within the batch"
+    with pytest.raises(ValueError, match=message):
         metric.compute()
     metric.reset()
     metric.update(x, y, index=range(4))
     metric.update(x, y)
-    with pytest.raises(ValueError, match="index: expected in every update or in none, on all ranks"):
+    with pytest.raises(ValueError, match="index: expected it in every update or in none, on all ranks"):
         metric.compute()

@@ -37,12 +37,14 @@ class LPIPSOptions(TypedDict, total=False):
         resize: ``(H, W)``, or one integer for both: every image is resized to it, bilinear with antialiasing. It
             changes the distance, so it is part of the fingerprint.
         frame_chunk: Most images, or frames of videos, per backbone pass; None for as many as memory allows.
-        memory_budget: Bytes that a call may use in addition to weights and images; a warning is issued if this is not
-            possible. To stay within it, images run a few at a time, and large ones in row strips, or in tiles for the
-            gradient; results differ by rounding only. None: on the CPU 128 MiB, or 256 MiB with a gradient (more saves
-            no time); on other devices, and for the gradient of a single image, 4 GiB. It applies to pairs of images
-            without `spatial`, `mask`, or gradients of single layers; `LPIPS.plan` returns the plan of a call.
-        validate_args: Check pixel values, except under ``torch.compile``. Shapes are always checked.
+        memory_budget: Limit in bytes for the estimated peak memory of a call, in addition to weights and images; a
+            warning is issued if no plan fits. To stay within it, images run a few at a time, and large ones in row
+            strips, or in tiles for the gradient; results differ by rounding only. None: on the CPU 128 MiB, or 256 MiB
+            with a gradient (more saves no time); an image whose gradient needs more is evaluated whole within 4 GiB,
+            else in tiles within 1.5 GiB; on other devices 4 GiB. It applies to pairs of images without `spatial`,
+            `mask`, or gradients of single layers; `LPIPS.plan` returns the plan of a call.
+        validate_args: Check pixel values, and clamp rounding overshoot to the range; values are not checked under
+            ``torch.compile``. Shapes are always checked.
     """
 
     version: str

@@ -73,7 +73,7 @@ def test_snippets_run(page, number):
 def test_the_first_snippet_shows_how_training_lowers_lpips(capsys):
     run("README.md", 0)
     shown = capsys.readouterr().out
-    blurred, restored = map(float, re.fullmatch(r"LPIPS: (\S+) blurred, (\S+) restored\n", shown).groups())
+    blurred, restored = map(float, re.fullmatch(r"LPIPS\(embedded\): (\S+) blurred, (\S+) restored\n", shown).groups())
     assert blurred == 0.18  # as the comment beside it says
     assert restored < 0.12
 

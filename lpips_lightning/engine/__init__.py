@@ -19,7 +19,7 @@ less memory, because it knows two things in advance: the weights never change, a
 
 1. As above, up to ``engine/dispatch.py``, which sees that `x` requires grad and calls ``engine/autograd.py``.
 2. ``engine/autograd.py``: the forward pass of the autograd function `_Distances` computes the distances *and* their
-   gradient w.r.t. the images. It saves only the gradient, which is as large as the images.
+   gradient w.r.t. the images. It saves this gradient, which is as large as the images, and no activations.
 3. ``engine/planner.py`` plans with the gradient: all images at once, some at a time, or tiles of one image.
 4. ``engine/executor.py``: `pair_gradient` runs the backbone forward; at each layer, `layer_sum_gradient`
    (``kernels/head.py``) returns the distance and the gradient w.r.t. the features; then the executor backpropagates
@@ -32,7 +32,8 @@ less memory, because it knows two things in advance: the weights never change, a
 
 **What does `memory_budget` do?** ``engine/planner.py`` chooses the fastest plan whose estimated peak memory fits the
 budget (bytes in addition to weights and images); if none fits, it takes the smallest and warns. Without a budget, the
-defaults in ``engine/constants.py`` apply. `LPIPS.plan` shows the plan before a call:
+defaults in ``engine/constants.py`` apply. Calls on the plain autograd path (see dispatch) ignore the budget;
+`frame_chunk` limits those. `LPIPS.plan` shows the plan before a call:
 
 >>> from lpips_lightning import LPIPS
 >>> LPIPS("embedded").plan((1, 3, 2048, 2048)).way
@@ -60,8 +61,8 @@ module's own forward pass and ``torch.autograd``.
 **streaming** computes distances of huge images in row strips; line buffers hold the rows that the next windows need, so
 nothing is computed twice.
 
-**tiling** computes gradients of huge images in tiles with a halo as wide as the receptive field; only the interior of
-each tile counts.
+**tiling** computes gradients of huge images in tiles with a halo that completes every receptive field; only feature
+positions in the interior of a tile count.
 
 **graph** converts a ``torch.fx`` trace to a list of operations with known receptive fields, or says why it cannot.
 

@@ -1,4 +1,4 @@
-"""Entry point of the engine: every metric, loss, callback and command computes its distances here.
+"""Entry point of the engine: distances of image pairs, for metrics, losses, callbacks and commands.
 
 `measure` uses the fused path where possible: distances without an autograd graph, or with an input gradient computed in
 the forward pass, both within a memory budget. Maps, masks, per-layer gradients and tracing use plain autograd.
@@ -51,7 +51,8 @@ def measure(
         erode: Count only positions whose whole receptive field is unmasked.
 
     Returns:
-        Distances ``(M,)``, or maps ``(M, 1, H, W)``; float32, or float64 for float64 images.
+        Distances ``(M,)``, or maps ``(M, 1, H, W)``, by layer name (their sum under ``""`` if only that was computed),
+        and which pairs have unmasked positions. float32, or float64 if the backbone runs in float64.
 
     Raises:
         ValueError: With `erode`, if the receptive fields of the backbone are unknown.

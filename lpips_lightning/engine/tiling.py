@@ -1,7 +1,8 @@
-"""Exact gradients of huge images in bounded memory: tiles with a halo as wide as the receptive field.
+"""Exact gradients of huge images in bounded memory: tiles with a halo that completes every receptive field.
 
 Every position of every layer belongs to the interior of exactly one tile and is computed from its full receptive field,
-so its value is that of the whole image. Positions in the halo are not counted. True image borders keep their padding.
+so its value is that of the whole image. Feature positions in the halo are left out;
+gradients w.r.t. pixels of the halo are added up over tiles. True image borders keep their padding.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ class AxisTile:
 
 
 def axis_tiles(layer_graph: LayerGraph, axis: int, length: int, tile: int) -> list[AxisTile]:
-    """Split an axis into tiles of about equal length, each with at least one position of every layer.
+    """Split an axis into tiles of equal interior, each with at least one position of every layer.
 
     Args:
         layer_graph: Layer graph of the backbone.
         axis: 0 for rows, 1 for columns.
         length: Pixels of the image along the axis.
-        tile: Maximum interior of a tile in pixels; it is at least the stride of the backbone.
+        tile: Interior of a tile in pixels, rounded down to a multiple of the stride of the backbone, and at least one
+            stride. The last tile also takes pixels too few for a tile of their own.
 
     Returns:
         Tiles from the first pixel to the last.
@@ -50,13 +52,13 @@ def axis_tiles(layer_graph: LayerGraph, axis: int, length: int, tile: int) -> li
     if tile < 1:
         raise ValueError(f"tile: expected a positive number of pixels, got {tile}")
     stride = layer_graph.strides[axis]
-    # Of all results: with large padding, a feature layer can have a smaller receptive field than its inputs.
+    # All nodes, not only feature layers: with large padding, a feature layer can reach less far than its inputs.
     receptive_fields = {name: both[axis] for name, both in layer_graph.receptive_fields.items()}
     counts = {name: shape[1 + axis] for name, shape in layer_graph.shapes((length, length)).items()}
     before = max(field.before for field in receptive_fields.values())
     after = max(field.after - field.jump + 1 for field in receptive_fields.values())
-    largest = max(tile // stride, 1) * stride
-    step = -(-length // (-(-length // largest)) // stride) * stride
+    count = -(-length // (max(tile // stride, 1) * stride))
+    step = -(-length // (count * stride)) * stride
     starts = [
         start
         for start in range(0, length, step)

@@ -205,7 +205,7 @@ metric: {net_type: embedded, gray: per_channel, sync_on_compute: false}
         parser.print_help()
     for name in {**DEFAULTS, **METRIC_DEFAULTS}:
         assert f"--metric.{name}" in out.getvalue()
-    assert "default: fp32" in out.getvalue() and "Bytes that a call may use" in out.getvalue()
+    assert "default: fp32" in out.getvalue() and "Limit in bytes for the estimated" in out.getvalue()
 
 
 def test_networks_with_unhashable_options_are_not_cached():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.batch import Features
 from lpips_lightning.images.preprocessing import ImagePolicy
-from lpips_lightning.images.ranges import DataRange, check_values, parse_range, training_tolerance
+from lpips_lightning.images.ranges import DataRange, RangeChecker, RangeError, check_values, parse_range
 from lpips_lightning.network import LPIPS
 from lpips_lightning.options import DEFAULTS, LPIPSOptions, check_names
 
@@ -26,7 +27,7 @@ class PairScorer:
         options: See `LPIPSOptions`; the image options apply to every score.
         owner: Class that the options were given to, for errors.
         lpips: False for scores other than LPIPS: no backbone is loaded.
-        clamp: Clamp predictions to the range; otherwise values outside it are an error.
+        clamp: Clamp predictions to the range; otherwise values outside it are scored unclamped, with one warning.
         cache_bytes: Memory limit for cached target features.
 
     Attributes:
@@ -54,6 +55,8 @@ class PairScorer:
         self.data_range = parse_range(data_range)
         self.clamp = clamp
         self.target_features = TargetFeatures(cache_bytes)
+        self._predictions = RangeChecker(immediate=True)
+        self._warned = False
         self._net: LPIPS | None = None
         self._smallest = 1
         if lpips or isinstance(net_type, LPIPS):
@@ -86,7 +89,7 @@ class PairScorer:
         return f"{self.net.fingerprint}, range {list(self.data_range)}{', predictions clamped' * self.clamp}"
 
     def check(self, pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Check a pair and clamp overshoot, which is due to rounding unless `clamp` is set.
+        """Check a pair and clamp rounding overshoot; predictions may have any values and never stop a training.
 
         Args:
             pred: ``(N, 3, H, W)``, or other channels if the options allow, floating on the range or uint8 on [0, 255].
@@ -94,15 +97,15 @@ class PairScorer:
 
         Raises:
             TypeError: If either is of the wrong type.
-            ValueError: If shapes, sizes or devices do not match, or pixel values are outside the range.
+            ValueError: If shapes, sizes or devices do not match, or pixel values of `target` are outside the range.
         """
         net_type = "None" if self._net is None else self._net.net_type
         self.images.check_pair(pred, target, ("pred", "target"), net_type, self._smallest)
         if self.validate_args:
-            # With clamp, predictions have the tolerance of a loss, which still detects floats on [0, 255].
-            check_values(pred, "pred", self.data_range, training_tolerance(self.data_range) if self.clamp else 0.0)
             check_values(target, "target", self.data_range)
-        if self.validate_args or self.clamp:
+        if self.clamp and self.validate_args:
+            self._predictions.observe(pred, "pred", self.data_range, "prediction")
+        if self.clamp or (self.validate_args and self._is_on_range(pred)):
             pred = self._clamped(pred)
         return pred, self._clamped(target) if self.validate_args else target
 
@@ -165,6 +168,18 @@ class PairScorer:
             ``(N, 3, h, w)``, and its range.
         """
         return replace(self.images, gray=None, resize=None).to_flat_rgb(images, self.data_range)
+
+    def _is_on_range(self, pred: Tensor) -> bool:
+        """Whether predictions are off their range by rounding at most; warns once if not."""
+        try:
+            check_values(pred, "pred", self.data_range)
+        except RangeError as error:
+            if not self._warned:
+                self._warned = True
+                way_out = "clamp=True scores them as an image file would hold them"
+                warnings.warn(f"{error}; they are scored as they are, {way_out}", stacklevel=2)
+            return False
+        return True
 
     def _clamped(self, images: Tensor) -> Tensor:
         return images if images.dtype == torch.uint8 else images.clamp(*self.data_range)

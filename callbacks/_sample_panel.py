@@ -54,7 +54,7 @@ class Sample:
 
 
 def to_pixels(image: Tensor, data_range: tuple[float, float]) -> Pixels:
-    """Convert an image to uint8, clamped and rounded.
+    """Convert an image to uint8, clamped and rounded; NaN becomes black.
 
     Args:
         image: ``(3, H, W)``, or gray ``(1, H, W)``; floating on `data_range` or uint8 on [0, 255].
@@ -65,7 +65,7 @@ def to_pixels(image: Tensor, data_range: tuple[float, float]) -> Pixels:
     """
     if image.dtype != torch.uint8:
         low, high = data_range
-        image = ((image.float() - low) * (255 / (high - low))).round().clamp(0, 255).to(torch.uint8)
+        image = ((image.float() - low) * (255 / (high - low))).nan_to_num(0).round().clamp(0, 255).to(torch.uint8)
     return image.expand(3, -1, -1).permute(1, 2, 0).contiguous().cpu().numpy()
 
 

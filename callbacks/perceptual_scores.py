@@ -62,7 +62,8 @@ class PerceptualScores(Callback):
         target_key: Key of the target.
         adapter: ``(step outputs, batch) -> {"pred": ..., "target": ...}`` converts other outputs; in YAML an import
             path.
-        clamp: Clamp predictions to the range, as writing them to a file does. Otherwise values outside it are an error.
+        clamp: Clamp predictions to the range, as writing them to a file does. Otherwise predictions outside it
+            are scored unclamped, with one warning. Targets outside the range are always an error.
         cache_bytes: Memory limit for cached target features on the device of the images; 0 disables the cache.
         options: See `lpips_lightning.options.LPIPSOptions`. Checking pixel values synchronizes with the device.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Unpack
 
@@ -54,7 +55,8 @@ class SampleGallery(Callback):
             ``(N, 4, h, w)``; None or a missing key leaves it out.
         adapter: ``(step outputs, batch) -> {"pred": ..., "target": ..., "input": ...}`` converts other outputs; in YAML
             an import path.
-        clamp: Clamp predictions to the range. Otherwise values outside it are an error.
+        clamp: Clamp predictions to the range. Otherwise predictions outside it
+            are scored unclamped, with one warning. NaN ranks as worst. Targets outside the range are always an error.
         options: See `lpips_lightning.options.LPIPSOptions`.
 
     Raises:
@@ -154,7 +156,7 @@ class SampleGallery(Callback):
         net = self._pairs.net
         distances = net(pred, target, self._pairs.data_range)
         # Synchronizes once per batch: the host must know which samples to keep.
-        scores: list[float] = distances.tolist()
+        scores: list[float] = distances.nan_to_num(nan=math.inf).tolist()  # NaN cannot be sorted
         new = [
             Scored(score, dataloader_idx, index, trainer.global_rank)
             for score, index in zip(scores, indices, strict=True)

@@ -18,8 +18,13 @@ _VGG = {"vgg16": "vgg"}
 class LPIPS(DropsLegacyKeys):
     """Replacement of `lpips.LPIPS` 0.1.4: ``from lpips_lightning.compat import LPIPS``.
 
-    Same values and shapes. Unlike the reference, the network is frozen, ``.train()`` has no effect, and pixel values
-    outside the range are an error. Arguments that only serve to train the calibration are refused.
+    Same values and shapes. Unlike the reference, the network is frozen, ``.train()`` has no effect, and images on a
+    wrong range are an error. Arguments that only serve to train the calibration are refused.
+
+    As a loss: images that require grad may have any values, including NaN, and are not clamped. Without gradients, as
+    in a validation, either batch may have any values if the other one is within the range, and both may exceed it by
+    a quarter of it; one warning is issued, and nothing is clamped. If both exceed it further, as floats on [0, 255]
+    do, it is an error, unless ``validate_args=False``.
 
     Args:
         pretrained: False is refused; for an uncalibrated LPIPS pass ``lpips=False``.
@@ -34,6 +39,7 @@ class LPIPS(DropsLegacyKeys):
         eval_mode: False is refused.
         verbose: Ignored; a library does not print.
         weights: Backbone weights, see `lpips_lightning.LPIPS`; the reference has no such argument.
+        validate_args: Check pixel values, see above; the reference has no such argument and checks nothing.
 
     Raises:
         ValueError: If an argument is refused or has an unknown value.
@@ -61,6 +67,7 @@ class LPIPS(DropsLegacyKeys):
         verbose: bool = True,
         *,
         weights: str | os.PathLike[str] | None = None,
+        validate_args: bool = True,
     ) -> None:
         super().__init__()
         if lpips and not pretrained:
@@ -79,7 +86,9 @@ class LPIPS(DropsLegacyKeys):
             calibrated=lpips,
             weights="random" if pnet_rand else weights,
             calibration=model_path if lpips else None,
+            validate_args=validate_args,
         )
+        self.net.role = "unsure"
 
     @override
     def forward(
@@ -102,12 +111,12 @@ class LPIPS(DropsLegacyKeys):
 
         Raises:
             TypeError: If an argument is of the wrong type.
-            ValueError: If shapes, sizes or devices do not match, or pixel values are outside the range.
+            ValueError: If shapes, sizes or devices do not match, or the pixel values of both are outside the range.
         """
         data_range = (0.0, 1.0) if normalize else (-1.0, 1.0)
-        names = ("in0", "in1")
+        names, roles = ("in0", "in1"), network.roles_of(in0, in1, self.net.role)
         terms = network.measure(
-            self.net, in0, in1, data_range, spatial=self.spatial, per_layer=True, names=names
+            self.net, in0, in1, data_range, spatial=self.spatial, per_layer=True, names=names, roles=roles
         ).values
         layers = [term if self.spatial else term.view(-1, 1, 1, 1) for term in terms.values()]
         total = sum(layers[1:], layers[0])

@@ -13,13 +13,9 @@ from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.backbones.shared import DropsLegacyKeys
 from lpips_lightning.batch import Distances, Features
 from lpips_lightning.functional.reduction import Reduction, check_reduction, reduced
-from lpips_lightning.images.ranges import DataRange, RangeChecker, parse_range, training_tolerance
+from lpips_lightning.images.ranges import DataRange, RangeChecker, parse_range
 from lpips_lightning.network import LPIPS, measure
 from lpips_lightning.options import LPIPSOptions, with_options
-
-# An untrained network overshoots, and a late outlier must not end a run. Pipeline mistakes show in the first calls, so
-# only these are checked, with a tolerance.
-_CHECKED_CALLS = 100
 
 
 @with_options(precision="autocast")
@@ -30,9 +26,10 @@ class PerceptualLoss(DropsLegacyKeys):
     runs on the device of the images.
 
     The backbone's precision defaults to ``"autocast"``; ``"fp32"``, ``"bf16"`` and ``"fp16"`` override any autocast.
-    With `validate_args`, targets must always be within the range. In the first 100 calls, predictions may exceed it by
-    the size of the range for ``(0, high)``, and by a quarter of it for other ranges; later they are not checked. On an
-    accelerator the check does not synchronize: errors are raised up to 12 calls later.
+    With `validate_args`, targets must always be within the range. Predictions may have any values and are not clamped;
+    with NaN or infinity the loss is NaN, so that ``GradScaler`` skips the step. One warning is issued if, in the first
+    100 calls, a quarter of a prediction's values or more is over 10 ranges away from the range. On an accelerator the
+    check does not synchronize: errors are raised up to 12 calls later.
 
     Args:
         net_type: ``"vgg"`` (recommended by the reference for optimization), ``"alex"``, ``"squeeze"`` or ``"embedded"``
@@ -75,7 +72,6 @@ class PerceptualLoss(DropsLegacyKeys):
         check_reduction(reduction)
         self.data_range = parse_range(data_range)
         self.weight = weight
-        self._calls = 0
         self.reduction = reduction
         self.net = LPIPS.of(net_type, options, type(self), precision="autocast")
         self.net.range_checker = RangeChecker(periodic=True)
@@ -111,8 +107,7 @@ class PerceptualLoss(DropsLegacyKeys):
         """Weighted LPIPS of a batch.
 
         Args:
-            pred: Predictions ``(N, 3, H, W)`` or ``(B, T, 3, H, W)`` on `data_range`; they may overshoot, and are not
-                clamped.
+            pred: Predictions ``(N, 3, H, W)`` or ``(B, T, 3, H, W)`` for `data_range`; any values pass unclamped.
             target: Targets of the same shape. Their gradient is computed only if they require grad.
             reference: Features of a fixed target from `encode`, instead of `target`.
             mask: Weight of each pixel, see `LPIPS.forward`. Images that the mask excludes completely add 0 and do not
@@ -125,7 +120,7 @@ class PerceptualLoss(DropsLegacyKeys):
 
         Raises:
             TypeError: If an argument is of the wrong type, or both or neither of `target` and `reference` are given.
-            ValueError: If shapes, sizes or devices do not match, or pixel values are outside the range.
+            ValueError: If shapes, sizes or devices do not match, or pixel values of `target` are outside the range.
         """
         other = reference if target is None else target
         if other is None or (target is not None and reference is not None):
@@ -184,7 +179,7 @@ class PerceptualLoss(DropsLegacyKeys):
             mask=mask,
             erode=erode,
             names=names,
-            tolerance=self._tolerance(),
+            roles=("prediction", "data"),
         )
 
     def _zeros(self, pred: Tensor, other: Tensor | Features, names: tuple[str, str]) -> Distances:
@@ -201,9 +196,3 @@ class PerceptualLoss(DropsLegacyKeys):
             return values
         valid = distances.valid if self.reduction in ("none", None) else distances.valid.any()
         return torch.where(valid, values, 0)
-
-    def _tolerance(self) -> float:
-        if torch.compiler.is_compiling() or self._calls >= _CHECKED_CALLS:
-            return math.inf
-        self._calls += 1
-        return training_tolerance(self.data_range)

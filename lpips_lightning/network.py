@@ -28,7 +28,7 @@ from lpips_lightning.engine.planner import check_budget, choose_plan
 from lpips_lightning.engine.state import Plan
 from lpips_lightning.images.masks import check_mask, fill_masked
 from lpips_lightning.images.preprocessing import ImagePolicy
-from lpips_lightning.images.ranges import DataRange, RangeChecker, parse_range
+from lpips_lightning.images.ranges import DataRange, RangeChecker, Role, parse_range
 from lpips_lightning.options import DEFAULTS, LPIPSOptions, Precision, check_names, check_not_given, with_options
 
 HALF_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -55,6 +55,7 @@ class LPIPS(SharedNetworkModule):
         net_type: Name of the backbone.
         images: Which images are accepted, and how they are converted for the backbone.
         range_checker: Checks pixel values.
+        role: Role in `forward` and `measure` of images that do not require grad.
 
     Raises:
         TypeError: If an option does not exist.
@@ -94,6 +95,8 @@ class LPIPS(SharedNetworkModule):
         self.validate_args = values["validate_args"]
         self.range_checker = RangeChecker(immediate=True)
 
+    role: Role = "data"
+
     @classmethod
     def of(
         cls,
@@ -131,7 +134,7 @@ class LPIPS(SharedNetworkModule):
             return cls(net_type, **values)
         check_not_given(options, **defaults)
         clone = copy.deepcopy(net_type)
-        clone.range_checker = RangeChecker(immediate=True)
+        clone.range_checker, clone.role = RangeChecker(immediate=True), "data"
         return clone
 
     @property
@@ -197,6 +200,12 @@ class LPIPS(SharedNetworkModule):
     ) -> Tensor | dict[str, Tensor]:
         """Distance of every pair.
 
+        Images that require grad are treated as predictions of a network in training: any values pass unclamped, so that
+        the gradient is right. Without gradients, values outside the range are an error. The network ``metric.net`` of a
+        metric is then more lenient, since code written for torchmetrics uses it as a loss: either batch may have any
+        values if the other one is within the range, and both may exceed it by a quarter of it. One warning is issued,
+        and nothing is clamped.
+
         Args:
             x: Images ``(N, 3, H, W)`` or videos ``(B, T, 3, H, W)``, floating on `data_range` or uint8 on [0, 255].
             y: Images of the same shape, or their features from `encode`.
@@ -219,7 +228,8 @@ class LPIPS(SharedNetworkModule):
             ValueError: If shapes, sizes or devices do not match, or pixel values are outside the range.
         """
         options = {"spatial": spatial, "per_layer": per_layer, "mask": mask, "erode": erode}
-        return measure(self, x, y, parse_range(data_range), **options).values  # type: ignore[arg-type]
+        roles = roles_of(x, y, self.role)
+        return measure(self, x, y, parse_range(data_range), roles=roles, **options).values  # type: ignore[arg-type]
 
     def measure(
         self,
@@ -251,7 +261,8 @@ class LPIPS(SharedNetworkModule):
             ValueError: See `forward`.
         """
         options = {"spatial": spatial, "per_layer": per_layer, "mask": mask, "erode": erode}
-        return measure(self, x, y, parse_range(data_range), **options)  # type: ignore[arg-type]
+        roles = roles_of(x, y, self.role)
+        return measure(self, x, y, parse_range(data_range), roles=roles, **options)  # type: ignore[arg-type]
 
     @overload
     def distance(
@@ -472,22 +483,59 @@ class LPIPS(SharedNetworkModule):
         else:
             self.images.check_pair(x, y, names, self.net_type, side)
 
-    def check_values(self, images: Tensor, name: str, data_range: tuple[float, float], tolerance: float = 0.0) -> None:
+    def check_values(self, images: Tensor, name: str, data_range: tuple[float, float], role: Role = "data") -> None:
         """Check pixel values, unless `validate_args` is off or the call is compiled.
 
         Args:
             images: Tensor of any shape.
             name: Name in errors.
             data_range: ``(low, high)``.
-            tolerance: See `RangeChecker.observe`.
+            role: Role of the images.
 
         Raises:
-            RangeError: If values are outside the range.
+            RangeError: If values are outside the range, except in predictions.
         """
         if self.validate_args and not torch.compiler.is_compiling():
-            self.range_checker.observe(images, name, data_range, tolerance)
+            self.range_checker.observe(images, name, data_range, role)
 
-    def pairs(self, x: Tensor, y: Tensor | Features, data_range: tuple[float, float], clamp_x: bool = True) -> Pairs:
+    def check_pair_values(
+        self,
+        x: Tensor,
+        y: Tensor | Features,
+        names: tuple[str, str],
+        data_range: tuple[float, float],
+        roles: tuple[Role, Role],
+    ) -> None:
+        """`check_values` of both batches, each in its role.
+
+        Args:
+            x: Images.
+            y: Images, or features, whose images were checked by `encode`.
+            names: Names of `x` and `y` in errors.
+            data_range: ``(low, high)`` of both.
+            roles: Roles of `x` and `y`.
+
+        Raises:
+            RangeError: If values are outside the range, except in predictions.
+        """
+        if isinstance(y, Features):
+            # Features come from data, so `x` is the prediction if either may be one.
+            self.check_values(x, names[0], data_range, "data" if roles[0] == "data" else "prediction")
+        elif roles == ("unsure", "unsure"):
+            if self.validate_args and not torch.compiler.is_compiling():
+                self.range_checker.observe_pair(x, y, names, data_range)
+        else:
+            self.check_values(x, names[0], data_range, roles[0])
+            self.check_values(y, names[1], data_range, roles[1])
+
+    def pairs(
+        self,
+        x: Tensor,
+        y: Tensor | Features,
+        data_range: tuple[float, float],
+        clamp_x: bool = True,
+        clamp_y: bool = True,
+    ) -> Pairs:
         """Convert checked images to the input of the engine.
 
         Args:
@@ -495,6 +543,7 @@ class LPIPS(SharedNetworkModule):
             y: Images of the same shape, or their features from `encode`.
             data_range: ``(low, high)`` of both.
             clamp_x: Clamp `x` to its range.
+            clamp_y: Clamp `y` to its range.
 
         Returns:
             A flat batch of pairs.
@@ -502,7 +551,7 @@ class LPIPS(SharedNetworkModule):
         flat_x, range_x = self.images.to_flat_rgb(x, data_range)
         flat_y, range_y = self.images.to_flat_rgb(y, data_range) if isinstance(y, Tensor) else (y.layers, data_range)
         network, dtype = self._network_for(x)
-        clamps = (clamp_x and self.validate_args, self.validate_args)
+        clamps = (clamp_x and self.validate_args, clamp_y and self.validate_args)
         return Pairs(network, dtype, flat_x, flat_y, range_x, range_y, *clamps, self.frame_chunk, self.memory_budget)
 
     def _check_features(self, features: Features, name: str, batch_layout: BatchLayout, size: tuple[int, int]) -> None:
@@ -552,6 +601,22 @@ class LPIPS(SharedNetworkModule):
         return clone
 
 
+def roles_of(x: Tensor, y: Tensor | Features, role: Role = "data") -> tuple[Role, Role]:
+    """Roles of two batches: images that require grad are predictions.
+
+    Args:
+        x: Images.
+        y: Images, or features.
+        role: Role of images that do not require grad.
+
+    Returns:
+        Roles of `x` and `y`.
+    """
+    enabled = torch.is_grad_enabled()
+    first, second = (enabled and isinstance(one, Tensor) and one.requires_grad for one in (x, y))
+    return "prediction" if first else role, "prediction" if second else role
+
+
 def measure(
     net: LPIPS,
     x: Tensor,
@@ -563,7 +628,7 @@ def measure(
     mask: Tensor | None = None,
     erode: bool = False,
     names: tuple[str, str] = ("x", "y"),
-    tolerance: float = 0.0,
+    roles: tuple[Role, Role] = ("data", "data"),
 ) -> Distances:
     """`LPIPS.measure` for metric, loss and functional form, with their own argument names in errors.
 
@@ -577,8 +642,7 @@ def measure(
         mask: See `LPIPS.forward`.
         erode: See `LPIPS.forward`.
         names: Names of `x` and `y` in errors.
-        tolerance: How far `x` may exceed its range, as a multiple of the range; then `x` is not clamped. ``math.inf``
-            disables the check.
+        roles: Roles of `x` and `y`. Only data is clamped.
 
     Returns:
         Distances, and which of them are valid.
@@ -588,15 +652,13 @@ def measure(
         ValueError: See `LPIPS.forward`.
     """
     net.check_shapes(x, y, names)
-    net.check_values(x, names[0], data_range, tolerance)
-    if isinstance(y, Tensor):
-        net.check_values(y, names[1], data_range)
+    net.check_pair_values(x, y, names, data_range, roles)
     layout, size = net.images.batch_layout(x), (x.shape[-2], x.shape[-1])
     flat_mask = net.flat_mask(mask, erode, spatial, layout, size, x.device)
     if erode and mask is not None and isinstance(y, Tensor):
         low = data_range[0]
         x, y = (fill_masked(batch, mask, low if batch.is_floating_point() else 0) for batch in (x, y))
     map_size = (net.images.resize or size) if spatial else None
-    pairs = net.pairs(x, y, data_range, clamp_x=not tolerance)
+    pairs = net.pairs(x, y, data_range, *(role == "data" for role in roles))
     terms = dispatch.measure(pairs, map_size=map_size, per_layer=per_layer, mask=flat_mask, erode=erode)
     return merge(*terms, layout, per_layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import subprocess
@@ -16,8 +17,11 @@ import torch
 import yaml
 from references import BUILDERS
 from safetensors.torch import save_file
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from untrained import UNet, kaiming_cnn
 
+from lpips_lightning.callbacks import PerceptualScores
 from lpips_lightning.cli.main import COMMANDS, main
 from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS
 
@@ -76,6 +80,27 @@ def test_the_first_snippet_shows_how_training_lowers_lpips(capsys):
     blurred, restored = map(float, re.fullmatch(r"LPIPS\(embedded\): (\S+) blurred, (\S+) restored\n", shown).groups())
     assert blurred == 0.18  # as the comment beside it says
     assert restored < 0.12
+
+
+# 2026-11-21, pytorch_lightning/trainer/connectors/data_connector.py: its advice on loaders.
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:pred. expected values on .*clamp=True")  # an untrained network leaves the range
+@pytest.mark.parametrize("kind", ["U-Net", "kaiming CNN", "small"])
+def test_an_ordinary_untrained_network_trains_in_the_second_snippet(kind):
+    torch.manual_seed(0)
+    network = {
+        "U-Net": lambda: UNet(3, scale=1),
+        "kaiming CNN": lambda: nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 4, 1), kaiming_cnn()),
+        "small": lambda: nn.Conv2d(3, 3, 3, padding=1),
+    }[kind]()
+    names = run("README.md", 1)
+    loader = DataLoader(TensorDataset(*torch.rand(2, 12, 3, 32, 32)), batch_size=3)
+    callbacks = [made for made in names["trainer"].callbacks if isinstance(made, PerceptualScores)]
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = pl.Trainer(max_epochs=3, callbacks=callbacks, **quiet)
+    trainer.fit(names["Restoration"](network), loader, loader)
+    assert trainer.global_step == 12
+    assert math.isfinite(float(trainer.callback_metrics["val/lpips"]))
 
 
 # 2026-11-21, pytorch_lightning/trainer/connectors/data_connector.py: its advice on loaders.

@@ -11,7 +11,7 @@ from torch import Tensor
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.functional.reduction import Reduction, check_reduction, choose_range, reduced
 from lpips_lightning.images.ranges import DataRange
-from lpips_lightning.network import LPIPS, measure
+from lpips_lightning.network import LPIPS, measure, roles_of
 from lpips_lightning.options import LPIPSOptions, check_names, check_not_given, with_options
 
 
@@ -86,7 +86,8 @@ def learned_perceptual_image_patch_similarity(
     The last four networks stay in memory, except networks with random weights or weights passed as tensors.
 
     Args:
-        img1: Images ``(N, 3, H, W)`` or videos ``(B, T, 3, H, W)``, floating on the range or uint8 on [0, 255].
+        img1: Images ``(N, 3, H, W)`` or videos ``(B, T, 3, H, W)``, floating on the range or uint8 on [0, 255]. Images
+            that require grad may have any values, see `LPIPS.forward`.
         img2: Images of the same shape.
         net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"`` (ships with the package); a custom backbone
             from `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network and options are used.
@@ -131,6 +132,7 @@ def learned_perceptual_image_patch_similarity(
         mask=mask,
         erode=erode,
         names=("img1", "img2"),
+        roles=roles_of(img1, img2),
     )
     return reduced(distances, reduction)
 

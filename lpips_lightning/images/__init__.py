@@ -8,9 +8,14 @@ Images are ``(N, 3, H, W)``, floating on the declared ``data_range`` (``(low, hi
 
 **Pixel values are checked.** Rounding overshoot up to 1e-3 is clamped. Anything else off the range is a `RangeError`
 that names the likely mistake: [0, 255] floats, ``2x - 1`` applied twice, ImageNet normalization, ... A declared range
-that the images visibly do not use ([-1, 1] never below 0, [0, 255] never above 1) is a warning, once. In the loss,
-predictions may overshoot, as an untrained network does. On a GPU neither metric nor loss waits for the check: `compute`
-of the metric and a later call of the loss report what was found. ``validate_args=False`` switches the check off.
+that the images visibly do not use ([-1, 1] never below 0, [0, 255] never above 1) is a warning, once. On a GPU neither
+metric nor loss waits for the check: `compute` of the metric and a later call of the loss report what was found.
+``validate_args=False`` switches the check off.
+
+**A prediction never stops a training.** The predictions of `PerceptualLoss` and of the callbacks, and images that
+require grad in `LPIPS`, in the function and in `lpips_lightning.compat`, may have any values, NaN too, and are not
+clamped. One warning is given if the scale itself looks wrong: a quarter of the values or more is farther than 10 ranges
+from the declared one, as of [0, 255] floats declared as [0, 1].
 
 >>> import torch
 >>> from lpips_lightning import LPIPS

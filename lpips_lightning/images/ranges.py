@@ -7,7 +7,7 @@ import numbers
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,11 +15,26 @@ from torch import Tensor
 DataRange: TypeAlias = float | tuple[float, float] | Sequence[float]
 """``(low, high)``, or ``high`` alone for ``(0, high)``."""
 
+Role: TypeAlias = Literal["data", "unsure", "prediction"]
+"""What images are, and so what their values may be.
+
+``"data"``: on the range; rounding overshoot is clamped, anything else is an error. ``"unsure"``: data or predictions,
+as the `lpips` package takes them; overshoot by a quarter of the range passes with one warning. More is an error, unless
+the other batch of the pair is on its range: then it may be a prediction, and passes with the warning too.
+``"prediction"``: a network's output, which may have any values; one warning if the scale itself looks wrong.
+"""
+
 OVERSHOOT = 1e-3  # relative to the largest magnitude of the range: rounding of float32 resampling and of 2x - 1
 _MIN_WIDTH = 10 * OVERSHOOT  # relative to the largest magnitude: in narrower ranges, OVERSHOOT would hide errors
 _SMALLEST, _LARGEST = 1e-30, 1e30  # widths by which float32 can divide
 _FIRST_BATCHES = 3  # three batches of photographs always have a pixel below mid-gray
 _COPY_EVERY, _READ_AFTER = 8, 4  # calls: copy the device's extremes every 8 calls, read the copy 4 calls later
+# A quarter of the range still finds [-1, 1] declared as [0, 1], 2x - 1 applied twice and ImageNet's normalization.
+_UNSURE_OVERSHOOT = 0.25
+# Untrained networks stay within a few ranges; of [0, 255] declared as [0, 1] or [-1, 1], most values lie beyond.
+_FAR = 10
+_WATCHED_CALLS = 100  # a wrong scale shows in the first calls; later checks would cost time and warn of a divergence
+_SAMPLE = 4096  # elements: their quartiles are within a few percent of those of the batch
 
 
 class RangeError(ValueError):
@@ -57,42 +72,27 @@ def parse_range(data_range: DataRange) -> tuple[float, float]:
     return low, high
 
 
-def training_tolerance(data_range: tuple[float, float]) -> float:
-    """Tolerance for the output of a network in training, which may overshoot its range.
-
-    It still finds wrong ranges: [0, 255] images exceed [0, 1] by 254 ranges; 2x - 1 applied twice reaches -3.
-
-    Args:
-        data_range: ``(low, high)``.
-
-    Returns:
-        Tolerance as a multiple of the range: 1 for ``(0, high)``, 0.25 for others.
-    """
-    return 1.0 if data_range[0] == 0 else 0.25
-
-
-def check_values(images: Tensor, name: str, data_range: tuple[float, float], tolerance: float = 0.0) -> None:
+def check_values(images: Tensor, name: str, data_range: tuple[float, float]) -> None:
     """Raise if pixel values are outside the declared range by more than rounding. Synchronizes with the device.
 
     Args:
         images: Floating-point images; uint8 always passes.
         name: Argument name for error messages.
         data_range: Declared range ``(low, high)``.
-        tolerance: See `RangeChecker.observe`.
 
     Raises:
         RangeError: For values outside the range and for NaN; names the likely mistake.
     """
-    RangeChecker(immediate=True).observe(images, name, data_range, tolerance)
+    RangeChecker(immediate=True).observe(images, name, data_range)
 
 
 @dataclass
 class _Extremes:
-    """Extremes under one name: `lowest` and `highest` on the host, `gathered` on a device."""
+    """Extremes (of predictions, quartiles) under one name: on the host, and `gathered` on a device."""
 
     name: str
     data_range: tuple[float, float]
-    tolerance: float
+    role: Role
     margin: float = 0.0
     calls: int = 0
     lowest: float = math.inf
@@ -107,6 +107,10 @@ class RangeChecker:
     A range is suspicious if it includes negative values but the first batches have none, or if it reaches 255 but the
     first batches stay in [0, 1].
 
+    Predictions are never an error. Of the first 100 batches, one warning is given if a quarter of the values or more is
+    farther than 10 ranges from the declared range: the quartiles tell a wrong scale from the outliers of an untrained
+    or diverging network.
+
     CPU images are checked immediately. On other devices, minima and maxima are gathered without synchronization and
     checked in `flush` or, if `periodic`, a few calls later.
 
@@ -118,38 +122,70 @@ class RangeChecker:
     def __init__(self, *, immediate: bool = False, periodic: bool = False) -> None:
         self.immediate = immediate
         self.periodic = periodic
-        self._tracked: dict[str, _Extremes] = {}
+        self._tracked: dict[tuple[str, Role], _Extremes] = {}
         self._warned = False
+        self._warned_of_values = False
 
-    def observe(self, images: Tensor, name: str, data_range: tuple[float, float], tolerance: float = 0.0) -> None:
+    def observe(self, images: Tensor, name: str, data_range: tuple[float, float], role: Role = "data") -> None:
         """Check a batch, or gather its extremes for a later check.
 
         Args:
             images: Floating-point images; uint8 always passes.
-            name: Argument name for messages; values are tracked by name.
+            name: Argument name for messages; values are tracked by name and role.
             data_range: Declared range ``(low, high)``.
-            tolerance: How far values may exceed the range, as a multiple of the range, in addition to rounding. If
-                positive, NaN passes and there is no warning: for the output of a network in training.
+            role: What the images are, see `Role`.
 
         Raises:
-            RangeError: For values outside the range and for NaN; names the likely mistake.
+            RangeError: For values outside the range and for NaN, except in predictions; names the likely mistake.
             ValueError: If the tensor has no data.
         """
         if images.is_meta or type(images).__name__ == "FakeTensor":
             raise ValueError(f"{name}: expected values, got a tensor without; validate_args=False gives shapes alone")
-        if images.dtype == torch.uint8 or images.numel() == 0 or math.isinf(tolerance):
+        if images.dtype == torch.uint8 or images.numel() == 0:
             return
-        known = self._tracked.get(name)
-        if known is None or (known.data_range, known.tolerance) != (data_range, tolerance):
-            known = self._tracked[name] = _Extremes(name, data_range, tolerance)
-        rounding = max(OVERSHOOT, torch.finfo(images.dtype).eps) * max(map(abs, data_range))
-        known.margin = max(known.margin, rounding + tolerance * (data_range[1] - data_range[0]))
+        known = self._tracked.get((name, role))
+        if known is None or known.data_range != data_range:
+            known = self._tracked[name, role] = _Extremes(name, data_range, role)
         known.calls += 1
-        extremes = torch.stack(torch.aminmax(images.detach())).float()
+        if not self.immediate and images.is_cuda and torch.cuda.is_current_stream_capturing():
+            return
+        if role == "prediction":
+            if known.calls > _WATCHED_CALLS:
+                return
+            known.margin = _FAR * (data_range[1] - data_range[0])
+            extremes = _quartiles(images.detach())
+        else:
+            rounding = max(OVERSHOOT, torch.finfo(images.dtype).eps) * max(map(abs, data_range))
+            known.margin = max(known.margin, rounding)
+            extremes = torch.stack(torch.aminmax(images.detach())).float()
         if self.immediate or _on_host(images):
             self._check(known, extremes)
-        elif not (images.is_cuda and torch.cuda.is_current_stream_capturing()):
+        else:
             self._gather(known, extremes)
+
+    def observe_pair(self, x: Tensor, y: Tensor, names: tuple[str, str], data_range: tuple[float, float]) -> None:
+        """Check two batches of which either may be a prediction, both with the role ``"unsure"``.
+
+        Args:
+            x: Floating-point images; uint8 always passes.
+            y: The same.
+            names: Argument names for messages.
+            data_range: Declared range ``(low, high)`` of both.
+
+        Raises:
+            RangeError: If both are off the range by more than a quarter of it, or NaN; names the likely mistake.
+            ValueError: If a tensor has no data.
+        """
+        errors = []
+        for images, name in zip((x, y), names, strict=True):
+            try:
+                self.observe(images, name, data_range, "unsure")
+            except RangeError as error:
+                errors.append(error)
+        if len(errors) == 2:
+            raise errors[0]
+        for caught in errors:
+            self._warn_of_values(f"{caught}; measured as they are, since the other images are on the range")
 
     def flush(self) -> None:
         """Check everything that was gathered and start anew. Synchronizes with the devices.
@@ -164,8 +200,8 @@ class RangeChecker:
             self._warn_if_suspicious(known)
 
     def _gather(self, known: _Extremes, extremes: Tensor) -> None:
-        if known.tolerance:  # NaN of a diverged network must not hide later values
-            extremes = extremes.nan_to_num(nan=sum(known.data_range) / 2, posinf=math.inf, neginf=-math.inf)
+        if known.role == "prediction":  # a batch without finite values must not hide later ones
+            extremes = extremes.nan_to_num(nan=sum(known.data_range) / 2)
         if known.gathered is not None:
             extremes = torch.stack(
                 (
@@ -187,21 +223,32 @@ class RangeChecker:
     def _check(self, known: _Extremes, extremes: Tensor) -> None:
         lowest, highest = (value.item() for value in extremes)  # torch.func tensors have no .tolist() in torch 2.6
         low, high = known.data_range
-        if known.tolerance and math.isnan(lowest):
+        if known.role == "prediction":
+            if lowest < low - known.margin or highest > high + known.margin:
+                self._warn_of_values(
+                    f"{known.name}: declared on [{low:g}, {high:g}], but the middle half of the values lies from "
+                    f"{lowest:g} to {highest:g}{_likely_scale(lowest, highest, high)}; a prediction never stops a run, "
+                    "but check data_range and the network's last layer"
+                )
             return
         if not (lowest >= low - known.margin and highest <= high + known.margin):
-            raise RangeError(
+            message = (
                 f"{known.name}: expected values on [{low:g}, {high:g}], got values from {lowest:g} to {highest:g}"
                 f"{_likely_mistake(lowest, highest, low, high)}"
             )
+            most = known.margin + (_UNSURE_OVERSHOOT * (high - low) if known.role == "unsure" else 0)
+            passes = lowest >= low - most and highest <= high + most
+            if not passes and (known.role == "data" or known.gathered is None):  # too late to tell the pairs apart
+                raise RangeError(message)
+            self._warn_of_values(f"{message}; they are measured as they are")
         known.lowest, known.highest = min(known.lowest, lowest), max(known.highest, highest)
         if known.calls == _FIRST_BATCHES or known.gathered is not None:
             self._warn_if_suspicious(known)
 
     def _warn_if_suspicious(self, known: _Extremes) -> None:
         low, high = known.data_range
-        if self._warned or known.tolerance or not known.lowest < known.highest:  # constant images prove nothing
-            return
+        if self._warned or known.role == "prediction" or not known.lowest < known.highest:
+            return  # constant images prove nothing
         if low < 0 <= known.lowest:
             seen = "no value below 0"
         elif low == 0 and high >= 255 and known.highest <= 1 + OVERSHOOT:
@@ -214,6 +261,11 @@ class RangeChecker:
             "are on [0, 1], say data_range=(0, 1) (normalize=True)",
             stacklevel=2,
         )
+
+    def _warn_of_values(self, message: str) -> None:
+        if not self._warned_of_values:
+            self._warned_of_values = True
+            warnings.warn(message, stacklevel=2)
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles start empty; gathered values are checked by the original.
@@ -228,6 +280,16 @@ def _on_host(images: Tensor) -> bool:
     return images.device.type == "cpu"
 
 
+def _quartiles(images: Tensor) -> Tensor:
+    """Lower and upper quartile of the finite values of a strided sample, NaN without any; never waits for a device."""
+    values = images.reshape(-1)[:: images.numel() // _SAMPLE | 1].float()  # an odd stride meets every column
+    finite = values.isfinite()
+    values = values.where(finite, math.inf).sort().values
+    last = (finite.sum() - 1).clamp(min=0)
+    quartiles = values[torch.stack((last // 4, last - last // 4))]
+    return quartiles.where(quartiles.isfinite(), math.nan)
+
+
 def _begin_copy(extremes: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     """A copy on the host and the event that marks its completion; None if it is complete."""
     if not extremes.is_cuda:
@@ -236,6 +298,10 @@ def _begin_copy(extremes: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     done = torch.cuda.Event()
     done.record(torch.cuda.current_stream(extremes.device))
     return copy, done
+
+
+def _likely_scale(lowest: float, highest: float, high: float) -> str:
+    return "; these look like [0, 255]" if lowest >= -1 and 2 < highest <= 256 and high <= 1 else ""
 
 
 def _likely_mistake(lowest: float, highest: float, low: float, high: float) -> str:

@@ -23,5 +23,5 @@ def heatmap_colors() -> npt.NDArray[np.uint8]:
 
 
 def heatmap_indices(distances: Tensor, heatmap_max: float) -> npt.NDArray[np.uint8]:
-    """Colormap indices of local distances ``(H, W)``: 0 maps to 0, `heatmap_max` and above to 255."""
-    return (distances.float() * (255 / heatmap_max)).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+    """Colormap indices of local distances ``(H, W)``: 0 maps to 0, `heatmap_max` and above, and NaN, to 255."""
+    return (distances.float() * (255 / heatmap_max)).nan_to_num(255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()

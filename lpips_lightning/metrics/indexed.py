@@ -152,6 +152,7 @@ class ImageMetric(IndexedMetric):
         super().__init__(**own)
         self.net = net
         self.net.range_checker = RangeChecker()
+        self.net.role = "unsure"  # called by itself; what the metric measures is data
         self._in_forward = False
 
     @override

@@ -102,7 +102,7 @@ WRONG = {  # a change of a batch, the error, what it says after the argument's n
     "a number": (lambda t: 0.5, TypeError, "expected a tensor .*, got float"),
     "a storage": (lambda t: t.untyped_storage(), TypeError, "expected a tensor .*, got UntypedStorage"),
 }
-VALUES = {  # the same, of pixel values; of a loss's predictions some pass, see SLACK
+VALUES = {  # the same, of pixel values; in a loss's predictions all pass
     "NaN": (_spoiled(math.nan, ...), "from nan to nan; a NaN usually comes from a diverged network"),
     "one NaN, first": (_spoiled(math.nan, (0, 0, 0, 0)), "from nan to nan"),
     "one NaN, last": (_spoiled(math.nan, (-1, -1, -1, -1)), "from nan to nan"),
@@ -119,8 +119,7 @@ VALUES = {  # the same, of pixel values; of a loss's predictions some pass, see 
     "float64 NaN": (lambda t: _spoiled(math.nan, (0, 0, 0, 0))(t.double()), "from nan"),
     "bfloat16 beyond the range": (lambda t: _spoiled(1.05, (0, 0, 0, 0))(t.bfloat16()), "to 1.04688"),
 }
-SLACK = {"NaN", "one NaN, first", "one NaN, last", "float64 NaN", "one beyond the range", "one below the range"}
-SLACK |= {"bfloat16 beyond the range"}
+FAR = {"huge", "on 0, 255", "of 16 bits"}  # a loss warns of such predictions
 ARGUMENTS = {  # what the errors of a face call its two batches
     "network": ("x", "y"),
     "measure": ("x", "y"),
@@ -163,11 +162,14 @@ def test_values_off_the_range_are_refused_by_every_face(name, which):
     change, said = VALUES[name]
     x, y = (change(X) if which != "y" else X), (change(Y) if which != "x" else Y)
     for face, names in ARGUMENTS.items():
-        if face == "loss" and which == "x" and name in SLACK:
-            assert FACES[face](x, y).shape == (2,)
-            continue
-        which_first = which == "y" or (face == "loss" and name in SLACK)
-        _refused(ValueError, f"expected values on .*{said}", FACES[face], x, y, names[which_first])
+        with warnings.catch_warnings():
+            if face == "loss" and name in FAR:
+                warnings.filterwarnings("ignore", "pred: declared on .* but the middle half of the values lies from")
+            if face == "loss" and which == "x":
+                assert FACES[face](x, y).shape == (2,)
+                continue
+            second = which == "y" or face == "loss"
+            _refused(ValueError, f"expected values on .*{said}", FACES[face], x, y, names[second])
     if which == "both":
         _refused(ValueError, "expected values on", by_diversity, x, y, "images")
 

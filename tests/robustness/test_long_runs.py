@@ -215,7 +215,7 @@ def _features(x, y):
 
 
 def _refused(x, y):
-    for wrong in ((x, y[:0]), (x, 3 * y), (x.double() * 100, y)):
+    for wrong in ((x, y[:0]), (x, 3 * y), (x, y.double() * 100)):
         with pytest.raises(ValueError, match="expected"):
             NET(wrong[0].requires_grad_(), wrong[1])
 

@@ -69,33 +69,23 @@ def test_predictions_may_overshoot_with_a_gradient_but_targets_may_not(loss, pai
     outside = over.detach() > 1
     assert int(outside.sum()) > 100
     assert float(over.grad[outside].abs().sum()) > 0
-    with pytest.raises(ValueError, match="target: expected values on"):
-        loss(x, y + 0.5)
-    with pytest.raises(ValueError, match="pred: expected values on .* 2x - 1 was applied twice"):
-        loss(2 * x - 1, y)
-    with pytest.raises(ValueError, match=r"pred: .* these look like \[0, 255\]"):
-        loss((x + 1) * 127.5, y)
+    for wrong, mistake in (
+        (y + 0.5, ""),
+        (2 * y - 1, "2x - 1 was applied twice"),
+        ((y + 1) * 127.5, r"like \[0, 255\]"),
+    ):
+        with pytest.raises(ValueError, match=f"target: expected values on .*{mistake}"):
+            loss(x, wrong)
+    with pytest.raises(ValueError, match="target: .* a NaN usually comes from"):
+        loss(x, y * float("nan"))
 
 
-def test_predictions_on_0_1_may_overshoot_by_the_size_of_the_range(backbones, pair):
-    x, y = ((image + 1) / 2 for image in pair())
-    loss = PerceptualLoss("squeeze", data_range=1.0, weights=backbones["squeeze"])
-    assert bool(loss(x * 3 - 1, y).isfinite())
-    with pytest.raises(ValueError, match=r"pred: .* these look like \[0, 255\]"):
-        loss(x * 255, y)
-    with pytest.raises(ValueError, match="target: expected values on"):
-        loss(x, y * 3 - 1)
-
-
-def test_a_late_burst_does_not_end_a_run_but_a_wrong_target_does(loss, pair, monkeypatch):
-    monkeypatch.setattr("lpips_lightning.loss._CHECKED_CALLS", 3)
+def test_predictions_of_any_values_are_measured_as_they_are(backbones, pair):
     x, y = pair()
-    for _ in range(3):
-        with pytest.raises(ValueError, match="pred: expected values on"):
-            loss(50 * x, y)
-    assert bool(loss(50 * x, y).isfinite())
-    with pytest.raises(ValueError, match="target: expected values on"):
-        loss(x, 50 * y)
+    options = {"weights": backbones["squeeze"], "data_range": (-1, 1)}
+    loss, unchecked = PerceptualLoss("squeeze", **options), PerceptualLoss("squeeze", validate_args=False, **options)
+    for scale in (1.05, 2, 5, 10):
+        assert torch.equal(loss(scale * x, y), unchecked(scale * x, y))
 
 
 def test_a_diverged_prediction_gives_nan_not_an_error(loss, pair):

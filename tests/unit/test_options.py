@@ -132,8 +132,8 @@ def test_each_owner_of_a_shared_network_has_its_own_range_checker():
     assert net.validate_args and not scores._pairs.net.validate_args and scores._pairs.validate_args
     metric.update(X, Y)
     loss(X, Y)
-    assert set(metric.net.range_checker._tracked) == {"preds", "target"}
-    assert set(loss.net.range_checker._tracked) == {"pred", "target"}
+    assert set(metric.net.range_checker._tracked) == {("preds", "data"), ("target", "data")}
+    assert set(loss.net.range_checker._tracked) == {("pred", "prediction"), ("target", "data")}
     assert not net.range_checker._tracked
     with pytest.raises(ValueError, match="^target: expected values on"):
         PerceptualScores(net, data_range=(0, 1)).score(X, Y + 1)

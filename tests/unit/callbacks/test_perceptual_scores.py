@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -301,10 +302,16 @@ def test_keys_and_adapter_find_the_images(tmp_path):
         trainer(tmp_path, [bad]).test(other, loader(seed=1), verbose=False)
 
 
-def test_predictions_off_the_range_are_an_error_or_clamped(tmp_path):
+def test_predictions_off_the_range_are_scored_as_they_are_with_one_warning_or_clamped(tmp_path):
     beyond = Boring(lambda x, pred, target: {"pred": 1.3 * x, "target": target})
-    with pytest.raises(ValueError, match=r"pred: expected values on \[0, 1\], got values from .* to 1.2"):
-        trainer(tmp_path, [scores()]).validate(beyond, loader(seed=1), verbose=False)
+    with pytest.warns(
+        UserWarning, match=r"pred: expected values on \[0, 1\], got values from .* to 1.2.* clamp=True"
+    ) as caught:
+        (found,) = trainer(tmp_path, [scores()]).validate(beyond, loader(seed=1), verbose=False)
+    assert len([one for one in caught if "clamp=True" in str(one.message)]) == 1
+    unchecked = LPIPS("embedded", validate_args=False)
+    values = [unchecked(1.3 * x, target, data_range=(0, 1)) for x, target in loader(seed=1)]
+    assert found["val/lpips"] == pytest.approx(float(torch.cat(values).mean()), rel=1e-5)
     callback = scores(clamp=True)
     (found,) = trainer(tmp_path, [callback]).validate(beyond, loader(seed=1), verbose=False)
     clamped = Boring(lambda x, pred, target: {"pred": (1.3 * x).clamp(0, 1), "target": target})
@@ -312,8 +319,21 @@ def test_predictions_off_the_range_are_an_error_or_clamped(tmp_path):
     assert found == expected
     assert callback.fingerprint == f"{scores().fingerprint}, predictions clamped"
     large = Boring(lambda x, pred, target: {"pred": 255 * x, "target": target})
-    with pytest.raises(ValueError, match="pred: .* these look like .0, 255."):
+    with pytest.warns(UserWarning, match="pred: .* these look like .0, 255."):
         trainer(tmp_path, [scores(clamp=True)]).validate(large, loader(seed=1), verbose=False)
+    bright = Boring(lambda x, pred, target: {"pred": pred, "target": 1.3 * x})
+    for options in ({}, {"clamp": True}):
+        with pytest.raises(ValueError, match="target: expected values on"):
+            trainer(tmp_path, [scores(**options)]).validate(bright, loader(seed=1), verbose=False)
+
+
+def test_a_diverged_network_ends_no_validation(tmp_path):
+    diverged = Boring(lambda x, pred, target: {"pred": pred * math.nan, "target": target})
+    with pytest.warns(UserWarning, match="pred: .* a NaN usually comes from a diverged network"):
+        (found,) = trainer(tmp_path, [scores()]).validate(diverged, loader(seed=1), verbose=False)
+    (clamped,) = trainer(tmp_path, [scores(clamp=True)]).validate(diverged, loader(seed=1), verbose=False)
+    for values in (found, clamped):
+        assert all(math.isnan(values[f"val/{name}"]) for name in ("lpips", "psnr", "ssim"))
 
 
 def test_scoring_with_the_network_of_the_loss_warns(tmp_path, recwarn):

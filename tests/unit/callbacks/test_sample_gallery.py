@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 
 import numpy as np
 import pytest
@@ -159,6 +160,19 @@ def test_mode_and_random_numbers_are_as_found(tmp_path):
     trainer(tmp_path, []).validate(model, loader(), verbose=False)
     assert torch.equal(states[0], torch.get_rng_state())
     assert model.training
+
+
+def test_a_nan_prediction_is_the_worst_sample(tmp_path, chosen, drawn):
+    def returns(x, pred, target):
+        pred = pred.clone()
+        pred[0] = math.nan
+        return {"pred": pred, "target": target}
+
+    with pytest.warns(UserWarning, match="pred: .* a NaN usually comes from a diverged network"):
+        trainer(tmp_path, [gallery(k=1)]).validate(Boring(returns), loader(seed=1), verbose=False)
+    scored = dict(chosen)
+    assert scored["worst 1 of 1"].score == math.inf
+    assert math.isfinite(scored["best 1 of 1"].score)
 
 
 def cells(pixels, count=4, height=SIZE, factor=6):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import warnings
 
 import pytest
 import torch
+from untrained import UNTRAINED
 
 from lpips_lightning import LPIPS, LearnedPerceptualImagePatchSimilarity, PerceptualLoss
+from lpips_lightning.functional.lpips import learned_perceptual_image_patch_similarity
 from lpips_lightning.images import ranges
 from lpips_lightning.images.ranges import RangeChecker, RangeError
 
@@ -120,7 +123,7 @@ def test_on_a_device_a_nan_prediction_does_not_hide_a_wrong_one(loss, pair, on_a
     x, y = pair(1, 32, 32)
     loss(torch.full_like(x, float("nan")), y)
     loss(127.5 * (x + 1), y)
-    with pytest.raises(RangeError, match=r"pred: .* these look like \[0, 255\]"):
+    with pytest.warns(UserWarning, match=r"pred: declared on \[-1, 1\], but .* these look like \[0, 255\]"):
         _repeat(loss, x, y)
 
 
@@ -137,6 +140,212 @@ def test_no_call_of_a_loss_asks_a_device_between_the_looks(loss, pair, on_a_devi
     for _ in range(16):
         loss(*pair(1, 32, 32))
     assert asked == [5, 5, 13, 13]
+
+
+def _stepped(network, data_range, steps=10, size=16):
+    """Train a network for some steps, first on its untrained output; the losses."""
+    low, high = data_range
+    loss, optimizer = PerceptualLoss("embedded", data_range=data_range), torch.optim.Adam(network.parameters(), 1e-3)
+    values = []
+    for step in range(steps):
+        torch.manual_seed(step)
+        value = loss(network(torch.randn(2, 4, size, size)), torch.rand(2, 3, 2 * size, 2 * size) * (high - low) + low)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        values.append(float(value.detach()))
+    return values
+
+
+@pytest.mark.parametrize("data_range", [(0, 1), (-1, 1)])
+@pytest.mark.parametrize("kind", UNTRAINED)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_an_untrained_network_trains_without_a_word(kind, data_range, seed, monkeypatch):
+    torch.manual_seed(seed)
+    network = UNTRAINED[kind]()
+    first = network(torch.randn(2, 4, 16, 16)).detach()
+    assert not data_range[0] <= float(first.min()) <= float(first.max()) <= data_range[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert all(map(math.isfinite, _stepped(network, data_range)))
+
+
+@pytest.mark.parametrize("data_range", [(0, 1), (-1, 1), (0, 255)])
+def test_predictions_up_to_ten_ranges_off_pass_without_a_word(pair, data_range):
+    x, y = pair(1, 32, 32)
+    low, high = data_range
+    width, target = high - low, (y + 1) / 2 * (high - low) + low
+    loss = PerceptualLoss("embedded", data_range=data_range)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for times in (1, 2, 5, 10):
+            assert bool(loss(low + times * width * x, target).isfinite())
+        spike = target.clone()
+        spike[0, 0, 0, :8] = 1e6 * width  # outliers tell of no wrong scale
+        assert bool(loss(spike, target).isfinite())
+    with pytest.warns(UserWarning, match="pred: declared on .*but the middle half of the values lies from"):
+        loss(low + 100 * width * x, target)
+
+
+def test_a_wrong_scale_of_predictions_warns_once(loss, pair):
+    x, y = pair(1, 32, 32)
+    with pytest.warns(UserWarning, match=r"pred: declared on \[-1, 1\], .* these look like \[0, 255\]") as caught:
+        _repeat(loss, (x + 1) * 127.5, y, 6)
+    assert len([one for one in caught if "middle half" in str(one.message)]) == 1
+
+
+def test_the_scale_of_predictions_is_looked_at_in_the_first_calls_only(loss, pair, monkeypatch):
+    monkeypatch.setattr(ranges, "_WATCHED_CALLS", 3)
+    x, y = pair(1, 32, 32)
+    _repeat(loss, x, y, 3)
+    monkeypatch.setattr(ranges, "_quartiles", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert bool(loss(1e4 * x, y).isfinite())
+    with pytest.raises(RangeError, match="target: expected values on"):
+        loss(x, 1.2 * y)
+
+
+def test_under_compile_no_values_are_looked_at(pair, monkeypatch):
+    monkeypatch.setattr(RangeChecker, "observe", None)
+    x, y = pair(1, 32, 32)
+    loss = PerceptualLoss("embedded", data_range=(-1, 1))
+    plain = PerceptualLoss("embedded", data_range=(-1, 1), validate_args=False)
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    assert torch.allclose(compiled(1e3 * x, y), plain(1e3 * x, y), rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_nan_and_inf_in_predictions_pass_and_the_next_step_works(loss, pair, value, everywhere):
+    x, y = pair(2, 32, 32)
+    spoiled = x.clone()
+    spoiled[... if everywhere else (0, 0, 0, 0)] = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            leaf = spoiled.clone().requires_grad_()
+            found = loss(leaf, y)
+            found.backward()
+            assert bool(found.isnan())
+            assert not bool(leaf.grad.isfinite().all())
+        leaf = x.clone().requires_grad_()
+        loss(leaf, y).backward()
+        assert bool(leaf.grad.isfinite().all())
+
+
+def test_a_grad_scaler_skips_the_step_of_a_nan_prediction(loss, pair):
+    _, y = pair(1, 32, 32)
+    weight = torch.nn.Parameter(torch.full((1, 3, 1, 1), 0.5))
+    optimizer, scaler = torch.optim.SGD([weight], lr=0.1), torch.amp.GradScaler("cpu", init_scale=2.0)
+    moved = []
+    for factor in (1.0, math.nan, 1.0):
+        before = weight.detach().clone()
+        optimizer.zero_grad()
+        scaler.scale(loss(weight * y * factor, y)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        moved.append(not torch.equal(weight.detach(), before))
+    assert moved == [True, False, True]
+    assert scaler.get_scale() == 1.0
+
+
+def _strided(images):
+    return images.repeat(1, 1, 2, 2)[..., ::2, ::2]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t,
+        lambda t: t.double(),
+        lambda t: t.half(),
+        lambda t: t.bfloat16(),
+        lambda t: t.contiguous(memory_format=torch.channels_last),
+        _strided,
+    ],
+)
+def test_the_quartiles_are_those_of_the_finite_values(change):
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 64, 64)
+    expected = images.quantile(torch.tensor([0.25, 0.75]))
+    torch.testing.assert_close(ranges._quartiles(change(images)), expected, rtol=0, atol=0.05)
+    images[torch.rand(images.shape) < 0.3] = math.nan
+    images[torch.rand(images.shape) < 0.1] = math.inf
+    torch.testing.assert_close(ranges._quartiles(change(images)), expected, rtol=0, atol=0.08)
+    assert bool(ranges._quartiles(change(images * math.nan)).isnan().all())
+    assert ranges._quartiles(change(torch.full((1, 1, 1, 1), 3.0))).tolist() == [3, 3]
+    # Without values nothing can be asked of a device.
+    assert ranges._quartiles(change(images).to("meta")).shape == (2,)
+
+
+def test_a_network_as_a_loss_takes_any_prediction_with_the_right_gradient(backbones, pair):
+    x, y = pair(1, 32, 32, torch.float64)
+    options = {"weights": backbones["squeeze"]}
+    net, metric = LPIPS("squeeze", **options), LearnedPerceptualImagePatchSimilarity("squeeze", **options)
+    unchecked = LPIPS("squeeze", validate_args=False, **options)
+    for call in (
+        net,
+        metric.net,
+        lambda a, b: net.measure(a, b).values,
+        lambda a, b: learned_perceptual_image_patch_similarity(a, b, net, "none"),
+    ):
+        for scale in (1.05, 3.0):
+            for first in (True, False):
+                leaf, right = (scale * x).requires_grad_(), (scale * x).requires_grad_()
+                call(*(leaf, y) if first else (y, leaf)).sum().backward()
+                unchecked(*(right, y) if first else (y, right)).sum().backward()
+                torch.testing.assert_close(leaf.grad, right.grad, rtol=1e-9, atol=1e-12)
+                assert bool(leaf.grad[leaf.detach().abs() > 1].any())
+        with pytest.raises(RangeError):
+            call(x.clone().requires_grad_(), 2 * y)
+    nan = torch.full_like(x, math.nan).requires_grad_()
+    assert bool(net(nan, y).isnan().all())
+    for strict in (lambda: net(1.2 * x, y), lambda: net(x, 1.2 * y)):
+        with pytest.raises(RangeError):
+            strict()
+    with torch.no_grad(), pytest.raises(RangeError):
+        net((1.2 * x).requires_grad_(), y)
+    with pytest.warns(UserWarning, match=r"x: declared on \[-1, 1\], .* these look like \[0, 255\]"):
+        net(((x + 1) * 127.5).requires_grad_(), y)
+
+
+def test_without_gradients_the_network_of_a_metric_lets_values_overshoot_with_one_warning(metric, backbones, pair):
+    x, y = pair(1, 32, 32)
+    unchecked = LPIPS("squeeze", validate_args=False, weights=backbones["squeeze"])
+    with pytest.warns(UserWarning, match="x: expected values on .*; they are measured as they are") as caught:
+        found = metric.net(1.2 * x, 1.2 * y)
+    assert len(caught) == 1
+    assert torch.equal(found, unchecked(1.2 * x, 1.2 * y))
+    assert torch.equal(metric.net(1.2 * x, 1.2 * y), found)
+    for change in (lambda t: 2 * t - 1, lambda t: 127.5 * (t + 1), lambda t: t * math.nan):
+        with pytest.raises(RangeError, match="x: expected values on"):
+            metric.net(change(x), change(y))
+        assert torch.equal(metric.net(change(x), y).isnan(), change(x[0, 0, :1, 0]).isnan())
+        assert torch.equal(metric.net(x, change(y)).isnan(), change(x[0, 0, :1, 0]).isnan())
+    assert bool(metric.net(3 * x, metric.net.encode(y)).isfinite())
+    with pytest.raises(RangeError):
+        metric.update(1.2 * x, y)  # what the metric itself measures is data
+    assert LPIPS.of(metric.net, {}, LPIPS).role == "data"
+    assert metric.clone().net.role == pickle.loads(pickle.dumps(metric)).net.role == "unsure"
+
+
+def test_on_a_device_the_network_of_a_metric_ends_no_metric(metric, pair, on_a_device):
+    x, y = pair(1, 32, 32)
+    metric.update(x, y)
+    metric.net(4 * x, y)
+    with pytest.warns(UserWarning, match="x: expected values on .*; they are measured as they are"):
+        assert bool(metric.compute().isfinite())
+
+
+def test_roles_do_not_reset_each_other(on_a_device, pair):
+    checker = RangeChecker()
+    x = pair(1, 32, 32)[0]
+    checker.observe(3 * x, "x", (-1.0, 1.0))
+    checker.observe(3 * x, "x", (-1.0, 1.0), "prediction")
+    checker.observe(x, "x", (-1.0, 1.0))
+    with pytest.raises(RangeError):
+        checker.flush()
 
 
 def test_copies_and_pickles_remember_the_warning_but_not_the_values(pair, on_a_device):

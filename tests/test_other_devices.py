@@ -102,8 +102,8 @@ def test_all_pairs_on_mps_are_exact_on_the_cpu():
 
 def test_a_file_is_flushed_with_the_flags_of_windows_too(tmp_path, monkeypatch):
     flushed = []
-    monkeypatch.setattr(atomic, "_TO_SYNC", os.O_RDWR)
+    monkeypatch.setattr(atomic, "_FSYNC_FLAGS", os.O_RDWR)
     monkeypatch.setattr(os, "fsync", flushed.append)
     (tmp_path / "a").write_text("")
-    atomic._to_disk(tmp_path / "a")
+    atomic._fsync(tmp_path / "a")
     assert len(flushed) == 1

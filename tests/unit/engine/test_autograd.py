@@ -14,6 +14,7 @@ from lpips_lightning.distance import layer_distances
 from lpips_lightning.engine import autograd
 from lpips_lightning.kernels import head
 from lpips_lightning.kernels.head import layer_sum, layer_sum_gradient
+from lpips_lightning.network import measure
 
 EXACT = 1e-12  # relative, in float64: a thousand times its rounding of 24 channels and 35 positions
 NETS = ("alex", "squeeze", "embedded")
@@ -101,14 +102,17 @@ def test_the_gradient_made_in_the_forward_pass_is_autograds(net_type, low_high):
     assert not ours[2].any() and ours[0].any()
 
 
-def test_pixels_that_are_clamped_have_no_gradient():
+def test_pixels_of_data_that_are_clamped_have_no_gradient_and_those_of_predictions_have_theirs():
     torch.manual_seed(0)
     net = LPIPS("embedded")
     y = torch.rand(1, 3, 40, 40)
     x = torch.rand(1, 3, 40, 40)
     x[0, :, 3, 4], x[0, :, 5, 6], x[0, :, 7, 8] = 1.0005, -0.0005, 1.0
     x.requires_grad_()
-    (gradient,) = torch.autograd.grad(net(x, y, (0, 1)).sum(), x)
+    (gradient,) = torch.autograd.grad(net(x, y, (0, 1)).sum(), x)  # what requires grad is a prediction
+    assert gradient[0, :, 3, 4].any() and gradient[0, :, 5, 6].any() and gradient[0, :, 7, 8].any()
+    data = measure(net, x, y, (0.0, 1.0), roles=("data", "data")).values
+    (gradient,) = torch.autograd.grad(data.sum(), x)
     assert not gradient[0, :, 3, 4].any() and not gradient[0, :, 5, 6].any() and gradient[0, :, 7, 8].any()
 
 

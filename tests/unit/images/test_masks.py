@@ -218,7 +218,7 @@ def test_erode_is_refused_where_the_reach_is_unknown(backbones, pair):
     x, y = pair()
     mask = torch.ones(2, 64, 64)
     resized = LPIPS("squeeze", weights=backbones["squeeze"], resize=32)
-    with pytest.raises(ValueError, match="erode: expected no resize="):
+    with pytest.raises(ValueError, match="erode: expected resize=None"):
         resized(x, y, mask=mask, erode=True)
     normalized = nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4))
     net = LPIPS(from_module(normalized, ["1"]), calibrated=False)

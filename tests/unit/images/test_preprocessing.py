@@ -240,5 +240,5 @@ def test_features_of_another_preparation_are_refused(backbones, pair):
         net(x, net.encode(y[..., :48]))
     with torch.inference_mode():
         made = net.encode(y)
-    with pytest.raises(ValueError, match="made under torch.inference_mode; encode under torch.no_grad instead"):
+    with pytest.raises(ValueError, match="computed under torch.inference_mode; encode under torch.no_grad instead"):
         net(x.requires_grad_(), made)

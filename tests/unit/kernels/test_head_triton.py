@@ -93,7 +93,7 @@ if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
     print("too old for this call of its compiler"); sys.exit()
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from lpips_lightning import head_kernels
+from lpips_lightning.kernels import head_triton_kernels as head_kernels
 for kernel, channels, dtype in ((head_kernels._whole, 64, "bf16"), (head_kernels._by_blocks, 3000, "fp32")):
     block_c, block_p, warps = head_kernels.plan(channels)
     fixed = {"CHANNELS": channels, "BLOCK_C": block_c, "BLOCK_P": block_p, "EPSILON": 1e-10, "X_LAST": True,
@@ -198,7 +198,7 @@ def test_neither_the_package_nor_the_operators_import_triton():
     code = """
 import sys, torch, torchvision, torchmetrics
 before = set(sys.modules)
-import lpips_lightning, lpips_lightning.head_triton
+import lpips_lightning, lpips_lightning.kernels.head_triton
 print(sorted(name for name in set(sys.modules) - before if name.partition(".")[0] == "triton"))
 """
     assert python(code).strip() == "[]"

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/, where the peers ar
 
 from benchmarks import contenders, head, machine, memory, pairwise, report, timing
 from benchmarks.results import Results, path_of
+from lpips_lightning import keep_freed_memory
 
 SIZES = ("16x64", "8x128", "4x256", "1x512", "1x1024")
 PARTS = ("timing", "memory", "pairwise", "huge", "head")
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     described = machine.describe(args.device)
+    keep_freed_memory()  # all contenders profit alike
     out = args.out or path_of(HERE / "results", described)
     results = Results(out, described)
     print(results.opening(), flush=True)

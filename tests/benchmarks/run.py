@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the checkout
-sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/, where the peers are made
+sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/
+sys.path.insert(0, str(Path(__file__).parents[1] / "_helpers"))  # where the peers are made
 
 from benchmarks import contenders, head, machine, memory, pairwise, report, timing
 from benchmarks.results import Results, path_of

@@ -24,25 +24,6 @@ class Features(NamedTuple):
     batch_layout: BatchLayout
     source: str
 
-    def of(self, rows: Sequence[int]) -> Features:
-        """Select the features of some images.
-
-        Args:
-            rows: Indices of images of a batch ``(N, C, H, W)``.
-
-        Returns:
-            Copies of the features.
-
-        Raises:
-            ValueError: If the batch had another layout.
-        """
-        if len(self.batch_layout.shape) != 1:
-            raise ValueError(f"features: expected those of images (N, 3, H, W), got {self.batch_layout}")
-        channels = self.batch_layout.channels
-        chosen = [row * channels + channel for row in rows for channel in range(channels)]
-        layers = {layer: values[chosen] for layer, values in self.layers.items()}
-        return Features(layers, self.size, BatchLayout((len(rows),), channels), self.source)
-
 
 class Distances(NamedTuple):
     """Distances, and which of them are valid.

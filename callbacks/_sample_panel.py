@@ -26,13 +26,13 @@ class Scored(NamedTuple):
     Attributes:
         score: LPIPS.
         dataloader_idx: Index of its dataloader.
-        index: Dataset index.
+        dataset_index: Index in the dataset.
         rank: Rank of the process that scored it.
     """
 
     score: float
     dataloader_idx: int
-    index: int
+    dataset_index: int
     rank: int
 
 
@@ -88,7 +88,7 @@ def sample_panel(sample: Sample, scored: Scored, rank: str, net: str, heatmap_ma
     height, width = sample.target.shape[:2]
     factor = -(-_SMALLEST_CELL // max(height, width))
     size = (width * factor, height * factor)
-    source = f"image {scored.index}" + f", loader {scored.dataloader_idx}" * (scored.dataloader_idx > 0)
+    source = f"image {scored.dataset_index}" + f", loader {scored.dataloader_idx}" * (scored.dataloader_idx > 0)
     cells = [
         ("Prediction", rank, sample.pred),
         ("Target", source, sample.target),

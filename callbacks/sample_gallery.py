@@ -206,7 +206,7 @@ class SampleGallery(Callback):
                 label = f"{kind} {place} of {len(chosen[kind])}"
                 pixels = sample_panel(samples[scored], scored, label, net, self.heatmap_max)
                 log_image(trainer, f"{name}/{kind}_{place}", pixels, trainer.global_step)
-                rows.append([kind, place, scored.score, scored.dataloader_idx, scored.index, pixels])
+                rows.append([kind, place, scored.score, scored.dataloader_idx, scored.dataset_index, pixels])
         columns = ["kind", "place", "lpips", "dataloader_idx", "image", "sample"]
         log_table(trainer, name, columns, rows, trainer.global_step, otherwise_csv=False)
 

@@ -302,17 +302,17 @@ def test_samples_are_drawn_as_the_network_input(tmp_path, monkeypatch, kind, mem
         trainer(tmp_path, [gallery(**said)]).validate(model, loader(seed=1), verbose=False)
     assert len(kept) == 8
     net = LPIPS("embedded", **options)
-    by_index = {scored.index: sample for _, sample, scored in kept[4:]}
+    by_index = {scored.dataset_index: sample for _, sample, scored in kept[4:]}
     for place, sample, scored in kept[:4]:
-        x, target = (batch[scored.index : scored.index + 1] for batch in images(5, 1))
+        x, target = (batch[scored.dataset_index : scored.dataset_index + 1] for batch in images(5, 1))
         pred = (0.8 * x).clamp(0, 1)
         expected = float(net(make(pred), make(target), (0, 1)))
         assert scored.score == pytest.approx(expected, rel=1e-4), place
         assert np.abs(sample.target.astype(int) - to_pixels(see(target)[0], (0, 1))).max() <= 1
         assert np.abs(sample.pred.astype(int) - to_pixels(see(pred)[0], (0, 1))).max() <= 1
         assert sample.input.shape == (SIZE, SIZE, 3) and sample.heatmap.shape == sample.target.shape[:2]
-        if kind != "channels" and scored.index in by_index:
-            assert np.abs(sample.heatmap.astype(int) - by_index[scored.index].heatmap).max() <= 1
+        if kind != "channels" and scored.dataset_index in by_index:
+            assert np.abs(sample.heatmap.astype(int) - by_index[scored.dataset_index].heatmap).max() <= 1
 
 
 def test_transparent_inputs_need_a_background(tmp_path):

@@ -16,6 +16,7 @@ from typing_extensions import override
 from lpips_lightning.calibration.export import Rescale
 from lpips_lightning.calibration.module import PerceptualCalibration
 from lpips_lightning.io.atomic import check_output_path
+from lpips_lightning.io.streams import is_stream
 
 
 class CalibrationFile(Callback):
@@ -75,7 +76,7 @@ def check_tensor_file(path: str) -> None:
     Raises:
         MisconfigurationException: If the path has another suffix or is not writable.
     """
-    if not path.endswith(".safetensors"):
+    if not path.endswith(".safetensors") and not is_stream(path):
         raise MisconfigurationException(f"path: expected a file that ends in .safetensors, got {path!r}")
     try:
         check_output_path(path, "path")

@@ -181,6 +181,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     import torch
 
+    if path.exists() and not path.is_file() and not path.is_dir():  # to open a pipe may wait for ever
+        raise WeightsError(f"{path}: expected a regular file of tensors, got a pipe or device; copy it to a file first")
     try:
         content = _of_safetensors(path) if path.suffix == ".safetensors" else _of_torch_save(path)
     except Exception as error:  # safetensors, zipfile and pickle raise different errors

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lpips_lightning.io.atomic import follow_links, replace_file
 from lpips_lightning.io.download import ProgressCallback, download, no_progress
 from lpips_lightning.weights import BackboneFile, WeightsError, read_tensors
 from lpips_lightning.weights.lookup import FOLDER_VARIABLE, backbone_file, backbone_places, file_sha256, with_promise
@@ -89,7 +90,9 @@ def fetch_backbone(
         OSError: If the file cannot be downloaded or written.
         WeightsError: If the download has a wrong sha256; it is deleted.
     """
-    target = Path(folder) / record.file
+    named = Path(folder) / record.file
+    named.parent.mkdir(parents=True, exist_ok=True)
+    target = follow_links(named)  # a link into shared storage stays
     target.parent.mkdir(parents=True, exist_ok=True)
     with _alone(target.with_name(f".{record.file}.lock")) as alone:
         if target.is_file() and file_sha256(target).startswith(record.sha256_prefix):
@@ -101,10 +104,10 @@ def fetch_backbone(
         except OSError as error:
             raise OSError(
                 f"{url}: expected to download it, got {error}; run again to go on where it stopped, name another"
-                f" source with --mirror, or put the file into '{target.parent}' as {record.file} yourself"
+                f" source with --mirror, or put the file into '{named.parent}' as {record.file} yourself"
             ) from error
         _check(loaded, url, record)
-        loaded.replace(target)
+        replace_file(loaded, target)
     return True
 
 

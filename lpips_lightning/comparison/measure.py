@@ -166,7 +166,7 @@ def _read_pair(pair: Pair, headers: Mapping[Path, Header], net: LPIPS) -> tuple[
 
 def _read(path: Path, header: Header, net: LPIPS) -> _Pixels:
     """Pixels ``(H, W, 3)``, or ``(H, W, 4)`` for images with alpha if the network has a background."""
-    pixels = read_pixels(path)
+    pixels = read_pixels(path, header.content)
     if pixels.shape[:2] != header.size:
         raise ValueError(
             f"{printable(path)}: expected height x width {header.height}x{header.width} as in the header check, got"

@@ -7,6 +7,7 @@ and validation sets use different photographs.
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import tempfile
@@ -20,6 +21,7 @@ from torch import Generator, Tensor
 
 from lpips_lightning.data.crops import crops
 from lpips_lightning.data.distortions import DISTORTIONS, distort, ordered_pairs
+from lpips_lightning.io.atomic import follow_links
 from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.image_files import find_images, image_size, read_image, write_image
 from lpips_lightning.io.tables import write_table
@@ -115,7 +117,7 @@ def make_bapps(
     """
     counts = _check_counts(train, val, jnd, judged=distance is not None)
     _check_options(set_name, size, seed)
-    out = Path(out)
+    out = follow_links(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"out: expected a new or empty folder, got '{out}', which is not empty")
     photographs = find_images(images)
@@ -137,12 +139,23 @@ def make_bapps(
         for part in (part for part, count in counts.items() if count):
             _write_tables([item for item in items if item.part == part], made, set_name)
         (made / "made.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        if out.exists():
-            out.rmdir()
-        made.rename(out)
+        _put_in_place(made, out)
     finally:
         shutil.rmtree(temporary)
     return out
+
+
+def _put_in_place(made: Path, out: Path) -> None:
+    """Rename a folder to `out`, which is new or empty; a mount point gets its content."""
+    try:
+        if out.exists():
+            out.rmdir()
+        made.rename(out)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        for part in made.iterdir():
+            shutil.move(part, out)
 
 
 def _check_counts(train: int, val: int, jnd: int | None, judged: bool) -> dict[str, int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from lpips_lightning.data.distortions import DISTORTIONS, distort
 from lpips_lightning.io.atomic import atomic_write
 from lpips_lightning.io.image_files import find_images, read_image, resize_image
+from lpips_lightning.io.streams import is_stream
 
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -29,7 +30,7 @@ def write_sheet(images: str | Path, out: str | Path, seed: int = 0) -> Path:
 
     Args:
         images: A photograph, or a folder whose photographs alternate from row to row.
-        out: Output PNG.
+        out: Output PNG, or a stream.
         seed: Random seed of directions, signs and noise.
 
     Returns:
@@ -40,7 +41,7 @@ def write_sheet(images: str | Path, out: str | Path, seed: int = 0) -> Path:
         ValueError: If an image cannot be read, or `out` does not end in ``.png``.
     """
     out = Path(out)
-    if out.suffix.lower() != ".png":
+    if out.suffix.lower() != ".png" and not is_stream(out):
         raise ValueError(f"out: expected a path that ends in .png, got '{out}'")
     files = list(find_images(images).values()) if Path(images).is_dir() else [Path(images)]
     names = list(DISTORTIONS)

@@ -13,6 +13,7 @@ from lpips_lightning.batch import Features
 from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.image_decoding import printable
 from lpips_lightning.io.image_files import find_images, natural_order, read_image
+from lpips_lightning.io.streams import open_file
 from lpips_lightning.io.tables import read_table
 from lpips_lightning.network import LPIPS
 
@@ -68,7 +69,8 @@ def read_opinion_scores(
 
     Args:
         path: The CSV, UTF-8 with a header; other columns are ignored.
-        root: Folder that paths are relative to; None: the CSV's folder.
+        root: Folder that paths are relative to; None: the CSV's folder, or the current one for ``/dev/stdin`` and other
+            open files.
         columns: Column names of reference, distorted and score in the file.
         group: Name of the group column, if there is one.
 
@@ -83,7 +85,8 @@ def read_opinion_scores(
         raise ValueError(f"columns: expected 3 names, of reference, distorted and score, got {', '.join(columns)}")
     table = read_table(path)
     table.require([*columns, *([group] if group else [])])
-    folder = Path(path).parent if root is None else Path(root)
+    beside = Path(path).parent if open_file(path) is None else Path()
+    folder = beside if root is None else Path(root)
     if not folder.is_dir():
         raise FileNotFoundError(f"root: expected an existing folder, got '{folder}'")
     opinions = []
@@ -174,7 +177,7 @@ class _FrameScorer:
             )
         with torch.inference_mode():
             if self.net.memory_budget is not None:
-                return self.net(x, y).double().tolist()
+                return self.net(x, y).cpu().double().tolist()
             if self.features is None or len(pairs) > 1 or pairs[0][0] != self.path:
                 self.path, self.features = pairs[0][0], self.net.encode(x)
             distance = self.net.distance(self.features, self.net.encode(y))

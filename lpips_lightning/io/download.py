@@ -9,6 +9,8 @@ from collections.abc import Callable
 from email.message import Message
 from pathlib import Path
 
+from lpips_lightning.io.atomic import follow_links, replace_file
+
 ProgressCallback = Callable[[str, int, int], None]
 """``(task, done, total)``, called repeatedly; counts are bytes or items, and a `total` of 0 means unknown."""
 
@@ -28,13 +30,14 @@ def download(url: str, path: Path, report: ProgressCallback = no_progress, timeo
 
     Args:
         url: A http, https or file URL.
-        path: Output file.
+        path: Output file; a symbolic link stays, and its target is written.
         report: Progress callback, in bytes.
         timeout: Seconds without data before the connection counts as lost.
 
     Raises:
         OSError: If the server is unreachable or refuses, or the connection is lost twice at the same byte.
     """
+    path = follow_links(path)
     part = path.with_name(f"{path.name}.part")
     version = path.with_name(f"{path.name}.part.version")
     while True:
@@ -49,7 +52,7 @@ def download(url: str, path: Path, report: ProgressCallback = no_progress, timeo
             problem = str(getattr(error, "reason", None) or error or type(error).__name__)
         if not part.exists() or part.stat().st_size <= before:
             raise OSError(problem)
-    part.replace(path)
+    replace_file(part, path)
     version.unlink(missing_ok=True)
 
 

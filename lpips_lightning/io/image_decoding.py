@@ -14,13 +14,15 @@ import struct
 import sys
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from lpips_lightning.io.streams import is_stream, read_bytes
 
 Pixels: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
@@ -47,6 +49,7 @@ class Header:
         gray: Whether the image has no color channels.
         alpha: Whether the image may have transparent pixels.
         deep: Whether the image has 16 bits per channel.
+        content: The bytes of an image that came from a stream, which can be read only once; None for a file.
     """
 
     height: int
@@ -54,6 +57,7 @@ class Header:
     gray: bool
     alpha: bool
     deep: bool
+    content: bytes | None = field(default=None, repr=False, compare=False)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -65,14 +69,17 @@ def read_header(path: str | Path) -> Header:
     """Read the header of an image file without decoding pixels.
 
     Args:
-        path: The file.
+        path: The file, or a stream such as a pipe, which is read to its end.
 
     Raises:
         FileNotFoundError: If the file does not exist.
         ValueError: If the file is not an image, or is not supported.
     """
     try:
-        with Path(path).open("rb") as file:
+        content = read_bytes(path) if is_stream(path) else None
+        if content == b"":
+            raise _RefusedError("a readable image, got an empty stream")
+        with Path(path).open("rb") if content is None else io.BytesIO(content) as file:
             late = _has_late_metadata(file)
             with Image.open(file, formats=FORMATS) as image:
                 deep = _check_kind(image)
@@ -81,14 +88,15 @@ def read_header(path: str | Path) -> Header:
                 sideways = _orientation(image, late) in (5, 6, 7, 8)
     except Exception as error:  # Pillow raises many exception types on damaged files
         raise _unreadable(path, error) from error
-    return Header(width if sideways else height, height if sideways else width, gray, alpha, deep)
+    return Header(width if sideways else height, height if sideways else width, gray, alpha, deep, content)
 
 
-def read_pixels(path: str | Path) -> Pixels:
+def read_pixels(path: str | Path, content: bytes | None = None) -> Pixels:
     """Decode an image.
 
     Args:
-        path: The file.
+        path: The file or stream.
+        content: Its bytes, if they have been read; then `path` is only named in errors.
 
     Returns:
         Shape ``(H, W, 3)``, or ``(H, W, 4)`` with an alpha channel; uint8, or uint16 for 16 bits per channel. Gray is
@@ -99,7 +107,7 @@ def read_pixels(path: str | Path) -> Pixels:
         ValueError: If the file is not an image, is damaged, or is not supported.
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_bytes(path) if content is None else content
         _check_png(data)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             deep = _check_kind(image)

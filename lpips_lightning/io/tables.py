@@ -13,6 +13,7 @@ from typing import Any
 
 from lpips_lightning.io.atomic import atomic_write
 from lpips_lightning.io.image_decoding import printable
+from lpips_lightning.io.streams import is_stream, read_bytes
 
 
 @dataclass(frozen=True)
@@ -72,18 +73,19 @@ def read_table(path: str | Path) -> Table:
     """Read a CSV with a header.
 
     Args:
-        path: A UTF-8 file, with or without byte-order mark, separated by the header's commas, semicolons or tabs.
+        path: A UTF-8 file or a stream, such as ``/dev/stdin``, with or without byte-order mark; separated by the
+            header's commas, semicolons or tabs.
 
     Raises:
         FileNotFoundError: If the file does not exist.
         ValueError: If the file is malformed or has no rows.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.is_file() and not is_stream(path):
         got = "a folder" if path.is_dir() else "no such file"
         raise FileNotFoundError(f"{path}: expected a CSV file, got {got}")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#x} at {error.start}"

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from lpips_lightning.io.atomic import atomic_write
+from lpips_lightning.io.streams import is_stream
 from lpips_lightning.weights import DIGEST, WeightsError, tensors_sha256
 
 _SUFFIX = ".safetensors"
@@ -24,7 +25,7 @@ def write_tensors(
     The metadata includes the sha256 of the tensors, which `lpips_lightning.weights.read_tensors` verifies.
 
     Args:
-        path: Output ``.safetensors`` file; missing folders are created.
+        path: Output ``.safetensors`` file, or a stream; missing folders are created.
         tensors: Tensors by name.
         record: JSON-serializable provenance.
         labels: Further metadata strings.
@@ -40,7 +41,7 @@ def write_tensors(
     from safetensors.torch import save_file
 
     file = Path(path).expanduser()
-    if file.suffix != _SUFFIX or file.is_dir():
+    if not is_stream(file) and (file.suffix != _SUFFIX or file.is_dir()):
         raise ValueError(f"path: expected a file that ends in {_SUFFIX}, got {str(path)!r}")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"format": "pt", DIGEST: tensors_sha256(plain), **labels, "record": json.dumps(dict(record))}

@@ -28,6 +28,7 @@ from lpips_lightning.callbacks.calibration_file import CalibrationFile
 from lpips_lightning.data.datamodules import BAPPSDataModule, TripletDataModule
 from lpips_lightning.functional.judgments import bootstrap_interval, human_ceiling, two_afc_score
 from lpips_lightning.io.atomic import check_output_path
+from lpips_lightning.io.streams import is_stream, name_streams
 from lpips_lightning.recipes.command import RecipeCLI, run_recipe
 
 _FAST = "Train mode lin on pooled squared differences: the backbone runs once, then ten epochs take seconds."
@@ -71,9 +72,10 @@ def fast(args: list[str]) -> None:
     from rich.console import Console
 
     options = _fast_parser().parse_args(args)
+    console = Console(stderr=name_streams(options, ["csv", "val_csv"], ["out"]))
     if (options.root is None) == (options.csv is None) or (options.csv is None) != (options.images is None):
         raise ValueError("csv: expected either --csv FILE with --images DIR, or --root DIR, got another combination")
-    if not options.out.endswith(".safetensors"):
+    if not options.out.endswith(".safetensors") and not is_stream(options.out):
         raise ValueError(f"out: expected a file that ends in .safetensors, got {options.out!r}")
     check_output_path(options.out, "out")
     data = _fast_data(options)
@@ -81,7 +83,6 @@ def fast(args: list[str]) -> None:
     data.setup("fit")
     network = TrainableLPIPS(options.net, weights=options.weights, init=options.init, seed=options.seed)
     official = TrainableLPIPS(options.net, weights=options.weights, init="official").calibration
-    console = Console()
     train, *held_out = (
         cached_pool(network, part, options.cache, num_workers=options.workers)  # type: ignore[arg-type]
         for part in (data.train_data, *data.val_data.values())
@@ -119,7 +120,9 @@ def fast(args: list[str]) -> None:
 
 def _fast_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("lpips-lightning calibration fast", description=_FAST)
-    parser.add_argument("--csv", metavar="FILE", help="your judgments: ref, p0, p1, and votes_p0, votes_p1 or judge")
+    parser.add_argument(
+        "--csv", metavar="FILE", help="judgments (- for stdin): ref, p0, p1 and votes_p0, votes_p1 or judge"
+    )
     parser.add_argument("--images", metavar="DIR", help="folder of the images named in --csv")
     parser.add_argument("--val-csv", metavar="FILE", help="validation judgments (default: a fraction of --csv)")
     parser.add_argument("--val-fraction", type=float, default=0.1, help="validation part of --csv (default 0.1)")

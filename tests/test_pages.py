@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from untrained import UNet, kaiming_cnn
 
 from lpips_lightning.callbacks import PerceptualScores
-from lpips_lightning.cli.main import COMMANDS, main
+from lpips_lightning.cli.commands import COMMANDS, main
 from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS
 
 ROOT = Path(__file__).parents[1]

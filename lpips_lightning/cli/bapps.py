@@ -9,6 +9,7 @@ from lpips_lightning.cli import evaluate as evaluate_cli
 from lpips_lightning.cli.options import NETS
 from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.progress import progress_report
+from lpips_lightning.io.streams import name_streams
 
 if TYPE_CHECKING:
     from lpips_lightning.data.bapps_generate import Distance
@@ -86,11 +87,12 @@ def _add_sheet(commands: Any) -> None:
     parser = commands.add_parser("sheet", help=text, description=f"{text[0].upper()}{text[1:]}.")
     parser.set_defaults(run=_sheet)
     parser.add_argument("--images", required=True, help="a photograph, or a folder of photographs")
-    parser.add_argument("--out", required=True, help="PNG to write")
+    parser.add_argument("--out", required=True, help="PNG to write; - for stdout")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 
 
 def _sheet(options: argparse.Namespace) -> None:
+    name_streams(options, outputs=["out"])
     check_output_path(options.out, "out")
 
     from lpips_lightning.data.distortion_sheet import write_sheet

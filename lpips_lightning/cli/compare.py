@@ -13,6 +13,7 @@ from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.download import no_progress
 from lpips_lightning.io.image_decoding import printable
 from lpips_lightning.io.progress import progress_report
+from lpips_lightning.io.streams import STDIN, is_stream, name_streams
 
 if TYPE_CHECKING:
     from lpips_lightning.comparison.file_pairs import Pair
@@ -31,9 +32,10 @@ _USAGE = "lpips-lightning compare [options] A B\n       lpips-lightning compare 
 _DESCRIPTION = """LPIPS of two images, of two folders (images or frames matched by name), or of all pairs in
 one folder. 0: equal; higher: less similar."""
 _EPILOG = """Standard output: the distance, or lines with mean, std, min, max and n; then the fingerprint to
-cite. All file headers are checked first. A damaged image found later does not stop the run: the
-other results are printed and written, the error names the image, and the exit code is 2, as for
-all bad input."""
+cite. "-" as an output file is standard output, which then gets nothing else; "-" as an image is
+standard input. All file headers are checked first. A damaged image found later does not stop the
+run: the other results are printed and written, the error names the image, and the exit code is 2,
+as for all bad input."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,7 +78,8 @@ def main(args: list[str] | None = None) -> None:
         WeightsError: If weights are missing or damaged.
     """
     options = parser().parse_args(args)
-    paths = [Path(path) for path in options.paths]
+    options.to_stderr = name_streams(options, outputs=("csv", "json", "map"))
+    paths = [Path(STDIN if path == "-" else path) for path in options.paths]
     kind = _kind(paths, options)
     _check_outputs(paths, kind, options)
     _check_values(options)
@@ -115,9 +118,10 @@ def _compare(pairs: Sequence[Pair], kind: Kind, net: LPIPS, options: argparse.Na
     if len(errors) == len(results):
         raise ValueError(_first_error(errors))
     if kind == "images":
-        _print_lines([*compare_report.pair_lines(results[0], options.per_layer), net.fingerprint])
+        lines = compare_report.pair_lines(results[0], options.per_layer)
     else:
-        _print_lines([*compare_report.summary_lines(results, options.per_layer), net.fingerprint])
+        lines = compare_report.summary_lines(results, options.per_layer)
+    _print_lines([*lines, net.fingerprint], options.to_stderr)
     if options.csv is not None:
         compare_report.write_csv(options.csv, results, options.per_layer)
     if options.json is not None:
@@ -141,7 +145,7 @@ def _compare_all(folder: Path, net: LPIPS, options: argparse.Namespace) -> None:
         headers = check_images([files], net, report=report)
         compute: dict[str, Any] = {"device": options.device, "batch_size": options.batch_size}
         distances = measure_all_pairs(files, net, headers, report=report, **compute)
-    _print_lines([*compare_report.all_pairs_lines(names, distances), net.fingerprint])
+    _print_lines([*compare_report.all_pairs_lines(names, distances), net.fingerprint], options.to_stderr)
     if options.csv is not None:
         compare_report.write_all_pairs_csv(options.csv, names, distances, options.long)
     if options.json is not None:
@@ -151,7 +155,7 @@ def _compare_all(folder: Path, net: LPIPS, options: argparse.Namespace) -> None:
 def _kind(paths: Sequence[Path], options: argparse.Namespace) -> Kind:
     """The kind of comparison; raise if an option does not apply to it."""
     for path in paths:
-        if not path.exists():
+        if not path.exists() and not is_stream(path):
             raise FileNotFoundError(f"{printable(path)}: expected an image or a folder, got no such file")
     folders = [path.is_dir() for path in paths]
     kind: Kind = "pairs" if options.pairs else "folders" if all(folders) else "images"
@@ -174,9 +178,10 @@ def _kind(paths: Sequence[Path], options: argparse.Namespace) -> Kind:
 def _check_outputs(paths: Sequence[Path], kind: Kind, options: argparse.Namespace) -> None:
     """Raise if an output path cannot be written or would overwrite an input image."""
     outputs = {name: getattr(options, name) for name in ("csv", "json", "map") if getattr(options, name) is not None}
-    places = {name: Path(path).resolve() for name, path in outputs.items()}
     for name, path in outputs.items():
         check_output_path(path, name, folder=name == "map" and kind == "folders")
+    places = {name: Path(path).resolve() for name, path in outputs.items()}
+    for name, path in outputs.items():
         if any(places[name] == other for known, other in places.items() if known != name):
             raise ValueError(f"{name}: expected a path that no other option uses, got {path!r}")
         if kind == "images" and any(places[name] == image.resolve() for image in paths):
@@ -185,7 +190,7 @@ def _check_outputs(paths: Sequence[Path], kind: Kind, options: argparse.Namespac
         inside = [folder for folder in paths if folder.resolve() in (places["map"], *places["map"].parents)]
         if inside:
             raise ValueError(f"map: expected a folder outside '{printable(inside[0])}', got {options.map!r}")
-    elif "map" in places and places["map"].suffix.lower() != ".png":
+    elif "map" in places and Path(options.map).suffix.lower() != ".png" and not is_stream(options.map):
         raise ValueError(f"map: expected a file that ends in .png, got {options.map!r}")
 
 
@@ -200,8 +205,11 @@ def _first_error(errors: Sequence[str]) -> str:
     return errors[0] + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
 
 
-def _print_lines(lines: Sequence[str]) -> None:
+def _print_lines(lines: Sequence[str], to_stderr: bool) -> None:
     """Print lines; escape characters that the terminal's encoding lacks."""
-    encoding = sys.stdout.encoding or "utf-8"
+    stream = sys.stderr if to_stderr else sys.stdout
+    if stream is None:  # closed by the shell
+        return
+    encoding = stream.encoding or "utf-8"
     text = "".join(f"{line}\n" for line in lines)
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))

@@ -49,7 +49,7 @@ def main(args: list[str] | None = None) -> None:
 
 def combined_parser() -> argparse.ArgumentParser:
     """One parser with all subcommands, built without importing torch; recipes contribute actions and file options."""
-    from lpips_lightning.cli.main import COMMANDS
+    from lpips_lightning.cli.commands import COMMANDS
 
     combined = argparse.ArgumentParser("lpips-lightning")
     combined.add_argument("--version", action="store_true", help="print the version")
@@ -68,7 +68,7 @@ def combined_parser() -> argparse.ArgumentParser:
 
 def _add_actions(parser: argparse.ArgumentParser, names: tuple[str, ...]) -> None:
     """Add a recipe's actions and their common options; LightningCLI's other options would need torch."""
-    from lpips_lightning.cli.main import RECIPE_ACTIONS
+    from lpips_lightning.cli.commands import RECIPE_ACTIONS
 
     if not names:
         return

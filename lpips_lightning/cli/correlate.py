@@ -14,6 +14,7 @@ from rich.text import Text
 from lpips_lightning.cli.options import add_network_options, choose_device, network_options
 from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.progress import progress_report
+from lpips_lightning.io.streams import name_streams
 from lpips_lightning.io.tables import write_table
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def main(args: list[str] | None = None) -> None:
         args: Command line without the program's name; None takes ``sys.argv``.
     """
     options = parser().parse_args(args)
+    console = Console(stderr=name_streams(options, inputs=["file"], outputs=["csv"]))
     if options.csv:
         check_output_path(options.csv, "csv")
 
@@ -49,7 +51,6 @@ def main(args: list[str] | None = None) -> None:
         distances, frames = measure(opinions, net, device, report)
     overall = correlate(distances, scores, options.score)
     groups = by_group(distances, scores, names, options.score) if names else {}
-    console = Console()
     sense = "higher is better, LPIPS is negated" if options.score == "mos" else "higher is worse, like LPIPS"
     console.print(f"LPIPS against mean opinion scores ({options.score}: {sense})", soft_wrap=True, highlight=False)
     console.print(_table(overall, groups))
@@ -69,8 +70,11 @@ def parser() -> argparse.ArgumentParser:
         description="Correlate LPIPS with mean opinion scores: SRCC, KRCC, and PLCC after a 4-parameter logistic fit.",
     )
     add = result.add_argument
-    add("file", help="CSV with columns reference, distorted, score; paths of images or of folders of frames")
-    add("--root", help="folder that the paths are relative to (default: the CSV's folder)")
+    add(
+        "file",
+        help="CSV with columns reference, distorted, score; paths of images or folders of frames; - for stdin",
+    )
+    add("--root", help="folder that the paths are relative to (default: the CSV's; for stdin, the current one)")
     columns = "reference,distorted,score"
     add("--columns", default=columns, metavar="A,B,C", help="the CSV's names of these columns (default: %(default)s)")
     add(
@@ -80,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
         help="mos: higher is better; dmos: higher is worse (default: mos)",
     )
     add("--group", metavar="COLUMN", help="also correlate within each group, and average over groups")
-    add("--csv", metavar="FILE", help="write the distance of every image or frame to this CSV")
+    add("--csv", metavar="FILE", help="write the distance of every image or frame to this CSV; - for stdout")
     add_network_options(result)
     return result
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from lpips_lightning.cli.options import add_device_option, choose_device
 from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.progress import progress_report
+from lpips_lightning.io.streams import STDIN, name_streams
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sets", nargs="*", metavar="SET", help="2AFC sets (default: all present)")
     parser.add_argument("--jnd-sets", nargs="*", metavar="SET", help="JND sets (default: all present)")
     parser.add_argument(
-        "--csv", metavar="FILE", help="your own judgments: ref, p0, p1, and votes_p0, votes_p1 or judge"
+        "--csv", metavar="FILE", help="your own judgments: ref, p0, p1, and votes_p0, votes_p1 or judge; - for stdin"
     )
     parser.add_argument("--images", metavar="DIR", help="folder of the images that --csv names")
     parser.add_argument(
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace) -> None:
         ValueError: If an argument is invalid, or there is nothing to score.
         FileNotFoundError: If a file is missing.
     """
+    name_streams(args, inputs=["csv"])
     check_output_path(args.out, "out", folder=True)
     for argument, least in (("batch_size", 1), ("workers", 0), ("resamples", 1)):
         if getattr(args, argument) < least:
@@ -146,4 +148,4 @@ def _split_name(text: str) -> tuple[str, str]:
     name, _, path = text.partition("=")
     if not name or not path:
         raise ValueError(f"distances: expected NAME=FILE, got {text!r}")
-    return name, path
+    return name, STDIN if path == "-" else path

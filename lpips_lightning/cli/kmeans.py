@@ -39,7 +39,7 @@ def kmeans(
 
     Args:
         images: Folder of photographs.
-        out: Output .safetensors file, for weights= and NET:kmeans=.
+        out: Output .safetensors file, for weights= and NET:kmeans=; - for stdout.
         net: Sequential architecture: alex, vgg or embedded.
         crops: Number of random crops to learn from.
         size: Side of a crop in pixels.
@@ -57,9 +57,12 @@ def kmeans(
     from lpips_lightning.io.atomic import check_output_path
     from lpips_lightning.io.image_files import find_images, read_image
     from lpips_lightning.io.progress import progress_report
+    from lpips_lightning.io.streams import STDOUT, is_stream
     from lpips_lightning.io.tensor_files import write_tensors
 
-    if not out.endswith(".safetensors"):
+    console = Console(stderr=out == "-")
+    out = STDOUT if out == "-" else out
+    if not out.endswith(".safetensors") and not is_stream(out):
         raise ValueError(f"out: expected a file that ends in .safetensors, got {out!r}")
     check_output_path(out, "out")
     record = get_backbone(net)
@@ -77,4 +80,4 @@ def kmeans(
     about: dict[str, Any] = {"mode": "kmeans", "photographs": len(chosen), "crops": crops, "size": size}
     path = write_tensors(out, tensors, about | settings | {"lpips_lightning": __version__}, net_type=record.name)
     message = f"Written to {path}; evaluate it as {record.name}:kmeans={path}"
-    Console().print(message, highlight=False, soft_wrap=True, markup=False)
+    console.print(message, highlight=False, soft_wrap=True, markup=False)

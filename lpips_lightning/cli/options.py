@@ -46,7 +46,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
 def add_device_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--device`` to `parser`."""
     parser.add_argument(
-        "--device", default="auto", metavar="NAME", help="auto (default: cuda if available), cpu, cuda:1, ..."
+        "--device", default="auto", metavar="NAME", help="auto (default: cuda or mps if available), cpu, cuda:1, ..."
     )
 
 
@@ -77,7 +77,7 @@ def choose_device(name: str) -> torch.device:
     """The torch device called `name`.
 
     Args:
-        name: ``"auto"`` (CUDA if available, else the CPU), or a name that torch knows, such as ``"cuda:1"``.
+        name: ``"auto"`` (CUDA if available, else MPS, else the CPU), or a name that torch knows, such as ``"cuda:1"``.
 
     Raises:
         ValueError: If this machine has no such device.
@@ -89,7 +89,7 @@ def choose_device(name: str) -> torch.device:
     import torch
 
     try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        device = torch.device(_best_device() if name == "auto" else name)
         torch.zeros(1, device=device).cpu()
     except Exception as error:  # backends raise RuntimeError, AssertionError, NotImplementedError, ...
         reason = str(error).partition("\n")[0]
@@ -97,6 +97,14 @@ def choose_device(name: str) -> torch.device:
             f"device: expected auto, cpu, cuda or another available device, got {name!r} ({reason})"
         ) from error
     return device
+
+
+def _best_device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _positive(value: int | None, name: str) -> int | None:

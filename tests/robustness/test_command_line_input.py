@@ -12,7 +12,7 @@ import pytest
 from image_file_kinds import GRAY, GRAY_ALPHA, RGB, RGBA, chunk, deep_png, noise, saved, tiff
 from PIL import Image
 
-from lpips_lightning.cli import main as cli
+from lpips_lightning.cli import commands as cli
 
 COLOR, ONE, DEEP, CLEAR = noise(), noise(channels=1), noise(high=65536), noise(channels=4)
 OPAQUE = np.concatenate([COLOR, np.full_like(COLOR[..., :1], 255)], 2)

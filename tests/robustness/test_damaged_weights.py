@@ -34,7 +34,7 @@ from lpips_lightning.backbones.extractor import random_backbone
 from lpips_lightning.backbones.loading import calibration_tensors
 from lpips_lightning.calibration.model import TrainableLPIPS
 from lpips_lightning.calibration.pooled import cached_pool
-from lpips_lightning.cli import main as cli
+from lpips_lightning.cli import commands as cli
 from lpips_lightning.data.bapps import TwoAFCDataset
 from lpips_lightning.io.tensor_files import write_tensors
 from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS, EMBEDDED, EXAMPLES, WeightsError, tensors_sha256

@@ -26,7 +26,7 @@ from lpips_lightning.calibration.module import PerceptualCalibration
 from lpips_lightning.calibration.pooled import cached_pool
 from lpips_lightning.callbacks import CalibrationReport
 from lpips_lightning.callbacks._loggers import log_image, log_table
-from lpips_lightning.cli import main as cli
+from lpips_lightning.cli import commands as cli
 from lpips_lightning.comparison.file_pairs import Pair
 from lpips_lightning.comparison.measure import PairResult
 from lpips_lightning.comparison.report import map_writer, write_csv, write_json

@@ -62,7 +62,7 @@ for name in modules:
 from lpips_lightning import LearnedPerceptualImagePatchSimilarity, PerceptualLoss
 from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.backbones.extractor import random_backbone
-from lpips_lightning.cli.main import main
+from lpips_lightning.cli.commands import main
 from lpips_lightning.io.image_files import write_image
 generator = torch.Generator().manual_seed(0)
 x, y = torch.rand(2, 4, 3, 256, 256, generator=generator)

@@ -13,7 +13,7 @@ import torch
 
 from lpips_lightning import LPIPS
 from lpips_lightning.backbones.fetch import fetch_backbone
-from lpips_lightning.cli import main as cli
+from lpips_lightning.cli import commands as cli
 from lpips_lightning.weights import BACKBONE_FILES, BackboneFile, WeightsError
 
 URLOPEN = urllib.request.urlopen  # the tests have no network, but file:// is none

@@ -7,7 +7,7 @@ from lpips_lightning import LPIPS
 from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.backbones.extractor import FeatureExtractor
 from lpips_lightning.calibration.kmeans import spherical_kmeans, stacked_kmeans, whitening
-from lpips_lightning.cli import main as cli
+from lpips_lightning.cli import commands as cli
 from lpips_lightning.images.preprocessing import to_backbone
 from lpips_lightning.io.image_files import write_image
 from lpips_lightning.io.tensor_files import read_record

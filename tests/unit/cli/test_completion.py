@@ -13,9 +13,9 @@ import pytest
 
 from lpips_lightning import recipes
 from lpips_lightning.backbones.definition import BACKBONES
+from lpips_lightning.cli import commands as cli
 from lpips_lightning.cli import completion
 from lpips_lightning.cli import correlate as correlate_cli
-from lpips_lightning.cli import main as cli
 from lpips_lightning.evaluation.opinion_scores import COLUMNS
 from lpips_lightning.functional.correlation import Score
 from lpips_lightning.options import Precision
@@ -67,7 +67,7 @@ def choices(option, *names):
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "tcsh"])
 def test_scripts_name_every_command_and_are_made_without_torch(shell):
-    code = f"import sys; from lpips_lightning.cli.main import main; main(['completion', '{shell}'])"
+    code = f"import sys; from lpips_lightning.cli.commands import main; main(['completion', '{shell}'])"
     code += "; print('torch' in sys.modules, file=sys.stderr)"
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert made.stderr == "False\n"

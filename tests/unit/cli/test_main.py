@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lpips_lightning import __version__
-from lpips_lightning.cli import main as cli
+from lpips_lightning.cli import commands as cli
 from lpips_lightning.weights import CALIBRATIONS, WeightsError
 
 
@@ -160,9 +160,9 @@ def test_bad_input_of_recipes_is_code_two(capsys, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("args", [["--help"], ["--version"], ["compare", "gone.png", "gone.png"], ["compere"]])
 def test_help_and_mistakes_import_neither_torch_nor_recipes(args):
-    code = f"import sys; from lpips_lightning.cli.main import main; main({args}); print(list(sys.modules))"
+    code = f"import sys; from lpips_lightning.cli.commands import main; main({args}); print(list(sys.modules))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "'lpips_lightning.cli.main'" in said
+    assert "'lpips_lightning.cli.commands'" in said
     assert "'torch'" not in said
     assert "pytorch_lightning" not in said
     assert "lpips_lightning.recipes" not in said

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from lpips_lightning import LPIPS
+from lpips_lightning.cli import commands as cli
 from lpips_lightning.cli import compare, correlate
-from lpips_lightning.cli import main as cli
 from lpips_lightning.cli.options import network_options
 from lpips_lightning.options import DEFAULTS
 

@@ -17,7 +17,7 @@ from PIL import Image
 from lpips_lightning import LPIPS
 from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.backbones.selfcheck import GOLDEN
-from lpips_lightning.cli import main as cli
+from lpips_lightning.cli import commands as cli
 from lpips_lightning.comparison import measure as compare
 from lpips_lightning.io.heatmap import heatmap_colors, heatmap_indices
 from lpips_lightning.io.image_files import read_image, write_image

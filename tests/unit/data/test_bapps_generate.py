@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from lpips_lightning import LPIPS
-from lpips_lightning.cli import main as cli
+from lpips_lightning.cli import commands as cli
 from lpips_lightning.data import bapps_generate as bapps_make
 from lpips_lightning.data.bapps import JNDDataset, TwoAFCDataset
 from lpips_lightning.data.bapps_generate import l2, make_bapps

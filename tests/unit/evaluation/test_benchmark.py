@@ -14,7 +14,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from lpips_lightning import LPIPS
 from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.backbones.extractor import random_backbone
-from lpips_lightning.cli import main as cli
+from lpips_lightning.cli import commands as cli
 from lpips_lightning.cli.evaluate import add_arguments, run
 from lpips_lightning.evaluation import report as evaluation_report
 from lpips_lightning.evaluation.benchmark import HUMAN, Judged, Score, measure, read_distances, score, summary

@@ -10,7 +10,7 @@ from frozen_networks import frozen_network
 from PIL import Image
 
 from lpips_lightning import LPIPS
-from lpips_lightning.cli import main as cli
+from lpips_lightning.cli import commands as cli
 from lpips_lightning.evaluation.opinion_scores import measure, read_opinion_scores
 from lpips_lightning.functional.correlation import (
     Correlations,

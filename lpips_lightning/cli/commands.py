@@ -5,11 +5,14 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 
 from rich.console import Console
 from rich.table import Table
+
+from lpips_lightning.io.streams import flush_standard_streams, open_file
 
 TRACEBACK_VARIABLE = "LPIPS_LIGHTNING_TRACEBACK"
 
@@ -69,8 +72,16 @@ def main(args: list[str] | None = None) -> int:
         args: Command line without the program's name; None takes ``sys.argv``.
 
     Returns:
-        The exit code: 0, 2 for bad input, 130 after an interrupt; a subcommand may exit with another code.
+        The exit code: 0, 2 for bad input, 130 after an interrupt, 141 if a reader closed its pipe early; a subcommand
+        may exit with another code.
     """
+    try:
+        return _dispatch(args)
+    except BrokenPipeError as error:
+        return _broken_pipe(error)
+
+
+def _dispatch(args: list[str] | None) -> int:
     name, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
     if name in ("-h", "--help"):
         _help()
@@ -91,13 +102,33 @@ def _run(command: Command, args: list[str]) -> int:
     module, _, function = command.target.partition(":")
     try:
         getattr(import_module(module), function)(args)
+        flush_standard_streams()  # here, because the interpreter's own flush at exit only prints an ignored exception
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if os.environ.get(TRACEBACK_VARIABLE) or not _is_user_error(error):
             raise
         return _fail(str(error))
     return 0
+
+
+def _broken_pipe(error: BrokenPipeError) -> int:
+    """End as other programs do after ``| head``: quietly if it was standard output, and with the code of SIGPIPE."""
+    if os.environ.get(TRACEBACK_VARIABLE):
+        raise error
+    quiet = error.filename is not None and open_file(error.filename) in (1, 2)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:  # output remains; the interpreter would complain at exit
+            quiet = True
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if not quiet:
+        _fail(f"expected a reader to the end, got {error}")
+    return 141
 
 
 def _is_user_error(error: Exception) -> bool:

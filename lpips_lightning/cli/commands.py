@@ -5,14 +5,13 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 
 from rich.console import Console
 from rich.table import Table
 
-from lpips_lightning.io.streams import flush_standard_streams, open_file
+from lpips_lightning.io.streams import flush_standard_streams, has_lost_reader
 
 TRACEBACK_VARIABLE = "LPIPS_LIGHTNING_TRACEBACK"
 
@@ -115,18 +114,13 @@ def _run(command: Command, args: list[str]) -> int:
 
 
 def _broken_pipe(error: BrokenPipeError) -> int:
-    """End as other programs do after ``| head``: quietly if it was standard output, and with the code of SIGPIPE."""
+    """End as other programs do after ``| head``: with the code of SIGPIPE, and quietly if it was standard output."""
     if os.environ.get(TRACEBACK_VARIABLE):
         raise error
-    quiet = error.filename is not None and open_file(error.filename) in (1, 2)
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:  # output remains; the interpreter would complain at exit
-            quiet = True
-            with suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    if not quiet:
+    lost = [stream for stream in (sys.stdout, sys.stderr) if has_lost_reader(stream)]
+    for stream in lost:  # or the interpreter complains when it flushes the rest at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if not lost:
         _fail(f"expected a reader to the end, got {error}")
     return 141
 

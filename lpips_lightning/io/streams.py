@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import shutil
 import stat
 import sys
@@ -171,6 +172,16 @@ def flush_standard_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
+
+
+def has_lost_reader(stream: Any) -> bool:
+    """Whether a stream of Python is a pipe that nobody reads any longer; False where this cannot be asked."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # Windows, and streams that are no files
+        return False
 
 
 def _python_stream(number: int) -> Any:

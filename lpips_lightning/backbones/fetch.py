@@ -91,9 +91,8 @@ def fetch_backbone(
         WeightsError: If the download has a wrong sha256; it is deleted.
     """
     named = Path(folder) / record.file
-    named.parent.mkdir(parents=True, exist_ok=True)
     target = follow_links(named)  # a link into shared storage stays
-    target.parent.mkdir(parents=True, exist_ok=True)
+    Path(os.path.realpath(target.parent)).mkdir(parents=True, exist_ok=True)
     with _alone(target.with_name(f".{record.file}.lock")) as alone:
         if target.is_file() and file_sha256(target).startswith(record.sha256_prefix):
             return False

@@ -32,10 +32,9 @@ _USAGE = "lpips-lightning compare [options] A B\n       lpips-lightning compare 
 _DESCRIPTION = """LPIPS of two images, of two folders (images or frames matched by name), or of all pairs in
 one folder. 0: equal; higher: less similar."""
 _EPILOG = """Standard output: the distance, or lines with mean, std, min, max and n; then the fingerprint to
-cite. "-" as an output file is standard output, which then gets nothing else; "-" as an image is
-standard input. All file headers are checked first. A damaged image found later does not stop the
-run: the other results are printed and written, the error names the image, and the exit code is 2,
-as for all bad input."""
+cite; or with "-" as an output file, that alone. All file headers are checked first. A damaged image
+found later does not stop the run: the other results are printed and written, the error names the
+image, and the exit code is 2, as for all bad input."""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -3,8 +3,10 @@
 `find_images` lists a folder; `read_image` and `write_image` convert between image files and uint8 tensors.
 `AtomicCheckpointIO` is a plugin for Lightning's Trainer.
 
-All files are written atomically; a killed process leaves at most a hidden temporary file. A cache that cannot be
-written causes a warning; any other write to a full disk raises an error that names the file.
+All files are written atomically; a killed process leaves at most a hidden temporary file. Symbolic links and
+permissions stay. Pipes, devices and redirected outputs are written into, and files that cannot be replaced are written
+in place. A cache that cannot be written causes a warning; any other write to a full disk raises an error that names the
+file.
 
 Images are decoded exactly, including 16 bits per channel and EXIF orientation, or an error names the file.
 

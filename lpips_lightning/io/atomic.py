@@ -137,7 +137,7 @@ def _why_not_creatable(path: str | os.PathLike[str], folder: bool) -> str:
 
 def _temporary_for(target: Path) -> Path:
     """An empty file beside `target`, as private as it; elsewhere if `target` exists in a folder that is read-only."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    Path(os.path.realpath(target.parent)).mkdir(parents=True, exist_ok=True)  # mkdir follows no links itself
     temporary = target.with_name(f".{target.name[:_PREFIX]}.{secrets.token_hex(4)}")
     try:
         temporary.touch(exist_ok=False)  # unlike mkstemp, applies the umask, so that others can read the file
@@ -146,7 +146,7 @@ def _temporary_for(target: Path) -> Path:
             raise
         return _temporary_elsewhere()
     with suppress(OSError):  # no such file, or a file system without permissions
-        temporary.chmod(stat.S_IMODE(target.stat().st_mode) | stat.S_IRUSR | stat.S_IWUSR)
+        temporary.chmod(target.stat().st_mode & 0o777 | stat.S_IRUSR | stat.S_IWUSR)
     return temporary
 
 

@@ -111,6 +111,10 @@ def test_a_link_into_a_missing_folder_creates_it(tmp_path):
     (tmp_path / "link").symlink_to("new/folder/target")
     write(tmp_path / "link")
     assert (tmp_path / "new/folder/target").read_bytes() == NEW and (tmp_path / "link").is_symlink()
+    (tmp_path / "folder").symlink_to("newer")
+    check_output_path(tmp_path / "folder", "out", folder=True)
+    write(tmp_path / "folder/sub/file")
+    assert (tmp_path / "newer/sub/file").read_bytes() == NEW and (tmp_path / "folder").is_symlink()
 
 
 def test_a_loop_of_links_is_an_error_before_the_work(tmp_path):

@@ -105,6 +105,12 @@ def test_a_named_standard_output_follows_the_text(folder, capsys):
     assert lines[1].startswith("LPIPS embedded") and lines[2] == "a,b,lpips" and len(lines) == 4
 
 
+def test_results_are_written_where_standard_output_is_closed(folder, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as Python sets it after >&-
+    assert cli.main([*COMPARE, "images/a.png", "images/b.png", "--csv", "result"]) == 0
+    assert len(read_table("result").rows) == 1
+
+
 def test_an_image_comes_from_standard_input(folder, stdin, capsys, net):
     stdin(Path("images/a.png").read_bytes())
     assert cli.main([*COMPARE, "-", "images/b.png", "--csv", "pairs.csv"]) == 0

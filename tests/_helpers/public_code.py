@@ -39,8 +39,10 @@ def packages(backbones: dict[str, Any], folder: Any) -> tuple[SimpleNamespace, S
     def their_lpips(net: str = "alex", verbose: bool = True, **options: Any) -> nn.Module:
         return peer(peer_lpips, net, options)
 
-    def their_metric(net_type: str = "alex", **options: Any) -> nn.Module:
-        return peer(peer_torchmetrics, net_type, options)
+    def their_metric(
+        net_type: str = "alex", reduction: str = "mean", normalize: bool = False, **options: Any
+    ) -> nn.Module:
+        return peer(peer_torchmetrics, net_type, {"reduction": reduction, "normalize": normalize, **options})
 
     ours = {
         "LPIPS": functools.partial(compat.LPIPS, weights=folder),

@@ -141,3 +141,45 @@ def critic(width: int = 8) -> nn.Module:
     """A small PatchGAN."""
     layers = [nn.Conv2d(3, width, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(width, 2 * width, 4, 2, 1)]
     return nn.Sequential(*layers, nn.BatchNorm2d(2 * width), nn.LeakyReLU(0.2), nn.Conv2d(2 * width, 1, 4, 1, 1))
+
+
+class WithLoss(nn.Module):
+    """An autoencoder that holds its loss, and whose forward pass returns it."""
+
+    def __init__(self, perceptual: nn.Module) -> None:
+        super().__init__()
+        self.network = AutoEncoder()
+        self.perceptual = perceptual
+
+    def forward(self, x: Tensor) -> Tensor:
+        prediction = self.network(x)
+        return self.perceptual(prediction, x).mean() + (prediction - x).abs().mean()
+
+
+def steps(model: nn.Module, batches: list[Tensor]) -> list[float]:
+    """Losses of SGD steps; every parameter must get a gradient."""
+    optimizer, log = torch.optim.SGD(model.parameters(), lr=0.05), []
+    for batch in batches:
+        optimizer.zero_grad()
+        loss = model(batch)
+        loss.backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+        optimizer.step()
+        log.append(float(loss.detach()))
+    return log
+
+
+def wrapped_steps(rank: int, kind: str, model: WithLoss, x: Tensor) -> tuple[list[float], Tensor]:
+    """Steps of DDP or FSDP on this rank's half of the batch; losses and the weight of the last layer."""
+    own = x.chunk(2)[rank]
+    if kind == "ddp":
+        log = steps(nn.parallel.DistributedDataParallel(model), [own] * 3)
+        return log, model.network.conv_out.weight.detach().clone()
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (2,))
+    fully_shard(model.network, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    log = steps(model, [own] * 3)
+    return log, model.network.conv_out.weight.full_tensor().detach().clone()

@@ -331,8 +331,8 @@ class Restoration(pl.LightningModule):
         return torch.optim.SGD(self.network.parameters(), lr=0.1)
 
 
-# pytorch-lightning's advice on loaders.
-@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*num_training_batches")
+# pytorch-lightning's advice on loaders, and on torchmetrics' network, which is a part of the model.
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*in eval mode at the start of training")
 def test_collection_in_a_lightning_module(same, tmp_path):
     def fit(metrics):
         x, y = renders()

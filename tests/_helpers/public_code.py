@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lpips_lightning import LearnedPerceptualImagePatchSimilarity, compat
+from lpips_lightning import LPIPS, LearnedPerceptualImagePatchSimilarity, PerceptualLoss, compat
 
 ONE_CALL = 1e-5  # float32 of images that differ
 KINKS = 2e-2  # gradients: rounding moves a few activations over the kink of a ReLU or to another pixel of a pooling
@@ -52,6 +52,26 @@ def packages(backbones: dict[str, Any], folder: Any) -> tuple[SimpleNamespace, S
     }
     theirs = SimpleNamespace(LPIPS=their_lpips, LearnedPerceptualImagePatchSimilarity=their_metric)
     return theirs, SimpleNamespace(**ours)
+
+
+class Rewritten(nn.Module):
+    """`PerceptualLoss` in the place of `lpips.LPIPS`, as one rewrites a loop: the prediction first, the range said."""
+
+    def __init__(self, folder: Any, net: str = "alex", verbose: bool = True, **options: Any) -> None:
+        super().__init__()
+        network = LPIPS(net, weights=folder, **options)
+        self.signed, self.unit = (
+            PerceptualLoss(network, data_range=data_range, reduction="none") for data_range in ((-1, 1), (0, 1))
+        )
+
+    def forward(self, in0: Tensor, in1: Tensor, normalize: bool = False) -> Tensor:
+        prediction, target = (in1, in0) if in1.requires_grad else (in0, in1)
+        return (self.unit if normalize else self.signed)(prediction, target).view(-1, 1, 1, 1)
+
+
+def with_loss(same: Comparison, folder: Any) -> Comparison:
+    """A comparison in which our side is `PerceptualLoss`, whose backward pass is another one than `compat`'s."""
+    return Comparison(same.theirs, SimpleNamespace(LPIPS=functools.partial(Rewritten, folder)))
 
 
 @dataclasses.dataclass

@@ -246,6 +246,15 @@ def test_half_precision_model_and_images(same, dtype):
     same(lambda lpips: lpips.LPIPS(net="alex").to(dtype).eval()(x, y).float(), tolerance=8 * torch.finfo(dtype).eps)
 
 
+def test_an_empty_batch_adds_no_gradient(same):
+    def step(lpips):
+        network, x = nn.Conv2d(3, 3, 1), images()[:0]
+        lpips.LPIPS(net="alex")(network(x), x).sum().backward()
+        return network.weight.grad + 1
+
+    same(step)
+
+
 def video_metrics(lpips):
     """Clips ``(B, T, C, H, W)`` a frame at a time, the mean over time by clip."""
     loss_fn, x, y = lpips.LPIPS(net="alex"), images(6).view(2, 3, 3, 48, 48), images(6, seed=1).view(2, 3, 3, 48, 48)

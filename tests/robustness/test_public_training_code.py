@@ -9,12 +9,14 @@ import types
 from contextlib import nullcontext
 
 import pytest
+import pytorch_lightning as pl
 import torch
-from public_code import KINKS, AutoEncoder, Comparison, critic, images, packages
+from public_code import KINKS, AutoEncoder, Comparison, critic, images, packages, with_loss
 from references import relative_distance
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
 
 BF16 = 0.05  # eight bits, in every layer
 
@@ -22,6 +24,12 @@ BF16 = 0.05  # eight bits, in every layer
 @pytest.fixture(scope="module")
 def same(backbones, tmp_path_factory):
     return Comparison(*packages(backbones, tmp_path_factory.mktemp("backbones")))
+
+
+@pytest.fixture(params=["compat", "loss"])
+def either(same, request):
+    """The import changed, or the loop rewritten with `PerceptualLoss`."""
+    return same if request.param == "compat" else with_loss(same, same.ours.LPIPS.keywords["weights"])
 
 
 class LPIPSWithDiscriminator(nn.Module):
@@ -76,9 +84,63 @@ def autoencoder_with_discriminator(lpips, learned_variance):
 
 
 @pytest.mark.parametrize("learned_variance", [False, True], ids=["taming-transformers", "latent-diffusion"])
-def test_autoencoder_with_discriminator_and_adaptive_weight(same, learned_variance):
-    log = same.training(autoencoder_with_discriminator, learned_variance)
+def test_autoencoder_with_discriminator_and_adaptive_weight(either, learned_variance):
+    log = either.training(autoencoder_with_discriminator, learned_variance)
     assert log[-1]["loss"] < log[0]["loss"]
+
+
+class AutoencoderKL(pl.LightningModule):
+    """The same loop as a LightningModule with two optimizers by hand, which holds the loss and its discriminator."""
+
+    def __init__(self, lpips):
+        super().__init__()
+        self.automatic_optimization = False
+        self.network = AutoEncoder()
+        self.loss = LPIPSWithDiscriminator(lpips, learned_variance=True)
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        for optimizer, part in zip(self.optimizers(), ("generator", "critic"), strict=True):
+            self.toggle_optimizer(optimizer)
+            reconstructions = self.network(batch)
+            if part == "generator":
+                total, nll, _ = self.loss.generator(batch, reconstructions, self.network.conv_out.weight)
+                self.seen.append(nll.detach())
+            else:
+                total = self.loss.critic(batch, reconstructions)
+            self.log(f"train/{part}", total, prog_bar=True)
+            optimizer.zero_grad()
+            self.manual_backward(total)
+            self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
+            optimizer.step()
+            self.untoggle_optimizer(optimizer)
+
+    @torch.no_grad()
+    def validation_step(self, batch, batch_idx):
+        self.log("val/rec", self.loss.perceptual_loss(batch, self.network(batch)).mean())
+
+    def configure_optimizers(self):
+        learned = [*self.network.parameters(), self.loss.logvar]
+        return [torch.optim.Adam(p, lr=1e-3) for p in (learned, self.loss.discriminator.parameters())]
+
+
+# The validation of an untrained network; pytorch-lightning's advice on loaders; torchmetrics' network is in eval mode.
+@pytest.mark.filterwarnings(
+    "ignore:in1. expected values on", "ignore:.*does not have many workers", "ignore:.*in eval mode at the start"
+)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_latent_diffusion_as_a_lightning_module(same, precision):
+    def train(lpips):
+        module, loader = AutoencoderKL(lpips), DataLoader(images(4, 32), batch_size=2)
+        options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = pl.Trainer(
+            max_epochs=2, precision=precision, accelerator="cpu", enable_model_summary=False, **options
+        )
+        trainer.fit(module, loader, loader)
+        return [*module.seen, trainer.callback_metrics["val/rec"]]
+
+    rounding = {"first": BF16, "later": BF16} if precision == "bf16-mixed" else {}
+    same.training(train, **rounding)
 
 
 class AcceleratorLike:
@@ -215,8 +277,8 @@ def consistency_distillation(lpips):
     return log
 
 
-def test_consistency_distillation(same):
-    same.training(consistency_distillation)
+def test_consistency_distillation(either):
+    either.training(consistency_distillation)
 
 
 def pivotal_tuning(lpips):
@@ -240,8 +302,8 @@ def pivotal_tuning(lpips):
     return log
 
 
-def test_inversion_and_pivotal_tuning(same):
-    log = same.training(pivotal_tuning)
+def test_inversion_and_pivotal_tuning(either):
+    log = either.training(pivotal_tuning)
     assert len(log) == 6 and log[2] < log[0] and log[5] < log[3]
 
 
@@ -293,8 +355,8 @@ def optimize_an_image(lpips, optimizer_type):
 
 
 @pytest.mark.parametrize("optimizer_type", [torch.optim.Adam, torch.optim.SGD, torch.optim.LBFGS])
-def test_an_image_is_optimized(same, optimizer_type):
-    log = same.training(optimize_an_image, optimizer_type)
+def test_an_image_is_optimized(either, optimizer_type):
+    log = either.training(optimize_an_image, optimizer_type)
     assert log[-1] < log[0]
 
 
@@ -313,8 +375,8 @@ def attack(lpips):
     return log
 
 
-def test_adversarial_perturbation(same):
-    log = same.training(attack, first=1e-3, later=KINKS)  # close images: float32's rounding over a small distance
+def test_adversarial_perturbation(either):
+    log = either.training(attack, first=1e-3, later=KINKS)  # close images: float32's rounding over a small distance
     assert (log[-1] > log[0]).all()
 
 
@@ -341,8 +403,8 @@ def rate_distortion(lpips):
     return log
 
 
-def test_rate_distortion_loop(same):
-    log = same.training(rate_distortion)
+def test_rate_distortion_loop(either):
+    log = either.training(rate_distortion)
     assert log[-1][0] < log[0][0]
 
 
@@ -366,8 +428,8 @@ def scaled(lpips):
     return log
 
 
-def test_grad_scaler_skips_what_overflows(same):
-    log = same.training(scaled, later=5e-3)  # the network's own rounding in fp16
+def test_grad_scaler_skips_what_overflows(either):
+    log = either.training(scaled, later=5e-3)  # the network's own rounding in fp16
     assert log[0]["scale"] < 2.0**20 and log[-1]["scale"] > 1
     assert log[-1]["loss"] < log[0]["loss"]
 
@@ -387,8 +449,8 @@ def nan_step(lpips):
     return log
 
 
-def test_a_step_that_is_not_finite_is_skipped(same):
-    log = same.training(nan_step)
+def test_a_step_that_is_not_finite_is_skipped(either):
+    log = either.training(nan_step)
     assert log[3] < log[0]
     assert not log[1].isfinite() and not log[2].isfinite()
 
@@ -402,9 +464,9 @@ def gradient_of(loss, model):
 @pytest.mark.filterwarnings("ignore:in0. expected values on")  # a reentrant checkpoint takes the gradient away
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("around", ["decoder", "loss", "both"])
-def test_checkpointed_parts_give_the_gradient(same, use_reentrant, around):
+def test_checkpointed_parts_give_the_gradient(either, use_reentrant, around):
     model, x = AutoEncoder(), images()
-    loss_fn = same.ours.LPIPS(net="alex")
+    loss_fn = either.ours.LPIPS(net="alex")
     expected = gradient_of(loss_fn(model(x), x).mean(), model)
     again = functools.partial(checkpoint, use_reentrant=use_reentrant)
     z = model.encode(x)[0]
@@ -417,9 +479,9 @@ def test_checkpointed_parts_give_the_gradient(same, use_reentrant, around):
 
 
 @pytest.mark.parametrize("retain", [False, True])
-def test_accumulated_micro_batches_give_the_gradient_of_the_batch(same, retain):
+def test_accumulated_micro_batches_give_the_gradient_of_the_batch(either, retain):
     model, x = AutoEncoder(), images(4)
-    loss_fn = same.ours.LPIPS(net="alex")
+    loss_fn = either.ours.LPIPS(net="alex")
     expected = gradient_of(loss_fn(model(x), x).mean(), model)
     model.zero_grad(set_to_none=True)
     losses = [loss_fn(model(part), part).mean() / 4 for part in x.split(1)]  # all graphs alive at the same time

@@ -177,7 +177,9 @@ def test_loader_average(same, folders):
 @pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*fork")
 def test_measured_in_the_workers_of_a_loader(same, folders):
     expected = [Pairs(folders, same.theirs.LPIPS(net="alex"))[number] for number in range(3)]
-    loader = DataLoader(Pairs(folders, same.ours.LPIPS(net="alex")), batch_size=None, num_workers=2)
+    loader = DataLoader(
+        Pairs(folders, same.ours.LPIPS(net="alex")), batch_size=None, num_workers=2, multiprocessing_context="fork"
+    )
     np.testing.assert_allclose(list(loader), expected, rtol=1e-5)
 
 

@@ -36,9 +36,7 @@ def packages(backbones: dict[str, Any], folder: Any) -> tuple[SimpleNamespace, S
                 _peers[key] = build(net, backbones[net], **options)
         return copy.deepcopy(_peers[key])
 
-    def their_lpips(
-        net: str = "alex", verbose: bool = True, validate_args: bool = False, **options: Any
-    ) -> nn.Module:  # it checks nothing
+    def their_lpips(net: str = "alex", verbose: bool = True, **options: Any) -> nn.Module:
         return peer(peer_lpips, net, options)
 
     def their_metric(

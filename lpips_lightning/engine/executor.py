@@ -83,7 +83,7 @@ class _AutogradExecutor:
         overwritable = y is not None and len(storages - {y.untyped_storage()._cdata}) == len(features_y)
         with torch.enable_grad():
             self._image = x.detach().requires_grad_()
-            self._features = self._network.extractor(self._image)
+            self._features = self._network.extractor(_not_a_leaf(self._image))
         for layer, feature_map in self._features.items():
             yield layer, feature_map.detach(), features_y.pop(layer, None), overwritable
 
@@ -143,7 +143,7 @@ class _ManualExecutor:
             return _run_node(node, inputs)
         leaf = inputs[0].detach().requires_grad_()
         with torch.enable_grad():
-            result = _run_node(node, [leaf])
+            result = _run_node(node, [_not_a_leaf(leaf)])
         self._pool_graphs[node.name] = leaf, result
         return result.detach()
 
@@ -338,6 +338,11 @@ def _run_node(node: Node, inputs: list[Tensor]) -> Tensor:
     if isinstance(node.op, Window):
         return node.op.run(inputs[0])
     return node.op(*inputs)
+
+
+def _not_a_leaf(leaf: Tensor) -> Tensor:
+    """A view to give to modules: `torch.autograd.grad` refuses gradient hooks on leaves, which FlopCounterMode adds."""
+    return leaf.view_as(leaf)
 
 
 def _relu_backward(gradient: Tensor, output: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from frozen_networks import frozen_network
 from references import relative_distance
 from tiling_nets import PIECES, made, whole
 from torch import nn
+from torch.utils.module_tracker import ModuleTracker
 
 from lpips_lightning import LPIPS
 from lpips_lightning.backbones.custom import from_module
@@ -111,6 +112,19 @@ def test_a_backbone_whose_layer_is_the_image_leaves_the_images_alone(monkeypatch
     module = nn.Sequential(nn.Identity(), nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True))
     network = double(LPIPS(from_module(module, ["0", "2"], smallest_side=16), calibrated=False))
     hold(network, *images())
+
+
+@pytest.mark.parametrize("few", [0, 2**17])
+@pytest.mark.parametrize("name", ["squeeze", "resnet"])
+def test_gradient_hooks_on_all_modules_leave_the_gradient(backbones, monkeypatch, name, few):
+    """FlopCounterMode and memory trackers register them on every module's input."""
+    monkeypatch.setattr(executor_module, "AUTOGRAD_PIXELS", few)
+    _net, network = made(name, backbones)
+    x, y = images()
+    with ModuleTracker() as tracker:
+        _, found = pair_gradient(network, x, y)
+        assert tracker._hooks
+    assert relative_distance(found, whole(network, x, y)[1]) < 1e-12
 
 
 def test_features_in_the_place_of_images_are_not_written_over(backbones):

@@ -1,8 +1,8 @@
 """Exact image decoding: upright pixels at full bit depth, or an error that names the file.
 
 Rejects ambiguous files: CMYK, LAB and HSV (need a color profile), 32-bit and float images (unknown range), animations,
-multi-page files and icons of several sizes (several images). Of a camera's MPO inside a JPEG the large image is read, of
-a PSD the merged one. Ignores embedded color profiles.
+multi-page files and icons of several sizes (several images). A JPEG with a preview gives the large image, a PSD the
+merged one. Ignores embedded color profiles.
 
 Decodes with Pillow, but prevents three silent behaviors: truncating more than 8 bits per channel to 8, reading PNGs
 whose checksum fails, and opening formats that start other programs (EPS).

@@ -19,14 +19,17 @@ _BY_SUFFIX = ("DIB", "FLI", "ICO", "IM", "PCX", "SGI", "TGA", "XBM")
 FORMATS = (*_BY_CONTENT, *_BY_SUFFIX)
 """Supported file formats, by Pillow's names; Pillow must have been built with their decoders."""
 
+VIDEO = "a video"
+"""What `why_no_image` calls a video."""
+
 _ALIASES = {"MPO": "JPEG"}  # Pillow opens MPO files with its JPEG reader
 _AVIF_SUFFIXES = (".avif", ".avifs")  # images, also where this Pillow cannot decode them
 _OPENEXR, _RADIANCE = "OpenEXR, high dynamic range", "Radiance HDR, high dynamic range"
 _OTHER_KINDS = {
-    "a camera's raw file": ".3fr .arw .cr2 .cr3 .dng .erf .iiq .kdc .mrw .nef .nrw .orf .pef .raf .rw2 .sr2 .srf .srw .x3f",
+    "a camera's raw file": ".3fr .arw .cr2 .cr3 .dng .erf .iiq .kdc .mrw .nef .nrw .orf .pef .raf .rw2 .sr2 .srw .x3f",
     "a cursor": ".cur",
     "a document": ".ai .djvu .doc .docx .eps .pdf .ps .pptx .xcf",
-    "a video": ".264 .265 .3gp .avi .flv .h264 .h265 .hevc .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv .y4m",
+    VIDEO: ".264 .265 .3gp .avi .flv .h264 .hevc .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv .y4m",
     "an array": ".h5 .hdf .hdf5 .mat .npy .npz .pt .pth .safetensors",
     "FITS": ".fit .fits",
     "HEIC": ".heic .heics .heif .heifs .hif",
@@ -44,13 +47,14 @@ _KIND_OF_START = {
     b"\x00\x00\x00\x0cJXL ": "JPEG XL",
     b"%PDF": "a PDF document",
     b"\x93NUMPY": "a NumPy array",
-    b"\x1aE\xdf\xa3": "a video",
+    b"\x1aE\xdf\xa3": VIDEO,
 }
 _KIND_OF_BRAND = {"avif": "AVIF", "avis": "AVIF", "heic": "HEIC", "heix": "HEIC", "mif1": "HEIC", "msf1": "HEIC"}
 _NO_RANGE = "values on no fixed range"
 _CONVERT = "convert it to PNG with 8 or 16 bits per channel"
 _ARRAYS = f"{_CONVERT}, or compare arrays in Python with data_range="
 _WAYS_OUT = {"AVIF": f"which needs pillow>=11.3 with libavif; {_CONVERT}"}
+_WAYS_OUT |= {VIDEO: "which is compared with another video, or as a folder of frames"}
 _WAYS_OUT |= {_OPENEXR: f"{_NO_RANGE}; {_ARRAYS}", _RADIANCE: f"{_NO_RANGE}; {_ARRAYS}"}
 _BITS, _SAMPLE_FORMAT = 258, 339  # TIFF tags
 
@@ -87,6 +91,11 @@ def why_no_image(path: Path) -> str:
     return "" if _opens(path) else "not an image"
 
 
+def is_video(path: str | Path) -> bool:
+    """Whether a path has the suffix of a video."""
+    return _KIND_OF_SUFFIX.get(Path(path).suffix.lower()) == VIDEO
+
+
 def describe_unreadable(path: str | Path) -> str:
     """What a file is that Pillow cannot open, and a way out; empty if nothing is known."""
     file = Path(path)
@@ -100,7 +109,7 @@ def describe_unreadable(path: str | Path) -> str:
             return _describe_tiff(opened)
     kind = next((kind for magic, kind in _KIND_OF_START.items() if start.startswith(magic)), "")
     if start[4:8] == b"ftyp":
-        kind = _KIND_OF_BRAND.get(start[8:12].decode("latin-1"), "a video")
+        kind = _KIND_OF_BRAND.get(start[8:12].decode("latin-1"), VIDEO)
     if kind == "AVIF" and features.check("avif"):
         return "a damaged AVIF"
     return f"{kind}, {_WAYS_OUT.get(kind, _CONVERT)}" if kind else ""

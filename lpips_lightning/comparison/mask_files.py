@@ -45,7 +45,7 @@ def match_masks(matches: Matches, masks: str | Path) -> Matches:
     unused = [name for name in found.images if name not in used]
     notes = [*matches.notes, *left_out_note(path, found.left_out)]
     if unused:
-        notes.append(f"{printable(path)}: {count_of(len(unused), 'mask')} belong to no pair: {examples(unused)}")
+        notes.append(f"{printable(path)}: {count_of(len(unused), 'mask')} without pair: {examples(unused)}")
     return Matches([replace(pair, mask=found.images[pair.name]) for pair in matches.pairs], notes)
 
 

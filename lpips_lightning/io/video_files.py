@@ -46,7 +46,9 @@ def read_frames(path: str | Path) -> Iterator[tuple[Header, Pixels]]:
             stream = container.streams.best("video")
             stream.thread_type = "AUTO"
             declared = stream.frames
+            _check_transfer(stream.codec_context, name)
             for frame in container.decode(stream):
+                _check_transfer(frame, name)
                 yield _upright(frame, name)
                 count += 1
     except av.FFmpegError as error:
@@ -70,20 +72,24 @@ def _import_av(path: str | Path) -> ModuleType:
     return av
 
 
-def _upright(frame: Any, name: str) -> tuple[Header, Pixels]:
-    """Properties and pixels of a decoded frame."""
-    parts = frame.format.components
-    bits = max((part.bits for part in parts), default=8)
-    transfer = int(getattr(frame, "color_trc", 0) or 0)
-    if frame.is_corrupt:
-        raise ValueError(f"{name}: expected a readable video, got a damaged frame")
-    if bits > 16:
-        raise ValueError(f"{name}: expected at most 16 bits per channel, got {frame.format.name}; convert the video")
+def _check_transfer(tagged: Any, name: str) -> None:
+    """Raise if the tags of a stream or frame say high dynamic range."""
+    transfer = int(getattr(tagged, "color_trc", 0) or 0)
     if transfer in _HIGH_RANGE:
         raise ValueError(
             f"{name}: expected a video of standard dynamic range, got {_HIGH_RANGE[transfer]} (high dynamic range);"
             " tone-map it first"
         )
+
+
+def _upright(frame: Any, name: str) -> tuple[Header, Pixels]:
+    """Properties and pixels of a decoded frame."""
+    parts = frame.format.components
+    bits = max((part.bits for part in parts), default=8)
+    if frame.is_corrupt:
+        raise ValueError(f"{name}: expected a readable video, got a damaged frame")
+    if bits > 16:
+        raise ValueError(f"{name}: expected at most 16 bits per channel, got {frame.format.name}; convert the video")
     palette = bool(getattr(frame.format, "has_palette", False))
     alpha = palette or any(part.is_alpha for part in parts)
     pixels = frame.to_ndarray(format=_FORMATS[bits > 8, alpha])

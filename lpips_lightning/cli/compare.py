@@ -49,8 +49,7 @@ _ALLOWED = {
     _PAIRWISE: "two images, videos or folders",
 }
 _USAGE = "lpips-lightning compare [options] A B\n       lpips-lightning compare [options] --pairs FOLDER [FOLDER]"
-_DESCRIPTION = """LPIPS of two images, two videos, two folders (matched by name), or all pairs.
-0: equal; higher: less similar."""
+_DESCRIPTION = "LPIPS of two images, videos or folders, or of all pairs. 0: equal; higher: less similar."
 _EPILOG = """Standard output: the distance, or lines with mean, std, min, max and n; then the fingerprint to
 cite. Standard error names the files that were left out. All headers are checked first; an image
 found damaged later is named, the other results are kept, and the exit code is 2."""
@@ -66,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=100),
     )
     add = result.add_argument
-    add("paths", nargs="+", metavar="A B", help="two images, videos or folders (searched recursively)")
+    add("paths", nargs="+", metavar="A B", help="two images, videos or folders (searched recursively, matched by name)")
     add_network_options(result)
     add("--batch-size", type=int, metavar="N", help="pairs per batch (default: 24, fewer for large images)")
     matching = result.add_mutually_exclusive_group()
@@ -133,10 +132,10 @@ def _match(paths: Sequence[Path], kind: Kind, options: argparse.Namespace) -> Ma
     if kind == "folders":
         matches = match_folders(*paths, common=options.common, in_order=options.in_order)
     elif kind == "list":
-        folders = [path for path in paths if path.is_dir()]
-        matches = match_listed(*folders, next(path for path in paths if not path.is_dir()))
+        (a, b), (table,) = ([path for path in paths if path.is_dir() == folder] for folder in (True, False))
+        matches = match_listed(a, b, table)
     else:
-        matches = Matches([Pair(paths[0].stem, *paths)])
+        matches = Matches([Pair(paths[0].stem, paths[0], paths[1])])
     if options.map is not None and len({pair.name for pair in matches.pairs}) < len(matches.pairs):
         raise ValueError("map: expected each image of the first folder in one pair only, got several")
     return matches if options.mask is None else match_masks(matches, options.mask)

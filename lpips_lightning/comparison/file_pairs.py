@@ -107,10 +107,10 @@ def match_folders(a: str | Path, b: str | Path, *, common: bool = False, in_orde
             f"common: expected names in both '{printable(a)}' and '{printable(b)}', got none:"
             f" {examples(first)} and {examples(second)}"
         )
-    for folder, images, others in ((a, first, second), (b, second, first)):
-        alone = [name for name in images if name not in others]
+    for folder, alone in ((a, first.keys() - set(shared)), (b, second.keys() - set(shared))):
         if alone:
-            notes.append(f"{printable(folder)}: {count_of(len(alone), 'image')} without partner: {examples(alone)}")
+            listed = examples(sorted(alone, key=natural_order))
+            notes.append(f"{printable(folder)}: {count_of(len(alone), 'image')} without partner: {listed}")
     return Matches([Pair(name, first[name], second[name]) for name in shared], notes)
 
 

@@ -13,8 +13,10 @@ COMMON_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Formats listed in an error, by Pillow's names."""
 
 # Formats with an unmistakable first line; of the others, a file must also have the suffix.
-_BY_CONTENT = (*COMMON_FORMATS, "AVIF", "BLP", "DCX", "DDS", "FTEX", "GBR", "ICNS", "JPEG2000", "MSP", "PIXAR")
-_BY_CONTENT = (*_BY_CONTENT, "PSD", "QOI", "SUN", "XPM")
+_BY_CONTENT = (
+    *COMMON_FORMATS,
+    *("AVIF", "BLP", "DCX", "DDS", "FTEX", "GBR", "ICNS", "JPEG2000", "MSP", "PIXAR", "PSD", "QOI", "SUN", "XPM"),
+)
 _BY_SUFFIX = ("DIB", "FLI", "ICO", "IM", "PCX", "SGI", "TGA", "XBM")
 FORMATS = (*_BY_CONTENT, *_BY_SUFFIX)
 """Supported file formats, by Pillow's names; Pillow must have been built with their decoders."""

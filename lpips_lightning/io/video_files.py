@@ -98,4 +98,5 @@ def _upright(frame: Any, name: str) -> tuple[Header, Pixels]:
         raise ValueError(f"{name}: expected a rotation by quarter turns, got {frame.rotation} degrees")
     pixels = np.ascontiguousarray(np.rot90(pixels, turns))  # counter-clockwise, as the display matrix says
     gray = not palette and sum(not part.is_alpha for part in parts) == 1
-    return Header(*pixels.shape[:2], gray=gray, alpha=alpha, deep=bits > 8), pixels
+    height, width = pixels.shape[:2]
+    return Header(height, width, gray, alpha, deep=bits > 8), pixels

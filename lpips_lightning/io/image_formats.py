@@ -25,7 +25,7 @@ VIDEO = "a video"
 """What `why_no_image` calls a video."""
 
 _ALIASES = {"MPO": "JPEG"}  # Pillow opens MPO files with its JPEG reader
-_AVIF_SUFFIXES = (".avif", ".avifs")  # images, also where this Pillow cannot decode them
+_ALWAYS = (".avif", ".avifs", ".pfm")  # images, also where this Pillow cannot decode them
 _OPENEXR, _RADIANCE = "OpenEXR, high dynamic range", "Radiance HDR, high dynamic range"
 _OTHER_KINDS = {
     "a camera's raw file": ".3fr .arw .cr2 .cr3 .dng .erf .iiq .kdc .mrw .nef .nrw .orf .pef .raf .rw2 .sr2 .srw .x3f",
@@ -65,7 +65,7 @@ _BITS, _SAMPLE_FORMAT = 258, 339  # TIFF tags
 def image_suffixes() -> frozenset[str]:
     """Suffixes of image files, in lower case with the dot."""
     formats = Image.registered_extensions().items()  # imports all of Pillow's plugins
-    return frozenset([*_AVIF_SUFFIXES, *(suffix for suffix, form in formats if _ALIASES.get(form, form) in FORMATS)])
+    return frozenset([*_ALWAYS, *(suffix for suffix, form in formats if _ALIASES.get(form, form) in FORMATS)])
 
 
 def formats_of(path: str | Path) -> list[str]:
@@ -109,10 +109,12 @@ def describe_unreadable(path: str | Path) -> str:
         start = opened.read(16)
         if start[:4] in (b"II*\0", b"MM\0*"):
             return _describe_tiff(opened)
+    if start[:2] in (b"PF", b"Pf") and start[2:3].isspace():
+        return _describe_samples("PFM", 32, 3)
     kind = next((kind for magic, kind in _KIND_OF_START.items() if start.startswith(magic)), "")
     if start[4:8] == b"ftyp":
         kind = _KIND_OF_BRAND.get(start[8:12].decode("latin-1"), VIDEO)
-    if kind == "AVIF" and features.check("avif"):
+    if kind == "AVIF" and "AVIF" in Image.OPEN and features.check("avif"):
         return "a damaged AVIF"
     return f"{kind}, {_WAYS_OUT.get(kind, _CONVERT)}" if kind else ""
 

@@ -24,7 +24,9 @@ TURNED, DEEP_TURNED = np.rot90(COLOR, -1), np.rot90(DEEP, -1)
 LOSSY = saved(COLOR, "JPEG", quality=95)
 JPEG = np.asarray(Image.open(io.BytesIO(LOSSY)))
 FULL = f"P6 {36} {40} 65535\n".encode() + DEEP.astype(">u2").tobytes()
-WEBP, JP2, AVIF = (features.check(name) for name in ("webp", "jpg_2000", "avif"))
+WEBP, JP2 = (features.check(name) for name in ("webp", "jpg_2000"))
+Image.init()
+AVIF = "AVIF" in Image.OPEN and features.check("avif")  # since Pillow 11.3
 SEE_THROUGH = Image.new("P", (36, 40), 1)
 SEE_THROUGH.putpalette([0, 0, 0, 10, 20, 30])
 SEE_THROUGH.putpixel((0, 0), 0)
@@ -133,6 +135,10 @@ WRONG = {  # bytes, what the error says after the file's name
     "32-bit integer RGB TIFF": (tiff(DEEP, 2, bits=32), "got an integer TIFF (32-bit, values on no fixed range)"),
     "signed 16-bit gray TIFF": (tiff(DEEP_ONE, 1, sample_format=2), "got a signed integer TIFF (16-bit, values on no"),
     "float PFM": (b"Pf 4 4 -1.0\n" + bytes(64), "got a float PFM (32-bit, values on no fixed range); convert it"),
+    "float color PFM": (
+        b"PF 4 4 -1.0\n" + bytes(192),
+        "got a float PFM (32-bit, values on no fixed range); convert it",
+    ),
     "OpenEXR": (b"\x76\x2f\x31\x01" + bytes(40), "got OpenEXR, high dynamic range, values on no fixed range; convert"),
     "Radiance": (b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n", "got Radiance HDR, high dynamic range, values on no fixed"),
     "HEIC": (b"\0\0\0\x18ftypheic" + bytes(40), "got HEIC, convert it to PNG with 8 or 16 bits per channel"),

@@ -138,7 +138,13 @@ class DistillationData(LightningDataModule):
     def setup(self, stage: str) -> None:
         files = public_domain_photographs() if self.public_domain else {}
         for folder in self.folders:
-            files |= find_images(folder)
+            found = find_images(folder)
+            if twice := sorted(files.keys() & found.keys()):
+                raise ValueError(
+                    f"folders: expected each name once, got '{files[twice[0]]}' and '{found[twice[0]]}'; pass their"
+                    " common folder, or rename one"
+                )
+            files |= found
         if unknown := [name for name in self.held_out if name not in files]:
             raise ValueError(f"held_out: expected names among {', '.join(files)}, got {', '.join(unknown)}")
         if not set(files) - set(self.held_out):

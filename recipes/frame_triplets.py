@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import warnings
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -63,7 +64,7 @@ def name_between(first: str, second: str) -> str:
 
 
 def clips(folder: str | Path, least: int) -> dict[str, dict[str, Path]]:
-    """Find clips: every folder below `folder` with at least `least` images, in natural order.
+    """Find clips: every folder below `folder` with at least `least` images, in natural order; a warning counts others.
 
     Returns:
         For each clip (folder relative to `folder`), frame names (including the clip folder) and files.
@@ -80,6 +81,12 @@ def clips(folder: str | Path, least: int) -> dict[str, dict[str, Path]]:
         raise ValueError(
             f"folder: expected folders of at least {least} consecutive frames in '{folder}',"
             f" got at most {max(map(len, found.values()))} images in one"
+        )
+    if short := sorted(found.keys() - long.keys(), key=natural_key):
+        warnings.warn(
+            f"folder: {len(short)} of {len(found)} folders in '{folder}' left out, with fewer than {least} images:"
+            f" '{short[0]}'{', ...' * (len(short) > 1)}",
+            stacklevel=2,
         )
     return long
 

@@ -4,37 +4,56 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import Console
 
 from lpips_lightning.cli.options import add_network_options, choose_device, network_options
 from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.download import no_progress
 from lpips_lightning.io.image_decoding import printable
+from lpips_lightning.io.image_formats import is_video
 from lpips_lightning.io.progress import progress_report
 from lpips_lightning.io.streams import STDIN, is_stream, name_streams
 
 if TYPE_CHECKING:
-    from lpips_lightning.comparison.file_pairs import Pair
+    from torch import Tensor
+
+    from lpips_lightning.comparison.file_pairs import Matches, Pair
+    from lpips_lightning.comparison.measure import PairResult
     from lpips_lightning.network import LPIPS
 
-Kind = Literal["images", "folders", "pairs"]
+Kind = Literal["images", "videos", "folders", "list", "pairs", "cross"]
+_PAIRWISE: tuple[Kind, ...] = ("images", "videos", "folders", "list")
 _KINDS_OF_OPTION: dict[str, tuple[Kind, ...]] = {
     "common": ("folders",),
     "in_order": ("folders",),
-    "long": ("pairs",),
-    "map": ("images", "folders"),
-    "per_layer": ("images", "folders"),
+    "long": ("pairs", "cross"),
+    "map": _PAIRWISE,
+    "per_layer": _PAIRWISE,
+    "mask": _PAIRWISE,
+    "erode": _PAIRWISE,
 }
-_KIND_NAMES = {"images": "two images", "folders": "two folders", "pairs": "one folder and --pairs"}
-_USAGE = "lpips-lightning compare [options] A B\n       lpips-lightning compare [options] --pairs FOLDER"
-_DESCRIPTION = """LPIPS of two images, of two folders (images or frames matched by name), or of all pairs in
-one folder. 0: equal; higher: less similar."""
+_KIND_NAMES = {
+    "images": "two images",
+    "videos": "two videos",
+    "folders": "two folders",
+    "list": "two folders, --pairs and a CSV",
+    "pairs": "one folder and --pairs",
+    "cross": "two folders and --pairs",
+}
+_ALLOWED = {
+    ("folders",): "two folders",
+    ("pairs", "cross"): "one or two folders and --pairs",
+    _PAIRWISE: "two images, videos or folders",
+}
+_USAGE = "lpips-lightning compare [options] A B\n       lpips-lightning compare [options] --pairs FOLDER [FOLDER]"
+_DESCRIPTION = "LPIPS of two images, videos or folders, or of all pairs. 0: equal; higher: less similar."
 _EPILOG = """Standard output: the distance, or lines with mean, std, min, max and n; then the fingerprint to
-cite; or with "-" as an output file, that alone. All file headers are checked first. A damaged image
-found later does not stop the run: the other results are printed and written, the error names the
-image, and the exit code is 2, as for all bad input."""
+cite; with "-" as an output file, that file alone. Standard error names files that were left out. An
+image found damaged after the header check is named, the rest is kept, and the exit code is 2."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=100),
     )
     add = result.add_argument
-    add("paths", nargs="+", metavar="A B", help="two images, or two folders (searched recursively)")
+    add("paths", nargs="+", metavar="A B", help="two images, videos or folders (searched recursively, matched by name)")
     add_network_options(result)
     add("--batch-size", type=int, metavar="N", help="pairs per batch (default: 24, fewer for large images)")
     matching = result.add_mutually_exclusive_group()
@@ -55,12 +74,18 @@ def parser() -> argparse.ArgumentParser:
     matching.add_argument(
         "--in-order", action="store_true", help="two folders: match the sorted files by position, not by name"
     )
-    add("--pairs", action="store_true", help="all pairs in one folder; encodes each image once, holds all in memory")
+    add(
+        "--pairs",
+        action="store_true",
+        help="all pairs in a folder, or across two; A B FILE: pairs in a CSV (columns a, b)",
+    )
+    add("--mask", metavar="PATH", help="image whose white pixels count, or a folder of them by name")
+    add("--erode", action="store_true", help="with --mask: black pixels have no influence at all")
     add("--per-layer", action="store_true", help="also print the per-layer terms, which sum to the distance")
     add("--csv", metavar="FILE", help="write every distance; with --pairs as a matrix")
     add("--long", action="store_true", help="with --pairs --csv: one row per pair instead of a matrix")
     add("--json", metavar="FILE", help="write all distances and the fingerprint")
-    add("--map", metavar="PATH", help="write heatmaps: a PNG for two images, a folder for two folders")
+    add("--map", metavar="PATH", help="write heatmaps: a PNG for two images, otherwise a folder")
     add("--map-max", type=float, default=1.0, metavar="D", help="local distance at the brightest color (default: 1)")
     return result
 
@@ -76,7 +101,7 @@ def main(args: list[str] | None = None) -> None:
         FileNotFoundError: If a path does not exist.
         WeightsError: If weights are missing or damaged.
     """
-    options = parser().parse_args(args)
+    options = _parse(args)
     options.to_stderr = name_streams(options, outputs=("csv", "json", "map"))
     paths = [Path(STDIN if path == "-" else path) for path in options.paths]
     kind = _kind(paths, options)
@@ -84,35 +109,50 @@ def main(args: list[str] | None = None) -> None:
     _check_values(options)
     network = network_options(options)
 
-    from lpips_lightning.comparison.file_pairs import Pair, match_folders
     from lpips_lightning.network import LPIPS
 
     options.device = choose_device(options.device)
-    pairs: list[Pair] = []
+    if kind in ("pairs", "cross"):
+        _compare_all(paths, LPIPS(options.net, **network), options)
+        return
+    matches = _match(paths, kind, options)
+    _print_notes(matches.notes)
+    _compare(matches, kind, LPIPS(options.net, **network), options)
+
+
+def _parse(args: list[str] | None) -> argparse.Namespace:
+    """The options; what follows ``--pairs`` is one of the paths."""
+    given = sys.argv[1:] if args is None else args
+    split = [part for arg in given for part in (arg.split("=", 1) if arg.startswith("--pairs=") else [arg])]
+    return parser().parse_intermixed_args(split)
+
+
+def _match(paths: Sequence[Path], kind: Kind, options: argparse.Namespace) -> Matches:
+    from lpips_lightning.comparison.file_pairs import Matches, Pair, match_folders, match_listed
+    from lpips_lightning.comparison.mask_files import match_masks
+
     if kind == "folders":
-        pairs = match_folders(*paths, common=options.common, in_order=options.in_order)
-    elif kind == "images":
-        pairs = [Pair(paths[0].stem, *paths)]
-    net = LPIPS(options.net, **network)
-    if kind == "pairs":
-        _compare_all(paths[0], net, options)
+        matches = match_folders(*paths, common=options.common, in_order=options.in_order)
+    elif kind == "list":
+        (a, b), (table,) = ([path for path in paths if path.is_dir() == folder] for folder in (True, False))
+        matches = match_listed(a, b, table)
     else:
-        _compare(pairs, kind, net, options)
+        matches = Matches([Pair(paths[0].stem, paths[0], paths[1])])
+    if options.map is not None and len({pair.name for pair in matches.pairs}) < len(matches.pairs):
+        raise ValueError("map: expected each image of the first folder in one pair only, got several")
+    return matches if options.mask is None else match_masks(matches, options.mask)
 
 
-def _compare(pairs: Sequence[Pair], kind: Kind, net: LPIPS, options: argparse.Namespace) -> None:
+def _compare(matches: Matches, kind: Kind, net: LPIPS, options: argparse.Namespace) -> None:
     from lpips_lightning.comparison import report as compare_report
-    from lpips_lightning.comparison.file_pairs import check_images
-    from lpips_lightning.comparison.measure import measure_pairs
 
+    fingerprint = net.fingerprint
+    if options.mask is not None:
+        fingerprint += f", mask {printable(Path(options.mask).name)}{', eroded' if options.erode else ''}"
     keep = None
     if options.map is not None:
-        keep = compare_report.map_writer(Path(options.map), kind == "folders", options.map_max, net.fingerprint)
-    with progress_report("items") as progress:
-        report = progress if kind == "folders" else no_progress
-        headers = check_images([(pair.a, pair.b) for pair in pairs], net, report=report)
-        compute: dict[str, Any] = {"device": options.device, "batch_size": options.batch_size}
-        results = measure_pairs(pairs, net, headers, keep_map=keep, report=report, **compute)
+        keep = compare_report.map_writer(Path(options.map), kind != "images", options.map_max, fingerprint)
+    results = _measure(matches.pairs, kind, net, options, keep)
     errors = [one.error for one in results if one.error]
     if len(errors) == len(results):
         raise ValueError(_first_error(errors))
@@ -120,35 +160,64 @@ def _compare(pairs: Sequence[Pair], kind: Kind, net: LPIPS, options: argparse.Na
         lines = compare_report.pair_lines(results[0], options.per_layer)
     else:
         lines = compare_report.summary_lines(results, options.per_layer)
+    _print_lines([*lines, fingerprint], options.to_stderr)
+    if options.csv is not None:
+        compare_report.write_csv(options.csv, results, options.per_layer, options.erode)
+    if options.json is not None:
+        shown: dict[str, Any] = {"per_layer": options.per_layer, "erode": options.erode, "notes": matches.notes}
+        compare_report.write_json(options.json, results, fingerprint, **shown)
+    if errors:
+        pairs = "frames" if kind == "videos" else "pairs"
+        raise ValueError(f"{len(errors)} of {len(results)} {pairs} failed: {_first_error(errors)}")
+
+
+def _measure(
+    pairs: Sequence[Pair],
+    kind: Kind,
+    net: LPIPS,
+    options: argparse.Namespace,
+    keep_map: Callable[[Pair, Tensor], None] | None,
+) -> list[PairResult]:
+    from lpips_lightning.comparison.file_pairs import check_images
+    from lpips_lightning.comparison.mask_files import check_masks
+    from lpips_lightning.comparison.measure import measure_pairs
+    from lpips_lightning.comparison.videos import measure_videos
+
+    compute: dict[str, Any] = {"device": options.device, "batch_size": options.batch_size, "erode": options.erode}
+    with progress_report("items") as progress:
+        report = no_progress if kind == "images" else progress
+        if kind == "videos":
+            return measure_videos(pairs[0], net, keep_map=keep_map, report=report, **compute)
+        headers = check_images([(pair.a, pair.b) for pair in pairs], net, report=report)
+        check_masks(pairs, headers)
+        return measure_pairs(pairs, net, headers, keep_map=keep_map, report=report, **compute)
+
+
+def _compare_all(folders: Sequence[Path], net: LPIPS, options: argparse.Namespace) -> None:
+    from lpips_lightning.comparison import report as compare_report
+    from lpips_lightning.comparison.file_pairs import check_images, images_of
+    from lpips_lightning.comparison.measure import measure_all_pairs
+    from lpips_lightning.io.image_files import natural_order
+
+    found = [images_of(folder) for folder in folders]
+    notes = [note for _, notes in found for note in notes]
+    _print_notes(notes)
+    names, *other_names = (sorted(one.images, key=natural_order) for one, _ in found)
+    if len(folders) == 1 and len(names) < 2:
+        raise ValueError(f"pairs: expected two images or more in '{printable(folders[0])}', got {len(names)}")
+    files, *others = ([one.images[name] for name in sorted(one.images, key=natural_order)] for one, _ in found)
+    across = other_names[0] if other_names else None
+    with progress_report("items") as report:
+        headers = check_images([[*files, *(others[0] if others else [])]], net, report=report)
+        compute: dict[str, Any] = {"device": options.device, "batch_size": options.batch_size}
+        compute["others"] = others[0] if others else ()
+        distances = measure_all_pairs(files, net, headers, report=report, **compute)
+    lines = compare_report.all_pairs_lines(names, distances, across)
     _print_lines([*lines, net.fingerprint], options.to_stderr)
     if options.csv is not None:
-        compare_report.write_csv(options.csv, results, options.per_layer)
+        compare_report.write_all_pairs_csv(options.csv, names, distances, options.long, across)
     if options.json is not None:
-        compare_report.write_json(options.json, results, net.fingerprint, options.per_layer)
-    if errors:
-        raise ValueError(f"{len(errors)} of {len(results)} pairs failed: {_first_error(errors)}")
-
-
-def _compare_all(folder: Path, net: LPIPS, options: argparse.Namespace) -> None:
-    from lpips_lightning.comparison import report as compare_report
-    from lpips_lightning.comparison.file_pairs import check_images
-    from lpips_lightning.comparison.measure import measure_all_pairs
-    from lpips_lightning.io.image_files import find_images, natural_order
-
-    images = find_images(folder)
-    names = sorted(images, key=natural_order)
-    if len(names) < 2:
-        raise ValueError(f"pairs: expected two images or more in '{printable(folder)}', got {len(names)}")
-    files = [images[name] for name in names]
-    with progress_report("items") as report:
-        headers = check_images([files], net, report=report)
-        compute: dict[str, Any] = {"device": options.device, "batch_size": options.batch_size}
-        distances = measure_all_pairs(files, net, headers, report=report, **compute)
-    _print_lines([*compare_report.all_pairs_lines(names, distances), net.fingerprint], options.to_stderr)
-    if options.csv is not None:
-        compare_report.write_all_pairs_csv(options.csv, names, distances, options.long)
-    if options.json is not None:
-        compare_report.write_all_pairs_json(options.json, names, distances, net.fingerprint)
+        compare_report.write_all_pairs_json(options.json, names, distances, net.fingerprint, across, notes)
 
 
 def _kind(paths: Sequence[Path], options: argparse.Namespace) -> Kind:
@@ -156,41 +225,56 @@ def _kind(paths: Sequence[Path], options: argparse.Namespace) -> Kind:
     for path in paths:
         if not path.exists() and not is_stream(path):
             raise FileNotFoundError(f"{printable(path)}: expected an image or a folder, got no such file")
-    folders = [path.is_dir() for path in paths]
-    kind: Kind = "pairs" if options.pairs else "folders" if all(folders) else "images"
-    if (
-        len(paths) != (1 if kind == "pairs" else 2)
-        or any(folders) != all(folders)
-        or (options.pairs and not folders[0])
-    ):
-        got = ", ".join("a folder" if folder else "a file" for folder in folders)
-        raise ValueError(f"paths: expected two images, two folders, or one folder and --pairs, got {got}")
+    kind = _kind_of_paths(paths, options.pairs)
+    if kind is None:
+        got = ", ".join("a folder" if path.is_dir() else "a video" if is_video(path) else "a file" for path in paths)
+        raise ValueError(
+            "paths: expected two images, two videos, two folders, or --pairs and one folder, two, or two and a CSV,"
+            f" got {got}"
+        )
     for option, kinds in _KINDS_OF_OPTION.items():
         if getattr(options, option) not in (None, False) and kind not in kinds:
-            allowed = " or ".join(_KIND_NAMES[one] for one in kinds)
             raise ValueError(
-                f"{option.replace('_', '-')}: expected {allowed} with this option, got {_KIND_NAMES[kind]}"
+                f"{option.replace('_', '-')}: expected {_ALLOWED[kinds]} with this option, got {_KIND_NAMES[kind]}"
             )
     return kind
+
+
+def _kind_of_paths(paths: Sequence[Path], pairs: bool) -> Kind | None:
+    folders = sum(path.is_dir() for path in paths)
+    files, videos = len(paths) - folders, sum(is_video(path) for path in paths if not path.is_dir())
+    kinds: dict[tuple[bool, int, int, int], Kind] = {
+        (False, 0, 2, 0): "images",
+        (False, 0, 2, 2): "videos",
+        (False, 2, 0, 0): "folders",
+        (True, 2, 1, 0): "list",
+        (True, 1, 0, 0): "pairs",
+        (True, 2, 0, 0): "cross",
+    }
+    return kinds.get((pairs, folders, files, videos))
 
 
 def _check_outputs(paths: Sequence[Path], kind: Kind, options: argparse.Namespace) -> None:
     """Raise if an output path cannot be written or would overwrite an input image."""
     outputs = {name: getattr(options, name) for name in ("csv", "json", "map") if getattr(options, name) is not None}
+    inputs = [path for path in (*paths, *[Path(options.mask or ".")]) if not path.is_dir()]
     for name, path in outputs.items():
-        check_output_path(path, name, folder=name == "map" and kind == "folders")
+        check_output_path(path, name, folder=name == "map" and kind != "images")
     places = {name: Path(path).resolve() for name, path in outputs.items()}
     for name, path in outputs.items():
         if any(places[name] == other for known, other in places.items() if known != name):
             raise ValueError(f"{name}: expected a path that no other option uses, got {path!r}")
-        if kind == "images" and any(places[name] == image.resolve() for image in paths):
+        if any(places[name] == file.resolve() for file in inputs):
             raise ValueError(f"{name}: expected a path other than the input images, got {path!r}")
-    if kind == "folders" and "map" in places:
-        inside = [folder for folder in paths if folder.resolve() in (places["map"], *places["map"].parents)]
-        if inside:
-            raise ValueError(f"map: expected a folder outside '{printable(inside[0])}', got {options.map!r}")
-    elif "map" in places and Path(options.map).suffix.lower() != ".png" and not is_stream(options.map):
-        raise ValueError(f"map: expected a file that ends in .png, got {options.map!r}")
+    if "map" not in places:
+        return
+    if kind == "images":
+        if Path(options.map).suffix.lower() != ".png" and not is_stream(options.map):
+            raise ValueError(f"map: expected a file that ends in .png, got {options.map!r}")
+        return
+    inside = [path for path in paths if path.is_dir() and path.resolve() in (places["map"], *places["map"].parents)]
+    if inside:
+        raise ValueError(f"map: expected a folder outside '{printable(inside[0])}', got {options.map!r}")
 
 
 def _check_values(options: argparse.Namespace) -> None:
@@ -198,6 +282,10 @@ def _check_values(options: argparse.Namespace) -> None:
         raise ValueError(f"batch-size: expected a positive number, got {options.batch_size}")
     if not 0 < options.map_max < float("inf"):
         raise ValueError(f"map-max: expected a positive distance, got {options.map_max:g}")
+    if options.erode and options.mask is None:
+        raise ValueError("erode: expected --mask with this option, got none")
+    if options.erode and options.resize is not None:
+        raise ValueError("erode: expected no --resize with this option; resize images and masks first")
 
 
 def _first_error(errors: Sequence[str]) -> str:
@@ -212,3 +300,10 @@ def _print_lines(lines: Sequence[str], to_stderr: bool) -> None:
     encoding = stream.encoding or "utf-8"
     text = "".join(f"{line}\n" for line in lines)
     stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    """Say on standard error which files are left out."""
+    console = Console(stderr=True)
+    for note in notes:
+        console.print(f"lpips-lightning: note: {note}", soft_wrap=True, highlight=False, markup=False, emoji=False)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lpips_lightning.backbones.definition import get_backbone
 from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.image_decoding import Header, printable, read_header
-from lpips_lightning.io.image_files import find_images, natural_order
+from lpips_lightning.io.image_files import natural_order
+from lpips_lightning.io.image_folders import ImageFolder, check_any_image, count_of, describe_left_out, list_images
+from lpips_lightning.io.tables import read_table
 from lpips_lightning.network import LPIPS
 
 _MAX_EXAMPLES = 3  # names listed in an error
@@ -23,14 +25,53 @@ class Pair:
         name: Name of the pair: the first file's name in its folder.
         a: The first file.
         b: The second file.
+        mask: Image of the pixels that count; None: all.
+        frame: Index of the frame if the files are videos.
     """
 
     name: str
     a: Path
     b: Path
+    mask: Path | None = None
+    frame: int | None = None
 
 
-def match_folders(a: str | Path, b: str | Path, *, common: bool = False, in_order: bool = False) -> list[Pair]:
+@dataclass(frozen=True)
+class Matches:
+    """Pairs of files, and what was not compared.
+
+    Attributes:
+        pairs: The pairs.
+        notes: One sentence for each folder with files that are in no pair.
+    """
+
+    pairs: list[Pair]
+    notes: list[str] = field(default_factory=list)
+
+
+def images_of(folder: str | Path) -> tuple[ImageFolder, list[str]]:
+    """The images of a folder, and a note on the files that are left out.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist or contains no image.
+        ValueError: If two files have the same name.
+    """
+    found = list_images(folder)
+    check_any_image(found, folder)
+    return found, left_out_note(folder, found.left_out)
+
+
+def left_out_note(folder: str | Path, left_out: Mapping[str, str]) -> list[str]:
+    """A sentence that names and counts the files that are left out; none if there are none."""
+    if not left_out:
+        return []
+    were = "was" if len(left_out) == 1 else "were"
+    return [
+        f"{printable(folder)}: {count_of(len(left_out), 'file')} {were} not compared: {describe_left_out(left_out)}"
+    ]
+
+
+def match_folders(a: str | Path, b: str | Path, *, common: bool = False, in_order: bool = False) -> Matches:
     """Match the images of two folders by name: the relative path without suffix.
 
     Args:
@@ -40,13 +81,14 @@ def match_folders(a: str | Path, b: str | Path, *, common: bool = False, in_orde
         in_order: Match the sorted files by position instead of by name.
 
     Returns:
-        Pairs sorted by name, numbers by value.
+        Pairs sorted by name, numbers by value, and notes on the files that are in no pair.
 
     Raises:
         FileNotFoundError: If a folder does not exist or contains no image.
         ValueError: If the names differ (the message lists the options that help), or a folder has a name twice.
     """
-    first, second = find_images(a), find_images(b)
+    (one, notes), (two, more_notes) = images_of(a), images_of(b)
+    first, second, notes = one.images, two.images, notes + more_notes
     names = sorted(first, key=natural_order)
     if in_order:
         others = sorted(second, key=natural_order)
@@ -55,16 +97,61 @@ def match_folders(a: str | Path, b: str | Path, *, common: bool = False, in_orde
                 f"in-order: expected equally many images in both folders, got {len(names)} in '{printable(a)}'"
                 f" and {len(others)} in '{printable(b)}'"
             )
-        return [Pair(name, first[name], second[other]) for name, other in zip(names, others, strict=True)]
+        ordered = [Pair(name, first[name], second[other]) for name, other in zip(names, others, strict=True)]
+        return Matches(ordered, notes)
     shared = [name for name in names if name in second]
     if len(shared) < max(len(first), len(second)) and not common:
-        raise ValueError(_name_mismatch(a, b, first, second, shared))
+        raise ValueError("; ".join([_name_mismatch(a, b, first, second, shared), *notes]))
     if not shared:
         raise ValueError(
             f"common: expected names in both '{printable(a)}' and '{printable(b)}', got none:"
-            f" {_examples(first)} and {_examples(second)}"
+            f" {examples(first)} and {examples(second)}"
         )
-    return [Pair(name, first[name], second[name]) for name in shared]
+    for folder, alone in ((a, first.keys() - set(shared)), (b, second.keys() - set(shared))):
+        if alone:
+            listed = examples(sorted(alone, key=natural_order))
+            notes.append(f"{printable(folder)}: {count_of(len(alone), 'image')} without partner: {listed}")
+    return Matches([Pair(name, first[name], second[name]) for name in shared], notes)
+
+
+def match_listed(a: str | Path, b: str | Path, table: str | Path) -> Matches:
+    """Match images of two folders as a table says.
+
+    Args:
+        a: First folder.
+        b: Second folder.
+        table: CSV with columns ``a`` and ``b``: paths relative to the folders, with or without suffix, or as
+            `write_csv` writes them.
+
+    Returns:
+        Pairs in the order of the table, and notes on the files that are in no pair.
+
+    Raises:
+        FileNotFoundError: If a folder or the table does not exist, or a folder contains no image.
+        ValueError: If the table is malformed, or names no image of a folder; the message has the line number.
+    """
+    (one, notes), (two, more_notes) = images_of(a), images_of(b)
+    notes += more_notes
+    columns = {"a": _by_path(a, one), "b": _by_path(b, two)}
+    rows = read_table(table)
+    rows.require(list(columns))
+    pairs = []
+    for row in rows.rows:
+        found = {}
+        for column, folder in (("a", a), ("b", b)):
+            path = Path(row[column])
+            inside = path.relative_to(folder) if path.is_relative_to(folder) else path
+            if inside.as_posix() not in columns[column]:
+                raise ValueError(
+                    f"{row.place}: {column}: expected an image in '{printable(folder)}', got '{printable(row[column])}'"
+                )
+            found[column] = columns[column][inside.as_posix()]
+        pairs.append(Pair(*found["a"], found["b"][1]))
+    for folder, images, used in ((a, one.images, {pair.a for pair in pairs}), (b, two.images, {p.b for p in pairs})):
+        unused = [name for name, path in images.items() if path not in used]
+        if unused:
+            notes.append(f"{printable(folder)}: {count_of(len(unused), 'image')} in no pair: {examples(unused)}")
+    return Matches(pairs, notes)
 
 
 def check_images(
@@ -143,8 +230,8 @@ def _name_mismatch(
 ) -> str:
     missing = [name for name in first if name not in second]
     extra = [name for name in second if name not in first]
-    parts = [f"{len(missing)} missing ({_examples(missing)})"] * bool(missing)
-    parts += [f"{len(extra)} unexpected ({_examples(extra)})"] * bool(extra)
+    parts = [f"{len(missing)} missing ({examples(missing)})"] * bool(missing)
+    parts += [f"{len(extra)} unexpected ({examples(extra)})"] * bool(extra)
     remedies = [f"--common compares the {len(shared)} names in both"] * bool(shared)
     if len(first) == len(second):
         remedies.append("--in-order matches the sorted files by position")
@@ -154,7 +241,14 @@ def _name_mismatch(
     )
 
 
-def _examples(names: Iterable[str]) -> str:
+def _by_path(folder: str | Path, found: ImageFolder) -> dict[str, tuple[str, Path]]:
+    """Name and file of every image, by its relative path, with and without suffix."""
+    by_path = {path.relative_to(folder).as_posix(): (name, path) for name, path in found.images.items()}
+    return by_path | {name: (name, path) for name, path in found.images.items()}
+
+
+def examples(names: Iterable[str]) -> str:
+    """The first names in quotation marks."""
     listed = list(names)
     more = ", ..." if len(listed) > _MAX_EXAMPLES else ""
     return ", ".join(f"'{printable(name)}'" for name in listed[:_MAX_EXAMPLES]) + more

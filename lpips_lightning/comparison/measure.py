@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lpips_lightning.comparison.file_pairs import Pair
+from lpips_lightning.comparison.mask_files import read_mask
 from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.image_decoding import Header, printable, read_pixels
 from lpips_lightning.network import LPIPS
@@ -24,6 +26,9 @@ from lpips_lightning.network import LPIPS
 _MAX_PAIRS, _MAX_PIXELS = 24, 1 << 19  # per default batch
 _PREFETCH = 2  # batches decoded ahead of the backbone
 _Pixels = npt.NDArray[Any]
+_Mask = npt.NDArray[np.float32] | None
+Read: TypeAlias = tuple[_Pixels, _Pixels, _Mask]
+"""Pixels of a pair and its mask."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ def measure_pairs(
     *,
     device: str | torch.device = "cpu",
     batch_size: int | None = None,
+    erode: bool = False,
     keep_map: Callable[[Pair, Tensor], None] | None = None,
     report: ProgressCallback = no_progress,
 ) -> list[PairResult]:
@@ -58,12 +64,13 @@ def measure_pairs(
     Batches pairs of equal sizes. A damaged image, or a transparent one without ``background=``, fails its pair only.
 
     Args:
-        pairs: Files to compare.
+        pairs: Files to compare; all with a mask, or none.
         net: The network.
         headers: Headers of all files, from `check_images`.
         device: Device to compute on.
         batch_size: Pairs per batch; None: 24, fewer for large images.
-        keep_map: Called with every pair and its spatial map ``(H, W)`` on the CPU.
+        erode: Count only positions whose receptive field the mask does not touch (see `LPIPS.forward`).
+        keep_map: Called with every pair and its spatial map ``(H, W)`` on the CPU, 0 outside the mask.
         report: Progress callback, in pairs.
 
     Returns:
@@ -74,11 +81,11 @@ def measure_pairs(
     """
     results: dict[int, PairResult] = {}
     with ThreadPoolExecutor(_workers()) as pool:
-        waiting: deque[list[tuple[int, Future[tuple[_Pixels, _Pixels]]]]] = deque()
+        waiting: deque[list[tuple[int, Future[Read]]]] = deque()
 
         def finish() -> None:
             batch = waiting.popleft()
-            results.update(_measure_batch(pairs, batch, net, torch.device(device), keep_map))
+            results.update(_measure_batch(pairs, batch, net, torch.device(device), erode, keep_map))
             report("comparing", len(results), len(pairs))
 
         try:
@@ -100,6 +107,7 @@ def measure_all_pairs(
     net: LPIPS,
     headers: Mapping[Path, Header],
     *,
+    others: Sequence[Path] = (),
     device: str | torch.device = "cpu",
     batch_size: int | None = None,
     report: ProgressCallback = no_progress,
@@ -107,25 +115,27 @@ def measure_all_pairs(
     """LPIPS between all images; encodes each image once and holds all in memory.
 
     Args:
-        files: Images of one size, unless the network resizes.
+        files: The N images, of one size unless the network resizes.
         net: The network.
         headers: Headers of all files, from `check_images`.
+        others: The M images that each of `files` is compared with; empty: `files` themselves.
         device: Device to compute on.
         batch_size: Images per backbone pass; None: 24, fewer for large images.
         report: Progress callback, in images.
 
     Returns:
-        Symmetric matrix of shape ``(N, N)``, on the CPU.
+        Matrix of shape ``(N, M)``, on the CPU; without `others` ``(N, N)`` and symmetric.
 
     Raises:
         ValueError: If an image is damaged, or transparent without a ``background=``.
     """
     pixels: list[_Pixels] = []
     with ThreadPoolExecutor(_workers()) as pool:
-        for one in pool.map(lambda path: _read(path, headers[path], net), files):
+        every = [*files, *others]
+        for one in pool.map(lambda path: _read(path, headers[path], net), every):
             pixels.append(one)
-            report("reading", len(pixels), len(files))
-    deep = any(headers[path].deep for path in files)
+            report("reading", len(pixels), len(every))
+    deep = any(headers[path].deep for path in every)
     data_range: tuple[float, float] = (0.0, 1.0)
     if net.images.resize is None:
         images = _tensor(pixels, deep, device)
@@ -137,7 +147,8 @@ def measure_all_pairs(
     batch_size = batch_size or _default_batch(images.shape[2] * images.shape[3])
     with torch.inference_mode():
         budget = net.memory_budget or 2**30  # the default of `pairwise`
-        return net.pairwise(images, data_range=data_range, batch_size=batch_size, memory_budget=budget).cpu()
+        rows, columns = images[: len(files)], images[len(files) :] if others else None
+        return net.pairwise(rows, columns, data_range, batch_size=batch_size, memory_budget=budget).cpu()
 
 
 def _workers() -> int:
@@ -149,24 +160,37 @@ def _default_batch(pixels: int) -> int:
     return max(1, min(_MAX_PAIRS, _MAX_PIXELS // pixels))
 
 
+def default_batch_size(a: Header, b: Header) -> int:
+    """Pairs per batch for images of this size."""
+    return _default_batch(max(one.height * one.width for one in (a, b)))
+
+
 def _batches(pairs: Sequence[Pair], headers: Mapping[Path, Header], batch_size: int | None) -> Iterator[list[int]]:
     """Indices of pairs that can be stacked."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for index, pair in enumerate(pairs):
         a, b = headers[pair.a], headers[pair.b]
         groups.setdefault((a.size, b.size, a.alpha, b.alpha, a.deep or b.deep), []).append(index)
-    for (a, b, *_), indices in groups.items():
-        size = batch_size or _default_batch(max(a[0] * a[1], b[0] * b[1]))
+    for indices in groups.values():
+        size = batch_size or default_batch_size(headers[pairs[indices[0]].a], headers[pairs[indices[0]].b])
         yield from (indices[start : start + size] for start in range(0, len(indices), size))
 
 
-def _read_pair(pair: Pair, headers: Mapping[Path, Header], net: LPIPS) -> tuple[_Pixels, _Pixels]:
-    return _read(pair.a, headers[pair.a], net), _read(pair.b, headers[pair.b], net)
+def _read_pair(pair: Pair, headers: Mapping[Path, Header], net: LPIPS) -> Read:
+    mask = None if pair.mask is None else read_mask(pair.mask)
+    return _read(pair.a, headers[pair.a], net), _read(pair.b, headers[pair.b], net), mask
 
 
 def _read(path: Path, header: Header, net: LPIPS) -> _Pixels:
-    """Pixels ``(H, W, 3)``, or ``(H, W, 4)`` for images with alpha if the network has a background."""
-    pixels = read_pixels(path, header.content)
+    return checked_pixels(read_pixels(path, header.content), path, header, net)
+
+
+def checked_pixels(pixels: _Pixels, path: Path, header: Header, net: LPIPS) -> _Pixels:
+    """Pixels ``(H, W, 3)``, or ``(H, W, 4)`` for images with alpha if the network has a background.
+
+    Raises:
+        ValueError: If the size is not that of the header, or pixels are transparent and there is no background.
+    """
     if pixels.shape[:2] != header.size:
         raise ValueError(
             f"{printable(path)}: expected height x width {header.height}x{header.width} as in the header check, got"
@@ -184,47 +208,81 @@ def _read(path: Path, header: Header, net: LPIPS) -> _Pixels:
 
 def _measure_batch(
     pairs: Sequence[Pair],
-    batch: Sequence[tuple[int, Future[tuple[_Pixels, _Pixels]]]],
+    batch: Sequence[tuple[int, Future[Read]]],
     net: LPIPS,
     device: torch.device,
+    erode: bool,
     keep_map: Callable[[Pair, Tensor], None] | None,
 ) -> dict[int, PairResult]:
     """Results of one batch by index of the pair."""
     results, read = {}, []
     for index, future in batch:
         try:
-            read.append((index, *future.result()))
+            read.append((index, future.result()))
         except (ValueError, OSError) as error:
             results[index] = PairResult(pairs[index], error=str(error))
-    if not read:
-        return results
-    indices, first, second = zip(*read, strict=True)
-    deep = any(one.dtype == np.uint16 for one in (first[0], second[0]))
-    x, y = _tensor(first, deep, device), _tensor(second, deep, device)
-    with torch.inference_mode():
-        layers, maps = _layers_and_maps(net, x, y, keep_map is not None)
-    distances = torch.stack(list(layers.values())).sum(0).tolist()
-    terms = {layer: values.tolist() for layer, values in layers.items()}
-    for row, index in enumerate(indices):
-        parts = {layer: values[row] for layer, values in terms.items()}
-        if not math.isfinite(distances[row]):
-            message = f"expected a finite distance, got {distances[row]}; use --precision fp32"
-            results[index] = PairResult(pairs[index], error=f"{printable(pairs[index].a)}: {message}")
-            continue
-        results[index] = PairResult(pairs[index], distances[row], parts)
-        if keep_map is not None and maps is not None:
-            keep_map(pairs[index], maps[row, 0])
+    if read:
+        found = measure_read(
+            [pairs[index] for index, _ in read], [one for _, one in read], net, device, erode, keep_map
+        )
+        results |= {index: result for (index, _), result in zip(read, found, strict=True)}
     return results
 
 
-def _layers_and_maps(net: LPIPS, x: Tensor, y: Tensor, with_maps: bool) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Terms ``(N,)`` by layer, and maps ``(N, 1, H, W)`` on the CPU, from one backbone pass."""
-    if not with_maps:
-        layers = net(x, y, (0, 1), per_layer=True)
+def measure_read(
+    pairs: Sequence[Pair],
+    read: Sequence[Read],
+    net: LPIPS,
+    device: torch.device,
+    erode: bool,
+    keep_map: Callable[[Pair, Tensor], None] | None,
+) -> list[PairResult]:
+    """LPIPS of pairs of equal size that have been read; see `measure_pairs`."""
+    first, second, masks = zip(*read, strict=True)
+    deep = any(one.dtype == np.uint16 for one in (first[0], second[0]))
+    x, y = _tensor(first, deep, device), _tensor(second, deep, device)
+    mask = None if masks[0] is None else torch.from_numpy(np.stack(masks)).to(device)
+    with torch.inference_mode():
+        layers, maps = _layers_and_maps(net, x, y, mask, erode, keep_map is not None)
+    distances = torch.stack(list(layers.values())).sum(0).tolist()
+    terms = {layer: values.tolist() for layer, values in layers.items()}
+    results = []
+    for row, pair in enumerate(pairs):
+        if not math.isfinite(distances[row]):
+            results.append(PairResult(pair, error=_not_finite(pair, distances[row], erode)))
+            continue
+        results.append(PairResult(pair, distances[row], {layer: values[row] for layer, values in terms.items()}))
+        if keep_map is not None and maps is not None:
+            keep_map(pair, maps[row, 0])
+    return results
+
+
+def _not_finite(pair: Pair, distance: float, erode: bool) -> str:
+    if math.isnan(distance) and pair.mask is not None:
+        remedy = "; compare without --erode, or enlarge the white area" if erode else ""
+        return f"{printable(pair.mask)}: expected a mask that leaves something to compare, got one without{remedy}"
+    return f"{printable(pair.a)}: expected a finite distance, got {distance}; use --precision fp32"
+
+
+def _layers_and_maps(
+    net: LPIPS, x: Tensor, y: Tensor, mask: Tensor | None, erode: bool, with_maps: bool
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Terms ``(N,)`` by layer, and maps ``(N, 1, H, W)`` on the CPU; without mask from one backbone pass."""
+    layers: dict[str, Tensor] | None = None
+    if mask is not None or not with_maps:
+        layers = net(x, y, (0, 1), per_layer=True, mask=mask, erode=erode)
+    if layers is not None and not with_maps:
         return layers, None
     features = net.encode(x, (0, 1)), net.encode(y, (0, 1))
-    layers, maps = net.distance(*features, per_layer=True), net.distance(*features, spatial=True)
-    return layers, maps.cpu()
+    maps = net.distance(*features, spatial=True)
+    if layers is None:
+        return net.distance(*features, per_layer=True), maps.cpu()
+    return layers, (maps * _at_size(mask, maps)).cpu()
+
+
+def _at_size(mask: Tensor | None, maps: Tensor) -> Tensor | float:
+    """The mask in the size of the maps, which is another one if the network resizes."""
+    return 1.0 if mask is None else F.interpolate(mask[:, None], (maps.shape[-2], maps.shape[-1]), mode="area")
 
 
 def _tensor(pixels: Sequence[_Pixels], deep: bool, device: str | torch.device) -> Tensor:

@@ -29,6 +29,8 @@ def pair_lines(results: PairResult, per_layer: bool) -> list[str]:
 def summary_lines(results: Sequence[PairResult], per_layer: bool = False) -> list[str]:
     """Tab-separated lines: mean, sample standard deviation, min and max with the pair's name, and count.
 
+    The standard deviation of one pair is ``-``.
+
     Args:
         results: Results; failed pairs are skipped.
         per_layer: Also add the mean of every layer's term.
@@ -39,56 +41,79 @@ def summary_lines(results: Sequence[PairResult], per_layer: bool = False) -> lis
     return lines + [f"{layer}\t{_format(fmean(one.layers[layer] for one in read))}" for layer in layers]
 
 
-def all_pairs_lines(names: Sequence[str], distances: Tensor) -> list[str]:
-    """As `summary_lines`, for the pairs above the diagonal.
+def all_pairs_lines(names: Sequence[str], distances: Tensor, others: Sequence[str] | None = None) -> list[str]:
+    """As `summary_lines`, for the pairs above the diagonal, or all pairs with `others`.
 
     Args:
         names: Names of the N images.
-        distances: Shape ``(N, N)``.
+        distances: Shape ``(N, N)``, or ``(N, M)`` with `others`.
+        others: Names of the M images that they are compared with.
     """
-    rows, columns = _upper_triangle(len(names))
-    values = distances[rows, columns].tolist()
-    return _statistics(values, lambda index: "\t".join(printable(names[side[index]]) for side in (rows, columns)))
+    rows, columns = _indices(len(names), None if others is None else len(others))
+    values, sides = distances[rows, columns].tolist(), ((names, rows), (names if others is None else others, columns))
+    return _statistics(values, lambda index: "\t".join(printable(side[indices[index]]) for side, indices in sides))
 
 
-def write_csv(path: str | Path, results: Sequence[PairResult], per_layer: bool = False) -> None:
-    """Write a CSV with columns ``a, b, lpips``, the layers if `per_layer`, and ``error`` if a pair failed.
+def write_csv(path: str | Path, results: Sequence[PairResult], per_layer: bool = False, erode: bool = False) -> None:
+    """Write a CSV with a row for each pair.
+
+    The columns are ``a, b, lpips``, the layers if `per_layer`, and where they apply ``frame`` of a video, ``mask`` with
+    ``erode``, and ``error`` of pairs that failed.
 
     Args:
         path: Output file.
         results: Results, one row each; a failed pair has an error and no distance.
         per_layer: Add a column for each layer's term.
+        erode: Whether the masks were eroded.
     """
     layers = list(next((one.layers for one in results if not one.error), {})) if per_layer else []
-    failed = any(one.error for one in results)
+    optional: dict[str, Callable[[PairResult], Any]] = {
+        "frame": lambda one: one.pair.frame,
+        "mask": lambda one: one.pair.mask,
+        "erode": lambda one: None if one.pair.mask is None else str(erode).lower(),
+        "error": lambda one: one.error or None,
+    }
+    used = {name: value for name, value in optional.items() if any(value(one) is not None for one in results)}
     rows: list[list[str]] = []
     for one in results:
         values = [one.distance, *(one.layers.get(layer, math.nan) for layer in layers)]
         cells = ["" if one.error else _format(value) for value in values]
-        rows.append([printable(one.pair.a), printable(one.pair.b), *cells, *[one.error] * failed])
-    write_table(path, ["a", "b", "lpips", *layers, *["error"] * failed], rows)
+        more = ["" if (cell := value(one)) is None else printable(cell) for value in used.values()]
+        rows.append([printable(one.pair.a), printable(one.pair.b), *cells, *more])
+    write_table(path, ["a", "b", "lpips", *layers, *used], rows)
 
 
-def write_all_pairs_csv(path: str | Path, names: Sequence[str], distances: Tensor, long: bool = False) -> None:
+def write_all_pairs_csv(
+    path: str | Path, names: Sequence[str], distances: Tensor, long: bool = False, others: Sequence[str] | None = None
+) -> None:
     """Write the distance matrix as a CSV with row and column names, or one row per pair: ``a, b, lpips``.
 
     Args:
         path: Output file.
         names: Names of the N images.
-        distances: Shape ``(N, N)``.
-        long: One row for each of the ``N (N - 1) / 2`` pairs.
+        distances: Shape ``(N, N)``, or ``(N, M)`` with `others`.
+        long: One row for each of the ``N (N - 1) / 2`` pairs, or the ``N M`` pairs with `others`.
+        others: Names of the M images that they are compared with.
     """
     shown, values = [printable(name) for name in names], distances.tolist()
+    across = shown if others is None else [printable(name) for name in others]
     if long:
-        pairs = zip(*_upper_triangle(len(names)), strict=True)
-        rows: Iterable[list[str]] = ([shown[i], shown[j], _format(values[i][j])] for i, j in pairs)
+        pairs = zip(*_indices(len(names), None if others is None else len(others)), strict=True)
+        rows: Iterable[list[str]] = ([shown[i], across[j], _format(values[i][j])] for i, j in pairs)
         write_table(path, ["a", "b", "lpips"], rows)
     else:
         rows = ([name, *map(_format, row)] for name, row in zip(shown, values, strict=True))
-        write_table(path, ["", *shown], rows)
+        write_table(path, ["", *across], rows)
 
 
-def write_json(path: str | Path, results: Sequence[PairResult], fingerprint: str, per_layer: bool = False) -> None:
+def write_json(
+    path: str | Path,
+    results: Sequence[PairResult],
+    fingerprint: str,
+    per_layer: bool = False,
+    erode: bool = False,
+    notes: Sequence[str] = (),
+) -> None:
     """Write the fingerprint, the statistics and every pair as JSON.
 
     Args:
@@ -96,11 +121,15 @@ def write_json(path: str | Path, results: Sequence[PairResult], fingerprint: str
         results: Results; a failed pair has ``lpips`` null and an ``error``.
         fingerprint: Fingerprint of the network.
         per_layer: Add the layers' terms.
+        erode: Whether the masks were eroded.
+        notes: Sentences on files that were not compared.
     """
     distances = [one.distance for one in results if not one.error]
     pairs = []
     for one in results:
         entry: dict[str, Any] = {"a": printable(one.pair.a), "b": printable(one.pair.b)}
+        entry |= {} if one.pair.frame is None else {"frame": one.pair.frame}
+        entry |= {} if one.pair.mask is None else {"mask": printable(one.pair.mask), "erode": erode}
         entry["lpips"] = None if one.error else one.distance
         entry |= {"layers": one.layers} if per_layer and not one.error else {}
         pairs.append(entry | ({"error": one.error} if one.error else {}))
@@ -109,20 +138,31 @@ def write_json(path: str | Path, results: Sequence[PairResult], fingerprint: str
         "mean": fmean(distances) if distances else None,
         "std": stdev(distances) if len(distances) > 1 else None,
     }
-    _write_object(path, {"fingerprint": fingerprint} | statistics | {"pairs": pairs})
+    _write_object(path, {"fingerprint": fingerprint} | statistics | _notes(notes) | {"pairs": pairs})
 
 
-def write_all_pairs_json(path: str | Path, names: Sequence[str], distances: Tensor, fingerprint: str) -> None:
+def write_all_pairs_json(
+    path: str | Path,
+    names: Sequence[str],
+    distances: Tensor,
+    fingerprint: str,
+    others: Sequence[str] | None = None,
+    notes: Sequence[str] = (),
+) -> None:
     """Write the fingerprint, the image names and the distance matrix as JSON.
 
     Args:
         path: Output file.
         names: Names of the N images.
-        distances: Shape ``(N, N)``.
+        distances: Shape ``(N, N)``, or ``(N, M)`` with `others`.
         fingerprint: Fingerprint of the network.
+        others: Names of the M images that they are compared with.
+        notes: Sentences on files that were not compared.
     """
-    shown = [printable(name) for name in names]
-    _write_object(path, {"fingerprint": fingerprint, "names": shown, "distances": distances.tolist()})
+    content: dict[str, Any] = {"fingerprint": fingerprint} | _notes(notes)
+    content["names"] = [printable(name) for name in names]
+    content |= {} if others is None else {"other_names": [printable(name) for name in others]}
+    _write_object(path, content | {"distances": distances.tolist()})
 
 
 def map_writer(target: Path, folder: bool, heatmap_max: float, fingerprint: str) -> Callable[[Pair, Tensor], None]:
@@ -153,16 +193,21 @@ def _statistics(values: Sequence[float], name: Callable[[int], str]) -> list[str
     least, most = min(indices, key=values.__getitem__), max(indices, key=values.__getitem__)
     return [
         f"mean\t{_format(fmean(values))}",
-        f"std\t{_format(stdev(values) if len(values) > 1 else math.nan)}",
+        f"std\t{_format(stdev(values)) if len(values) > 1 else '-'}",
         f"min\t{_format(values[least])}\t{name(least)}",
         f"max\t{_format(values[most])}\t{name(most)}",
         f"n\t{len(values)}",
     ]
 
 
-def _upper_triangle(count: int) -> tuple[list[int], list[int]]:
-    """Row and column indices above the diagonal."""
-    pairs = [(row, column) for row in range(count) for column in range(row + 1, count)]
+def _notes(notes: Sequence[str]) -> dict[str, list[str]]:
+    return {"notes": list(notes)} if notes else {}
+
+
+def _indices(rows: int, columns: int | None) -> tuple[list[int], list[int]]:
+    """Row and column indices of a matrix; without `columns` those above the diagonal."""
+    count = rows if columns is None else columns
+    pairs = [(row, column) for row in range(rows) for column in range(row + 1 if columns is None else 0, count)]
     return [row for row, _ in pairs], [column for _, column in pairs]
 
 

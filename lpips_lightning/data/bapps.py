@@ -8,7 +8,8 @@ Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,7 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lpips_lightning.io.image_files import IMAGE_SUFFIXES, read_image, resize_image
+from lpips_lightning.io.image_files import read_image, resize_image
+from lpips_lightning.io.image_folders import USUAL_SUFFIXES, count_of, describe_left_out
+from lpips_lightning.io.image_formats import why_no_image
 
 Split = Literal["train", "val"]
 
@@ -54,9 +57,9 @@ class _JudgedPatches(Dataset[dict[str, Any]]):
 
     def _files_of(self, folder: Path) -> list[str]:
         """Sorted image names; raise unless every image and its judgment exist in all folders."""
-        first, *others = (_list(folder / kind, IMAGE_SUFFIXES) for kind in self.images)
+        first, *others = (_list(folder / kind, why_no_image) for kind in self.images)
         files = sorted(first)
-        judged = _list(folder / self.judgment, (".npy",))
+        judged = _list(folder / self.judgment, _why_no_judgment)
         checks = [
             *((kind, set(files), found) for kind, found in zip(self.images[1:], others, strict=True)),
             (self.judgment, {f"{Path(file).stem}.npy" for file in files}, judged),
@@ -73,7 +76,7 @@ class _JudgedPatches(Dataset[dict[str, Any]]):
                     f"{folder / kind / min(surplus)}: expected an image of this name in '{self.images[0]}', got none"
                 )
         if not files:
-            raise FileNotFoundError(f"{folder / self.images[0]}: expected images ({' '.join(IMAGE_SUFFIXES)})")
+            raise FileNotFoundError(f"{folder / self.images[0]}: expected images ({USUAL_SUFFIXES} ...), got none")
         return files
 
 
@@ -180,11 +183,21 @@ def _check_sets(folder: Path, sets: Sequence[str]) -> tuple[str, ...]:
     return tuple(sets)
 
 
-def _list(folder: Path, suffixes: tuple[str, ...]) -> set[str]:
+def _list(folder: Path, why_not: Callable[[Path], str]) -> set[str]:
+    """Names of the visible files in `folder`; those with a reason why not are left out with a warning."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: expected a folder of {' '.join(suffixes)} files, got none")
-    names = (path.name for path in folder.iterdir() if path.suffix.lower() in suffixes)
-    return {name for name in names if not name.startswith(".")}
+        raise FileNotFoundError(f"{folder}: expected an existing folder of images or judgments, got none")
+    reasons = {path.name: why_not(path) for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
+    left_out = {name: reason for name, reason in reasons.items() if reason}
+    if left_out:
+        warnings.warn(
+            f"{folder}: {count_of(len(left_out), 'file')} left out: {describe_left_out(left_out)}", stacklevel=2
+        )
+    return reasons.keys() - left_out.keys()
+
+
+def _why_no_judgment(path: Path) -> str:
+    return "" if path.suffix.lower() == ".npy" else "no .npy file"
 
 
 def _read_judgment(path: Path) -> Tensor:

@@ -1,10 +1,11 @@
 """Exact image decoding: upright pixels at full bit depth, or an error that names the file.
 
-Rejects ambiguous files: CMYK, LAB and HSV (need a color profile), 32-bit and float images (unknown range), animations
-and multi-page files (several images). Ignores embedded color profiles.
+Rejects ambiguous files: CMYK, LAB and HSV (need a color profile), 32-bit and float images (unknown range), animations,
+multi-page files and icons of several sizes (several images). A JPEG with a preview gives the large image, a PSD the
+merged one. Ignores embedded color profiles.
 
-Decodes with Pillow, but prevents three silent behaviors: truncating 16 bits per channel to 8, reading PNGs whose
-checksum fails, and opening formats that start other programs (EPS).
+Decodes with Pillow, but prevents three silent behaviors: truncating more than 8 bits per channel to 8, reading PNGs
+whose checksum fails, and opening formats that start other programs (EPS).
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from lpips_lightning.io.image_formats import (
+    COMMON_FORMATS,
+    describe_unreadable,
+    describe_values,
+    formats_of,
+    has_hidden_depth,
+)
 from lpips_lightning.io.streams import is_stream, read_bytes
 
 Pixels: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
-
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Supported file formats, by Pillow's names."""
 
 _GRAY = ("1", "L", "I", "I;16", "I;16B", "I;16L", "LA")
 # Modes that Pillow converts to RGB without a color profile.
@@ -36,6 +41,7 @@ _WITH_ALPHA = ("LA", "PA", "RGBA", "RGBa")
 _DEEP_COLORS = {f"{bands};16{order}" for bands in ("RGB", "RGBA", "RGBX") for order in "LBN"}
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXT = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # PNG chunks that may hold the orientation
+_OTHER_DEPTH = "8 bits per channel, or 16 as PNG, got another layout; convert it to PNG first"
 _BITS, _PHOTOMETRIC, _PLANES = 258, 262, 284  # TIFF tags
 
 
@@ -81,8 +87,9 @@ def read_header(path: str | Path) -> Header:
             raise _RefusedError("a readable image, got an empty stream")
         with Path(path).open("rb") if content is None else io.BytesIO(content) as file:
             late = _has_late_metadata(file)
-            with Image.open(file, formats=FORMATS) as image:
-                deep = _check_kind(image)
+            with Image.open(file, formats=formats_of(path)) as image:
+                deep = _check_kind(image, path)
+                _check_depth(file, image, deep)
                 width, height = _stored_size(image)
                 gray, alpha = image.mode in _GRAY, _has_alpha(image)
                 sideways = _orientation(image, late) in (5, 6, 7, 8)
@@ -109,9 +116,10 @@ def read_pixels(path: str | Path, content: bytes | None = None) -> Pixels:
     try:
         data = read_bytes(path) if content is None else content
         _check_png(data)
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            deep = _check_kind(image)
-            low_bytes = _decode_low_bytes(image, data) if deep and image.mode in ("RGB", "RGBA") else None
+        with Image.open(io.BytesIO(data), formats=formats_of(path)) as image:
+            deep = _check_kind(image, path)
+            _check_depth(io.BytesIO(data), image, deep)
+            low_bytes = _decode_low_bytes(image, data, path) if deep and image.mode in ("RGB", "RGBA") else None
             upright = ImageOps.exif_transpose(image)
             upright.load()
         if low_bytes is not None:
@@ -145,22 +153,42 @@ def _unreadable(path: str | Path, error: Exception) -> Exception:
     if isinstance(error, IsADirectoryError):
         found = "a folder"
     elif isinstance(error, UnidentifiedImageError):
-        empty = Path(path).is_file() and not Path(path).stat().st_size
-        found = "an empty file" if empty else f"UnidentifiedImageError: none of {', '.join(FORMATS)}"
+        rare = "or a rarer format that Pillow reads"
+        found = describe_unreadable(path) or f"UnidentifiedImageError: none of {', '.join(COMMON_FORMATS)}, {rare}"
     else:
         found = f"{type(error).__name__}: {printable(error)}"
     return ValueError(f"{name}: expected a readable image, got {found}")
 
 
-def _check_kind(image: Image.Image) -> bool:
-    """Raise if the image cannot be decoded exactly; return whether it has 16 bits per channel."""
-    # An MPO file from a camera is a JPEG with a preview as its second frame.
-    if image.format != "MPO" and getattr(image, "is_animated", False):
+def _check_single(image: Image.Image, path: str | Path) -> None:
+    """Raise if the file holds several images."""
+    # An MPO file from a camera is a JPEG with a preview as its second frame, unless its suffix says that it is stereo;
+    # the frames of a PSD are its layers, and Pillow reads the merged image.
+    composite = image.format == "PSD" or (image.format == "MPO" and Path(path).suffix.lower() != ".mpo")
+    if not composite and getattr(image, "is_animated", False):
         raise _RefusedError(
-            f"one image, got {getattr(image, 'n_frames', 'several')} frames; save each frame to its own file"
+            f"one image, got {getattr(image, 'n_frames', 'several')} frames; save each frame to its own file, and"
+            " compare the folders"
         )
+    if image.format in ("ICO", "ICNS") and len(image.info.get("sizes", ())) > 1:
+        raise _RefusedError(
+            f"one image, got an icon of {len(image.info['sizes'])} sizes; save the one to compare to its own file"
+        )
+
+
+def _check_depth(file: BinaryIO, image: Image.Image, deep: bool) -> None:
+    """Raise if Pillow would round the channels of the image."""
+    tile: Any = getattr(image, "tile", None) or [("",)]
+    bc6 = tile[0][0] == "bcn" and tile[0][3][0] == 6  # floats in a DDS
+    if tile[0][0] == "SGI16" or bc6 or has_hidden_depth(file, image.format, deep):
+        raise _RefusedError(_OTHER_DEPTH)
+
+
+def _check_kind(image: Image.Image, path: str | Path) -> bool:
+    """Raise if the image cannot be decoded exactly; return whether it has 16 bits per channel."""
+    _check_single(image, path)
     tiles: Any = getattr(image, "tile", None)
-    args = tiles[0][3] if tiles else ""
+    args = (tiles[0][3] if tiles else None) or ""
     raw, *rest = (args,) if isinstance(args, str) else args
     tags: Any = getattr(image, "tag_v2", {})
     deep_gray = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
@@ -175,9 +203,10 @@ def _check_kind(image: Image.Image) -> bool:
         or (deep and "transparency" in image.info)
     )
     if odd:
-        raise _RefusedError("8 bits per channel, or 16 as PNG, got another layout; convert it to PNG first")
+        raise _RefusedError(_OTHER_DEPTH)
     if not deep and not known:
-        raise _RefusedError(f"an RGB, gray, palette or 16-bit image, got mode {image.mode}; convert it to RGB first")
+        found = describe_values(image) or f"mode {image.mode}; convert it to RGB first"
+        raise _RefusedError(f"an RGB, gray, palette or 16-bit image, got {found}")
     return deep
 
 
@@ -185,9 +214,9 @@ def _has_alpha(image: Image.Image) -> bool:
     return image.mode in _WITH_ALPHA or "transparency" in image.info
 
 
-def _decode_low_bytes(image: Image.Image, data: bytes) -> Image.Image:
+def _decode_low_bytes(image: Image.Image, data: bytes, path: str | Path) -> Image.Image:
     """The low bytes of 16-bit channels: Pillow keeps the high byte, so decode with the byte order swapped."""
-    clone: Any = Image.open(io.BytesIO(data), formats=FORMATS)
+    clone: Any = Image.open(io.BytesIO(data), formats=formats_of(path))
     other = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
     tiles = []
     for tile in clone.tile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,36 +13,37 @@ from PIL import Image
 from torch import Tensor
 
 from lpips_lightning.io.atomic import atomic_write
-from lpips_lightning.io.image_decoding import read_header, read_pixels
-
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+from lpips_lightning.io.image_decoding import printable, read_header, read_pixels
+from lpips_lightning.io.image_folders import (
+    HIDDEN,
+    USUAL_SUFFIXES,
+    check_any_image,
+    count_of,
+    describe_left_out,
+    list_images,
+)
 
 
 def find_images(folder: str | Path) -> dict[str, Path]:
     """Image files below `folder` by name, sorted by path; the name is the relative path without suffix.
 
-    Searches recursively for files with one of `IMAGE_SUFFIXES`; skips hidden files and folders.
+    Searches recursively, follows links, and skips hidden files and folders. Files of every format in
+    `lpips_lightning.io.image_formats` count, also without a suffix. A warning names and counts all others.
 
     Raises:
         FileNotFoundError: If `folder` does not exist or contains no image.
         ValueError: If two files have the same name (``a.png`` and ``a.jpg``).
     """
-    root = Path(folder)
-    if not root.is_dir():
-        raise FileNotFoundError(f"folder: expected an existing folder of images, got '{folder}'")
-    found: dict[str, Path] = {}
-    for path in sorted(root.rglob("*")):
-        inside = path.relative_to(root)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        if hidden or path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
-            continue
-        name = inside.with_suffix("").as_posix()
-        if name in found:
-            raise ValueError(f"folder: expected one file per name, got '{found[name]}' and '{path}'")
-        found[name] = path
-    if not found:
-        raise FileNotFoundError(f"folder: expected images ({' '.join(IMAGE_SUFFIXES)}), got none in '{folder}'")
-    return found
+    found = list_images(folder)
+    check_any_image(found, folder)
+    left_out = {name: reason for name, reason in found.left_out.items() if reason != HIDDEN}
+    if left_out:
+        warnings.warn(
+            f"folder: {count_of(len(left_out), 'file')} in '{printable(folder)}' left out:"
+            f" {describe_left_out(left_out)}",
+            stacklevel=2,
+        )
+    return found.images
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:
@@ -128,7 +130,7 @@ def write_image(image: Tensor, path: str | Path) -> None:
     """
     form = Image.registered_extensions().get(Path(path).suffix.lower())
     if form not in Image.SAVE:
-        raise ValueError(f"path: expected a file that ends in one of {' '.join(IMAGE_SUFFIXES)}, got '{path}'")
+        raise ValueError(f"path: expected a file that ends in one of {USUAL_SUFFIXES}, got '{path}'")
     if image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"image: expected shape (3, H, W), got {tuple(image.shape)}")
     if image.is_floating_point():

@@ -38,12 +38,13 @@ def deep_png(pixels, color_type, before=b"", after=b""):
     return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", zlib.compress(rows)) + after + chunk(b"IEND", b"")
 
 
-def tiff(pixels, photometric, bits=16, planes=1, order="<"):
+def tiff(pixels, photometric, bits=16, planes=1, order="<", sample_format=None):
     """An uncompressed TIFF of one strip; `planes` 2 stores the channels one after the other."""
     height, width, channels = pixels.shape
     data = pixels.transpose(2, 0, 1) if planes == 2 else pixels
     data = data.astype(f"{order}u{bits // 8}").tobytes()
     tags = {256: width, 257: height, 259: 1, 262: photometric, 277: channels, 278: height, 284: planes}
+    tags |= {339: sample_format} if sample_format else {}
     parts = channels if planes == 2 else 1
     after = 8 + 2 + 12 * (len(tags) + 3) + 4
     extra = {258: [bits] * channels}

@@ -139,6 +139,15 @@ def test_held_out_images_are_not_trained_on(data, folder):
         DistillationData(public_domain=False).setup("fit")
 
 
+def test_folders_with_images_of_one_name_are_refused(folder, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.png").write_bytes((folder / "b.png").read_bytes())
+    data = DistillationData([str(folder), str(other)], public_domain=False)
+    with pytest.raises(ValueError, match=r"folders: expected each name once, got '.*images/a.png' and '.*other/a.png'"):
+        data.setup("fit")
+
+
 @pytest.mark.parametrize(
     ("options", "message"), [({"versions": 1}, "versions"), ({"procedural_fraction": 2}, "procedural_fraction")]
 )

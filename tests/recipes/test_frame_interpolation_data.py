@@ -182,7 +182,10 @@ def test_clips_are_folders_of_frames_in_natural_order(tmp_path):
     write_noise(tmp_path / "one", ("f9", "f10", "f11", "f100"))
     write_noise(tmp_path / "deep" / "two", ("1", "2", "3"))
     write_noise(tmp_path / "short", ("1", "2"))
-    found = clips(tmp_path, 3)
+    with pytest.warns(
+        UserWarning, match=r"folder: 1 of 3 folders in '.*' left out, with fewer than 3 images: 'short'$"
+    ):
+        found = clips(tmp_path, 3)
     assert {clip: [path.stem for path in frames.values()] for clip, frames in found.items()} == {
         "deep/two": ["1", "2", "3"],
         "one": ["f9", "f10", "f11", "f100"],

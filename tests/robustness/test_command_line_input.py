@@ -91,7 +91,8 @@ IMAGES = {  # the file x.png beside the color image same.png: what is printed, o
     "a folder": (
         None,
         [],
-        "paths: expected two images, two folders, or one folder and --pairs, got a file, a folder",
+        "paths: expected two images, two videos, two folders, or --pairs and one folder, two, or two and a CSV, got a"
+        " file, a folder",
     ),
 }
 
@@ -151,11 +152,32 @@ def test_images(name, folder, run):
 
 PATHS = {  # arguments after `compare --net embedded`: what is said
     "nothing there": (["same.png", "gone.png"], "gone.png: expected an image or a folder, got no such file"),
-    "one image": (["same.png"], "paths: expected two images, two folders, or one folder and --pairs, got a file"),
+    "one image": (
+        ["same.png"],
+        "paths: expected two images, two videos, two folders, or --pairs and one folder, two, or",
+    ),
     "three images": (["same.png"] * 3, "got a file, a file, a file"),
     "an image and a folder": (["same.png", "a"], "got a file, a folder"),
-    "one folder": (["a"], "paths: expected two images, two folders, or one folder and --pairs, got a folder"),
-    "pairs of two folders": (["a", "b", "--pairs"], "got a folder, a folder"),
+    "one folder": (["a"], "--pairs and one folder, two, or two and a CSV, got a folder"),
+    "pairs of a folder and an image": (["a", "same.png", "--pairs"], "got a folder, a file"),
+    "pairs of three folders": (["a", "b", "a", "--pairs"], "got a folder, a folder, a folder"),
+    "a list of pairs without --pairs": (["a", "b", "same.png"], "got a folder, a folder, a file"),
+    "a list of pairs that is no table": (["a", "b", "--pairs", "same.png"], "same.png: expected UTF-8 text, got byte"),
+    "a video and an image": (["clip.mp4", "same.png"], "got a video, a file"),
+    "eroded without mask": (["a", "b", "--erode"], "erode: expected --mask with this option, got none"),
+    "eroded and resized": (
+        ["a", "b", "--mask", "same.png", "--erode", "--resize", "64"],
+        "erode: expected no --resize",
+    ),
+    "mask of all pairs": (["a", "--pairs", "--mask", "same.png"], "mask: expected two images, videos or folders with"),
+    "mask of colors": (["a", "b", "--mask", "a/0.png"], "a/0.png: expected a gray mask (white counts, black does not)"),
+    "mask of another size": (
+        ["a", "b", "--mask", "gray.png"],
+        "gray.png: expected a mask of the size of 'a/0.png', 40x",
+    ),
+    "mask missing": (["a", "b", "--mask", "gone"], "mask: expected an image or a folder, got no such file: 'gone'"),
+    "masks of other names": (["a", "b", "--mask", "lonely"], "for each of the 5 pairs, got none for 5 ('0', '1', '2'"),
+    "csv over the mask": (["a", "b", "--mask", "same.png", "--csv", "same.png"], "csv: expected a path other than the"),
     "pairs of an image": (["same.png", "--pairs"], "got a file"),
     "an empty folder": (["a", "empty"], "folder: expected images (.bmp .jpeg"),
     "one image's pairs": (["lonely", "--pairs"], "pairs: expected two images or more in 'lonely', got 1"),
@@ -223,11 +245,11 @@ PATHS = {  # arguments after `compare --net embedded`: what is said
     "maps over the images": (["a", "b", "--map", "b"], "map: expected a folder outside 'b', got 'b'"),
     "maps of all pairs": (
         ["a", "--pairs", "--map", "maps"],
-        "map: expected two images or two folders with this option",
+        "map: expected two images, videos or folders with this option",
     ),
     "common names of images": (["same.png", "same.png", "--common"], "common: expected two folders with this option"),
     "common and in order": (["a", "b", "--common", "--in-order"], "argument --in-order: not allowed with argument"),
-    "long without pairs": (["a", "b", "--long"], "long: expected one folder and --pairs with this option, got two fol"),
+    "long without pairs": (["a", "b", "--long"], "long: expected one or two folders and --pairs with this option, got"),
 }
 
 
@@ -241,6 +263,8 @@ def test_paths_and_options(name, folder, run):
         (folder / file).write_bytes(b"")
     (folder / "[red]x[").mkdir()
     (folder / "[red]x[/b] :x:.png").write_bytes(b"")
+    (folder / "clip.mp4").write_bytes(b"")
+    Image.new("L", (36, 40)).save(folder / "gray.png")
     arguments, said = PATHS[name]
     before = everything_in(folder)
     code, out, err = run([*COMPARE, *arguments])

@@ -108,6 +108,19 @@ def test_a_file_too_many_and_an_empty_set_are_named_when_the_data_set_is_opened(
         JNDDataset(root, ("empty",))
 
 
+def test_files_that_are_no_images_or_judgments_are_counted(root):
+    (root / "jnd/val/cnn/p0/notes.txt").write_text("text")
+    (root / "jnd/val/cnn/p1/.DS_Store").write_bytes(b"")
+    (root / "jnd/val/cnn/same/old.npz").write_bytes(b"")
+    with pytest.warns(UserWarning, match="1 file left out") as caught:
+        assert len(JNDDataset(root, ("cnn",))) == 2
+    said = [str(warning.message) for warning in caught]
+    assert [text.partition("cnn/")[2] for text in said] == [
+        "p0: 1 file left out: 'notes.txt' (not an image)",
+        "same: 1 file left out: 'old.npz' (no .npy file)",
+    ]
+
+
 def test_a_truncated_image_is_named_when_it_is_read(root):
     path = root / "2afc/val/cnn/p1/000002.png"
     path.write_bytes(path.read_bytes()[:300])

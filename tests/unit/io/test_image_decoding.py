@@ -9,8 +9,9 @@ import pytest
 from image_file_kinds import GRAY, GRAY_ALPHA, RGB, RGBA, chunk, deep_png, noise, saved, tiff
 from PIL import Image, features
 
-from lpips_lightning.io.image_decoding import FORMATS, Header, printable, read_header, read_pixels
+from lpips_lightning.io.image_decoding import Header, printable, read_header, read_pixels
 from lpips_lightning.io.image_files import read_image
+from lpips_lightning.io.image_formats import COMMON_FORMATS, has_hidden_depth
 
 COLOR, ONE, DEEP, DEEP_ONE = noise(), noise(channels=1), noise(high=65536), noise(channels=1, high=65536)
 CLEAR, DEEP_CLEAR = noise(channels=4), noise(channels=4, high=65536)
@@ -23,7 +24,14 @@ TURNED, DEEP_TURNED = np.rot90(COLOR, -1), np.rot90(DEEP, -1)
 LOSSY = saved(COLOR, "JPEG", quality=95)
 JPEG = np.asarray(Image.open(io.BytesIO(LOSSY)))
 FULL = f"P6 {36} {40} 65535\n".encode() + DEEP.astype(">u2").tobytes()
-WEBP = features.check("webp")
+WEBP, JP2 = (features.check(name) for name in ("webp", "jpg_2000"))
+Image.init()
+AVIF = "AVIF" in Image.OPEN and features.check("avif")  # since Pillow 11.3
+SEE_THROUGH = Image.new("P", (36, 40), 1)
+SEE_THROUGH.putpalette([0, 0, 0, 10, 20, 30])
+SEE_THROUGH.putpixel((0, 0), 0)
+GIF_PIXELS = np.broadcast_to(np.uint8([10, 20, 30, 255]), (40, 36, 4)).copy()
+GIF_PIXELS[0, 0] = 0
 
 RIGHT = {  # bytes, pixels
     "RGB PNG": (saved(COLOR, "PNG"), COLOR),
@@ -61,6 +69,43 @@ RIGHT = {  # bytes, pixels
     "turned TIFF, LZW": (saved(COLOR, "TIFF", exif=SIDEWAYS, compression="tiff_lzw"), TURNED),
     "turned JPEG": (saved(COLOR, "JPEG", quality=95, exif=SIDEWAYS), np.rot90(JPEG, -1)),
 }
+RARE = {  # suffix, bytes, pixels: formats that a file is also known by its suffix for
+    "RGB TGA": ("tga", saved(COLOR, "TGA"), COLOR),
+    "RGBA TGA": ("tga", saved(CLEAR, "TGA"), CLEAR),
+    "RGB PCX": ("pcx", saved(COLOR, "PCX"), COLOR),
+    "RGB SGI": ("SGI", saved(COLOR, "SGI"), COLOR),
+    "RGB DIB": ("dib", saved(COLOR, "DIB"), COLOR),
+    "RGBA DDS": ("dds", saved(CLEAR, "DDS"), CLEAR),
+    "RGB QOI": ("qoi", saved(COLOR, "QOI"), COLOR) if "QOI" in Image.SAVE else ("png", saved(COLOR, "PNG"), COLOR),
+    "RGB icon": ("ico", saved(COLOR, "ICO", sizes=[(36, 40)]), COLOR),
+    "one bit XBM": ("xbm", saved(BITS[..., :1], "XBM", "1"), BITS),
+    "GIF with a transparent color": ("gif", saved(SEE_THROUGH, "GIF", transparency=0), GIF_PIXELS),
+    "APNG of one frame": ("apng", saved(COLOR, "PNG"), COLOR),
+    "JPEG, .jfif": ("jfif", LOSSY, JPEG),
+    "JPEG, .JPE": ("JPE", LOSSY, JPEG),
+}
+if JP2:
+    RARE |= {
+        "RGB JPEG 2000": ("jp2", saved(COLOR, "JPEG2000"), COLOR),
+        "16-bit gray JPEG 2000": ("j2k", saved(DEEP_ONE, "JPEG2000"), DEEP_ONE.repeat(3, 2)),
+    }
+if AVIF:
+    AVIF_FILE = saved(np.full_like(COLOR, 77), "AVIF", quality=100)
+    RARE |= {"RGB AVIF": ("avif", AVIF_FILE, np.full_like(COLOR, 77))}
+
+
+def patched(data, after, value, offset=0):
+    """`data` with the byte `offset` places behind the marker `after` replaced."""
+    place = data.index(after) + len(after) + offset
+    return data[:place] + bytes([value]) + data[place + 1 :]
+
+
+HIDDEN_DEPTHS = {  # headers of deeper files, which Pillow decodes to 8 bits
+    "16-bit SGI": ("sgi", saved(COLOR, "SGI", bpc=2)),
+    **(
+        {"16-bit RGB JPEG 2000": ("jp2", patched(saved(COLOR, "JPEG2000"), b"\xff\x4f\xff\x51", 15, 38))} if JP2 else {}
+    ),
+}
 CUT = saved(COLOR, "PNG")
 FLIPPED = bytearray(CUT)
 FLIPPED[CUT.index(b"IDAT") + 60] ^= 1
@@ -73,8 +118,32 @@ WRONG = {  # bytes, what the error says after the file's name
     "zeros": (bytes(5000), "got UnidentifiedImageError"),
     "CMYK JPEG": (saved(COLOR, "JPEG", "CMYK"), "got mode CMYK; convert it to RGB first"),
     "LAB TIFF": (saved(Image.new("LAB", (4, 4)), "TIFF"), "got mode LAB; convert it to RGB first"),
-    "float TIFF": (saved(Image.new("F", (4, 4)), "TIFF"), "got mode F; convert it to RGB first"),
-    "32-bit TIFF": (saved(Image.new("I", (4, 4)), "TIFF"), "got mode I; convert it to RGB first"),
+    "float TIFF": (
+        saved(Image.new("F", (4, 4)), "TIFF"),
+        "got a float TIFF (32-bit, values on no fixed range); convert it to PNG",
+    ),
+    "32-bit TIFF": (
+        saved(Image.new("I", (4, 4)), "TIFF"),
+        "got a signed integer TIFF (32-bit, values on no fixed range); convert it to PNG",
+    ),
+    "float RGB TIFF": (
+        tiff(DEEP, 2, bits=32, sample_format=3),
+        "expected a readable image, got a float TIFF (32-bit, values on no fixed range); convert it to PNG with 8 or 16"
+        " bits per channel, or compare arrays in Python with data_range=",
+    ),
+    "half float gray TIFF": (tiff(DEEP_ONE, 1, sample_format=3), "got a float TIFF (16-bit, values on no fixed range)"),
+    "32-bit integer RGB TIFF": (tiff(DEEP, 2, bits=32), "got an integer TIFF (32-bit, values on no fixed range)"),
+    "signed 16-bit gray TIFF": (tiff(DEEP_ONE, 1, sample_format=2), "got a signed integer TIFF (16-bit, values on no"),
+    "float PFM": (b"Pf 4 4 -1.0\n" + bytes(64), "got a float PFM (32-bit, values on no fixed range); convert it"),
+    "float color PFM": (
+        b"PF 4 4 -1.0\n" + bytes(192),
+        "got a float PFM (32-bit, values on no fixed range); convert it",
+    ),
+    "OpenEXR": (b"\x76\x2f\x31\x01" + bytes(40), "got OpenEXR, high dynamic range, values on no fixed range; convert"),
+    "Radiance": (b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n", "got Radiance HDR, high dynamic range, values on no fixed"),
+    "HEIC": (b"\0\0\0\x18ftypheic" + bytes(40), "got HEIC, convert it to PNG with 8 or 16 bits per channel"),
+    "JPEG XL": (b"\xff\x0a" + bytes(40), "got JPEG XL, convert it to PNG"),
+    "video": (b"\0\0\0\x18ftypisom" + bytes(40), "got a video"),
     "animated PNG": (
         saved(IMAGES[0], "PNG", **ANIMATED),
         "expected one image, got 2 frames; save each frame to its own file",
@@ -137,6 +206,65 @@ def test_pixels_and_header_match_the_source_image(name, file):
         assert np.array_equal(eight, expected)
 
 
+@pytest.mark.parametrize("name", RARE)
+def test_pixels_and_header_of_rare_formats_match_the_source_image(name, tmp_path):
+    suffix, data, expected = RARE[name]
+    file = tmp_path / f"x.{suffix}"
+    file.write_bytes(data)
+    found, header = read_pixels(file), read_header(file)
+    assert found.dtype == expected.dtype and np.array_equal(found, expected)
+    deep = expected.dtype == np.uint16
+    gray = any(word in name for word in ("gray", "one bit"))
+    assert header == Header(*expected.shape[:2], gray=gray, alpha=expected.shape[2] == 4, deep=deep)
+
+
+@pytest.mark.parametrize("name", HIDDEN_DEPTHS)
+@pytest.mark.parametrize("read", [read_header, read_pixels])
+def test_files_that_pillow_would_round_to_eight_bits_are_refused(read, name, tmp_path):
+    suffix, data = HIDDEN_DEPTHS[name]
+    (tmp_path / f"x.{suffix}").write_bytes(data)
+    with pytest.raises(ValueError, match=r"x\.\w+: expected 8 bits per channel, or 16 as PNG, got another layout"):
+        read(tmp_path / f"x.{suffix}")
+
+
+@pytest.mark.skipif(not AVIF, reason="this Pillow has no AVIF")
+def test_the_depth_of_an_avif_is_read_from_its_configuration():
+    assert not has_hidden_depth(io.BytesIO(AVIF_FILE), "AVIF", False)
+    assert has_hidden_depth(io.BytesIO(patched(AVIF_FILE, b"av1C", 0x40, 2)), "AVIF", False)
+
+
+@pytest.mark.parametrize("read", [read_header, read_pixels])
+def test_several_images_in_an_icon_or_a_stereo_file_are_refused(read, tmp_path):
+    (tmp_path / "x.ico").write_bytes(saved(COLOR, "ICO", sizes=[(36, 40), (18, 20)]))
+    with pytest.raises(
+        ValueError, match=r"x\.ico: expected one image, got an icon of 2 sizes; save the one to compare"
+    ):
+        read(tmp_path / "x.ico")
+    (tmp_path / "x.mpo").write_bytes(saved(IMAGES[0], "MPO", **ANIMATED))
+    with pytest.raises(
+        ValueError, match=r"x\.mpo: expected one image, got 2 frames; save each frame to its own file, and"
+    ):
+        read(tmp_path / "x.mpo")
+    (tmp_path / "x.jpg").write_bytes(saved(IMAGES[0], "MPO", **ANIMATED))
+    assert read(tmp_path / "x.jpg") is not None  # a camera's image with its preview
+
+
+@pytest.mark.parametrize("read", [read_header, read_pixels])
+def test_a_format_without_signature_is_read_by_its_suffix_only(read, tmp_path):
+    (tmp_path / "x.png").write_bytes(saved(COLOR, "TGA"))
+    with pytest.raises(ValueError, match=r"x\.png: expected a readable image, got UnidentifiedImageError"):
+        read(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("read", [read_header, read_pixels])
+def test_an_avif_that_pillow_cannot_decode_is_named(read, tmp_path, monkeypatch):
+    monkeypatch.delitem(Image.OPEN, "AVIF", raising=False)
+    monkeypatch.setattr(features, "check", lambda name: False)
+    (tmp_path / "x.avif").write_bytes(b"\0\0\0\x1cftypavif" + bytes(40))
+    with pytest.raises(ValueError, match=r"x\.avif: expected a readable image, got AVIF, which needs pillow>=11.3"):
+        read(tmp_path / "x.avif")
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_unsupported_files_are_refused_by_name(name, file):
     data, said = WRONG[name]
@@ -164,7 +292,7 @@ def test_missing_files_and_folders_are_refused_by_name(read, tmp_path):
         read(tmp_path / "y.png")
 
 
-@pytest.mark.parametrize("kind", [name for name in FORMATS if name != "WEBP" or WEBP])
+@pytest.mark.parametrize("kind", [name for name in COMMON_FORMATS if name != "WEBP" or WEBP])
 def test_damaged_bytes_give_an_image_or_a_value_error(kind, file, tmp_path):
     data = saved(COLOR, kind)
     numbers = np.random.default_rng(0)

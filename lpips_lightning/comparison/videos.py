@@ -1,0 +1,90 @@
+"""LPIPS of two videos, frame by frame; only a few frames are in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lpips_lightning.comparison.file_pairs import Pair, check_images
+from lpips_lightning.comparison.mask_files import check_masks, read_mask
+from lpips_lightning.comparison.measure import PairResult, Read, checked_pixels, default_batch_size, measure_read
+from lpips_lightning.io.download import ProgressCallback, no_progress
+from lpips_lightning.io.image_decoding import Header, Pixels, printable
+from lpips_lightning.io.video_files import read_frames
+from lpips_lightning.network import LPIPS
+
+
+def measure_videos(
+    pair: Pair,
+    net: LPIPS,
+    *,
+    device: str | torch.device = "cpu",
+    batch_size: int | None = None,
+    erode: bool = False,
+    keep_map: Callable[[Pair, Tensor], None] | None = None,
+    report: ProgressCallback = no_progress,
+) -> list[PairResult]:
+    """LPIPS of every frame of two videos.
+
+    Args:
+        pair: The two videos, and the mask of all frames.
+        net: The network.
+        device: Device to compute on.
+        batch_size: Frames per batch; None: 24, fewer for large frames.
+        erode: See `measure_pairs`.
+        keep_map: Called with every frame and its spatial map ``(H, W)`` on the CPU, 0 outside the mask.
+        report: Progress callback, in frames.
+
+    Returns:
+        One result per frame; the pair's name is the frame's index with leading zeros.
+
+    Raises:
+        ModuleNotFoundError: If PyAV is not installed.
+        FileNotFoundError: If a file does not exist.
+        ValueError: If a video is damaged or not supported, or the videos differ in their numbers or sizes of frames.
+    """
+    results: list[PairResult] = []
+    pairs: list[Pair] = []
+    read: list[Read] = []
+    size = batch_size or 1
+    mask = None if pair.mask is None else read_mask(pair.mask)
+    headers: dict[Path, Header] = {}
+    for index, (first, second) in enumerate(_frame_pairs(pair)):
+        if not headers:
+            headers = {pair.a: first[0], pair.b: second[0]}
+            check_images([(pair.a, pair.b)], net, look=headers.__getitem__)
+            check_masks([pair], headers)
+            size = batch_size or default_batch_size(first[0], second[0])
+        for one, path in ((first, pair.a), (second, pair.b)):
+            if one[0].size != headers[path].size:
+                raise ValueError(f"{printable(path)}: expected frames of one size, got another one at frame {index}")
+        a, b = (checked_pixels(one[1], path, headers[path], net) for one, path in ((first, pair.a), (second, pair.b)))
+        pairs.append(replace(pair, name=f"{index:06d}", frame=index))
+        read.append((a, b, mask))
+        if len(read) == size:
+            results += measure_read(pairs, read, net, torch.device(device), erode, keep_map)
+            pairs, read = [], []
+            report("comparing", len(results), 0)
+    if read:
+        results += measure_read(pairs, read, net, torch.device(device), erode, keep_map)
+    return results
+
+
+def _frame_pairs(pair: Pair) -> Iterator[tuple[tuple[Header, Pixels], tuple[Header, Pixels]]]:
+    """Frames of both videos side by side; raise at the end if one video is longer."""
+    first, second = read_frames(pair.a), read_frames(pair.b)
+    for index, (x, y) in enumerate(zip_longest(first, second)):
+        if x is not None and y is not None:
+            yield x, y
+            continue
+        longer = index + 1 + sum(1 for _ in (first if y is None else second))
+        counts = (longer, index) if y is None else (index, longer)
+        raise ValueError(
+            f"{printable(pair.b)}: expected {counts[0]} frames, as in '{printable(pair.a)}', got {counts[1]}; cut the"
+            " videos to the same frames"
+        )

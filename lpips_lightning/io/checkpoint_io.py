@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
+from lpips_lightning._lightning import TorchCheckpointIO
 from lpips_lightning.io.atomic import atomic_write
 
 

@@ -1,8 +1,8 @@
 """Lightning's base classes, from `pytorch_lightning` and `lightning` at once.
 
 The package `lightning` holds copies of the classes of `pytorch_lightning`, and the Trainer of either refuses objects of
-the other. A class derived from one of these bases is accepted by both, whichever was imported first. Without `lightning`
-they are the classes of `pytorch_lightning`.
+the other. A class derived from one of these bases is accepted by both, whichever was imported first. If `lightning` is
+not installed, they are the classes of `pytorch_lightning`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,6 @@ from collections.abc import Callable
 from importlib import import_module
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
-
-__all__ = [
-    "BasePredictionWriter",
-    "Callback",
-    "LightningDataModule",
-    "LightningModule",
-    "MisconfigurationException",
-    "TorchCheckpointIO",
-]
 
 
 class _EitherCode:
@@ -76,10 +67,14 @@ def _base(module: str, name: str) -> type:
 
 
 if TYPE_CHECKING:
-    from pytorch_lightning import Callback, LightningDataModule, LightningModule
-    from pytorch_lightning.callbacks import BasePredictionWriter
-    from pytorch_lightning.plugins.io import TorchCheckpointIO
-    from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
+    from pytorch_lightning import Callback as Callback
+    from pytorch_lightning import LightningDataModule as LightningDataModule
+    from pytorch_lightning import LightningModule as LightningModule
+    from pytorch_lightning.callbacks import BasePredictionWriter as BasePredictionWriter
+    from pytorch_lightning.plugins.io import TorchCheckpointIO as TorchCheckpointIO
+    from pytorch_lightning.utilities.exceptions import (  # type: ignore[attr-defined]
+        MisconfigurationException as MisconfigurationException,
+    )
 else:
     Callback = _base("", "Callback")
     LightningDataModule = _base("", "LightningDataModule")

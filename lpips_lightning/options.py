@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict, TypeVar, Unpack, cast, get_type_hints
 
-from lpips_lightning.backbones.loading import WeightsSource
+from lpips_lightning.backbones.loading import WeightsSource, version_name
 from lpips_lightning.images.preprocessing import Background, Gray
 
 Precision = Literal["fp32", "bf16", "fp16", "autocast"]
@@ -168,6 +168,7 @@ def check_not_given(options: LPIPSOptions, **defaults: Unpack[LPIPSOptions]) -> 
     given: Mapping[str, object] = options
     if given.keys() == DEFAULTS.keys():
         usual: Mapping[str, object] = {**DEFAULTS, **defaults}
+        given = {**given, "version": version_name(options["version"])}
         given = {name: value for name, value in given.items() if value is not usual[name] and value != usual[name]}
     if given:
         raise ValueError(

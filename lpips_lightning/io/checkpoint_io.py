@@ -20,7 +20,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     systems, the move is a copy: a kill or a full disk then leaves a truncated file in place of the previous checkpoint.
     Lightning does not call fsync either.
 
-    Checkpoints on remote storage are passed to Lightning.
+    Checkpoints on remote storage are passed to Lightning. The Trainers of `pytorch_lightning` and `lightning` take it.
 
     Example:
         >>> from pytorch_lightning import Trainer

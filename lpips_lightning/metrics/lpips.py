@@ -34,6 +34,9 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
     checkpoints do not contain it. On an accelerator, the check of pixel values does not synchronize in `update`:
     `compute` raises its errors.
 
+    Several threads may update one metric. In a `torchmetrics.wrappers.FeatureShare`, metrics with equal network and
+    range measure a batch once, and metrics with another network keep it.
+
     As input to `update` and `forward`:
 
     - ``img1`` or ``preds``: images ``(N, 3, H, W)``, floating on the range or uint8 on [0, 255];

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
+from importlib import import_module
 
 import boring_module as boring
 import pytest
@@ -12,7 +14,7 @@ import torch
 import toy_judgments as judged
 from lightning_utilities.core.overrides import is_overridden
 
-from lpips_lightning import _lightning
+from lpips_lightning import LearnedPerceptualImagePatchSimilarity, PerceptualLoss, _lightning
 from lpips_lightning.calibration import PerceptualCalibration
 from lpips_lightning.callbacks import PerceptualScores, SampleGallery
 from lpips_lightning.callbacks.image_writer import ImageWriter
@@ -103,35 +105,48 @@ def test_errors_and_writers_are_those_of_either_package(package):
     assert issubclass(ImageWriter, package.callbacks.BasePredictionWriter)
 
 
+@pytest.mark.parametrize("name", ["lightning_fabric", "lightning.fabric"])
+def test_a_loss_and_a_metric_work_with_fabric(name):
+    fabric = import_module(name).Fabric(accelerator="cpu", devices=1)
+    network = torch.nn.Conv2d(3, 3, 1)
+    network, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), 0.1))
+    x = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    loss = PerceptualLoss("embedded", data_range=(0, 1))
+    for one in (loss, fabric.to_device(loss), fabric.setup_module(loss)):
+        value = one(network(x), x)
+        assert torch.allclose(value, loss(network(x), x), rtol=1e-5)
+        optimizer.zero_grad()
+        fabric.backward(value)
+        assert float(network.weight.grad.norm()) > 0
+    metric = fabric.to_device(LearnedPerceptualImagePatchSimilarity("embedded", normalize=True))
+    assert torch.allclose(metric(x.flip(0), x), loss(x.flip(0), x), rtol=1e-5)
+
+
 ORDERS = {
     "lightning first": "import lightning as L; import lpips_lightning._lightning, pytorch_lightning as pl",
     "ours first": "import lpips_lightning._lightning; import lightning as L; import pytorch_lightning as pl",
-    "without lightning": "import sys; sys.modules['lightning'] = None; import pytorch_lightning as pl; L = pl",
 }
 CHECK = """
-from lpips_lightning._lightning import LightningModule
 from lpips_lightning.calibration.module import PerceptualCalibration
 from lpips_lightning.io.checkpoint_io import AtomicCheckpointIO
 quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 for package in (L, pl):
     trainer = package.Trainer(plugins=[AtomicCheckpointIO()], fast_dev_run=True, **quiet)
     trainer.validate(PerceptualCalibration("embedded"), [])
-print(L is pl, LightningModule is pl.LightningModule)
 """
 
 
-def test_the_order_of_imports_does_not_matter(tmp_path):
+def test_the_order_of_imports_does_not_matter():
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     running = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", code + CHECK],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for code in ORDERS.values()
+        subprocess.Popen([sys.executable, "-W", "ignore", "-c", code + CHECK], **options) for code in ORDERS.values()
     ]
     for name, process in zip(ORDERS, running, strict=True):
-        output, errors = process.communicate(timeout=300)
+        errors = process.communicate(timeout=300)[1]
         assert process.returncode == 0, f"{name}: {errors}"
-        alone = name == "without lightning"
-        assert output.splitlines()[-1] == f"{alone} {alone}", name
+
+
+def test_without_lightning_the_classes_are_those_of_pytorch_lightning(monkeypatch):
+    assert _lightning._base("", "Callback") is not pytorch_lightning.Callback
+    monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
+    assert _lightning._base("", "Callback") is pytorch_lightning.Callback

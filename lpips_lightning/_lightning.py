@@ -28,13 +28,20 @@ class _EitherCode:
         return hash(self._codes)
 
 
+def _signature(function: FunctionType) -> inspect.Signature:
+    """Signature without annotations, whose names are those of another module."""
+    signature, empty = inspect.signature(function), inspect.Signature.empty
+    parameters = [one.replace(annotation=empty) for one in signature.parameters.values()]
+    return signature.replace(parameters=parameters, return_annotation=empty)
+
+
 class _Hook:
     """What Lightning finds as ``__wrapped__`` of a hook that both packages have."""
 
     def __init__(self, first: FunctionType, second: FunctionType) -> None:
         self._function = first
         self.__code__ = _EitherCode(first.__code__, second.__code__)
-        self.__signature__ = inspect.signature(first)
+        self.__signature__ = _signature(first)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._function(*args, **kwargs)
@@ -45,7 +52,8 @@ def _shared_hook(first: FunctionType, second: FunctionType) -> Callable[..., Any
     def hook(*args: Any, **kwargs: Any) -> Any:
         return first(*args, **kwargs)
 
-    vars(hook).update(__wrapped__=_Hook(first, second), __signature__=inspect.signature(first))
+    hook.__annotations__ = {}
+    vars(hook).update(__wrapped__=_Hook(first, second), __signature__=_signature(first))
     return hook
 
 

@@ -161,13 +161,12 @@ class _Holder(torch.nn.Module):
 
 
 def check_scripting(case: MetricCase) -> None:
-    """The metric, and a module that holds it, can be scripted, new or updated."""
-    for metric in (case.make(), case.made(0, 3)):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it is deprecated
-            torch.jit.script(metric)
-            scripted = torch.jit.script(_Holder(metric))
-        assert scripted(torch.zeros(1)) == 1
+    """A module that holds the metric can be scripted; the metric stays as it is."""
+    metric = case.made(0, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        scripted = torch.jit.script(_Holder(metric))
+    assert scripted(torch.zeros(1)) == 1
     case.check(metric.compute(), 0, 3)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -356,3 +357,12 @@ def test_arithmetic_hash_and_dtypes(images, scores):
         metric.reset()
         metric.update(*images)
         assert near(metric.compute(), scores.mean())
+
+
+@pytest.mark.parametrize("name", THREADED)
+def test_a_metric_itself_can_be_scripted(name):
+    make, _ = THREADED[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        torch.jit.script(make())
+        torch.jit.script(MetricCollection([make()]))

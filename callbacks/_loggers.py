@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Trainer
 
+from lpips_lightning._lightning import LightningModule
 from lpips_lightning.io.atomic import atomic_write
 from lpips_lightning.io.tables import table_text
 

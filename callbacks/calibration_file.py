@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
+from pytorch_lightning import Trainer
 from torch import Tensor
 from typing_extensions import override
 
+from lpips_lightning._lightning import Callback, LightningModule, MisconfigurationException
 from lpips_lightning.calibration.export import Rescale
 from lpips_lightning.calibration.module import PerceptualCalibration
 from lpips_lightning.io.atomic import check_output_path

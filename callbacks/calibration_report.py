@@ -9,10 +9,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Trainer
 from torch import Tensor
 from typing_extensions import override
 
+from lpips_lightning._lightning import Callback, LightningModule
 from lpips_lightning.callbacks._loggers import Pixels, log_image
 from lpips_lightning.evaluation.table5 import PAPER_SETS, TABLE_5
 

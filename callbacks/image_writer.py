@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import BasePredictionWriter
+from pytorch_lightning import Trainer
 from torch import Tensor
 from typing_extensions import override
 
+from lpips_lightning._lightning import BasePredictionWriter, LightningModule
 from lpips_lightning.callbacks._loggers import write_png
 from lpips_lightning.callbacks._sample_panel import to_pixels
 

@@ -6,9 +6,10 @@ import math
 from typing import Any, Literal, TypeAlias, get_args
 
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Trainer
 from typing_extensions import override
 
+from lpips_lightning._lightning import Callback, LightningModule
 from lpips_lightning.loss import PerceptualLoss
 
 Shape: TypeAlias = Literal["linear", "cosine", "step"]

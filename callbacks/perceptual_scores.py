@@ -8,11 +8,12 @@ from typing import Any, Literal, TypeAlias, Unpack, cast, get_args
 
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Trainer
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from typing_extensions import override
 
+from lpips_lightning._lightning import Callback, LightningModule
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.batch import SUM_DTYPE
 from lpips_lightning.callbacks._loggers import log_hyperparameters, log_table

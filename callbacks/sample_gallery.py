@@ -9,10 +9,11 @@ from typing import Any, Unpack
 
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Trainer
 from torch import Tensor
 from typing_extensions import override
 
+from lpips_lightning._lightning import Callback, LightningModule
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.callbacks._loggers import Pixels, log_image, log_table
 from lpips_lightning.callbacks._pair_scorer import PairScorer

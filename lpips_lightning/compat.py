@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -91,6 +92,7 @@ class LPIPS(DropsLegacyKeys):
         self.net.role = "unsure"
 
     @override
+    @torch.jit.unused
     def forward(
         self,
         in0: Tensor,

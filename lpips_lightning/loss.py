@@ -57,6 +57,8 @@ class PerceptualLoss(DropsLegacyKeys):
         (torch.Size([2, 3, 64, 64]), [], OrderedDict())
     """
 
+    __jit_unused_properties__ = ("weight", "fingerprint")
+
     def __init__(
         self,
         net_type: str | Backbone | LPIPS = "vgg",
@@ -95,6 +97,7 @@ class PerceptualLoss(DropsLegacyKeys):
         """One line to cite: everything that determines the value, except the weight."""
         return f"{self.net.fingerprint}, range {list(self.data_range)}"
 
+    @torch.jit.unused
     def forward(
         self,
         pred: Tensor,

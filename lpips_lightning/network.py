@@ -72,6 +72,8 @@ class LPIPS(SharedNetworkModule):
         torch.Size([2, 1, 64, 64])
     """
 
+    __jit_unused_properties__ = ("layers", "specification", "smallest_side", "fingerprint", "_source")
+
     def __init__(self, net_type: str | Backbone = "alex", **options: Unpack[LPIPSOptions]) -> None:
         check_names(options, type(self))
         values: LPIPSOptions = {**DEFAULTS, **options}
@@ -94,8 +96,7 @@ class LPIPS(SharedNetworkModule):
         self.memory_budget = values["memory_budget"]
         self.validate_args = values["validate_args"]
         self.range_checker = RangeChecker(immediate=True)
-
-    role: Role = "data"
+        self.role: Role = "data"
 
     @classmethod
     def of(
@@ -187,17 +188,20 @@ class LPIPS(SharedNetworkModule):
         layers = dispatch.encode(network, dtype, flat, flat_range, clamp=self.validate_args, chunk=self.frame_chunk)
         return Features(layers, (flat.shape[2], flat.shape[3]), self.images.batch_layout(images), self._source)
 
+    @torch.jit.unused
     def forward(
         self,
         x: Tensor,
         y: Tensor | Features,
-        data_range: DataRange = (-1, 1),
+        data_range: DataRange | None = None,
         *,
         spatial: bool = False,
         per_layer: bool = False,
         mask: Tensor | None = None,
         erode: bool = False,
-    ) -> Tensor | dict[str, Tensor]:
+        normalize: bool | None = None,
+        retperlayer: bool = False,
+    ) -> Tensor | dict[str, Tensor] | tuple[Tensor, list[Tensor]]:
         """Distance of every pair.
 
         Images that require grad are treated as predictions of a network in training: any values pass unclamped, so that
@@ -209,7 +213,7 @@ class LPIPS(SharedNetworkModule):
         Args:
             x: Images ``(N, 3, H, W)`` or videos ``(B, T, 3, H, W)``, floating on `data_range` or uint8 on [0, 255].
             y: Images of the same shape, or their features from `encode`.
-            data_range: ``(low, high)``, or ``high`` alone for ``(0, high)``.
+            data_range: ``(low, high)``, or ``high`` alone for ``(0, high)``; the default is ``(-1, 1)``.
             spatial: Return the distance map; each layer's map is upsampled to the image size, or to
                 `resize`.
             per_layer: Return a dict of the layers' terms by name; they sum to the distance.
@@ -218,18 +222,29 @@ class LPIPS(SharedNetworkModule):
             erode: Count only positions whose receptive field, inside the image, holds only pixels with mask 1. The
                 deepest receptive field is 163 pixels (alex), 196 (vgg), 207 (squeeze) or 147 (embedded). Pixels outside
                 the mask then have no effect on the distance.
+            normalize: torchmetrics' argument of ``metric.net``, instead of `data_range`: True for [0, 1], False for
+                [-1, 1].
+            retperlayer: torchmetrics' argument of ``metric.net``: return a pair of the distance and the list of the
+                layers' terms.
 
         Returns:
             ``(N,)``, or ``(N, 1, H, W)`` if `spatial`; for videos ``(B, T)`` replaces N; a dict of these if
-            `per_layer`. float32; float64 for float64 images. NaN where the mask excludes every pixel.
+            `per_layer`; a pair if `retperlayer`. float32; float64 for float64 images. NaN where the mask excludes every
+            pixel.
 
         Raises:
-            TypeError: If an argument is of the wrong type.
+            TypeError: If an argument is of the wrong type, or two are given of which one replaces the other.
             ValueError: If shapes, sizes or devices do not match, or pixel values are outside the range.
         """
-        options = {"spatial": spatial, "per_layer": per_layer, "mask": mask, "erode": erode}
-        roles = roles_of(x, y, self.role)
-        return measure(self, x, y, parse_range(data_range), roles=roles, **options).values  # type: ignore[arg-type]
+        if retperlayer and per_layer:
+            raise TypeError("retperlayer: expected False with per_layer=True; leave one of them out")
+        low_high, roles = _range_of(normalize, data_range), roles_of(x, y, self.role)
+        layers, masks = per_layer or retperlayer, {"mask": mask, "erode": erode}
+        found = measure(self, x, y, low_high, roles=roles, spatial=spatial, per_layer=layers, **masks)  # type: ignore[arg-type]
+        if retperlayer and isinstance(found.values, dict):
+            terms = list(found.values.values())
+            return sum(terms[1:], terms[0]), terms
+        return found.values
 
     def measure(
         self,
@@ -599,6 +614,16 @@ class LPIPS(SharedNetworkModule):
         clone = super().__deepcopy__(memo)
         clone.range_checker = copy.deepcopy(self.range_checker, memo)
         return clone
+
+
+def _range_of(normalize: bool | None, data_range: DataRange | None) -> tuple[float, float]:
+    if normalize is None:
+        return parse_range((-1, 1) if data_range is None else data_range)
+    if data_range is not None:
+        raise TypeError(f"normalize: expected None with data_range={data_range!r}; leave one of them out")
+    if not isinstance(normalize, bool):
+        raise ValueError(f"normalize: expected True or False, got {normalize!r}")
+    return (0.0, 1.0) if normalize else (-1.0, 1.0)
 
 
 def roles_of(x: Tensor, y: Tensor | Features, role: Role = "data") -> tuple[Role, Role]:

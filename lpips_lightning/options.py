@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict, TypeVar, Unpack, cast, get_type_hints
 
-from lpips_lightning.backbones.loading import WeightsSource
+from lpips_lightning.backbones.loading import WeightsSource, version_name
 from lpips_lightning.images.preprocessing import Background, Gray
 
 Precision = Literal["fp32", "bf16", "fp16", "autocast"]
@@ -19,7 +20,8 @@ class LPIPSOptions(TypedDict, total=False):
     """Keyword options of the network, for ``**options: Unpack[LPIPSOptions]``.
 
     Attributes:
-        version: ``"0.1"``, or ``"0.0"``: the first release, which does not normalize its input.
+        version: ``"0.1"``, or ``"0.0"``: the first release, which does not normalize its input. The number 0.1, as YAML
+            reads it, is understood too.
         calibrated: False for the baseline: all channels and layers have weight 1.
         weights: Backbone weights. None looks for torchvision's ImageNet weights in the folder named by the
             environment variable ``LPIPS_LIGHTNING_WEIGHTS``, then in torchvision's cache, then downloads them. Else a
@@ -47,7 +49,7 @@ class LPIPSOptions(TypedDict, total=False):
             ``torch.compile``. Shapes are always checked.
     """
 
-    version: str
+    version: str | float
     calibrated: bool
     weights: WeightsSource
     calibration: WeightsSource
@@ -85,6 +87,8 @@ def with_options(
     signature that this decorator sets. jsonargparse alone is not enough: up to 4.47 it drops these options or requires
     every one, and later versions show no defaults and cannot link them.
 
+    Where there is a `net_type`, the keyword ``net`` is another name of it: `lpips` calls it so.
+
     Args:
         others: Defaults of further parameters that ``**options`` takes.
         defaults: Defaults that differ from `DEFAULTS`.
@@ -109,11 +113,29 @@ def with_options(
         function = cast(Any, owner).__init__ if isinstance(owner, type) else cast(Any, owner)
         signature = inspect.signature(function)
         own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
-        function.__signature__ = signature.replace(parameters=[*own, *parameters])
         owner.__doc__ = _with_option_docs(owner.__doc__)
+        if "net_type" in signature.parameters:
+            function = _accepting_net(function, signature)
+        function.__signature__ = signature.replace(parameters=[*own, *parameters])
+        if not isinstance(owner, type):
+            return cast(_Owner, function)
+        cast(Any, owner).__init__ = function
         return owner
 
     return decorate
+
+
+def _accepting_net(function: Callable[..., Any], signature: inspect.Signature) -> Any:
+    @functools.wraps(function)
+    def accepting(*args: Any, **kwargs: Any) -> Any:
+        if "net" in kwargs:
+            net = kwargs.pop("net")
+            if "net_type" in signature.bind_partial(*args, **kwargs).arguments:
+                raise TypeError(f"net: expected net_type or net, which is another name of it, got both; net={net!r}")
+            kwargs["net_type"] = net
+        return function(*args, **kwargs)
+
+    return accepting
 
 
 def check_names(names: Iterable[str], owner: Callable[..., Any]) -> None:
@@ -146,6 +168,7 @@ def check_not_given(options: LPIPSOptions, **defaults: Unpack[LPIPSOptions]) -> 
     given: Mapping[str, object] = options
     if given.keys() == DEFAULTS.keys():
         usual: Mapping[str, object] = {**DEFAULTS, **defaults}
+        given = {**given, "version": version_name(options["version"])}
         given = {name: value for name, value in given.items() if value is not usual[name] and value != usual[name]}
     if given:
         raise ValueError(

@@ -13,12 +13,12 @@ import warnings
 from datetime import date
 
 import torch
-from pytorch_lightning import LightningDataModule
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser
 from typing_extensions import override
 
 from lpips_lightning import __version__
+from lpips_lightning._lightning import LightningDataModule
 from lpips_lightning.calibration.export import write_calibration
 from lpips_lightning.calibration.fit_pooled import fit_lin
 from lpips_lightning.calibration.model import TrainableLPIPS

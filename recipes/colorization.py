@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LightningArgumentParser
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -22,6 +21,7 @@ from torchmetrics import Metric, MetricCollection
 from typing_extensions import override
 
 from lpips_lightning import LPIPS, PerceptualLoss
+from lpips_lightning._lightning import LightningModule
 from lpips_lightning.backbones.definition import get_backbone
 from lpips_lightning.distance import unit_normalize
 from lpips_lightning.distributed import dataset_indices

@@ -1,7 +1,7 @@
 """Lab conversion that preserves lightness, and two color scores: CIEDE2000 and colorfulness."""
 
 import math
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from kornia.color import lab_to_rgb, rgb_to_lab
@@ -164,8 +164,9 @@ class ColorDifference(_MeanOverImages):
     """
 
     higher_is_better = False
-    difference: Tensor
-    images: Tensor
+    if TYPE_CHECKING:  # torch.jit.script reads annotations of attributes, and these are strings
+        difference: Tensor
+        images: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -210,9 +211,10 @@ class Colorfulness(_MeanOverImages):
     """
 
     higher_is_better = None
-    preds_sum: Tensor
-    target_sum: Tensor
-    images: Tensor
+    if TYPE_CHECKING:  # torch.jit.script reads annotations of attributes, and these are strings
+        preds_sum: Tensor
+        target_sum: Tensor
+        images: Tensor
 
     def __init__(self, of: Of = "preds", **kwargs: Any) -> None:
         super().__init__(**kwargs)

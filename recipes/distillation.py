@@ -16,18 +16,17 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser
-from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 from typing_extensions import override
 
 from lpips_lightning import __version__
+from lpips_lightning._lightning import Callback, LightningModule, MisconfigurationException
 from lpips_lightning.backbones.frozen import FrozenNetwork
-from lpips_lightning.backbones.loading import resolve_network
+from lpips_lightning.backbones.loading import resolve_network, version_name
 from lpips_lightning.backbones.plain import EMBEDDED, Stage
 from lpips_lightning.callbacks.calibration_file import check_tensor_file
 from lpips_lightning.images.preprocessing import to_backbone
@@ -69,7 +68,7 @@ class Distillation(LightningModule):
     def __init__(
         self,
         teacher: str = "alex",
-        teacher_version: str = "0.1",
+        teacher_version: str | float = "0.1",
         teacher_weights: str | None = None,
         teacher_calibration: str | None = None,
         stages: list[dict[str, int]] | None = None,
@@ -87,6 +86,7 @@ class Distillation(LightningModule):
         super().__init__()
         if initialize not in get_args(Initialization):
             raise ValueError(f"initialize: expected one of {get_args(Initialization)}, got {initialize!r}")
+        teacher_version = version_name(teacher_version)
         self.save_hyperparameters()
         self.stages = (
             [Stage(**cast("dict[str, Any]", stage)) for stage in stages] if stages is not None else list(EMBEDDED)

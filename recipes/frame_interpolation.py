@@ -10,17 +10,17 @@ Examples::
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import LightningModule
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 from typing_extensions import override
 
 from lpips_lightning import PerceptualLoss
+from lpips_lightning._lightning import LightningModule
 from lpips_lightning.batch import SUM_DTYPE
 from lpips_lightning.distributed import dataset_indices
 from lpips_lightning.recipes.command import ImageRecipeCLI, run_recipe
@@ -53,8 +53,9 @@ class InterpolationError(Metric):
     is_differentiable = True
     higher_is_better = False
     full_state_update = False
-    total: Tensor
-    count: Tensor
+    if TYPE_CHECKING:  # torch.jit.script reads annotations of attributes, and these are strings
+        total: Tensor
+        count: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

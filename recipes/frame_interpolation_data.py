@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
-from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
+from lpips_lightning._lightning import LightningDataModule
 from lpips_lightning.data.samplers import EpochSampler, ResumableLoader
 from lpips_lightning.io.image_files import find_images
 from lpips_lightning.recipes.frame_triplets import (

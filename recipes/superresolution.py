@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LightningArgumentParser
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -21,6 +20,7 @@ from torchmetrics import MeanMetric
 from typing_extensions import override
 
 from lpips_lightning import PerceptualLoss
+from lpips_lightning._lightning import LightningModule
 from lpips_lightning.distributed import dataset_indices
 from lpips_lightning.recipes.command import ImageRecipeCLI, run_recipe
 from lpips_lightning.recipes.luma_scores import luma_scores

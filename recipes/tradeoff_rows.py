@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Trainer
 from typing_extensions import override
 
+from lpips_lightning._lightning import Callback, LightningModule
 from lpips_lightning.backbones.definition import get_backbone
 from lpips_lightning.callbacks import PerceptualScores
 from lpips_lightning.callbacks.image_writer import save_image

@@ -30,6 +30,19 @@ _NO_FILES = ("tensors", "random", "embedded", "custom")  # origins of weights
 _log = logging.getLogger("lpips_lightning")
 
 
+def version_name(version: str | float) -> str:
+    """Name of a version, which a YAML file may hold as a number.
+
+    Args:
+        version: ``"0.1"``, or the number 0.1.
+
+    Example:
+        >>> version_name(0.1), version_name("0.0")
+        ('0.1', '0.0')
+    """
+    return str(version) if isinstance(version, float) else version
+
+
 def resolve_network(
     net_type: str | Backbone,
     version: str,

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.backbones.frozen import FrozenNetwork, get_network
-from lpips_lightning.backbones.loading import WeightsSource, resolve_network
+from lpips_lightning.backbones.loading import WeightsSource, resolve_network, version_name
 from lpips_lightning.weights import WeightsError
 
 # State dict keys of `lpips` 0.1.4 and torchmetrics: backbone slices, calibration (two names) and input scaling.
@@ -54,7 +54,7 @@ class SharedNetworkModule(DropsLegacyKeys):
 
     Args:
         record: Definition of the backbone.
-        version: ``"0.1"`` or ``"0.0"``.
+        version: ``"0.1"`` or ``"0.0"``; or a number, as YAML reads it.
         calibrated: False for the baseline.
         weights: Source of the backbone weights.
         calibration: Source of the calibration; None for the official one.
@@ -65,11 +65,16 @@ class SharedNetworkModule(DropsLegacyKeys):
     """
 
     def __init__(
-        self, record: Backbone, version: str, calibrated: bool, weights: WeightsSource, calibration: WeightsSource
+        self,
+        record: Backbone,
+        version: str | float,
+        calibrated: bool,
+        weights: WeightsSource,
+        calibration: WeightsSource,
     ) -> None:
         super().__init__()
         self._record = record
-        self.version = version
+        self.version = version = version_name(version)
         self.calibrated = calibrated
         self._weights = weights
         self._calibration = calibration

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from typing_extensions import override
 
 from lpips_lightning.backbones.definition import Backbone
-from lpips_lightning.backbones.loading import WeightsSource, resolve_network
+from lpips_lightning.backbones.loading import WeightsSource, resolve_network, version_name
 from lpips_lightning.distance import layer_distances, unit_normalize
 from lpips_lightning.images.preprocessing import to_backbone
 
@@ -51,7 +51,7 @@ class TrainableLPIPS(nn.Module):
         self,
         net_type: str | Backbone = "alex",
         *,
-        version: str = "0.1",
+        version: str | float = "0.1",
         weights: WeightsSource = None,
         mode: Mode = "lin",
         init: Initialization = "random",
@@ -66,7 +66,9 @@ class TrainableLPIPS(nn.Module):
         if mode == "scratch" and weights not in (None, "random"):
             raise ValueError(f"weights: expected None with mode 'scratch', which draws its own, got {weights!r}")
         source = "random" if mode == "scratch" else weights
-        _, frozen = resolve_network(cast("Any", net_type), version, init == "official", source, None, seed)
+        _, frozen = resolve_network(
+            cast("Any", net_type), version_name(version), init == "official", source, None, seed
+        )
         self.mode, self.dropout = mode, dropout
         self.layers, self.record = frozen.layers, frozen.record
         self.extractor = copy.deepcopy(frozen.extractor).requires_grad_(mode != "lin")

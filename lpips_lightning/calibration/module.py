@@ -10,12 +10,13 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import LightningModule
 from torch import Generator, Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import override
 
+from lpips_lightning._lightning import LightningModule
 from lpips_lightning.backbones.definition import Backbone
+from lpips_lightning.backbones.loading import version_name
 from lpips_lightning.calibration.export import Rescale, rescale_factor, write_calibration
 from lpips_lightning.calibration.model import Initialization, Mode, RankNetwork, TrainableLPIPS
 from lpips_lightning.calibration.schedule import learning_rate_factor, step_seed
@@ -77,7 +78,7 @@ class PerceptualCalibration(LightningModule):
         self,
         net_type: str | Backbone = "alex",
         mode: Mode = "lin",
-        version: str = "0.1",
+        version: str | float = "0.1",
         weights: str | None = None,
         init: Initialization = "random",
         lr: float = 1e-4,
@@ -88,6 +89,7 @@ class PerceptualCalibration(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        version = version_name(version)
         # A custom Backbone object in the hyperparameters would break loading with weights_only=True.
         self.save_hyperparameters(ignore=["net_type"] if isinstance(net_type, Backbone) else [])
         self.network = TrainableLPIPS(

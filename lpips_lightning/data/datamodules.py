@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
+from lpips_lightning._lightning import LightningDataModule
 from lpips_lightning.data.bapps import JND_SETS, TRAIN_SETS, VAL_SETS, JNDDataset, TwoAFCDataset, check_size
 from lpips_lightning.data.bapps_download import ARCHIVES, fetch
 from lpips_lightning.data.samplers import EpochSampler, Mirrored, ResumableLoader

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
+from lpips_lightning._lightning import TorchCheckpointIO
 from lpips_lightning.io.atomic import atomic_write
 
 
@@ -20,7 +20,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     systems, the move is a copy: a kill or a full disk then leaves a truncated file in place of the previous checkpoint.
     Lightning does not call fsync either.
 
-    Checkpoints on remote storage are passed to Lightning.
+    Checkpoints on remote storage are passed to Lightning. The Trainers of `pytorch_lightning` and `lightning` take it.
 
     Example:
         >>> from pytorch_lightning import Trainer

@@ -14,7 +14,7 @@ from lpips_lightning.batch import SUM_DTYPE
 from lpips_lightning.functional.reduction import choose_range
 from lpips_lightning.images.preprocessing import check_dense
 from lpips_lightning.images.ranges import DataRange
-from lpips_lightning.metrics.indexed import METRIC_DEFAULTS, ImageMetric, MetricOptions
+from lpips_lightning.metrics.indexed import METRIC_DEFAULTS, ImageMetric, MetricOptions, state_names
 from lpips_lightning.network import LPIPS
 from lpips_lightning.options import with_options
 
@@ -57,9 +57,6 @@ class LPIPSDiversity(ImageMetric):
     full_state_update = False
     plot_lower_bound = 0.0
 
-    total: Tensor
-    groups: Tensor
-
     def __init__(
         self,
         net_type: str | Backbone | LPIPS = "alex",
@@ -72,8 +69,9 @@ class LPIPSDiversity(ImageMetric):
         super().__init__(net_type, options)
         self.data_range = low_high
         self.fingerprint = f"diversity by {self.net.fingerprint}, range {list(self.data_range)}"
-        self.add_state("total", default=torch.zeros((), dtype=SUM_DTYPE), dist_reduce_fx="sum")
-        self.add_state("groups", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self._total, self._groups = state_names(("total", "groups"), self.fingerprint, self.net)
+        self.add_state(self._total, default=torch.zeros((), dtype=SUM_DTYPE), dist_reduce_fx="sum")
+        self.add_state(self._groups, default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     @override
     def update(self, images: Tensor, index: Tensor | Sequence[int] | None = None) -> None:
@@ -99,13 +97,18 @@ class LPIPSDiversity(ImageMetric):
         for group in groups:
             self.net.check_shapes(group, group, ("images", "images"))
         means = [self._mean(group) for group in groups]
+        with self._exclusive():
+            self._add(means, indices)
+
+    def _add(self, means: list[Tensor], indices: Tensor | None) -> None:
+        means = means if self._in_forward else [mean.detach() for mean in means]
         if indices is not None:
             if means:
                 self._store_rows(indices, torch.stack(means).unsqueeze(1))
             return
         for mean in means:
-            self.total = self.total + mean
-        self.groups = self.groups + len(groups)
+            setattr(self, self._total, getattr(self, self._total) + mean)
+        setattr(self, self._groups, getattr(self, self._groups) + len(means))
 
     def _mean(self, group: Tensor) -> Tensor:
         samples = len(group)
@@ -117,5 +120,6 @@ class LPIPSDiversity(ImageMetric):
     def compute(self) -> Tensor:
         """Mean over groups of the mean over pairs; NaN without groups."""
         self._flush_range_checks()
-        rows = self._unique_rows(self.groups)
-        return (self.total / self.groups if rows is None else rows.mean()).float()
+        total, groups = getattr(self, self._total), getattr(self, self._groups)
+        rows = self._unique_rows(groups)
+        return (total / groups if rows is None else rows.mean()).float()

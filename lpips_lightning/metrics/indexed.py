@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from threading import RLock
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -61,18 +65,100 @@ class IndexedMetric(Metric):
     A sample with an index counts once, even if several batches or ranks have it, and samples are ordered by index.
     Equal indices with different rows are an error: the caller has then passed indices within the batch.
 
+    Several threads may update one metric: a lock guards its state.
+
     Args:
         kwargs: See `torchmetrics.Metric`.
     """
 
-    indices: list[Tensor]
-    indexed_rows: list[Tensor]
+    if TYPE_CHECKING:  # torch.jit.script reads annotations of attributes, and these are strings
+        indices: list[Tensor]
+        indexed_rows: list[Tensor]
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self._lock = RLock()
+        self._finished = 0  # updates since the last reset
         # Flat, so that gathering also works for ranks without samples.
         self.add_state("indices", default=[], dist_reduce_fx="cat")
         self.add_state("indexed_rows", default=[], dist_reduce_fx="cat")
+
+    @override
+    @torch.jit.unused
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Add a batch and return its score."""
+        with self._exclusive():
+            value = super().forward(*args, **kwargs)
+            self._finished = self._update_count
+        return value
+
+    @override
+    def reset(self) -> None:
+        """Reset the state."""
+        with self._exclusive():
+            for name in self._list_states():
+                setattr(self, name, [])  # torchmetrics would empty the list, which `Running` still needs
+            super().reset()
+            self._finished = 0
+
+    def _exclusive(self) -> AbstractContextManager[Any]:
+        """Lock of the state; none under ``torch.compile``, which cannot trace locks."""
+        return nullcontext() if torch.compiler.is_compiling() else self._lock
+
+    def _wrap_update(self, update: Callable[..., None]) -> Callable[..., None]:
+        wrapped = super()._wrap_update(update)
+
+        @functools.wraps(update)
+        def counted(*args: Any, **kwargs: Any) -> None:
+            wrapped(*args, **kwargs)
+            with self._exclusive():
+                self._computed = None  # another thread may have computed the score without this batch
+                self._finished += 1
+                self._update_count = max(self._update_count, self._finished)  # torchmetrics counts without a lock
+
+        return counted
+
+    def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        wrapped = super()._wrap_compute(compute)
+
+        @functools.wraps(compute)
+        def exclusive(*args: Any, **kwargs: Any) -> Any:
+            with self._exclusive():
+                return wrapped(*args, **kwargs)
+
+        return exclusive
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__["_lock"] = RLock()
+        super().__setstate__(state)
+
+    def _list_states(self) -> list[str]:
+        return [name for name, default in self._defaults.items() if isinstance(default, list)]
+
+    def _append(self, name: str, part: Tensor) -> None:
+        state = getattr(self, name)
+        if isinstance(state, list):
+            state.append(part)
+        else:  # synchronized
+            setattr(self, name, [state, part])
+
+    @override
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        for name in self._list_states():  # a tensor if the state was saved while synchronized
+            setattr(self, name, as_list(getattr(self, name)))
+
+    @override
+    def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
+        with self._exclusive():
+            lists = {name: as_list(incoming_state[name]) for name in self._list_states() if name in incoming_state}
+            for name in lists:
+                setattr(self, name, as_list(getattr(self, name)))
+            super()._reduce_states({**incoming_state, **lists})
 
     def _checked_index(self, index: Tensor | Sequence[int] | None, count: int) -> Tensor | None:
         """Dataset indices of `count` samples, ``(count,)``, or None.
@@ -94,8 +180,9 @@ class IndexedMetric(Metric):
 
     def _store_rows(self, index: Tensor, rows: Tensor) -> None:
         """Store rows ``(N, K)`` with their dataset indices."""
-        self.indices.append(index)
-        self.indexed_rows.append(rows.to(SUM_DTYPE).flatten())
+        with self._exclusive():
+            self._append("indices", index)
+            self._append("indexed_rows", rows.to(SUM_DTYPE).flatten())
 
     def _unique_rows(self, unindexed: Tensor | int) -> Tensor | None:
         """Stored rows ``(M, K)``, one per dataset index, in the order of indices; None if there are none.
@@ -137,6 +224,29 @@ class IndexedMetric(Metric):
         super()._sync_dist(*args, **kwargs)
 
 
+def state_names(names: Sequence[str], fingerprint: str, net: LPIPS) -> list[str]:
+    """Names of states which no metric of another network has.
+
+    `MetricCollection` merges metrics whose states have equal names and values after the first update.
+
+    Args:
+        names: Names of the states.
+        fingerprint: Everything that determines them.
+        net: The network.
+    """
+    identity = hashlib.sha256(f"{fingerprint} {net.validate_args}".encode()).hexdigest()[:8]
+    return [f"{name}_{net.net_type}_{identity}" for name in names]
+
+
+def as_list(state: Tensor | list[Tensor]) -> list[Tensor]:
+    """List of a list state: a new one, since the caller's may belong to a state dict.
+
+    Args:
+        state: A list, or a tensor if it is synchronized.
+    """
+    return [state] if isinstance(state, Tensor) else [*state]
+
+
 class ImageMetric(IndexedMetric):
     """A metric with an LPIPS network; it reports pixel values outside the range in `compute`, not at every batch.
 
@@ -156,8 +266,13 @@ class ImageMetric(IndexedMetric):
         self._in_forward = False
 
     @override
+    @torch.jit.unused
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Add a batch and return its differentiable score; the state stores no autograd graph."""
+        with self._exclusive():
+            return self._forward(*args, **kwargs)
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
         self._in_forward = True
         try:
             value = super().forward(*args, **kwargs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,20 +26,20 @@ class _MeanOfFractions(IndexedMetric):
     plot_lower_bound = 0.0
     plot_upper_bound = 1.0
 
-    total: Tensor
-    count: Tensor
-
     def __init__(self, validate_args: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.validate_args = validate_args
-        self.add_state("total", default=torch.zeros((), dtype=SUM_DTYPE), dist_reduce_fx="sum")
-        self.add_state("count", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        # MetricCollection merges metrics whose states have equal names and values after the first update.
+        self._total, self._count = f"total_{type(self).__name__}", f"count_{type(self).__name__}"
+        self.add_state(self._total, default=torch.zeros((), dtype=SUM_DTYPE), dist_reduce_fx="sum")
+        self.add_state(self._count, default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     @override
     def compute(self) -> Tensor:
         """Mean over all samples; NaN without samples."""
-        rows = self._unique_rows(self.count)
-        return self.total / self.count if rows is None else self._fractions(*rows.unbind(1)).mean()
+        total, count = getattr(self, self._total), getattr(self, self._count)
+        rows = self._unique_rows(count)
+        return total / count if rows is None else self._fractions(*rows.unbind(1)).mean()
 
     @staticmethod
     def _fractions(*columns: Tensor) -> Tensor:
@@ -53,9 +53,10 @@ class _MeanOfFractions(IndexedMetric):
             self._store_rows(indices, torch.stack(values, 1))
             return
         fractions = self._fractions(*values)
-        # Not in place and not in the state's dtype: a parent's .to(torch.bfloat16) casts states.
-        self.total = self.total + fractions.sum(dtype=SUM_DTYPE)
-        self.count = self.count + len(fractions)
+        with self._exclusive():
+            # Not in place and not in the state's dtype: a parent's .to(torch.bfloat16) casts states.
+            setattr(self, self._total, getattr(self, self._total) + fractions.sum(dtype=SUM_DTYPE))
+            setattr(self, self._count, getattr(self, self._count) + len(fractions))
 
 
 class TwoAFCScore(_MeanOfFractions):
@@ -140,8 +141,9 @@ class JNDScore(IndexedMetric):
     plot_lower_bound = 0.0
     plot_upper_bound = 1.0
 
-    distances: list[Tensor]
-    same: list[Tensor]
+    if TYPE_CHECKING:  # torch.jit.script reads annotations of attributes, and these are strings
+        distances: list[Tensor]
+        same: list[Tensor]
 
     def __init__(self, validate_args: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -158,8 +160,9 @@ class JNDScore(IndexedMetric):
         if indices is not None:
             self._store_rows(indices, torch.stack([distance, fraction], 1))
             return
-        self.distances.append(distance)
-        self.same.append(fraction)
+        with self._exclusive():
+            self._append("distances", distance)
+            self._append("same", fraction)
 
     @override
     def compute(self) -> Tensor:

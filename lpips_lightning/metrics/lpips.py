@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Unpack
@@ -11,6 +10,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
+from torchmetrics.wrappers.feature_share import NetworkCache
 from typing_extensions import override
 
 from lpips_lightning.backbones.definition import Backbone
@@ -18,7 +18,8 @@ from lpips_lightning.backbones.shared import DropsLegacyKeys
 from lpips_lightning.batch import SUM_DTYPE, Distances, Features
 from lpips_lightning.functional.reduction import Reduction, check_reduction, choose_range
 from lpips_lightning.images.ranges import DataRange
-from lpips_lightning.metrics.indexed import METRIC_DEFAULTS, ImageMetric, MetricOptions
+from lpips_lightning.metrics.indexed import METRIC_DEFAULTS, ImageMetric, MetricOptions, as_list, state_names
+from lpips_lightning.metrics.sharing import SharedDistances
 from lpips_lightning.network import LPIPS, measure
 from lpips_lightning.options import with_options
 
@@ -32,6 +33,9 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
     the state then stores one score per image. The frozen network is not part of the metric: copies, pickles and
     checkpoints do not contain it. On an accelerator, the check of pixel values does not synchronize in `update`:
     `compute` raises its errors.
+
+    Several threads may update one metric. In a `torchmetrics.wrappers.FeatureShare`, metrics with equal network and
+    range measure a batch once, and metrics with another network keep it.
 
     As input to `update` and `forward`:
 
@@ -75,6 +79,14 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
     plot_upper_bound = 1.0
     feature_network = "net"
 
+    # torch.jit.script reads annotations: no ClassVar here.
+    __jit_ignored_attributes__ = [*ImageMetric.__jit_ignored_attributes__, "net"]  # noqa: RUF012
+    __jit_unused_properties__ = [  # noqa: RUF012
+        *ImageMetric.__jit_unused_properties__,
+        "_is_unreduced",
+        "_has_sum_state",
+    ]
+
     def __init__(
         self,
         net_type: str | Backbone | LPIPS = "alex",
@@ -95,12 +107,9 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
         self.spatial = spatial
         self.per_layer = per_layer
         self.fingerprint = f"{self.net.fingerprint}, range {list(self.data_range)}"
-        # MetricCollection merges metrics whose states have equal names and values after the first update. The hash in
-        # the names keeps metrics with different settings apart.
-        identity = hashlib.sha256(f"{self.fingerprint} {self.net.validate_args}".encode()).hexdigest()[:8]
-        self._scores, self._count, self._shape = (
-            f"{state}_{self.net.net_type}_{identity}" for state in ("scores", "count", "shape")
-        )
+        self._shared: SharedDistances | None = None
+        stored = f"{self.fingerprint} spatial={spatial} per_layer={per_layer} single={self._is_unreduced}"
+        self._scores, self._count, self._shape = state_names(("scores", "count", "shape"), stored, self.net)
         self._dtype_of_images = torch.float32
         self._sample_shape: tuple[int, int, int] | None = None
         self.add_state(self._count, default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
@@ -129,7 +138,8 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
         Args:
             preds: Images ``(N, 3, H, W)`` or videos ``(B, T, 3, H, W)``; N may be 0.
             target: Images of the same shape, or their features from ``metric.net.encode``.
-            img1: Name of `preds` in torchmetrics.
+            img1: Name of `preds` in torchmetrics. A `MetricCollection` with other metrics may pass all four: then
+                `img1` and `img2` are compared.
             img2: Name of `target` in torchmetrics.
             mask: Weight of each pixel, see `LPIPS.forward`. Images that the mask excludes completely do not count in
                 mean and sum, and are NaN for ``"none"``.
@@ -142,18 +152,33 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
             ValueError: If shapes, sizes or devices do not match, or pixel values are outside the range; if `index`
                 has the wrong shape, or is given for the mean or sum of maps, which stores no single maps.
         """
-        names = ("img1", "img2") if preds is None else ("preds", "target")
-        x, y = (img1, img2) if preds is None else (preds, target)
-        unused = (target,) if preds is None else (img1, img2)
-        if x is None or y is None or any(image is not None for image in unused):
-            raise TypeError("update: expected (preds, target) or (img1, img2), got another combination")
+        (name_x, x), (name_y, y) = _pair(preds, target, img1, img2)
         if index is not None and self.spatial and not self._is_unreduced:
             raise ValueError("index: expected None for the mean or sum of maps; reduction='none' accepts it")
-        options = {"spatial": self.spatial, "per_layer": self.per_layer, "mask": mask, "erode": erode}
-        distances = measure(self.net, x, y, self.data_range, names=names, **options)  # type: ignore[arg-type]
+        distances = self._measured(x, y, (name_x, name_y), mask, erode)
         indices = self._checked_index(index, len(x))
         values = distances.values
         scores = torch.stack(list(values.values()), distances.dims) if isinstance(values, dict) else values
+        with self._exclusive():
+            self._add(scores if self._in_forward else scores.detach(), distances, indices)
+
+    def _measured(
+        self, x: Tensor, y: Tensor | Features, names: tuple[str, str], mask: Tensor | None, erode: bool
+    ) -> Distances:
+        options: dict[str, Any] = {"spatial": self.spatial, "per_layer": self.per_layer, "mask": mask, "erode": erode}
+        found = None
+        if self._shared is not None and not torch.compiler.is_compiling():
+            key = (self.data_range, self.spatial, self.per_layer, erode)
+            found = self._shared.find(self, key, (x, y, mask))
+        if found is not None:
+            self.net.check_pair_values(x, y, names, self.data_range, ("data", "data"))
+            return found
+        distances = measure(self.net, x, y, self.data_range, names=names, **options)
+        if self._shared is not None and not torch.compiler.is_compiling():
+            self._shared.store(self, key, (x, y, mask), distances)
+        return distances
+
+    def _add(self, scores: Tensor, distances: Distances, indices: Tensor | None) -> None:
         self._dtype_of_images = scores.dtype
         if not self._has_sum_state:
             self._add_scores(scores, distances.dims, indices)
@@ -185,18 +210,19 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
             )
         self._sample_shape = (frames, height, width)
         setattr(self, self._shape, torch.tensor(self._sample_shape, device=self.device))
-        stored = getattr(self, self._scores)
         if indices is not None:
             self._store_rows(indices, scores.flatten(1) if scores.dim() > 1 else scores.unsqueeze(1))
             return
         if self._is_unreduced:
             setattr(self, self._count, getattr(self, self._count) + scores.shape[0])
-            stored.append(scores.flatten().to(SUM_DTYPE))
+            self._append(self._scores, scores.flatten().to(SUM_DTYPE))
             return
+        stored = as_list(getattr(self, self._scores))
         scores = scores.flatten(0, dims - 1)
         setattr(self, self._count, getattr(self, self._count) + scores.shape[0])
         total = scores.sum(0, dtype=SUM_DTYPE).flatten()
-        setattr(self, self._scores, [stored[0] + total if stored else total])
+        merged = [part.reshape(part.numel() // total.numel(), -1).sum(0) for part in stored if part.numel()]
+        setattr(self, self._scores, [sum(merged, total)])
 
     @override
     def compute(self) -> Tensor | dict[str, Tensor]:
@@ -225,6 +251,38 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
             raise ValueError("compute: expected videos of equal length and maps of equal size on all ranks")
         shaped = flat.view(-1, *item) if flat.numel() else flat.view(0, *item)
         return shaped if self._is_unreduced else shaped.sum(0)
+
+    def _restore_sample_shape(self) -> None:
+        if not self._has_sum_state and (len(self.indices) or int(getattr(self, self._count))):
+            frames, height, width = getattr(self, self._shape).tolist()
+            self._sample_shape = (frames, height, width)
+
+    @override
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._restore_sample_shape()
+
+    @override
+    def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
+        super()._reduce_states(incoming_state)
+        if not self._in_forward:  # there, it would wait for the device
+            self._restore_sample_shape()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "net" and isinstance(value, NetworkCache):
+            self._share(value)
+        else:
+            super().__setattr__(name, value)
+
+    def _share(self, cache: NetworkCache) -> None:
+        """Share distances with the other metrics of a `FeatureShare`, if they have the same network."""
+        network = cache.network
+        if not isinstance(network, LPIPS):
+            return
+        # The cache finds results by the tensors' identity, and misses that a batch was changed in place.
+        vars(network).pop("forward", None)
+        if (network.fingerprint, network.validate_args) == (self.net.fingerprint, self.net.validate_args):
+            self._shared = vars(cache).setdefault("lpips_distances", SharedDistances())
 
     @property
     def _is_unreduced(self) -> bool:
@@ -286,6 +344,19 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
             ModuleNotFoundError: If matplotlib is missing.
         """
         return self._plot(val, ax)
+
+
+def _pair(
+    preds: Tensor | None, target: Tensor | Features | None, img1: Tensor | None, img2: Tensor | Features | None
+) -> tuple[tuple[str, Tensor], tuple[str, Tensor | Features]]:
+    """The two batches and their names: ``(preds, target)``, or torchmetrics' ``(img1, img2)``, which may be mixed."""
+    both = all(image is not None for image in (preds, target, img1, img2))
+    x = ("img1", img1) if preds is None or both else ("preds", preds)
+    y = ("img2", img2) if target is None or both else ("target", target)
+    given = sum(image is not None for image in (preds, target, img1, img2))
+    if x[1] is None or y[1] is None or given == 3:
+        raise TypeError("update: expected (preds, target) or (img1, img2), got another combination")
+    return (x[0], x[1]), (y[0], y[1])
 
 
 def _sums_and_counts(scores: Tensor, distances: Distances) -> Tensor:

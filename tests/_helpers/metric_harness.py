@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -129,6 +130,46 @@ def check_merge(case: MetricCase) -> None:
     case.check(whole.compute())
 
 
+def check_saved_state(case: MetricCase) -> None:
+    """A metric goes on from a saved state, which may be synchronized, and the saved state stays as it is."""
+    for ranks in (None, _one_rank):
+        metric, first, second = case.made(0, 3), case.make(), case.make()
+        metric.persistent(True)
+        with metric.sync_context(ranks, distributed_available=lambda available=ranks is not None: available):
+            saved = metric.state_dict()
+        first.load_state_dict(saved)
+        first.update(**case.rows(3, COUNT))
+        case.check(first.compute())
+        first.reset()
+        second.load_state_dict(saved)
+        for one in (second, metric):
+            one.update(**case.rows(3, COUNT))
+            case.check(one.compute())
+
+
+def _one_rank(state: Tensor, group: object = None) -> list[Tensor]:
+    return [state]
+
+
+class _Holder(torch.nn.Module):
+    def __init__(self, metric: Metric) -> None:
+        super().__init__()
+        self.metric = metric
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + 1
+
+
+def check_scripting(case: MetricCase) -> None:
+    """A module that holds the metric can be scripted; the metric stays as it is."""
+    metric = case.made(0, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        scripted = torch.jit.script(_Holder(metric))
+    assert scripted(torch.zeros(1)) == 1
+    case.check(metric.compute(), 0, 3)
+
+
 def check_nothing_seen(case: MetricCase) -> None:
     """Without samples the result is NaN."""
     metric = case.make()
@@ -139,7 +180,7 @@ def check_nothing_seen(case: MetricCase) -> None:
 
 
 CHECKS = {name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")}
-assert len(CHECKS) == 7
+assert len(CHECKS) == 9
 
 
 def jobs_over_ranks(cases: dict[str, MetricCase], world_size: int) -> tuple[list[Job], list[MetricCase]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from frozen_networks import frozen_network
-from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from lpips_lightning import LPIPS
+from lpips_lightning._lightning import LightningDataModule
 from lpips_lightning.data.distortions import distort
 from lpips_lightning.data.samplers import EpochSampler, ResumableLoader
 from lpips_lightning.recipes.distillation_augmentations import procedural

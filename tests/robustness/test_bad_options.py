@@ -18,7 +18,7 @@ from lpips_lightning.metrics.diversity import LPIPSDiversity
 NAN = math.nan
 OPTIONS = {  # an argument of every face: values that are none
     "net_type": ["Alex", "lpips", "vgg16", "", None, 3, ["alex"]],
-    "version": ["0.2", "v0.1", 0.1, None],
+    "version": ["0.2", "v0.1", 0.2, 1, True, None],
     "calibrated": ["yes", "no", None, 1, 0],
     "reduction": ["Mean", "avg", "batchmean", True, 0, [], ["mean"]],
     "data_range": [

@@ -15,6 +15,8 @@ import jsonargparse, kornia, matplotlib, numpy, PIL.Image, pytorch_lightning, py
 import safetensors.torch, skimage.data, torch, torchmetrics, torchmetrics.image, torchvision
 import matplotlib.figure, pytorch_lightning.loggers, torchmetrics.functional.image
 from torch.backends import cuda, cudnn
+if find_spec("lightning"):  # the base classes derive from both Lightning packages
+    import lightning.pytorch, lightning.pytorch.plugins.io
 
 def state():
     umask = os_umask(0)

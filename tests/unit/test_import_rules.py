@@ -15,7 +15,7 @@ FLOORS = """weights < io distance batch distributed < kernels images < data back
     < functional compat comparison < metrics loss evaluation < calibration < callbacks < recipes"""
 FLOOR = {part: number for number, floor in enumerate(FLOORS.split("<")) for part in floor.split()}
 WITH_LIGHTNING = ("data.datamodules", "io.checkpoint_io", "calibration.module", "callbacks", "recipes")
-LIGHTNING = {"pytorch_lightning", "lightning_fabric", "lightning"}
+LIGHTNING = {"pytorch_lightning", "lightning_fabric", "lightning", "_lightning"}
 ALWAYS = {"__version__", "_lazy"}  # of the package itself, which imports nothing
 
 

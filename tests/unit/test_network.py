@@ -6,6 +6,7 @@ import copy
 import gc
 import io
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from conftest import NETS
 from frozen_networks import frozen_network, live_networks
 from torch import nn
 
-from lpips_lightning import LPIPS, PerceptualLoss
+from lpips_lightning import LPIPS, LearnedPerceptualImagePatchSimilarity, PerceptualLoss, compat
 from lpips_lightning.distance import layer_distances, unit_normalize
 from lpips_lightning.weights import WeightsError
 
@@ -311,3 +312,53 @@ def test_fingerprint_contains_all_settings(backbones):
     }
     assert len(prints) == 4
     assert net.fingerprint in repr(nn.Sequential(net))
+
+
+def test_the_arguments_of_torchmetrics_network_are_understood(net, pair):
+    x, y = pair()
+    low = [(image + 1) / 2 for image in (x, y)]
+    assert torch.equal(net(*low, normalize=True), net(*low, data_range=(0, 1)))
+    assert torch.equal(net(x, y, normalize=False), net(x, y))
+    total, layers = net(*low, retperlayer=True, normalize=True)
+    expected = net(*low, data_range=(0, 1), per_layer=True)
+    assert all(torch.equal(*both) for both in zip(layers, expected.values(), strict=True))
+    assert torch.allclose(total, net(*low, data_range=(0, 1)), rtol=1e-5)
+    metric = LearnedPerceptualImagePatchSimilarity(net, normalize=True)
+    assert torch.allclose(metric.net(*low, normalize=metric.normalize).mean(), metric(*low), rtol=1e-5)
+    for options, error, message in (
+        ({"normalize": True, "data_range": (0, 1)}, TypeError, r"normalize: expected None with data_range=\(0, 1\)"),
+        ({"normalize": 1}, ValueError, "normalize: expected True or False, got 1"),
+        ({"retperlayer": True, "per_layer": True}, TypeError, "retperlayer: expected False with per_layer=True"),
+    ):
+        with pytest.raises(error, match=message):
+            net(*low, **options)
+
+
+class Training(torch.nn.Module):
+    """A model with what its training needs beside it."""
+
+    def __init__(self, beside):
+        super().__init__()
+        self.layer, self.beside = torch.nn.Linear(2, 2), beside
+
+    def forward(self, x):
+        return self.layer(x)
+
+    def loss(self, prediction, target):
+        return self.beside(prediction, target)
+
+
+@pytest.mark.parametrize("name", ["network", "loss", "compat"])
+def test_a_model_that_holds_the_network_or_loss_can_be_scripted(net, pair, name):
+    beside = {
+        "network": net,
+        "loss": PerceptualLoss(net, data_range=(-1, 1)),
+        "compat": compat.LPIPS(net="embedded"),
+    }[name]
+    model, x = Training(beside), torch.rand(3, 2)
+    for _ in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit.script is deprecated
+            scripted = torch.jit.script(model)
+        assert torch.equal(scripted(x), model(x))
+        assert bool((model.loss(*pair()) > 0).all())

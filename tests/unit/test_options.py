@@ -16,6 +16,7 @@ from pytorch_lightning import Callback
 
 from lpips_lightning import LPIPS, LearnedPerceptualImagePatchSimilarity, PerceptualLoss
 from lpips_lightning.backbones import frozen
+from lpips_lightning.calibration import PerceptualCalibration
 from lpips_lightning.callbacks import PerceptualScores, SampleGallery
 from lpips_lightning.functional.lpips import learned_perceptual_image_patch_similarity
 from lpips_lightning.metrics.diversity import LPIPSDiversity
@@ -28,8 +29,8 @@ GRAY, GRAY_TARGET = X[:, :1], Y[:, :1]
 DTYPES = ["torch.bfloat16", "torch.float32"]
 
 
-def by_function(net_type="alex", **options):
-    return learned_perceptual_image_patch_similarity(X, Y, net_type, **options)
+def by_function(*net_type, **options):
+    return learned_perceptual_image_patch_similarity(X, Y, *net_type, **options)
 
 
 OWNERS = {  # what takes the options, and what makes it
@@ -222,3 +223,41 @@ def test_diversity_respects_its_memory_budget(monkeypatch):
     values = [LPIPSDiversity("embedded", True, memory_budget=budget)(images) for budget in (None, 100_000)]
     torch.testing.assert_close(values[1], values[0], rtol=1e-6, atol=0)
     assert [options["memory_budget"] for options in budgets] == [2**30, 100_000]
+
+
+@pytest.mark.parametrize("owner", OWNERS, ids=names)
+def test_net_is_another_name_of_net_type(owner):
+    make = OWNERS[owner]
+    found, expected = make(net="embedded"), make("embedded")
+    if isinstance(expected, torch.Tensor):
+        assert found == expected
+    else:
+        nets = [one if isinstance(one, LPIPS) else net_of(one) for one in (found, expected)]
+        assert nets[0].fingerprint == nets[1].fingerprint
+    for given in ((("embedded",), {}), ((), {"net_type": "embedded"})):
+        with pytest.raises(TypeError, match="net: expected net_type or net, which is another name of it, got both"):
+            make(*given[0], net="alex", **given[1])
+    assert "net" not in inspect.signature(owner).parameters
+
+
+@pytest.mark.parametrize("owner", OWNERS, ids=names)
+def test_a_version_may_be_a_number(owner):
+    make = OWNERS[owner]
+    found = make("embedded", version=0.1)
+    net = found if isinstance(found, LPIPS) else None if isinstance(found, torch.Tensor) else net_of(found)
+    assert net is None or net.version == "0.1"
+    for wrong in (True, 0.2, 1, math.nan):
+        with pytest.raises(ValueError, match="version: expected one of '0.1' for net_type 'embedded', got"):
+            make("embedded", version=wrong)
+
+
+def test_a_configuration_file_may_hold_a_number_as_version(tmp_path):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(PerceptualLoss, "loss")
+    (tmp_path / "loss.yaml").write_text("loss: {net_type: embedded, data_range: 1.0, version: 0.1}")
+    built = parser.instantiate_classes(parser.parse_args(["--config", str(tmp_path / "loss.yaml")])).loss
+    assert built.net.version == "0.1"
+    shared = LPIPS("embedded")
+    assert LPIPS.of(shared, {**DEFAULTS, "version": 0.1}, LPIPS).fingerprint == shared.fingerprint
+    assert PerceptualCalibration("embedded", version=0.1).hparams["version"] == "0.1"

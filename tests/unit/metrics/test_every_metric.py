@@ -132,8 +132,8 @@ class FaultyMean(Metric):
 @pytest.mark.parametrize(
     ("fault", "caught_by"),
     [
-        ("epoch", {"epoch_value", "copies"}),
-        ("reset", {"batch_value", "merge", "reset"}),
+        ("epoch", {"epoch_value", "copies", "saved_state"}),
+        ("reset", {"batch_value", "merge", "reset", "saved_state"}),
         ("pickle", {"copies"}),
         ("saved", {"nothing_is_saved_or_trained"}),
         ("merge", {"batch_value", "merge"}),

@@ -26,8 +26,9 @@ def scores(backbones, pair):
 def test_both_argument_names_and_positional_arguments(metric, pair):
     x, y = pair()
     values = [metric(x, y), metric(preds=x, target=y), metric(img1=x, img2=y), metric(img2=y, img1=x)]
+    values += [metric(x, img2=y), metric(x, target=y), metric(preds=y, target=y, img1=x, img2=y)]
     assert len({float(value) for value in values}) == 1
-    for wrong in ({"preds": x}, {"preds": x, "img2": y}, {"preds": x, "target": y, "img1": x}, {}):
+    for wrong in ({"preds": x}, {"img1": x}, {"target": y}, {"preds": x, "target": y, "img1": x}, {}):
         with pytest.raises(TypeError, match=r"expected \(preds, target\) or \(img1, img2\)"):
             metric.update(**wrong)
     with pytest.raises(ValueError, match="target: expected the shape of preds"):

@@ -30,6 +30,7 @@ from lpips_lightning.images.masks import check_mask, fill_masked
 from lpips_lightning.images.preprocessing import ImagePolicy
 from lpips_lightning.images.ranges import DataRange, RangeChecker, Role, parse_range
 from lpips_lightning.options import DEFAULTS, LPIPSOptions, Precision, check_names, check_not_given, with_options
+from lpips_lightning.tracing import is_jit_tracing, is_tracing, refuse_proxies
 
 HALF_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -484,7 +485,7 @@ class LPIPS(SharedNetworkModule):
             self.images.check_pair(x, y, names, self.net_type, side)
 
     def check_values(self, images: Tensor, name: str, data_range: tuple[float, float], role: Role = "data") -> None:
-        """Check pixel values, unless `validate_args` is off or the call is compiled.
+        """Check pixel values, unless `validate_args` is off or the call is compiled, traced or exported.
 
         Args:
             images: Tensor of any shape.
@@ -495,7 +496,7 @@ class LPIPS(SharedNetworkModule):
         Raises:
             RangeError: If values are outside the range, except in predictions.
         """
-        if self.validate_args and not torch.compiler.is_compiling():
+        if self.validate_args and not is_tracing():
             self.range_checker.observe(images, name, data_range, role)
 
     def check_pair_values(
@@ -522,7 +523,7 @@ class LPIPS(SharedNetworkModule):
             # Features come from data, so `x` is the prediction if either may be one.
             self.check_values(x, names[0], data_range, "data" if roles[0] == "data" else "prediction")
         elif roles == ("unsure", "unsure"):
-            if self.validate_args and not torch.compiler.is_compiling():
+            if self.validate_args and not is_tracing():
                 self.range_checker.observe_pair(x, y, names, data_range)
         else:
             self.check_values(x, names[0], data_range, roles[0])
@@ -612,7 +613,8 @@ def roles_of(x: Tensor, y: Tensor | Features, role: Role = "data") -> tuple[Role
     Returns:
         Roles of `x` and `y`.
     """
-    enabled = torch.is_grad_enabled()
+    refuse_proxies(x=x, y=y)
+    enabled = torch.is_grad_enabled() or is_jit_tracing()  # a trace is checked once more without gradients
     first, second = (enabled and isinstance(one, Tensor) and one.requires_grad for one in (x, y))
     return "prediction" if first else role, "prediction" if second else role
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.backbones.extractor import FeatureExtractor
 from lpips_lightning.kernels.conv2d import replace_convolutions
+from lpips_lightning.tracing import untraced
 
 _Key: TypeAlias = tuple["Specification", torch.device, torch.dtype]
 
@@ -112,7 +113,7 @@ def get_network(
     Returns:
         The shared copy; it is freed with its last user.
     """
-    with torch.inference_mode(False), torch.no_grad():
+    with untraced(), torch.inference_mode(False), torch.no_grad():
         return get_or_create((specification, device, dtype), lambda: base.moved(device, dtype))
 
 

@@ -13,6 +13,7 @@ from typing_extensions import override
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.backbones.frozen import FrozenNetwork, get_network
 from lpips_lightning.backbones.loading import WeightsSource, resolve_network
+from lpips_lightning.tracing import TraceableModule, untraced
 from lpips_lightning.weights import WeightsError
 
 # State dict keys of `lpips` 0.1.4 and torchmetrics: backbone slices, calibration (two names) and input scaling.
@@ -23,7 +24,7 @@ _LEGACY = re.compile(
 )
 
 
-class DropsLegacyKeys(nn.Module):
+class DropsLegacyKeys(TraceableModule):
     """Ignores the frozen network of `lpips` or torchmetrics in a state dict, so that ``strict=True`` loads.
 
     Those weights are frozen and not needed here. Every other unknown key is still an error.
@@ -73,7 +74,8 @@ class SharedNetworkModule(DropsLegacyKeys):
         self.calibrated = calibrated
         self._weights = weights
         self._calibration = calibration
-        self._seed = int(torch.randint(2**62, (), device="cpu")) if weights == "random" else 0
+        with untraced():
+            self._seed = int(torch.randint(2**62, (), device="cpu")) if weights == "random" else 0
         self._specification, base = resolve_network(record, version, calibrated, weights, calibration, self._seed)
         # A plain dict, so that nothing is registered as a submodule.
         self._networks: dict[tuple[torch.device, torch.dtype], FrozenNetwork] = {_BASE: base}

@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from lpips_lightning.batch import BatchLayout
+from lpips_lightning.tracing import is_symbolic, is_tracing, static_sizes
 
 Gray = Literal["repeat", "per_channel"]
 Background: TypeAlias = Literal["white", "black"] | Sequence[float]
@@ -78,7 +79,7 @@ class ImagePolicy:
             ValueError: If the shape is not accepted, or a side is too small.
         """
         _check_type(images, name)
-        shape = tuple(images.shape)
+        shape = static_sizes(images.shape)
         if len(shape) not in ((4, 5) if self.videos else (4,)):
             way_out = "; add the batch dimension with .unsqueeze(0)" if len(shape) == 3 else ""
             expected = "(N, 3, H, W) or (B, T, 3, H, W)" if self.videos else "(N, 3, H, W)"
@@ -109,7 +110,7 @@ class ImagePolicy:
         self.check(y, names[1], net_type, smallest_side)
         if self._comparable(x) != self._comparable(y):
             raise ValueError(
-                f"{names[1]}: expected the shape of {names[0]}, {tuple(x.shape)}, got {tuple(y.shape)}; "
+                f"{names[1]}: expected the shape of {names[0]}, {static_sizes(x.shape)}, got {static_sizes(y.shape)}; "
                 "nothing is broadcast or resized: crop or resize one to the other, or both with resize=(H, W)"
             )
         if x.device != y.device:
@@ -129,14 +130,15 @@ class ImagePolicy:
         flat = images.flatten(0, 1) if images.dim() == 5 else images
         if self.gray == "per_channel":
             flat = flat.flatten(0, 1).unsqueeze(1)
-        if flat.shape[1] == 1:
+        (channels,) = static_sizes(flat.shape[1:2])
+        if channels == 1:
             flat = flat.expand(-1, 3, -1, -1)
-        if flat.shape[1] == 4 and self.background is not None:
+        if channels == 4 and self.background is not None:
             flat = flat if flat.dtype == torch.float64 else flat.float()
             alpha = ((flat[:, 3:] - low) / (high - low)).clamp(0, 1)
-            color = torch.tensor(self.background, device=flat.device, dtype=flat.dtype).view(1, 3, 1, 1)
+            color = torch.stack([flat.new_full((), part) for part in self.background]).view(1, 3, 1, 1)
             flat = alpha * flat[:, :3] + (1 - alpha) * (low + (high - low) * color)
-        if self.resize is not None and tuple(flat.shape[2:]) != self.resize:
+        if self.resize is not None and (is_tracing() or tuple(flat.shape[2:]) != self.resize):
             flat = flat if flat.dtype == torch.float64 else flat.float()
             flat = F.interpolate(flat, self.resize, mode="bilinear", antialias=True, align_corners=False)
         return flat, data_range
@@ -150,11 +152,12 @@ class ImagePolicy:
         Returns:
             The layout.
         """
-        return BatchLayout(tuple(images.shape[:-3]), images.shape[-3] if self.gray == "per_channel" else 1)
+        (channels,) = static_sizes(images.shape[-3:-2])
+        return BatchLayout(tuple(images.shape[:-3]), channels if self.gray == "per_channel" else 1)
 
     def _comparable(self, images: Tensor) -> tuple[int, ...]:
         """The part of the shape in which two batches must agree."""
-        *lead, channels, height, width = images.shape
+        *lead, channels, height, width = static_sizes(images.shape)
         return (*lead, channels if self.gray == "per_channel" else 3, *((height, width) if not self.resize else ()))
 
     def _check_channels(self, shape: tuple[int, ...], name: str) -> None:
@@ -216,7 +219,7 @@ def to_backbone(
 
 def _clamped(images: Tensor, low: float, high: float) -> Tensor:
     """Clamp with derivative 1 at the ends of the range too, where torch.clamp gives 0 or 1 depending on the version."""
-    if not torch.compiler.is_compiling():
+    if not is_symbolic(images):
         differentiated = torch.is_grad_enabled() and images.requires_grad
         if not differentiated and forward_ad.unpack_dual(images).tangent is None:
             return images.clamp(low, high)

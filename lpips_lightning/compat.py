@@ -113,8 +113,8 @@ class LPIPS(DropsLegacyKeys):
             TypeError: If an argument is of the wrong type.
             ValueError: If shapes, sizes or devices do not match, or the pixel values of both are outside the range.
         """
-        data_range = (0.0, 1.0) if normalize else (-1.0, 1.0)
         names, roles = ("in0", "in1"), network.roles_of(in0, in1, self.net.role)
+        data_range = (0.0, 1.0) if normalize else (-1.0, 1.0)
         terms = network.measure(
             self.net, in0, in1, data_range, spatial=self.spatial, per_layer=True, names=names, roles=roles
         ).values

@@ -30,7 +30,7 @@ from lpips_lightning.images.masks import check_mask, fill_masked
 from lpips_lightning.images.preprocessing import ImagePolicy
 from lpips_lightning.images.ranges import DataRange, RangeChecker, Role, parse_range
 from lpips_lightning.options import DEFAULTS, LPIPSOptions, Precision, check_names, check_not_given, with_options
-from lpips_lightning.tracing import is_jit_tracing, is_tracing, refuse_proxies
+from lpips_lightning.tracing import is_jit_tracing, is_tracing, refuse_proxies, static_sizes
 
 HALF_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -368,6 +368,11 @@ class LPIPS(SharedNetworkModule):
             TypeError: If an argument is of the wrong type.
             ValueError: If shapes, sizes or devices do not match, or pixel values are outside the range.
         """
+        if is_jit_tracing():
+            raise ValueError(
+                "pairwise: expected a call outside torch.jit.trace and torch.onnx.export(dynamo=False), which would keep "
+                "the batch size of the example"
+            )
         columns = x if y is None else y
         for name, images in (("x", x), ("y", columns)):
             self.images.check(images, name, self.net_type, self._record.smallest_side)
@@ -447,6 +452,11 @@ class LPIPS(SharedNetworkModule):
             return None
         if spatial:
             raise ValueError("mask: expected None with spatial=True; multiply the map by the mask")
+        if erode and is_jit_tracing():
+            raise ValueError(
+                "erode: expected False in torch.jit.trace and torch.onnx.export(dynamo=False), which would erode at the "
+                "size of the example only; use torch.export or torch.onnx.export(dynamo=True)"
+            )
         if erode and self.images.resize is not None:
             raise ValueError(
                 "erode: expected resize=None, since erosion ignores the resize kernel; resize images and mask first"
@@ -560,7 +570,11 @@ class LPIPS(SharedNetworkModule):
             raise TypeError(f"{name}: expected features from encode, got {type(features).__name__}")
         if features.source != self._source:
             raise ValueError(f"{name}: expected features of {self._source!r}, got features of {features.source!r}")
-        if (features.batch_layout, features.size) != (batch_layout, size):
+        found, expected = (
+            (static_sizes((*layout.shape, *height_width)), layout.channels)
+            for layout, height_width in ((features.batch_layout, features.size), (batch_layout, size))
+        )
+        if found != expected:
             raise ValueError(
                 f"{name}: expected features of {batch_layout.shape} images of size {size}, "
                 f"got features of {features.batch_layout.shape} images of size {features.size}"

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from lpips_lightning.batch import BatchLayout
-from lpips_lightning.tracing import is_symbolic, is_tracing, static_sizes
+from lpips_lightning.tracing import is_symbolic, is_tracing, refuse_proxies, static_sizes
 
 Gray = Literal["repeat", "per_channel"]
 Background: TypeAlias = Literal["white", "black"] | Sequence[float]
@@ -260,6 +260,7 @@ def check_dense(given: object, name: str, expected: str) -> Tensor:
     Raises:
         TypeError: If it is not a tensor, or is sparse, nested, quantized, or batched by `torch.vmap`.
     """
+    refuse_proxies(**{name: given})
     if not isinstance(given, Tensor):
         raise TypeError(f"{name}: expected {expected}, got {type(given).__name__}")
     if given.layout != torch.strided or given.is_quantized or given.is_nested:

@@ -229,11 +229,12 @@ def _verify(
         return None
     run = {"onnx": _run_onnx, "torchscript": _run_torchscript, "pt2": _run_pt2}[kind](data)
     height, width = size
-    worst = 0.0
+    differences = []
     for shape in ((2, height, width), (3, height + 37, width), (1, height, width + 64)):
         x, y = _images(data_range, *shape)
         expected, found = module(x, y), run(x, y)
-        worst = max(worst, float((found - expected).abs().max() / expected.abs().max()), float(run(x, x).abs().max()))
+        differences += [(found - expected).abs().max() / expected.abs().max(), run(x, x).abs().max()]
+    worst = float(torch.stack(differences).max())  # NaN if one is
     if not worst <= _TOLERANCE:
         raise ValueError(f"path: expected the network's distances from the {kind} file, got a difference of {worst:g}")
     return worst

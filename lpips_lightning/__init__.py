@@ -1,8 +1,8 @@
 """LPIPS for PyTorch Lightning: a metric, a loss, callbacks, recipes, and the calibration itself.
 
 `LPIPS` is the network, `PerceptualLoss` the training loss, `LearnedPerceptualImagePatchSimilarity` the metric, and
-`LPIPSDiversity` the diversity metric of a generator. `LPIPS.encode` returns `Features`. `export_network` writes a network
-as one file for other runtimes. More public names are in the
+`LPIPSDiversity` the diversity metric of a generator. `LPIPS.encode` returns `Features`. `export_network` writes a
+network as one file for other runtimes. More public names are in the
 sub-packages `functional`, `metrics`, `backbones`, `data`, `calibration`, `evaluation`, `callbacks`, `images`, `io` and
 `weights`, and in `compat`. Everything else is internal.
 
@@ -58,9 +58,10 @@ calls check shapes but not pixel values.
 # Tracing and export
 
 ``torch.jit.trace``, both ONNX exporters, ``torch.export``, AOTInductor and ``make_fx`` record plain PyTorch operations,
-which give the numbers of `LPIPS` for any batch and image size. Shapes are checked while tracing; the recorded graph checks
-nothing, and clamps data to its range. To use a graph as a loss, trace it with an example that requires grad: predictions
-are then not clamped, as in `LPIPS`. `export_network` and ``lpips-lightning export`` write one file with its record.
+which give the numbers of `LPIPS` for any batch and image size. Shapes are checked while tracing; the recorded graph
+checks nothing, and clamps data to its range. To use a graph as a loss, trace it with an example that requires grad:
+predictions are then not clamped, as in `LPIPS`. `export_network` and ``lpips-lightning export`` write one file with its
+record.
 
 # Memory
 

@@ -370,8 +370,8 @@ class LPIPS(SharedNetworkModule):
         """
         if is_jit_tracing():
             raise ValueError(
-                "pairwise: expected a call outside torch.jit.trace and torch.onnx.export(dynamo=False), which would keep "
-                "the batch size of the example"
+                "pairwise: expected a call outside torch.jit.trace and torch.onnx.export(dynamo=False), which would "
+                "keep the batch size of the example"
             )
         columns = x if y is None else y
         for name, images in (("x", x), ("y", columns)):
@@ -454,8 +454,8 @@ class LPIPS(SharedNetworkModule):
             raise ValueError("mask: expected None with spatial=True; multiply the map by the mask")
         if erode and is_jit_tracing():
             raise ValueError(
-                "erode: expected False in torch.jit.trace and torch.onnx.export(dynamo=False), which would erode at the "
-                "size of the example only; use torch.export or torch.onnx.export(dynamo=True)"
+                "erode: expected False in torch.jit.trace and torch.onnx.export(dynamo=False), which would erode at "
+                "the size of the example only; use torch.export or torch.onnx.export(dynamo=True)"
             )
         if erode and self.images.resize is not None:
             raise ValueError(

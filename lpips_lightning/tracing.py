@@ -1,7 +1,7 @@
 """Whether operations are recorded into a graph that runs later, on other images.
 
-While they are, only plain PyTorch operations on tensors may decide the result: Python's numbers and branches would become
-constants of the graph, and writes into ``out=`` are lost in some of them.
+While they are, only plain PyTorch operations on tensors may decide the result: Python's numbers and branches would
+become constants of the graph, and writes into ``out=`` are lost in some of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._ops import _get_dispatch_mode_pre_dispatch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Proxy
-from torch.overrides import _len_torch_function_stack, _pop_mode, _push_mode
+from torch.overrides import _pop_mode, _push_mode
 from torch.utils._python_dispatch import _disable_current_modes
 from typing_extensions import override
 
@@ -35,12 +35,12 @@ def is_tracing() -> bool:
     """
     if torch.compiler.is_compiling():  # first: Dynamo follows no further
         return True
-    return torch.jit.is_tracing() or any(map(_is_active, (_Modes.PROXY, _Modes.FUNCTIONAL)))
+    return torch._C._is_tracing() or any(map(_is_active, (_Modes.PROXY, _Modes.FUNCTIONAL)))
 
 
 def is_jit_tracing() -> bool:
     """Whether ``torch.jit.trace``, or the ONNX exporter built on it, records a graph; it sees no Python number."""
-    return not torch.compiler.is_compiling() and torch.jit.is_tracing()
+    return not torch.compiler.is_compiling() and torch._C._is_tracing()
 
 
 def is_symbolic(tensor: Tensor) -> bool:
@@ -80,7 +80,7 @@ def untraced() -> contextlib.AbstractContextManager[None]:
 def _untraced() -> Iterator[None]:
     state = torch._C._get_tracing_state()
     torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
-    modes = [_pop_mode() for _ in range(_len_torch_function_stack())]
+    modes = [_pop_mode() for _ in range(torch._C._len_torch_function_stack())]
     try:
         with _disable_current_modes():
             yield
@@ -100,12 +100,12 @@ class TraceableModule(nn.Module):
     def _slow_forward(self, *args: Any, **kwargs: Any) -> Any:  # forward while tracing
         parameters = inspect.signature(self.forward).parameters.values()
         if any(parameter.kind == parameter.VAR_POSITIONAL for parameter in parameters):
-            return super()._slow_forward(*args, **kwargs)
+            return super()._slow_forward(*args, **kwargs)  # type: ignore[no-untyped-call]
         named = {
             parameter.name: _constant(value) if isinstance(parameter.default, int | float | tuple) else value
             for parameter, value in zip(parameters, args, strict=False)
         }
-        return super()._slow_forward(*args[len(named) :], **named, **kwargs)
+        return super()._slow_forward(*args[len(named) :], **named, **kwargs)  # type: ignore[no-untyped-call]
 
 
 def refuse_proxies(**arguments: object) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
-from torch import nn
 from typing_extensions import override
 
 from lpips_lightning.backbones.definition import Backbone

@@ -32,9 +32,9 @@ def check_mask(mask: Tensor, lead: tuple[int, ...], size: tuple[int, int], devic
     mask = check_dense(mask, "mask", expected)
     if not (mask.dtype == torch.bool or mask.is_floating_point()):
         raise TypeError(f"mask: expected {expected}, got {mask.dtype}")
-    shape, lead, size = static_sizes(mask.shape), static_sizes(lead), static_sizes(size)
-    if shape not in ((*lead, *size), (*lead, 1, *size)):
-        raise ValueError(f"mask: expected shape {(*lead, *size)} or {(*lead, 1, *size)}, got {shape}")
+    shape, *expected_shapes = map(static_sizes, (mask.shape, (*lead, *size), (*lead, 1, *size)))
+    if shape not in expected_shapes:
+        raise ValueError(f"mask: expected shape {expected_shapes[0]} or {expected_shapes[1]}, got {shape}")
     if mask.device != device:
         raise ValueError(f"mask: expected device {device}, that of the images, got {mask.device}")
     return mask.detach().float().reshape(-1, 1, *mask.shape[-2:])

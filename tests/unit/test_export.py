@@ -1,4 +1,4 @@
-"""Exported files: the network's distances without this package's code, records of the weights, and nothing half-written."""
+"""Exported files: the network's distances without this package, records of the weights, nothing half-written."""
 
 from __future__ import annotations
 
@@ -47,15 +47,19 @@ def test_files_give_the_networks_distances_and_say_what_they_hold(kind, tmp_path
         x, y = (images / 2 + 0.5 for images in pair(*size))
         torch.testing.assert_close(run(x, y), net(x, y, data_range=(0, 1)), rtol=1e-5, atol=0)
         assert float(run(x, x).abs().max()) == 0
-    assert metadata == file.metadata == {
-        "fingerprint": net.fingerprint,
-        "backbone": "embedded",
-        "backbone_sha256": net.specification.backbone_sha256,
-        "calibration_sha256": net.specification.calibration_sha256,
-        "data_range": "[0.0, 1.0]",
-        "inputs": "x, y: float32 (N, 3, H, W) on data_range",
-        "output": "distance: float32 (N,)",
-    }
+    assert (
+        metadata
+        == file.metadata
+        == {
+            "fingerprint": net.fingerprint,
+            "backbone": "embedded",
+            "backbone_sha256": net.specification.backbone_sha256,
+            "calibration_sha256": net.specification.calibration_sha256,
+            "data_range": "[0.0, 1.0]",
+            "inputs": "x, y: float32 (N, 3, H, W) on data_range",
+            "output": "distance: float32 (N,)",
+        }
+    )
     assert file.sha256 == file_sha256(file.path) and 0 <= file.error < 1e-5
     assert [path.name for path in file.path.parent.iterdir()] == [file.path.name]
     weights = sum(p.numel() * p.element_size() for p in net.frozen_network().parameters())
@@ -146,7 +150,9 @@ def test_a_file_with_other_distances_never_gets_its_name(tmp_path, monkeypatch):
     path = tmp_path / "lpips.pt"
     path.write_bytes(b"the old file")
     monkeypatch.setattr(export, "_run_torchscript", lambda data: lambda x, y: torch.zeros(len(x)))
-    with pytest.raises(ValueError, match="path: expected the network's distances from the torchscript file, got a diff"):
+    with pytest.raises(
+        ValueError, match="path: expected the network's distances from the torchscript file, got a diff"
+    ):
         export_network(LPIPS("embedded"), path)
     assert path.read_bytes() == b"the old file" and list(tmp_path.iterdir()) == [path]
     monkeypatch.setattr(export, "_run_torchscript", lambda data: lambda x, y: torch.full((len(x),), torch.nan))

@@ -1,4 +1,4 @@
-"""Recorded graphs (torch.jit.trace, ONNX, torch.export, make_fx, AOTInductor) give the eager numbers at other sizes too."""
+"""Recorded graphs (torch.jit.trace, ONNX, torch.export, make_fx, AOTInductor) give the eager numbers at any size."""
 
 from __future__ import annotations
 
@@ -204,7 +204,9 @@ def test_the_older_onnx_exporter_gives_the_numbers_of_the_network(net, backbones
     assert_equal_values(run_onnx(module, pair(2, 64, 64), dynamo=False), module, pair)
 
 
-@pytest.mark.parametrize("name", ["compat", "loss", "metric.net", "range (0, 1)", "rounding overshoot", "uint8", "maps"])
+@pytest.mark.parametrize(
+    "name", ["compat", "loss", "metric.net", "range (0, 1)", "rounding overshoot", "uint8", "maps"]
+)
 def test_the_older_onnx_exporter_takes_every_face(name, pair):
     make, change = FACES[name]
     module, images = make(), mapped(pair, change)
@@ -349,7 +351,10 @@ def test_recording_is_known_and_can_be_suspended():
         seen["again"] = is_tracing()
         return x + 1
 
-    for record in (lambda: torch.jit.trace(look, torch.ones(2, 3), check_trace=False), lambda: make_fx(look)(torch.ones(2, 3))):
+    for record in (
+        lambda: torch.jit.trace(look, torch.ones(2, 3), check_trace=False),
+        lambda: make_fx(look)(torch.ones(2, 3)),
+    ):
         seen.clear()
         record()
         assert seen == {"tracing": (True, True), "sizes": (2, 3), "untraced": False, "again": True}

@@ -30,6 +30,7 @@ from lpips_lightning.images.masks import check_mask, fill_masked
 from lpips_lightning.images.preprocessing import ImagePolicy
 from lpips_lightning.images.ranges import DataRange, RangeChecker, Role, parse_range
 from lpips_lightning.options import DEFAULTS, LPIPSOptions, Precision, check_names, check_not_given, with_options
+from lpips_lightning.transforms import is_differentiated
 
 HALF_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -90,6 +91,8 @@ class LPIPS(SharedNetworkModule):
         self.net_type = self._record.name
         self.precision = precision
         self.images = images
+        found = self._specification
+        self._source = f"{found.net_type} v{found.version} {found.backbone_sha256} {found.layout} {images}"
         self.frame_chunk = frame_chunk
         self.memory_budget = values["memory_budget"]
         self.validate_args = values["validate_args"]
@@ -475,7 +478,7 @@ class LPIPS(SharedNetworkModule):
             first = y.layers[self.layers[0]]
             if first.device != x.device:
                 raise ValueError(f"{names[1]}: expected features on device {x.device}, got {first.device}")
-            if first.is_inference() and x.requires_grad and torch.is_grad_enabled():
+            if not torch.compiler.is_compiling() and first.is_inference() and is_differentiated(x):
                 raise ValueError(
                     f"{names[1]}: expected features that support a backward pass, got features computed under "
                     "torch.inference_mode; encode under torch.no_grad instead"
@@ -574,11 +577,6 @@ class LPIPS(SharedNetworkModule):
             channels = features.batch_layout.channels
             yield vectors.view(len(chunk), -1) / channels**0.5 if channels > 1 else vectors
 
-    @property
-    def _source(self) -> str:
-        found = self._specification
-        return f"{found.net_type} v{found.version} {found.backbone_sha256} {found.layout} {self.images}"
-
     def _network_for(self, images: Tensor) -> tuple[FrozenNetwork, torch.dtype]:
         dtype = self._backbone_dtype(images)
         return self.frozen_network(images.device, dtype), dtype
@@ -612,8 +610,7 @@ def roles_of(x: Tensor, y: Tensor | Features, role: Role = "data") -> tuple[Role
     Returns:
         Roles of `x` and `y`.
     """
-    enabled = torch.is_grad_enabled()
-    first, second = (enabled and isinstance(one, Tensor) and one.requires_grad for one in (x, y))
+    first, second = (isinstance(one, Tensor) and is_differentiated(one) for one in (x, y))
     return "prediction" if first else role, "prediction" if second else role
 
 

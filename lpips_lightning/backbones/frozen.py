@@ -10,12 +10,13 @@ import contextlib
 import copy
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.backbones.extractor import FeatureExtractor
@@ -61,6 +62,7 @@ class FrozenNetwork(nn.Module):
         shift: Input shift ``(3,)``, or None for v0.0.
         scale: Input scale ``(3,)``, or None for v0.0.
         on_cpu: Whether it is on the CPU, or a meta copy of a network on the CPU.
+        compiled_name: Its name in `lpips_lightning.backbones.compiled`; empty if no compiled code uses it.
     """
 
     shift: Tensor | None
@@ -81,6 +83,7 @@ class FrozenNetwork(nn.Module):
             self.register_buffer(f"calibration_{index}", (calibration or {})[layer])
         replace_convolutions(extractor)
         self.on_cpu = True
+        self.compiled_name = ""
         self.eval().requires_grad_(False)
 
     @property
@@ -114,6 +117,13 @@ def get_network(
     """
     with torch.inference_mode(False), torch.no_grad():
         return get_or_create((specification, device, dtype), lambda: base.moved(device, dtype))
+
+
+@contextlib.contextmanager
+def without_modes() -> Iterator[None]:
+    """A context in which tensors are real and ordinary: without fake tensors, autocast, inference or grad mode."""
+    with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:

@@ -8,10 +8,10 @@ from typing import Literal, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from lpips_lightning.batch import BatchLayout
+from lpips_lightning.transforms import is_differentiated, is_transformed
 
 Gray = Literal["repeat", "per_channel"]
 Background: TypeAlias = Literal["white", "black"] | Sequence[float]
@@ -211,14 +211,15 @@ def to_backbone(
     if shift is not None and scale is not None:
         shift, scale = (values.to(working).view(1, 3, 1, 1) for values in (shift, scale))
         images = (images.sub_(shift) if ours else images - shift).div_(scale)
-    return images.to(dtype).contiguous(memory_format=torch.channels_last)
+    images = images.to(dtype)
+    # vmap hides a dimension, and knows no channels_last.
+    return images if is_transformed() else images.contiguous(memory_format=torch.channels_last)
 
 
 def _clamped(images: Tensor, low: float, high: float) -> Tensor:
     """Clamp with derivative 1 at the ends of the range too, where torch.clamp gives 0 or 1 depending on the version."""
     if not torch.compiler.is_compiling():
-        differentiated = torch.is_grad_enabled() and images.requires_grad
-        if not differentiated and forward_ad.unpack_dual(images).tangent is None:
+        if not is_differentiated(images):
             return images.clamp(low, high)
     inside = (images >= low) & (images <= high)
     return torch.where(inside, images, images.detach().clamp(low, high))
@@ -255,26 +256,14 @@ def check_dense(given: object, name: str, expected: str) -> Tensor:
         The tensor.
 
     Raises:
-        TypeError: If it is not a tensor, or is sparse, nested, quantized, or batched by `torch.vmap`.
+        TypeError: If it is not a tensor, or is sparse, nested or quantized.
     """
     if not isinstance(given, Tensor):
         raise TypeError(f"{name}: expected {expected}, got {type(given).__name__}")
     if given.layout != torch.strided or given.is_quantized or given.is_nested:
         layout = "nested" if given.is_nested else given.layout
         raise TypeError(f"{name}: expected a dense tensor, got layout {layout}, dtype {given.dtype}")
-    if not torch.compiler.is_compiling() and _is_vmapped(given):
-        raise TypeError(f"{name}: expected {expected}, got a tensor mapped by torch.vmap; give whole batches instead")
     return given
-
-
-def _is_vmapped(given: Tensor) -> bool:
-    """Whether torch.vmap hides a batch dimension of a tensor."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(given):
-        if functorch.is_batchedtensor(given):
-            return True
-        given = functorch.get_unwrapped(given)
-    return False
 
 
 def _check_type(images: Tensor, name: str) -> None:

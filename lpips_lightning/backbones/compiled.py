@@ -1,8 +1,8 @@
 """Objects that ``torch.compile`` finds instead of making them while it traces.
 
 Loading a network takes locks and files, which ``torch.compile(fullgraph=True)`` cannot trace. A function with
-``torch.compiler.assume_constant_result`` runs as it is, but may return no module: it returns the name of a weak reference
-here. Compiled code is compiled anew once the object is gone.
+``torch.compiler.assume_constant_result`` runs as it is, but may return no module: it returns the name of a weak
+reference here. Code that uses the object is compiled again once it is gone.
 """
 
 from __future__ import annotations

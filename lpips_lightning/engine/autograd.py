@@ -1,8 +1,8 @@
 """Distances as one autograd function that computes the input gradient already in its forward pass.
 
 A distance is a scalar per pair, so the gradient of any loss built on it is ``d loss / d distance * d distance / dx``.
-The second factor is computed here together with the distance; the backward pass only multiplies. So the gradient is that
-of the images at the time of the call, even if they are overwritten before the backward pass.
+The second factor is computed here together with the distance; the backward pass only multiplies. So the gradient is
+that of the images at the time of the call, even if they are overwritten before the backward pass.
 """
 
 from __future__ import annotations

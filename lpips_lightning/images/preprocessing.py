@@ -132,7 +132,8 @@ class ImagePolicy:
         if flat.shape[1] == 1:
             flat = flat.expand(-1, 3, -1, -1)
         if flat.shape[1] == 4 and self.background is not None:
-            flat = flat if flat.dtype == torch.float64 else flat.float()
+            # A copy: autograd saves factors, and the caller may overwrite the images before the backward pass.
+            flat = flat.to(torch.promote_types(flat.dtype, torch.float32), copy=True)
             alpha = ((flat[:, 3:] - low) / (high - low)).clamp(0, 1)
             color = torch.tensor(self.background, device=flat.device, dtype=flat.dtype).view(1, 3, 1, 1)
             flat = alpha * flat[:, :3] + (1 - alpha) * (low + (high - low) * color)
@@ -212,15 +213,17 @@ def to_backbone(
         shift, scale = (values.to(working).view(1, 3, 1, 1) for values in (shift, scale))
         images = (images.sub_(shift) if ours else images - shift).div_(scale)
     images = images.to(dtype)
-    # vmap hides a dimension, and knows no channels_last.
-    return images if is_transformed() else images.contiguous(memory_format=torch.channels_last)
+    if is_transformed():  # vmap hides a dimension, and knows no channels_last
+        return images
+    if not ours and shift is None and is_differentiated(images):  # autograd must not save the caller's own images
+        return images.clone(memory_format=torch.channels_last)
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def _clamped(images: Tensor, low: float, high: float) -> Tensor:
     """Clamp with derivative 1 at the ends of the range too, where torch.clamp gives 0 or 1 depending on the version."""
-    if not torch.compiler.is_compiling():
-        if not is_differentiated(images):
-            return images.clamp(low, high)
+    if not torch.compiler.is_compiling() and not is_differentiated(images):
+        return images.clamp(low, high)
     inside = (images >= low) & (images <= high)
     return torch.where(inside, images, images.detach().clamp(low, high))
 

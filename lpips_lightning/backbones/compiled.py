@@ -7,7 +7,7 @@ reference here. Code that uses the object is compiled again once it is gone.
 
 from __future__ import annotations
 
-import re
+import hashlib
 import weakref
 from typing import Any
 
@@ -29,7 +29,7 @@ def publish(name: str, found: object) -> str:
     Returns:
         Argument of `published`.
     """
-    attribute = re.sub(r"\W", "_", name)
+    attribute = f"object_{hashlib.sha256(name.encode()).hexdigest()}"
     setattr(_references, attribute, weakref.ref(found))
     return attribute
 

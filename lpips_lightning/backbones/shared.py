@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import weakref
 from collections.abc import Mapping
@@ -82,7 +81,7 @@ class SharedNetworkModule(DropsLegacyKeys):
         self._specification, base = resolve_network(record, version, calibrated, weights, calibration, self._seed)
         # A plain dict, so that nothing is registered as a submodule.
         self._networks: dict[tuple[torch.device, torch.dtype], FrozenNetwork] = {_BASE: base}
-        self._identity = hashlib.sha256(repr(self._specification).encode()).hexdigest()
+        self._identity = repr(self._specification)
         self._register()
 
     @property

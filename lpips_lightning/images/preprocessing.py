@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lpips_lightning.batch import BatchLayout
-from lpips_lightning.transforms import is_differentiated, is_transformed
+from lpips_lightning.transforms import has_tangent, is_differentiated, is_transformed
 
 Gray = Literal["repeat", "per_channel"]
 Background: TypeAlias = Literal["white", "black"] | Sequence[float]
@@ -201,19 +201,23 @@ def to_backbone(
     working = torch.float64 if dtype == torch.float64 else torch.float32
     # Fresh memory costs more time than arithmetic, so tensors created here are modified in place. Object identity does
     # not tell them from the caller's: for tensor subclasses (torch.func), `.to` may return a new object that aliases.
-    ours = clamp or images.dtype != working
+    # Transforms of torch.func take neither, nor does forward-mode AD.
+    in_place = not (is_transformed() or has_tangent(images))
+    ours = in_place and (clamp or images.dtype != working)
     images = images.to(working)
     if clamp:
         images = _clamped(images, low, high)
     if (low, high) != (-1.0, 1.0):
         images = images.sub_(low) if ours else images - low
-        images = images.mul_(2 / (high - low)).sub_(1)
-        ours = True
+        slope = 2 / (high - low)
+        images = images.mul_(slope).sub_(1) if in_place else images * slope - 1
+        ours = in_place
     if shift is not None and scale is not None:
         shift, scale = (values.to(working).view(1, 3, 1, 1) for values in (shift, scale))
-        images = (images.sub_(shift) if ours else images - shift).div_(scale)
+        images = images.sub_(shift) if ours else images - shift
+        images = images.div_(scale) if in_place else images / scale
     images = images.to(dtype)
-    if is_transformed():  # vmap hides a dimension, and knows no channels_last
+    if not in_place:  # vmap hides a dimension, and knows no channels_last
         return images
     if not ours and shift is None and is_differentiated(images):  # autograd must not save the caller's own images
         return images.clone(memory_format=torch.channels_last)

@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import _disable_current_modes
 
 from lpips_lightning.backbones.definition import Backbone
@@ -115,14 +116,19 @@ def get_network(
     Returns:
         The shared copy; it is freed with its last user.
     """
-    with torch.inference_mode(False), torch.no_grad():
+    with without_modes():
         return get_or_create((specification, device, dtype), lambda: base.moved(device, dtype))
 
 
 @contextlib.contextmanager
 def without_modes() -> Iterator[None]:
-    """A context in which tensors are real and ordinary: without fake tensors, autocast, inference or grad mode."""
-    with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
+    """A context in which new tensors are ordinary: without torch.func, fake tensors, inference mode and gradients."""
+    with (
+        _disable_current_modes(),
+        temporarily_clear_interpreter_stack(),
+        torch.inference_mode(False),
+        torch.no_grad(),
+    ):
         yield
 
 

@@ -217,7 +217,7 @@ def to_backbone(
         images = images.sub_(shift) if ours else images - shift
         images = images.div_(scale) if in_place else images / scale
     images = images.to(dtype)
-    if not in_place:  # vmap hides a dimension, and knows no channels_last
+    if not in_place or torch.compiler.is_compiling():  # vmap knows no channels_last; a compiler chooses the layout
         return images
     if not ours and shift is None and is_differentiated(images):  # autograd must not save the caller's own images
         return images.clone(memory_format=torch.channels_last)

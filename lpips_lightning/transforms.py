@@ -42,7 +42,7 @@ def is_vmapped(tensor: Tensor) -> bool:
     Args:
         tensor: Any tensor.
     """
-    return any(map(_functorch.is_batchedtensor, _layers(tensor)))
+    return not torch.compiler.is_compiling() and any(map(_functorch.is_batchedtensor, _layers(tensor)))
 
 
 def is_differentiated(tensor: Tensor) -> bool:

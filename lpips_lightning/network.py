@@ -31,6 +31,7 @@ from lpips_lightning.images.preprocessing import ImagePolicy
 from lpips_lightning.images.ranges import DataRange, RangeChecker, Role, parse_range
 from lpips_lightning.options import DEFAULTS, LPIPSOptions, Precision, check_names, check_not_given, with_options
 from lpips_lightning.tracing import is_jit_tracing, is_tracing, refuse_proxies, static_sizes
+from lpips_lightning.transforms import is_differentiated
 
 HALF_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -91,6 +92,8 @@ class LPIPS(SharedNetworkModule):
         self.net_type = self._record.name
         self.precision = precision
         self.images = images
+        found = self._specification
+        self._source = f"{found.net_type} v{found.version} {found.backbone_sha256} {found.layout} {images}"
         self.frame_chunk = frame_chunk
         self.memory_budget = values["memory_budget"]
         self.validate_args = values["validate_args"]
@@ -486,7 +489,7 @@ class LPIPS(SharedNetworkModule):
             first = y.layers[self.layers[0]]
             if first.device != x.device:
                 raise ValueError(f"{names[1]}: expected features on device {x.device}, got {first.device}")
-            if first.is_inference() and x.requires_grad and torch.is_grad_enabled():
+            if not torch.compiler.is_compiling() and first.is_inference() and is_differentiated(x):
                 raise ValueError(
                     f"{names[1]}: expected features that support a backward pass, got features computed under "
                     "torch.inference_mode; encode under torch.no_grad instead"
@@ -589,11 +592,6 @@ class LPIPS(SharedNetworkModule):
             channels = features.batch_layout.channels
             yield vectors.view(len(chunk), -1) / channels**0.5 if channels > 1 else vectors
 
-    @property
-    def _source(self) -> str:
-        found = self._specification
-        return f"{found.net_type} v{found.version} {found.backbone_sha256} {found.layout} {self.images}"
-
     def _network_for(self, images: Tensor) -> tuple[FrozenNetwork, torch.dtype]:
         dtype = self._backbone_dtype(images)
         return self.frozen_network(images.device, dtype), dtype
@@ -628,8 +626,11 @@ def roles_of(x: Tensor, y: Tensor | Features, role: Role = "data") -> tuple[Role
         Roles of `x` and `y`.
     """
     refuse_proxies(x=x, y=y)
-    enabled = torch.is_grad_enabled() or is_jit_tracing()  # a trace is checked once more without gradients
-    first, second = (enabled and isinstance(one, Tensor) and one.requires_grad for one in (x, y))
+    # torch.jit.trace checks its result once more without gradients: the roles must be the same there.
+    tracing = is_jit_tracing()
+    first, second = (
+        isinstance(one, Tensor) and (is_differentiated(one) or (tracing and one.requires_grad)) for one in (x, y)
+    )
     return "prediction" if first else role, "prediction" if second else role
 
 

@@ -11,7 +11,6 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from lpips_lightning.backbones.frozen import FrozenNetwork, without_autocast
 from lpips_lightning.batch import cat, chunks
@@ -26,6 +25,7 @@ from lpips_lightning.images.masks import any_unmasked, layer_masks
 from lpips_lightning.images.preprocessing import to_backbone
 from lpips_lightning.kernels.head import layer_sum
 from lpips_lightning.tracing import is_symbolic, is_tracing
+from lpips_lightning.transforms import has_tangent, is_transformed
 
 LayerDistances: TypeAlias = tuple[dict[str, Tensor], Tensor | None]
 """Distances by layer name (or their sum under ``""``), and bools ``(M,)``: which pairs have unmasked positions.
@@ -157,7 +157,7 @@ def position_masks(
     if not erode:
         return layer_masks(mask, {layer: (values.shape[2], values.shape[3]) for layer, values in features.items()})
     try:
-        layer_graph = Engine.of(network).layer_graph
+        layer_graph = Engine.layer_graph_of(network)
     except ValueError as error:
         raise ValueError(f"erode: the receptive fields of this backbone are unknown: {error}") from error
     return eroded_masks(mask, layer_graph)
@@ -166,9 +166,11 @@ def position_masks(
 def _is_fused(x: Tensor, fixed: Sequence[Tensor], per_layer: bool) -> bool:
     """Whether the caller needs no autograd graph, or only the gradient of the summed distance w.r.t. `x`.
 
-    False while tracing and in forward-mode AD, where PyTorch must see every operation.
+    False while tracing, under ``torch.func`` and in forward-mode AD, where PyTorch must see every operation.
     """
-    if is_symbolic(x) or forward_ad.unpack_dual(x).tangent is not None:
+    if is_symbolic(x):
+        return False
+    if is_transformed() or any(map(has_tangent, (x, *fixed))):
         return False
     if not torch.is_grad_enabled() or not any(given.requires_grad for given in (x, *fixed)):
         return True

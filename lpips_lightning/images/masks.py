@@ -67,7 +67,7 @@ def fill_masked(images: Tensor, mask: Tensor, fill: float) -> Tensor:
     Returns:
         Images with the shape and dtype of `images`; differentiable.
     """
-    whole = (mask if mask.dtype == torch.bool else mask >= 1).reshape(*images.shape[:-3], 1, *images.shape[-2:])
+    whole = (mask >= 1).reshape(*images.shape[:-3], 1, *images.shape[-2:])
     return torch.where(whole, images, torch.full((), fill, dtype=images.dtype, device=images.device))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from lpips_lightning.batch import SUM_DTYPE
 from lpips_lightning.images.ranges import RangeChecker
 from lpips_lightning.network import LPIPS
 from lpips_lightning.options import LPIPSOptions
+from lpips_lightning.transforms import is_vmapped
 
 
 class MetricOptions(LPIPSOptions, total=False):
@@ -73,6 +75,21 @@ class IndexedMetric(Metric):
         # Flat, so that gathering also works for ranks without samples.
         self.add_state("indices", default=[], dist_reduce_fx="cat")
         self.add_state("indexed_rows", default=[], dist_reduce_fx="cat")
+
+    @override
+    def _wrap_update(self, update: Callable[..., Any]) -> Callable[..., Any]:
+        wrapped = super()._wrap_update(update)
+
+        @functools.wraps(update)
+        def refuse_vmap(*args: Any, **kwargs: Any) -> None:
+            if any(isinstance(given, Tensor) and is_vmapped(given) for given in (*args, *kwargs.values())):
+                raise TypeError(
+                    "update: expected whole batches, since a metric keeps a state, got a tensor mapped by torch.vmap; "
+                    "map the function or the network instead"
+                )
+            wrapped(*args, **kwargs)
+
+        return refuse_vmap
 
     def _checked_index(self, index: Tensor | Sequence[int] | None, count: int) -> Tensor | None:
         """Dataset indices of `count` samples, ``(count,)``, or None.

@@ -30,7 +30,7 @@ from lpips_lightning.images.masks import check_mask, fill_masked
 from lpips_lightning.images.preprocessing import ImagePolicy
 from lpips_lightning.images.ranges import DataRange, RangeChecker, Role, parse_range
 from lpips_lightning.options import DEFAULTS, LPIPSOptions, Precision, check_names, check_not_given, with_options
-from lpips_lightning.tracing import is_jit_tracing, is_tracing, refuse_proxies, static_sizes
+from lpips_lightning.tracing import is_jit_tracing, is_tracing, refuse_proxies, refuse_scripts, static_sizes
 from lpips_lightning.transforms import is_differentiated
 
 HALF_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -231,6 +231,7 @@ class LPIPS(SharedNetworkModule):
             TypeError: If an argument is of the wrong type.
             ValueError: If shapes, sizes or devices do not match, or pixel values are outside the range.
         """
+        refuse_scripts(self, x=x, y=y)
         options = {"spatial": spatial, "per_layer": per_layer, "mask": mask, "erode": erode}
         roles = roles_of(x, y, self.role)
         return measure(self, x, y, parse_range(data_range), roles=roles, **options).values  # type: ignore[arg-type]

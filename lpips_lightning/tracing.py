@@ -108,6 +108,23 @@ class TraceableModule(nn.Module):
         return super()._slow_forward(*args[len(named) :], **named, **kwargs)  # type: ignore[no-untyped-call]
 
 
+def refuse_scripts(module: object, **arguments: object) -> None:
+    """Raise if a module of ours runs as ``torch.jit.script`` or ``torch.fx.symbolic_trace`` would have it.
+
+    Args:
+        module: The module.
+        arguments: Arguments by name.
+
+    Raises:
+        TypeError: If the module was scripted, or an argument is a ``torch.fx.Proxy``.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError(
+            "forward: expected a module of Python, got one of torch.jit.script; use torch.jit.trace instead"
+        )
+    refuse_proxies(**arguments)
+
+
 def refuse_proxies(**arguments: object) -> None:
     """Raise if ``torch.fx.symbolic_trace`` runs a module of ours, instead of leaving it a leaf.
 

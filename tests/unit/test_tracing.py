@@ -323,6 +323,13 @@ def test_symbolic_traces_are_refused_with_a_way_out(name):
         torch.fx.symbolic_trace(module, {"mask": None} if name == "child" else None)
 
 
+@pytest.mark.parametrize("face", [LPIPS, PerceptualLoss, compat.LPIPS])
+def test_scripted_modules_are_refused_with_a_way_out(face, pair):
+    # torch.jit.script keeps a forward that it must not compile, and calls it with the scripted module.
+    with pytest.raises(TypeError, match="got one of torch.jit.script; use torch.jit.trace instead"):
+        face.forward(torch.jit.script(nn.Identity()), *pair())
+
+
 def test_a_leaf_of_a_symbolic_trace_is_called_as_it_is(pair):
     class Leaves(torch.fx.Tracer):
         def is_leaf_module(self, module, name):

@@ -1,7 +1,8 @@
 """LPIPS for PyTorch Lightning: a metric, a loss, callbacks, recipes, and the calibration itself.
 
 `LPIPS` is the network, `PerceptualLoss` the training loss, `LearnedPerceptualImagePatchSimilarity` the metric, and
-`LPIPSDiversity` the diversity metric of a generator. `LPIPS.encode` returns `Features`. More public names are in the
+`LPIPSDiversity` the diversity metric of a generator. `LPIPS.encode` returns `Features`. `export_network` writes a
+network as one file for other runtimes. More public names are in the
 sub-packages `functional`, `metrics`, `backbones`, `data`, `calibration`, `evaluation`, `callbacks`, `images`, `io` and
 `weights`, and in `compat`. Everything else is internal.
 
@@ -54,6 +55,14 @@ autocast (``precision="autocast"``). Everything after the backbone is float32. V
 all-zero positions, under double backward too. ``torch.compile(fullgraph=True)`` and ``torch.export`` work; compiled
 calls check shapes but not pixel values.
 
+# Tracing and export
+
+``torch.jit.trace``, both ONNX exporters, ``torch.export``, AOTInductor and ``make_fx`` record plain PyTorch operations,
+which give the numbers of `LPIPS` for any batch and image size. Shapes are checked while tracing; the recorded graph
+checks nothing, and clamps data to its range. To use a graph as a loss, trace it with an example that requires grad:
+predictions are then not clamped, as in `LPIPS`. `export_network` and ``lpips-lightning export`` write one file with its
+record.
+
 # Memory
 
 A loss computes its input gradient in the forward pass, a few images at a time, and stores only this gradient until
@@ -77,12 +86,14 @@ __all__ = [
     "LPIPSDiversity",
     "LearnedPerceptualImagePatchSimilarity",
     "PerceptualLoss",
+    "export_network",
     "keep_freed_memory",
 ]
 
 if TYPE_CHECKING:
     from lpips_lightning.batch import Features
     from lpips_lightning.engine.memory import keep_freed_memory
+    from lpips_lightning.export import export_network
     from lpips_lightning.loss import PerceptualLoss
     from lpips_lightning.metrics.diversity import LPIPSDiversity
     from lpips_lightning.metrics.lpips import LearnedPerceptualImagePatchSimilarity
@@ -93,6 +104,7 @@ else:
         {
             "batch": ["Features"],
             "engine.memory": ["keep_freed_memory"],
+            "export": ["export_network"],
             "loss": ["PerceptualLoss"],
             "metrics.diversity": ["LPIPSDiversity"],
             "metrics.lpips": ["LearnedPerceptualImagePatchSimilarity"],

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from lpips_lightning import network
 from lpips_lightning.backbones.shared import DropsLegacyKeys
+from lpips_lightning.tracing import refuse_scripts
 
 __all__ = ["LPIPS"]
 
@@ -115,8 +116,9 @@ class LPIPS(DropsLegacyKeys):
             TypeError: If an argument is of the wrong type.
             ValueError: If shapes, sizes or devices do not match, or the pixel values of both are outside the range.
         """
-        data_range = (0.0, 1.0) if normalize else (-1.0, 1.0)
+        refuse_scripts(self, in0=in0, in1=in1)
         names, roles = ("in0", "in1"), network.roles_of(in0, in1, self.net.role)
+        data_range = (0.0, 1.0) if normalize else (-1.0, 1.0)
         terms = network.measure(
             self.net, in0, in1, data_range, spatial=self.spatial, per_layer=True, names=names, roles=roles
         ).values

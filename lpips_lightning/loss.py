@@ -16,6 +16,7 @@ from lpips_lightning.functional.reduction import Reduction, check_reduction, red
 from lpips_lightning.images.ranges import DataRange, RangeChecker, parse_range
 from lpips_lightning.network import LPIPS, measure
 from lpips_lightning.options import LPIPSOptions, with_options
+from lpips_lightning.tracing import refuse_scripts
 
 
 @with_options(precision="autocast")
@@ -125,6 +126,7 @@ class PerceptualLoss(DropsLegacyKeys):
             TypeError: If an argument is of the wrong type, or both or neither of `target` and `reference` are given.
             ValueError: If shapes, sizes or devices do not match, or pixel values of `target` are outside the range.
         """
+        refuse_scripts(self, pred=pred)
         other = reference if target is None else target
         if other is None or (target is not None and reference is not None):
             raise TypeError("target: expected either target or reference, got both or neither")

@@ -30,6 +30,8 @@ from lpips_lightning.images.masks import check_mask, fill_masked
 from lpips_lightning.images.preprocessing import ImagePolicy
 from lpips_lightning.images.ranges import DataRange, RangeChecker, Role, parse_range
 from lpips_lightning.options import DEFAULTS, LPIPSOptions, Precision, check_names, check_not_given, with_options
+from lpips_lightning.tracing import is_jit_tracing, is_tracing, refuse_proxies, refuse_scripts, static_sizes
+from lpips_lightning.transforms import is_differentiated
 
 HALF_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -92,6 +94,8 @@ class LPIPS(SharedNetworkModule):
         self.net_type = self._record.name
         self.precision = precision
         self.images = images
+        found = self._specification
+        self._source = f"{found.net_type} v{found.version} {found.backbone_sha256} {found.layout} {images}"
         self.frame_chunk = frame_chunk
         self.memory_budget = values["memory_budget"]
         self.validate_args = values["validate_args"]
@@ -236,6 +240,7 @@ class LPIPS(SharedNetworkModule):
             TypeError: If an argument is of the wrong type, or two are given of which one replaces the other.
             ValueError: If shapes, sizes or devices do not match, or pixel values are outside the range.
         """
+        refuse_scripts(self, x=x, y=y)
         if retperlayer and per_layer:
             raise TypeError("retperlayer: expected False with per_layer=True; leave one of them out")
         low_high, roles = _range_of(normalize, data_range), roles_of(x, y, self.role)
@@ -382,6 +387,11 @@ class LPIPS(SharedNetworkModule):
             TypeError: If an argument is of the wrong type.
             ValueError: If shapes, sizes or devices do not match, or pixel values are outside the range.
         """
+        if is_jit_tracing():
+            raise ValueError(
+                "pairwise: expected a call outside torch.jit.trace and torch.onnx.export(dynamo=False), which would "
+                "keep the batch size of the example"
+            )
         columns = x if y is None else y
         for name, images in (("x", x), ("y", columns)):
             self.images.check(images, name, self.net_type, self._record.smallest_side)
@@ -461,6 +471,11 @@ class LPIPS(SharedNetworkModule):
             return None
         if spatial:
             raise ValueError("mask: expected None with spatial=True; multiply the map by the mask")
+        if erode and is_jit_tracing():
+            raise ValueError(
+                "erode: expected False in torch.jit.trace and torch.onnx.export(dynamo=False), which would erode at "
+                "the size of the example only; use torch.export or torch.onnx.export(dynamo=True)"
+            )
         if erode and self.images.resize is not None:
             raise ValueError(
                 "erode: expected resize=None, since erosion ignores the resize kernel; resize images and mask first"
@@ -490,7 +505,7 @@ class LPIPS(SharedNetworkModule):
             first = y.layers[self.layers[0]]
             if first.device != x.device:
                 raise ValueError(f"{names[1]}: expected features on device {x.device}, got {first.device}")
-            if first.is_inference() and x.requires_grad and torch.is_grad_enabled():
+            if not torch.compiler.is_compiling() and first.is_inference() and is_differentiated(x):
                 raise ValueError(
                     f"{names[1]}: expected features that support a backward pass, got features computed under "
                     "torch.inference_mode; encode under torch.no_grad instead"
@@ -499,7 +514,7 @@ class LPIPS(SharedNetworkModule):
             self.images.check_pair(x, y, names, self.net_type, side)
 
     def check_values(self, images: Tensor, name: str, data_range: tuple[float, float], role: Role = "data") -> None:
-        """Check pixel values, unless `validate_args` is off or the call is compiled.
+        """Check pixel values, unless `validate_args` is off or the call is compiled, traced or exported.
 
         Args:
             images: Tensor of any shape.
@@ -510,7 +525,7 @@ class LPIPS(SharedNetworkModule):
         Raises:
             RangeError: If values are outside the range, except in predictions.
         """
-        if self.validate_args and not torch.compiler.is_compiling():
+        if self.validate_args and not is_tracing():
             self.range_checker.observe(images, name, data_range, role)
 
     def check_pair_values(
@@ -537,7 +552,7 @@ class LPIPS(SharedNetworkModule):
             # Features come from data, so `x` is the prediction if either may be one.
             self.check_values(x, names[0], data_range, "data" if roles[0] == "data" else "prediction")
         elif roles == ("unsure", "unsure"):
-            if self.validate_args and not torch.compiler.is_compiling():
+            if self.validate_args and not is_tracing():
                 self.range_checker.observe_pair(x, y, names, data_range)
         else:
             self.check_values(x, names[0], data_range, roles[0])
@@ -574,7 +589,11 @@ class LPIPS(SharedNetworkModule):
             raise TypeError(f"{name}: expected features from encode, got {type(features).__name__}")
         if features.source != self._source:
             raise ValueError(f"{name}: expected features of {self._source!r}, got features of {features.source!r}")
-        if (features.batch_layout, features.size) != (batch_layout, size):
+        found, expected = (
+            (static_sizes((*layout.shape, *height_width)), layout.channels)
+            for layout, height_width in ((features.batch_layout, features.size), (batch_layout, size))
+        )
+        if found != expected:
             raise ValueError(
                 f"{name}: expected features of {batch_layout.shape} images of size {size}, "
                 f"got features of {features.batch_layout.shape} images of size {features.size}"
@@ -588,11 +607,6 @@ class LPIPS(SharedNetworkModule):
                 vectors = feature_vectors(features.layers, self.frozen_network(first.device, first.dtype).calibration)
             channels = features.batch_layout.channels
             yield vectors.view(len(chunk), -1) / channels**0.5 if channels > 1 else vectors
-
-    @property
-    def _source(self) -> str:
-        found = self._specification
-        return f"{found.net_type} v{found.version} {found.backbone_sha256} {found.layout} {self.images}"
 
     def _network_for(self, images: Tensor) -> tuple[FrozenNetwork, torch.dtype]:
         dtype = self._backbone_dtype(images)
@@ -637,8 +651,12 @@ def roles_of(x: Tensor, y: Tensor | Features, role: Role = "data") -> tuple[Role
     Returns:
         Roles of `x` and `y`.
     """
-    enabled = torch.is_grad_enabled()
-    first, second = (enabled and isinstance(one, Tensor) and one.requires_grad for one in (x, y))
+    refuse_proxies(x=x, y=y)
+    # torch.jit.trace checks its result once more without gradients: the roles must be the same there.
+    tracing = is_jit_tracing()
+    first, second = (
+        isinstance(one, Tensor) and (is_differentiated(one) or (tracing and one.requires_grad)) for one in (x, y)
+    )
     return "prediction" if first else role, "prediction" if second else role
 
 

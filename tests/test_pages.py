@@ -33,7 +33,7 @@ PAGES = {
     "callbacks/README.md": 5,
     "recipes/README.md": 1,
     "tests/README.md": 0,
-    "weights/README.md": 1,
+    "weights/README.md": 2,
 }
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 README = TEXTS["README.md"]

@@ -10,16 +10,18 @@ import contextlib
 import copy
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.backbones.extractor import FeatureExtractor
 from lpips_lightning.kernels.conv2d import replace_convolutions
+from lpips_lightning.tracing import untraced
 
 _Key: TypeAlias = tuple["Specification", torch.device, torch.dtype]
 
@@ -61,6 +63,7 @@ class FrozenNetwork(nn.Module):
         shift: Input shift ``(3,)``, or None for v0.0.
         scale: Input scale ``(3,)``, or None for v0.0.
         on_cpu: Whether it is on the CPU, or a meta copy of a network on the CPU.
+        compiled_name: Its name in `lpips_lightning.backbones.compiled`; empty if no compiled code uses it.
     """
 
     shift: Tensor | None
@@ -81,6 +84,7 @@ class FrozenNetwork(nn.Module):
             self.register_buffer(f"calibration_{index}", (calibration or {})[layer])
         replace_convolutions(extractor)
         self.on_cpu = True
+        self.compiled_name = ""
         self.eval().requires_grad_(False)
 
     @property
@@ -112,8 +116,20 @@ def get_network(
     Returns:
         The shared copy; it is freed with its last user.
     """
-    with torch.inference_mode(False), torch.no_grad():
+    with without_modes():
         return get_or_create((specification, device, dtype), lambda: base.moved(device, dtype))
+
+
+@contextlib.contextmanager
+def without_modes() -> Iterator[None]:
+    """A context in which new tensors are ordinary: without torch.func, fake tensors, inference mode and gradients."""
+    with (
+        untraced(),
+        temporarily_clear_interpreter_stack(),
+        torch.inference_mode(False),
+        torch.no_grad(),
+    ):
+        yield
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lpips_lightning.backbones.definition import BACKBONES, Backbone, get_backbone
 from lpips_lightning.backbones.extractor import FeatureExtractor, random_backbone
 from lpips_lightning.backbones.fetch import find_backbone
-from lpips_lightning.backbones.frozen import FrozenNetwork, Specification, get_or_create
+from lpips_lightning.backbones.frozen import FrozenNetwork, Specification, get_or_create, without_modes
 from lpips_lightning.backbones.state_dict import check_tensors
 from lpips_lightning.io.tensor_files import read_record
 from lpips_lightning.weights import CALIBRATIONS, WeightsError, load, read_tensors, tensors_sha256
@@ -76,7 +76,7 @@ def resolve_network(
         raise ValueError(f"version: expected one of {known} for net_type {record.name!r}, got {version!r}")
     if calibration is not None and not calibrated:
         raise ValueError("calibration: expected None with calibrated=False, got a calibration that would not be used")
-    with torch.inference_mode(False), torch.no_grad():
+    with without_modes():
         tensors, origin = _backbone_tensors(record, weights, seed)
         source = "weights" if origin in _NO_FILES else origin
         tensors, own_calibration = _split(tensors, source)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
-from torch import nn
 from typing_extensions import override
 
+from lpips_lightning.backbones.compiled import publish, published
 from lpips_lightning.backbones.definition import Backbone
-from lpips_lightning.backbones.frozen import FrozenNetwork, get_network
+from lpips_lightning.backbones.frozen import FrozenNetwork, get_network, without_modes
 from lpips_lightning.backbones.loading import WeightsSource, resolve_network, version_name
+from lpips_lightning.tracing import TraceableModule
 from lpips_lightning.weights import WeightsError
 
 # State dict keys of `lpips` 0.1.4 and torchmetrics: backbone slices, calibration (two names) and input scaling.
@@ -23,7 +25,7 @@ _LEGACY = re.compile(
 )
 
 
-class DropsLegacyKeys(nn.Module):
+class DropsLegacyKeys(TraceableModule):
     """Ignores the frozen network of `lpips` or torchmetrics in a state dict, so that ``strict=True`` loads.
 
     Those weights are frozen and not needed here. Every other unknown key is still an error.
@@ -43,6 +45,8 @@ class DropsLegacyKeys(nn.Module):
 
 
 _BASE = (torch.device("cpu"), torch.float32)
+
+_users: dict[str, weakref.WeakSet[SharedNetworkModule]] = {}  # by the identity of their network
 
 
 class SharedNetworkModule(DropsLegacyKeys):
@@ -78,10 +82,13 @@ class SharedNetworkModule(DropsLegacyKeys):
         self.calibrated = calibrated
         self._weights = weights
         self._calibration = calibration
-        self._seed = int(torch.randint(2**62, (), device="cpu")) if weights == "random" else 0
+        with without_modes():
+            self._seed = int(torch.randint(2**62, (), device="cpu")) if weights == "random" else 0
         self._specification, base = resolve_network(record, version, calibrated, weights, calibration, self._seed)
         # A plain dict, so that nothing is registered as a submodule.
         self._networks: dict[tuple[torch.device, torch.dtype], FrozenNetwork] = {_BASE: base}
+        self._identity = repr(self._specification)
+        self._register()
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -101,6 +108,9 @@ class SharedNetworkModule(DropsLegacyKeys):
         Raises:
             WeightsError: If this object was unpickled and its source now holds other weights.
         """
+        if torch.compiler.is_dynamo_compiling():
+            compiled: FrozenNetwork = published(_load_for_compile(self._identity, device, dtype))
+            return compiled
         network = self._networks.get((device, dtype))
         if network is None:
             found = (
@@ -110,6 +120,9 @@ class SharedNetworkModule(DropsLegacyKeys):
             )
             network = self._networks[device, dtype] = found
         return network
+
+    def _register(self) -> None:
+        _users.setdefault(self._identity, weakref.WeakSet()).add(self)
 
     def _resolved(self) -> FrozenNetwork:
         options = (self.version, self.calibrated, self._weights, self._calibration, self._seed)
@@ -133,8 +146,22 @@ class SharedNetworkModule(DropsLegacyKeys):
             state["_weights"] = dict(self.frozen_network().extractor.graph.state_dict())
         return state
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._register()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         clone = type(self).__new__(type(self))
         clone.__dict__ = {**self.__dict__, "_networks": dict(self._networks)}
         memo[id(self)] = clone
+        clone._register()
         return clone
+
+
+@torch.compiler.assume_constant_result  # type: ignore[no-untyped-call, untyped-decorator]
+def _load_for_compile(identity: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Load a network for all modules that use it, which share their compiled code; its name in `published`."""
+    with without_modes():
+        network, *_ = (user.frozen_network(device, dtype) for user in list(_users[identity]))
+    network.compiled_name = publish(f"network {identity} {device} {dtype}", network)
+    return network.compiled_name

@@ -58,6 +58,7 @@ COMMANDS = {
     "bapps": _with_parser("evaluate on human judgments; generate a judged data set", "cli.bapps"),
     "correlate": _with_parser("LPIPS against mean opinion scores: SRCC, PLCC, KRCC", "cli.correlate"),
     "kmeans": _with_parser("learn a backbone without labels, by stacked k-means", "cli.kmeans"),
+    "export": _with_parser("LPIPS as one file for other runtimes: ONNX, TorchScript, pt2", "cli.export"),
     "weights": _with_parser("list, download or check weight files", "cli.weights"),
     "completion": _with_parser("shell completion for bash, zsh, fish and tcsh", "cli.completion"),
 }

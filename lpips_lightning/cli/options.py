@@ -22,12 +22,9 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 def add_network_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--net`` and the network's options to `parser`."""
-    add = parser.add_argument_group("the network").add_argument
-    add("--net", choices=NETS, default="alex", metavar="NET", help="alex (default), vgg, squeeze or embedded")
-    add("--version", choices=_VERSIONS, default="0.1", metavar="V", help="0.1 (default) or 0.0")
-    add("--baseline", action="store_true", help="uncalibrated LPIPS (the baseline of the paper)")
-    add("--weights", metavar="PATH", help="backbone weights: a file or a folder")
-    add("--calibration", metavar="FILE", help="your own calibration file")
+    group = parser.add_argument_group("the network")
+    add_weight_options(group)
+    add = group.add_argument
     add(
         "--precision",
         choices=_PRECISIONS,
@@ -41,6 +38,16 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     add("--frame-chunk", type=int, metavar="N", help="maximum number of images per backbone pass")
     add("--memory-budget", metavar="B", help="bytes besides weights and images: 500000000, 512M or 2G")
     add_device_option(parser)
+
+
+def add_weight_options(group: argparse._ArgumentGroup) -> None:
+    """Add ``--net`` and the options that choose its weights to a group of a parser."""
+    add = group.add_argument
+    add("--net", choices=NETS, default="alex", metavar="NET", help="alex (default), vgg, squeeze or embedded")
+    add("--version", choices=_VERSIONS, default="0.1", metavar="V", help="0.1 (default) or 0.0")
+    add("--baseline", action="store_true", help="uncalibrated LPIPS (the baseline of the paper)")
+    add("--weights", metavar="PATH", help="backbone weights: a file or a folder")
+    add("--calibration", metavar="FILE", help="your own calibration file")
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:

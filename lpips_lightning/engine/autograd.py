@@ -1,12 +1,12 @@
 """Distances as one autograd function that computes the input gradient already in its forward pass.
 
 A distance is a scalar per pair, so the gradient of any loss built on it is ``d loss / d distance * d distance / dx``.
-The second factor is computed here together with the distance; the backward pass only multiplies.
+The second factor is computed here together with the distance; the backward pass only multiplies. So the gradient is
+that of the images at the time of the call, even if they are overwritten before the backward pass.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,7 +37,6 @@ class _Distances(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        pairs = replace(pairs, x=x)  # under torch.func, x is a different tensor than pairs.x
         plan = pairs.plan(gradient=True)
         with without_autocast(x.device):
             if plan.way == "tiles" and isinstance(pairs.y, Tensor):
@@ -49,37 +48,32 @@ class _Distances(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, ctx.pairs = inputs
+        ctx.pairs = inputs[1]
         ctx.versions = ctx.pairs.versions()
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, output[1])
+        ctx.save_for_backward(output[1])  # not x, which may be overwritten
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None]:
-        x, gradient = ctx.saved_tensors
+        (gradient,) = ctx.saved_tensors
         if upstream is None:
             return None, None
         if torch.is_grad_enabled():  # create_graph=True: the gradient itself must be differentiable
-            return _gradient_with_graph(ctx.pairs, x, upstream, ctx.versions), None
-        return (upstream.view(-1, 1, 1, 1) * gradient).to(x.dtype), None
+            return _gradient_with_graph(ctx.pairs, upstream, ctx.versions), None
+        return (upstream.view(-1, 1, 1, 1) * gradient).to(ctx.pairs.x.dtype), None
 
 
-def _gradient_with_graph(pairs: Pairs, x: Tensor, upstream: Tensor, versions: tuple[int, ...]) -> Tensor:
-    """Recompute the gradient by plain autograd; an error if `pairs.y` was modified since the forward pass."""
+def _gradient_with_graph(pairs: Pairs, upstream: Tensor, versions: tuple[int, ...]) -> Tensor:
+    """Recompute the gradient by plain autograd; an error if images were modified since the forward pass."""
     if pairs.versions() != versions:
         raise RuntimeError(
             "backward: expected unmodified images for create_graph=True, got images that were modified in place since "
-            "the forward pass; pass a .clone() of tensors that you overwrite"
+            "the forward pass; pass a .clone() of images that you overwrite"
         )
-    with without_autocast(x.device):
-        found = pairs.autograd_distances(x)
-    if not found.requires_grad:
-        raise RuntimeError(
-            "backward: expected a derivative by torch.autograd, torch.func.grad or torch.func.jvp, got one by "
-            "torch.func.vjp or jacrev, which are not supported"
-        )
-    return torch.autograd.grad(found, x, upstream, create_graph=True)[0]
+    with without_autocast(pairs.x.device):
+        found = pairs.autograd_distances()
+    return torch.autograd.grad(found, pairs.x, upstream, create_graph=True)[0]
 
 
 @torch.no_grad()

@@ -11,7 +11,6 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from lpips_lightning.backbones.frozen import FrozenNetwork, without_autocast
 from lpips_lightning.batch import cat, chunks
@@ -25,6 +24,8 @@ from lpips_lightning.engine.streaming import stream
 from lpips_lightning.images.masks import any_unmasked, layer_masks
 from lpips_lightning.images.preprocessing import to_backbone
 from lpips_lightning.kernels.head import layer_sum
+from lpips_lightning.tracing import is_symbolic, is_tracing
+from lpips_lightning.transforms import has_tangent, is_transformed
 
 LayerDistances: TypeAlias = tuple[dict[str, Tensor], Tensor | None]
 """Distances by layer name (or their sum under ``""``), and bools ``(M,)``: which pairs have unmasked positions.
@@ -63,7 +64,7 @@ def measure(
             return {"": distances(pairs)}, None
         return _distances_without_graph(pairs), None
     results = []
-    for part in chunks(pairs.x, pairs.chunk):
+    for part in chunks(pairs.x, None if is_tracing() else pairs.chunk):
         x, y = pairs.features(part)
         masks = None if mask is None else position_masks(pairs.network, mask[part], x, erode)
         results.append(measure_features(pairs.network, x, y, map_size=map_size, masks=masks))
@@ -131,7 +132,7 @@ def encode(
     with without_autocast(images.device):
         runs = [
             network.extractor(to_backbone(images[part], data_range, network.shift, network.scale, dtype, clamp))
-            for part in chunks(images, chunk)
+            for part in chunks(images, None if is_tracing() else chunk)
         ]
     return {layer: cat([run[layer] for run in runs]) for layer in network.layers}
 
@@ -156,7 +157,7 @@ def position_masks(
     if not erode:
         return layer_masks(mask, {layer: (values.shape[2], values.shape[3]) for layer, values in features.items()})
     try:
-        layer_graph = Engine.of(network).layer_graph
+        layer_graph = Engine.layer_graph_of(network)
     except ValueError as error:
         raise ValueError(f"erode: the receptive fields of this backbone are unknown: {error}") from error
     return eroded_masks(mask, layer_graph)
@@ -165,9 +166,11 @@ def position_masks(
 def _is_fused(x: Tensor, fixed: Sequence[Tensor], per_layer: bool) -> bool:
     """Whether the caller needs no autograd graph, or only the gradient of the summed distance w.r.t. `x`.
 
-    False under ``torch.compile`` and in forward-mode AD, where PyTorch must trace every operation.
+    False while tracing, under ``torch.func`` and in forward-mode AD, where PyTorch must see every operation.
     """
-    if torch.compiler.is_compiling() or forward_ad.unpack_dual(x).tangent is not None:
+    if is_symbolic(x):
+        return False
+    if is_transformed() or any(map(has_tangent, (x, *fixed))):
         return False
     if not torch.is_grad_enabled() or not any(given.requires_grad for given in (x, *fixed)):
         return True

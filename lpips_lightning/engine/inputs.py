@@ -77,9 +77,9 @@ class Pairs:
             return features_x, self.network.extractor(y) if isinstance(y, Tensor) else y
 
     def versions(self) -> tuple[int, ...]:
-        """In-place version counters of `y`; inference tensors have none."""
+        """In-place version counters of `x` and `y`; inference tensors have none."""
         fixed = [self.y] if isinstance(self.y, Tensor) else self.y.values()
-        return tuple(tensor._version for tensor in fixed if not tensor.is_inference())
+        return tuple(tensor._version for tensor in (self.x, *fixed) if not tensor.is_inference())
 
     def preprocessing_derivative(self, part: slice) -> Tensor:
         """Derivative of `inputs_x` w.r.t. the pixels of `x`: float32 or float64, broadcasts to ``(m, 3, H, W)``."""
@@ -92,9 +92,9 @@ class Pairs:
             slope = slope / self.network.scale.to(slope.dtype).view(1, 3, 1, 1)
         return slope * ((x >= low) & (x <= high)) if self.clamp_x else slope
 
-    def autograd_distances(self, x: Tensor) -> Tensor:
-        """Distances ``(M,)`` of `x`, in place of `self.x`, to `y` by plain autograd."""
-        features_x = self.network.extractor(self.preprocess_x(x))
+    def autograd_distances(self) -> Tensor:
+        """Distances ``(M,)`` by plain autograd."""
+        features_x = self.network.extractor(self.preprocess_x(self.x))
         with torch.no_grad():
             y = self.inputs_y(slice(None))
             features_y = self.network.extractor(y) if isinstance(y, Tensor) else y

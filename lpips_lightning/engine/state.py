@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
-from lpips_lightning.backbones.frozen import FrozenNetwork
+from lpips_lightning.backbones.compiled import publish, published
+from lpips_lightning.backbones.frozen import FrozenNetwork, without_modes
 from lpips_lightning.engine.constants import STRIP_BYTES
 from lpips_lightning.engine.graph import LayerGraph, build_layer_graph, unsupported_reason
 
@@ -67,6 +69,14 @@ class Engine:
             _engines[network] = cls(network.extractor.graph)
         return _engines[network]
 
+    @classmethod
+    def layer_graph_of(cls, network: FrozenNetwork) -> LayerGraph:
+        """`layer_graph` of a network, also under ``torch.compile``."""
+        if not torch.compiler.is_dynamo_compiling():
+            return cls.of(network).layer_graph
+        compiled: LayerGraph = published(_layer_graph_for_compile(network.compiled_name))
+        return compiled
+
     @cached_property
     def layer_graph(self) -> LayerGraph:
         """The backbone as a list of operations.
@@ -88,3 +98,10 @@ class Engine:
     def unsupported_reason(self) -> str | None:
         """Why images cannot be evaluated in strips or tiles; None if they can."""
         return unsupported_reason(self._graph)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[no-untyped-call, untyped-decorator]
+def _layer_graph_for_compile(network_name: str) -> str:
+    """Build the layer graph of a network; its name in `published`."""
+    with without_modes():
+        return publish(f"layer graph of {network_name}", Engine.of(published(network_name)).layer_graph)

@@ -6,9 +6,12 @@ from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any, Literal, Unpack, overload
 
+import torch
 from torch import Tensor
 
+from lpips_lightning.backbones.compiled import publish, published
 from lpips_lightning.backbones.definition import Backbone
+from lpips_lightning.backbones.frozen import without_modes
 from lpips_lightning.functional.reduction import Reduction, check_reduction, choose_range, reduced
 from lpips_lightning.images.ranges import DataRange
 from lpips_lightning.network import LPIPS, measure, roles_of
@@ -144,7 +147,16 @@ def _network(net_type: str | Backbone | LPIPS, options: LPIPSOptions) -> LPIPS:
         return net_type
     given: dict[str, Any] = dict(sorted(options.items()))
     cached = given.get("weights") != "random" and all(isinstance(one, Hashable) for one in (net_type, *given.values()))
+    if cached and torch.compiler.is_dynamo_compiling():
+        compiled: LPIPS = published(_load_for_compile(net_type, **given))
+        return compiled
     return (_cached if cached else LPIPS)(net_type, **given)
 
 
 _cached = lru_cache(maxsize=4, typed=True)(LPIPS)  # typed: 1 must not hit the entry of True
+
+
+@torch.compiler.assume_constant_result  # type: ignore[no-untyped-call, untyped-decorator]
+def _load_for_compile(net_type: str | Backbone, **given: Any) -> str:
+    with without_modes():
+        return publish(f"function {net_type!r} {given}", _cached(net_type, **given))

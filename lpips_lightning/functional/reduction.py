@@ -11,6 +11,7 @@ from lpips_lightning.batch import Distances
 from lpips_lightning.images.ranges import DataRange, parse_range
 
 Reduction: TypeAlias = Literal["mean", "sum", "none"] | None
+_KNOWN = (*get_args(get_args(Reduction)[0]), None)
 
 
 def check_reduction(reduction: Reduction) -> None:
@@ -22,9 +23,8 @@ def check_reduction(reduction: Reduction) -> None:
     Raises:
         ValueError: If it is unknown.
     """
-    known = (*get_args(get_args(Reduction)[0]), None)
-    if reduction not in known:
-        raise ValueError(f"reduction: expected one of {known}, got {reduction!r}")
+    if reduction not in _KNOWN:
+        raise ValueError(f"reduction: expected one of {_KNOWN}, got {reduction!r}")
 
 
 def choose_range(normalize: bool, data_range: DataRange | None) -> tuple[float, float]:

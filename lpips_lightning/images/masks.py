@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lpips_lightning.images.preprocessing import check_dense
+from lpips_lightning.tracing import static_sizes
 
 
 def check_mask(mask: Tensor, lead: tuple[int, ...], size: tuple[int, int], device: torch.device) -> Tensor:
@@ -31,11 +32,12 @@ def check_mask(mask: Tensor, lead: tuple[int, ...], size: tuple[int, int], devic
     mask = check_dense(mask, "mask", expected)
     if not (mask.dtype == torch.bool or mask.is_floating_point()):
         raise TypeError(f"mask: expected {expected}, got {mask.dtype}")
-    if tuple(mask.shape) not in ((*lead, *size), (*lead, 1, *size)):
-        raise ValueError(f"mask: expected shape {(*lead, *size)} or {(*lead, 1, *size)}, got {tuple(mask.shape)}")
+    shape, *expected_shapes = map(static_sizes, (mask.shape, (*lead, *size), (*lead, 1, *size)))
+    if shape not in expected_shapes:
+        raise ValueError(f"mask: expected shape {expected_shapes[0]} or {expected_shapes[1]}, got {shape}")
     if mask.device != device:
         raise ValueError(f"mask: expected device {device}, that of the images, got {mask.device}")
-    return mask.detach().float().reshape(-1, 1, *size)
+    return mask.detach().float().reshape(-1, 1, *mask.shape[-2:])
 
 
 def layer_masks(mask: Tensor, sizes: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
@@ -65,7 +67,7 @@ def fill_masked(images: Tensor, mask: Tensor, fill: float) -> Tensor:
     Returns:
         Images with the shape and dtype of `images`; differentiable.
     """
-    whole = (mask if mask.dtype == torch.bool else mask >= 1).reshape(*images.shape[:-3], 1, *images.shape[-2:])
+    whole = (mask >= 1).reshape(*images.shape[:-3], 1, *images.shape[-2:])
     return torch.where(whole, images, torch.full((), fill, dtype=images.dtype, device=images.device))
 
 

@@ -8,10 +8,11 @@ from typing import Literal, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from lpips_lightning.batch import BatchLayout
+from lpips_lightning.tracing import is_symbolic, is_tracing, refuse_proxies, static_sizes
+from lpips_lightning.transforms import has_tangent, is_differentiated, is_transformed
 
 Gray = Literal["repeat", "per_channel"]
 Background: TypeAlias = Literal["white", "black"] | Sequence[float]
@@ -78,7 +79,7 @@ class ImagePolicy:
             ValueError: If the shape is not accepted, or a side is too small.
         """
         _check_type(images, name)
-        shape = tuple(images.shape)
+        shape = static_sizes(images.shape)
         if len(shape) not in ((4, 5) if self.videos else (4,)):
             way_out = "; add the batch dimension with .unsqueeze(0)" if len(shape) == 3 else ""
             expected = "(N, 3, H, W) or (B, T, 3, H, W)" if self.videos else "(N, 3, H, W)"
@@ -109,7 +110,7 @@ class ImagePolicy:
         self.check(y, names[1], net_type, smallest_side)
         if self._comparable(x) != self._comparable(y):
             raise ValueError(
-                f"{names[1]}: expected the shape of {names[0]}, {tuple(x.shape)}, got {tuple(y.shape)}; "
+                f"{names[1]}: expected the shape of {names[0]}, {static_sizes(x.shape)}, got {static_sizes(y.shape)}; "
                 "nothing is broadcast or resized: crop or resize one to the other, or both with resize=(H, W)"
             )
         if x.device != y.device:
@@ -129,14 +130,16 @@ class ImagePolicy:
         flat = images.flatten(0, 1) if images.dim() == 5 else images
         if self.gray == "per_channel":
             flat = flat.flatten(0, 1).unsqueeze(1)
-        if flat.shape[1] == 1:
+        (channels,) = static_sizes(flat.shape[1:2])
+        if channels == 1:
             flat = flat.expand(-1, 3, -1, -1)
-        if flat.shape[1] == 4 and self.background is not None:
-            flat = flat if flat.dtype == torch.float64 else flat.float()
+        if channels == 4 and self.background is not None:
+            # A copy: autograd saves factors, and the caller may overwrite the images before the backward pass.
+            flat = flat.to(torch.promote_types(flat.dtype, torch.float32), copy=True)
             alpha = ((flat[:, 3:] - low) / (high - low)).clamp(0, 1)
-            color = torch.tensor(self.background, device=flat.device, dtype=flat.dtype).view(1, 3, 1, 1)
+            color = torch.stack([flat.new_full((), part) for part in self.background]).view(1, 3, 1, 1)
             flat = alpha * flat[:, :3] + (1 - alpha) * (low + (high - low) * color)
-        if self.resize is not None and tuple(flat.shape[2:]) != self.resize:
+        if self.resize is not None and (is_tracing() or tuple(flat.shape[2:]) != self.resize):
             flat = flat if flat.dtype == torch.float64 else flat.float()
             flat = F.interpolate(flat, self.resize, mode="bilinear", antialias=True, align_corners=False)
         return flat, data_range
@@ -150,11 +153,12 @@ class ImagePolicy:
         Returns:
             The layout.
         """
-        return BatchLayout(tuple(images.shape[:-3]), images.shape[-3] if self.gray == "per_channel" else 1)
+        (channels,) = static_sizes(images.shape[-3:-2])
+        return BatchLayout(tuple(images.shape[:-3]), channels if self.gray == "per_channel" else 1)
 
     def _comparable(self, images: Tensor) -> tuple[int, ...]:
         """The part of the shape in which two batches must agree."""
-        *lead, channels, height, width = images.shape
+        *lead, channels, height, width = static_sizes(images.shape)
         return (*lead, channels if self.gray == "per_channel" else 3, *((height, width) if not self.resize else ()))
 
     def _check_channels(self, shape: tuple[int, ...], name: str) -> None:
@@ -200,26 +204,33 @@ def to_backbone(
     working = torch.float64 if dtype == torch.float64 else torch.float32
     # Fresh memory costs more time than arithmetic, so tensors created here are modified in place. Object identity does
     # not tell them from the caller's: for tensor subclasses (torch.func), `.to` may return a new object that aliases.
-    ours = clamp or images.dtype != working
+    # Transforms of torch.func take neither, nor does forward-mode AD.
+    in_place = not (is_transformed() or has_tangent(images))
+    ours = in_place and (clamp or images.dtype != working)
     images = images.to(working)
     if clamp:
         images = _clamped(images, low, high)
     if (low, high) != (-1.0, 1.0):
         images = images.sub_(low) if ours else images - low
-        images = images.mul_(2 / (high - low)).sub_(1)
-        ours = True
+        slope = 2 / (high - low)
+        images = images.mul_(slope).sub_(1) if in_place else images * slope - 1
+        ours = in_place
     if shift is not None and scale is not None:
         shift, scale = (values.to(working).view(1, 3, 1, 1) for values in (shift, scale))
-        images = (images.sub_(shift) if ours else images - shift).div_(scale)
-    return images.to(dtype).contiguous(memory_format=torch.channels_last)
+        images = images.sub_(shift) if ours else images - shift
+        images = images.div_(scale) if in_place else images / scale
+    images = images.to(dtype)
+    if not in_place or torch.compiler.is_compiling():  # vmap knows no channels_last; a compiler chooses the layout
+        return images
+    if not ours and shift is None and is_differentiated(images):  # autograd must not save the caller's own images
+        return images.clone(memory_format=torch.channels_last)
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def _clamped(images: Tensor, low: float, high: float) -> Tensor:
     """Clamp with derivative 1 at the ends of the range too, where torch.clamp gives 0 or 1 depending on the version."""
-    if not torch.compiler.is_compiling():
-        differentiated = torch.is_grad_enabled() and images.requires_grad
-        if not differentiated and forward_ad.unpack_dual(images).tangent is None:
-            return images.clamp(low, high)
+    if not is_symbolic(images) and not is_differentiated(images):
+        return images.clamp(low, high)
     inside = (images >= low) & (images <= high)
     return torch.where(inside, images, images.detach().clamp(low, high))
 
@@ -255,26 +266,15 @@ def check_dense(given: object, name: str, expected: str) -> Tensor:
         The tensor.
 
     Raises:
-        TypeError: If it is not a tensor, or is sparse, nested, quantized, or batched by `torch.vmap`.
+        TypeError: If it is not a tensor, or is sparse, nested or quantized.
     """
+    refuse_proxies(**{name: given})
     if not isinstance(given, Tensor):
         raise TypeError(f"{name}: expected {expected}, got {type(given).__name__}")
     if given.layout != torch.strided or given.is_quantized or given.is_nested:
         layout = "nested" if given.is_nested else given.layout
         raise TypeError(f"{name}: expected a dense tensor, got layout {layout}, dtype {given.dtype}")
-    if not torch.compiler.is_compiling() and _is_vmapped(given):
-        raise TypeError(f"{name}: expected {expected}, got a tensor mapped by torch.vmap; give whole batches instead")
     return given
-
-
-def _is_vmapped(given: Tensor) -> bool:
-    """Whether torch.vmap hides a batch dimension of a tensor."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(given):
-        if functorch.is_batchedtensor(given):
-            return True
-        given = functorch.get_unwrapped(given)
-    return False
 
 
 def _check_type(images: Tensor, name: str) -> None:

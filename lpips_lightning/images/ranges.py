@@ -12,6 +12,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from lpips_lightning.transforms import unwrapped
+
 DataRange: TypeAlias = float | tuple[float, float] | Sequence[float]
 """``(low, high)``, or ``high`` alone for ``(0, high)``."""
 
@@ -130,7 +132,7 @@ class RangeChecker:
         """Check a batch, or gather its extremes for a later check.
 
         Args:
-            images: Floating-point images; uint8 always passes.
+            images: Floating-point images; uint8 always passes. Under ``torch.vmap`` all of them are checked.
             name: Argument name for messages; values are tracked by name and role.
             data_range: Declared range ``(low, high)``.
             role: What the images are, see `Role`.
@@ -139,6 +141,7 @@ class RangeChecker:
             RangeError: For values outside the range and for NaN, except in predictions; names the likely mistake.
             ValueError: If the tensor has no data.
         """
+        images = unwrapped(images)
         if images.is_meta or type(images).__name__ == "FakeTensor":
             raise ValueError(f"{name}: expected values, got a tensor without; validate_args=False gives shapes alone")
         if images.dtype == torch.uint8 or images.numel() == 0:
@@ -161,7 +164,7 @@ class RangeChecker:
         if self.immediate or _on_host(images):
             self._check(known, extremes)
         else:
-            self._gather(known, extremes)
+            self._gather(known, unwrapped(extremes))
 
     def observe_pair(self, x: Tensor, y: Tensor, names: tuple[str, str], data_range: tuple[float, float]) -> None:
         """Check two batches of which either may be a prediction, both with the role ``"unsure"``.

@@ -17,6 +17,7 @@ from torch.nn.grad import conv2d_input
 from typing_extensions import override
 
 from lpips_lightning.kernels import winograd
+from lpips_lightning.tracing import is_symbolic
 
 LinearMap: TypeAlias = Literal["forward", "linear", "input_gradient"]
 """The convolution with bias, the convolution without bias, or its input gradient."""
@@ -49,7 +50,7 @@ class FastConv2d(nn.Conv2d):
 
     @override
     def forward(self, input: Tensor) -> Tensor:
-        if not self._is_candidate:
+        if not self._is_candidate or is_symbolic(input):
             return super().forward(input)
         return self.convolve(input, self._int_padding)
 
@@ -119,7 +120,7 @@ class FastConv2d(nn.Conv2d):
 
     def _is_fast(self, x: Tensor, channels: int, size: Sequence[int], padding: tuple[int, int]) -> bool:
         """Whether `run` supports this call and is faster; `size` is that of the output at stride 1."""
-        if not self._is_candidate or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        if not self._is_candidate or is_symbolic(x):
             return False
         frozen = _is_frozen(self.weight) and (self.bias is None or _is_frozen(self.bias))
         if not frozen or torch.is_autocast_enabled("cpu"):

@@ -20,6 +20,7 @@ from lpips_lightning.batch import SUM_DTYPE
 from lpips_lightning.images.ranges import RangeChecker
 from lpips_lightning.network import LPIPS
 from lpips_lightning.options import LPIPSOptions
+from lpips_lightning.transforms import is_vmapped
 
 
 class MetricOptions(LPIPSOptions, total=False):
@@ -110,6 +111,11 @@ class IndexedMetric(Metric):
 
         @functools.wraps(update)
         def counted(*args: Any, **kwargs: Any) -> None:
+            if any(isinstance(given, Tensor) and is_vmapped(given) for given in (*args, *kwargs.values())):
+                raise TypeError(
+                    "update: expected whole batches, since a metric keeps a state, got a tensor mapped by torch.vmap; "
+                    "map the function or the network instead"
+                )
             wrapped(*args, **kwargs)
             with self._exclusive():
                 self._computed = None  # another thread may have computed the score without this batch

@@ -17,7 +17,10 @@ from lpips_lightning import LearnedPerceptualImagePatchSimilarity as Metric
 from lpips_lightning.functional.lpips import _cached, learned_perceptual_image_patch_similarity
 from lpips_lightning.images.ranges import RangeError
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:FutureWarning")  # torch's own, inside torch.func
+# Of torch itself, inside torch.func and gradcheck:
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script:FutureWarning", "ignore:Please use `torch.vmap:FutureWarning"
+)
 SIDE = 33
 X, Y = torch.rand(2, 2, 3, SIDE, SIDE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 MASK = torch.ones(SIDE, SIDE).tril()

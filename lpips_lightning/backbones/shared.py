@@ -147,7 +147,7 @@ class SharedNetworkModule(DropsLegacyKeys):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._register()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -158,7 +158,7 @@ class SharedNetworkModule(DropsLegacyKeys):
         return clone
 
 
-@torch.compiler.assume_constant_result  # type: ignore[no-untyped-call, untyped-decorator]
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _load_for_compile(identity: str, device: torch.device, dtype: torch.dtype) -> str:
     """Load a network for all modules that use it, which share their compiled code; its name in `published`."""
     with without_modes():

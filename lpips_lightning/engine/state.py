@@ -100,7 +100,7 @@ class Engine:
         return unsupported_reason(self._graph)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[no-untyped-call, untyped-decorator]
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _layer_graph_for_compile(network_name: str) -> str:
     """Build the layer graph of a network; its name in `published`."""
     with without_modes():

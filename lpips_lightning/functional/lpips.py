@@ -156,7 +156,7 @@ def _network(net_type: str | Backbone | LPIPS, options: LPIPSOptions) -> LPIPS:
 _cached = lru_cache(maxsize=4, typed=True)(LPIPS)  # typed: 1 must not hit the entry of True
 
 
-@torch.compiler.assume_constant_result  # type: ignore[no-untyped-call, untyped-decorator]
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _load_for_compile(net_type: str | Backbone, **given: Any) -> str:
     with without_modes():
         return publish(f"function {net_type!r} {given}", _cached(net_type, **given))

@@ -20,7 +20,7 @@ from lpips_lightning.functional.lpips import learned_perceptual_image_patch_simi
 
 SIDE = 40
 BOOLS = torch.ones(2, SIDE, SIDE, dtype=torch.bool)
-BOOLS[:, :3] = False
+BOOLS[1:, :3] = False  # eroded, nothing is left of these images
 FLOATS = torch.rand(2, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
 # The compiler may fuse and order sums otherwise; in half precision it may also skip roundings.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -65,17 +65,17 @@ BF16 = torch.bfloat16
 CASES = {
     "autocast": Case(autocast=True, works_in=BF16),
     "bf16": Case({"precision": "bf16"}, works_in=BF16),
-    "float64": Case(dtype=torch.float64),
-    "uint8": Case(dtype=torch.uint8),
     "erode in float64": Case(call={"mask": BOOLS, "erode": True}, dtype=torch.float64),
     "layers": Case({"per_layer": True, "reduction": "none"}),
-    "maps": Case({"spatial": True}),
     "videos": Case({"reduction": "none", "gray": "repeat"}, lead=(2, 2), channels=1),
     "reference and mask": Case(call={"mask": FLOATS}, reference=True),
     "unpickled in float64": Case(dtype=torch.float64, made=unpickled),
 }
 MORE = {
     "float32": Case(),
+    "float64": Case(dtype=torch.float64),
+    "uint8": Case(dtype=torch.uint8),
+    "maps": Case({"spatial": True}),
     "fp32 in autocast": Case({"precision": "fp32"}, autocast=True),
     "bf16 in autocast": Case({"precision": "bf16"}, autocast=True, works_in=BF16),
     "fp16": Case({"precision": "fp16"}, works_in=torch.float16),
@@ -146,16 +146,9 @@ def test_inductor_compiles_a_loss_in_one_graph(name):
     check({**CASES, **MORE}[name], "inductor")
 
 
-@pytest.mark.slow
-def test_a_compiled_model_with_its_loss_gives_the_gradients_of_eager_mode():
-    step_of(fullgraph=False, backend="inductor")
-
-
-def test_a_compiled_training_step_with_its_backward_pass():
-    step_of(fullgraph=False, backend="eager")
-
-
-def step_of(**options):
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, at its break
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_training_step_with_its_backward_pass_compiles(backend):
     model, loss = torch.nn.Conv2d(3, 3, 3, padding=1), PerceptualLoss("embedded", data_range=1.0)
     x, y = torch.rand(2, 2, 3, SIDE, SIDE)
 
@@ -165,7 +158,7 @@ def step_of(**options):
         return value.detach()
 
     twin = copy.deepcopy(model)
-    compiled = torch.compile(step, **options)
+    compiled = torch.compile(step, backend=backend)
     for _ in range(2):
         assert relative_distance(compiled(model), step(twin)) < 1e-5
     for mine, eager in zip(model.parameters(), twin.parameters(), strict=True):
@@ -186,6 +179,10 @@ def test_compiled_autograd_gives_the_gradient():
         x.grad = None
 
 
+OTHERS = {"encode": False, "layers of compat": False, "function": False, "two dtypes": False}
+OTHERS |= dict.fromkeys(("network", "maps and layers", "measure", "pairwise", "compat", "function of a network"), True)
+
+
 def others():
     net, peer = LPIPS("embedded"), compat.LPIPS(net="embedded")
     function = learned_perceptual_image_patch_similarity
@@ -203,7 +200,7 @@ def others():
     }
 
 
-@pytest.mark.parametrize("name", others())
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * slow) for name, slow in OTHERS.items()])
 def test_networks_and_functions_compile_in_one_graph(name):
     call = others()[name]
     x, y = torch.rand(2, 2, 3, SIDE, SIDE)
@@ -211,7 +208,7 @@ def test_networks_and_functions_compile_in_one_graph(name):
     assert found.dtype == right.dtype and relative_distance(found, right) < 1e-5
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("reduction", ["mean", pytest.param("none", marks=pytest.mark.slow)])
 def test_the_update_of_a_metric_compiles_in_one_graph(reduction):
     metric = Metric("embedded", reduction, normalize=True)
     eager = copy.deepcopy(metric)
@@ -261,7 +258,7 @@ def test_networks_that_differ_are_not_mistaken_for_each_other():
     x, y = torch.rand(2, 2, 3, SIDE, SIDE)
     for seed in (1, 2):
         torch.manual_seed(seed)
-        net = LPIPS("squeeze", weights="random")
+        net = LPIPS("embedded", weights="random")
         compiled = torch.compile(net, backend="eager", fullgraph=True)
         assert relative_distance(compiled(x, y, 1.0), net(x, y, 1.0)) < 1e-5
 
@@ -269,17 +266,13 @@ def test_networks_that_differ_are_not_mistaken_for_each_other():
 def test_compiled_code_keeps_no_network_alive_and_loads_it_again():
     gc.collect()
     before = live_networks()
+    written = pickle.dumps(PerceptualLoss("embedded", data_range=1.0, weights="random"))
     x, y = torch.rand(2, 2, 3, SIDE, SIDE, dtype=torch.float64)
     found = []
-    torch.manual_seed(0)
-    loss = PerceptualLoss("squeeze", data_range=1.0, weights="random")
-    written = pickle.dumps(loss)
     for _ in range(2):
-        found.append(torch.compile(loss, backend="eager", fullgraph=True)(x, y))
-        del loss
+        found.append(torch.compile(pickle.loads(written), backend="eager", fullgraph=True)(x, y))
         gc.collect()
         assert live_networks() == before
-        loss = pickle.loads(written)
     assert torch.equal(*found)
 
 
@@ -306,6 +299,7 @@ def test_a_first_call_in_inference_mode_leaves_later_gradients_alone():
     assert relative_distance(torch.autograd.grad(compiled(x, y), x)[0], right) < 1e-10
 
 
+@pytest.mark.slow
 def test_diversity_compiles():
     metric = LPIPSDiversity("embedded", normalize=True)
     eager = copy.deepcopy(metric)

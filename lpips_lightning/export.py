@@ -116,7 +116,8 @@ def export_network(
     with torch.no_grad(), _quiet_exporters(), atomic_write(file, durable=True) as temporary:
         temporary.write_bytes(write(module, example, metadata, opset))
         error = _verify(kind, temporary.read_bytes(), module, low_high, size)
-    return ExportedFile(file, file_sha256(file), error, _LOAD[kind].format(path=str(file)), metadata)
+        sha256 = file_sha256(temporary)
+    return ExportedFile(file, sha256, error, _LOAD[kind].format(path=str(file)), metadata)
 
 
 class _Distance(nn.Module):

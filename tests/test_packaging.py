@@ -206,7 +206,11 @@ def test_the_lowest_versions_are_those_that_are_tested():
     extras = project["optional-dependencies"]
     listed = [
         *project["dependencies"],
-        *(name for extra in ("recipes", "piq", "completion", "docs", "test") for name in extras[extra]),
+        *(
+            name
+            for extra in ("recipes", "piq", "onnx", "video", "completion", "docs", "test")
+            for name in extras[extra]
+        ),
     ]
     lowest = {}
     for requirement in map(Requirement, listed):

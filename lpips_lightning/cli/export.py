@@ -8,6 +8,7 @@ from rich.console import Console
 
 from lpips_lightning.cli.options import add_weight_options
 from lpips_lightning.io.atomic import check_output_path
+from lpips_lightning.io.streams import name_streams
 
 FORMATS = ("onnx", "torchscript", "pt2")
 """Formats, without importing torch."""
@@ -58,6 +59,7 @@ def main(args: list[str] | None = None) -> None:
         WeightsError: If weights are missing or damaged.
     """
     options = parser().parse_args(args)
+    stdout_is_taken = name_streams(options, outputs=["out"])
     check_output_path(options.out, "out")
 
     from lpips_lightning.export import export_network
@@ -78,7 +80,7 @@ def main(args: list[str] | None = None) -> None:
         size=tuple(options.size),
         opset=options.opset,
     )
-    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    console = Console(stderr=stdout_is_taken, highlight=False, soft_wrap=True, markup=False, emoji=False)
     console.print(written.metadata["fingerprint"])
     console.print(f"sha256 {written.sha256}  {written.path}")
     console.print(

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lpips_lightning import LPIPS, __version__, export, export_network
+from lpips_lightning.cli import commands as cli
 from lpips_lightning.cli import export as export_cli
-from lpips_lightning.cli import main as cli
 from lpips_lightning.export import EXTRA_FILE, Format
 from lpips_lightning.weights.lookup import file_sha256
 

@@ -165,6 +165,7 @@ def test_a_training_step_with_its_backward_pass_compiles(backend):
         assert relative_distance(mine.grad, eager.grad) < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own
 @pytest.mark.slow
 def test_compiled_autograd_gives_the_gradient():
     loss = PerceptualLoss("embedded", data_range=1.0)

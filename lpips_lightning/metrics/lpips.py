@@ -17,6 +17,7 @@ from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.backbones.shared import DropsLegacyKeys
 from lpips_lightning.batch import SUM_DTYPE, Distances, Features
 from lpips_lightning.functional.reduction import Reduction, check_reduction, choose_range
+from lpips_lightning.images.hints import METRIC
 from lpips_lightning.images.ranges import DataRange
 from lpips_lightning.metrics.indexed import METRIC_DEFAULTS, ImageMetric, MetricOptions
 from lpips_lightning.network import LPIPS, measure
@@ -150,7 +151,7 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
         if index is not None and self.spatial and not self._is_unreduced:
             raise ValueError("index: expected None for the mean or sum of maps; reduction='none' accepts it")
         options = {"spatial": self.spatial, "per_layer": self.per_layer, "mask": mask, "erode": erode}
-        distances = measure(self.net, x, y, self.data_range, names=names, **options)  # type: ignore[arg-type]
+        distances = measure(self.net, x, y, self.data_range, names=names, hints=METRIC, **options)  # type: ignore[arg-type]
         indices = self._checked_index(index, len(x))
         values = distances.values
         scores = torch.stack(list(values.values()), distances.dims) if isinstance(values, dict) else values

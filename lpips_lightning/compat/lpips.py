@@ -1,16 +1,18 @@
-"""Drop-in `LPIPS` class with the argument names and output shapes of the `lpips` package."""
+"""`LPIPS` with the argument names and output shapes of the `lpips` package."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from lpips_lightning import network
 from lpips_lightning.backbones.shared import DropsLegacyKeys
-
-__all__ = ["LPIPS"]
+from lpips_lightning.compat.modules import NetLinLayer, ScalingLayer
+from lpips_lightning.images.hints import COMPAT
+from lpips_lightning.images.preprocessing import ImagePolicy
 
 _VGG = {"vgg16": "vgg"}
 
@@ -22,14 +24,17 @@ class LPIPS(DropsLegacyKeys):
     wrong range are an error. Arguments that only serve to train the calibration are refused.
 
     As a loss: images that require grad may have any values, including NaN, and are not clamped. Without gradients, as
-    in a validation, either batch may have any values if the other one is within the range, and both may exceed it by
-    a quarter of it; one warning is issued, and nothing is clamped. If both exceed it further, as floats on [0, 255]
-    do, it is an error, unless ``validate_args=False``.
+    in a validation, either batch may have any values if the other one is within the range, and both may exceed it as
+    far as ImageNet's normalization does; one warning is issued, and nothing is clamped. If both exceed it further, as
+    floats on [0, 255] do, it is an error, unless ``validate_args=False``. The same holds for a target off the range.
+
+    There are no parameters: ``next(net.parameters())`` raises a `StopIteration` that says so. The network runs on the
+    device of the images, so write ``images.device`` for ``next(net.parameters()).device``.
 
     Args:
         pretrained: False is refused; for an uncalibrated LPIPS pass ``lpips=False``.
         net: ``"alex"``, ``"vgg"`` (``"vgg16"``), ``"squeeze"``, or ``"embedded"``.
-        version: ``"0.1"`` or ``"0.0"``.
+        version: ``"0.1"`` or ``"0.0"``; a number, as YAML reads it, too.
         lpips: False for the uncalibrated baseline.
         spatial: Return the map instead of the mean.
         pnet_rand: Use a random backbone, seeded by PyTorch's global generator.
@@ -40,6 +45,10 @@ class LPIPS(DropsLegacyKeys):
         verbose: Ignored; a library does not print.
         weights: Backbone weights, see `lpips_lightning.LPIPS`; the reference has no such argument.
         validate_args: Check pixel values, see above; the reference has no such argument and checks nothing.
+
+    Attributes:
+        net: The network, an `lpips_lightning.LPIPS`; its `encode` gives features.
+        spatial: Whether maps are returned; may be changed at any time.
 
     Raises:
         ValueError: If an argument is refused or has an unknown value.
@@ -56,7 +65,7 @@ class LPIPS(DropsLegacyKeys):
         self,
         pretrained: bool = True,
         net: str = "alex",
-        version: str = "0.1",
+        version: str | float = "0.1",
         lpips: bool = True,
         spatial: bool = False,
         pnet_rand: bool = False,
@@ -80,6 +89,8 @@ class LPIPS(DropsLegacyKeys):
         if pnet_rand and weights is not None:
             raise ValueError("weights: expected None with pnet_rand=True, got another backbone")
         self.spatial = spatial
+        self.pnet_type, self.pnet_rand, self.pnet_tune = net, pnet_rand, False
+        version = str(version)
         self.net = network.LPIPS(
             _VGG.get(net, net),
             version=version,
@@ -89,6 +100,8 @@ class LPIPS(DropsLegacyKeys):
             validate_args=validate_args,
         )
         self.net.role = "unsure"
+        # The shift of v0.1 broadcasts one channel to three; v0.0 has none.
+        self.net.images = ImagePolicy(None if version == "0.0" else "repeat", videos=False, hints=COMPAT)
 
     @override
     def forward(
@@ -121,3 +134,62 @@ class LPIPS(DropsLegacyKeys):
         layers = [term if self.spatial else term.view(-1, 1, 1, 1) for term in terms.values()]
         total = sum(layers[1:], layers[0])
         return (total, layers) if retPerLayer else total
+
+    @property
+    def version(self) -> str:
+        """``"0.1"`` or ``"0.0"``."""
+        return self.net.version
+
+    @property
+    def lpips(self) -> bool:
+        """Whether the distance is calibrated."""
+        return self.net.calibrated
+
+    @property
+    def chns(self) -> list[int]:
+        """Channels of every feature layer."""
+        return list(self.net.frozen_network().record.channels)
+
+    @property
+    def L(self) -> int:  # noqa: N802 - the name of `lpips`
+        """Number of feature layers."""
+        return len(self.net.layers)
+
+    @property
+    def scaling_layer(self) -> ScalingLayer:
+        """A new module that does what v0.1 does to images on [-1, 1] first; the network keeps its own."""
+        return ScalingLayer()
+
+    @property
+    def lins(self) -> nn.ModuleList:
+        """Copies of the calibration, as frozen modules; also `lin0` to `lin4` (`lin6` for ``"squeeze"``).
+
+        Raises:
+            AttributeError: If the distance is not calibrated.
+        """
+        calibration = self.net.frozen_network().calibration
+        if calibration is None:
+            raise AttributeError("lins: expected a calibrated network, got one with lpips=False")
+        return nn.ModuleList(map(_lin_layer, calibration.values()))
+
+    @override
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("lin") and name[3:].isdecimal() and self.lpips and int(name[3:]) < self.L:
+            return self.lins[int(name[3:])]
+        return super().__getattr__(name)
+
+
+class _Frozen(NetLinLayer):
+    """A copy of a layer's calibration; loading into it would change no distance."""
+
+    @override
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        raise ValueError("lin: expected no weights for a copy, got some; pass model_path= to LPIPS")
+
+
+def _lin_layer(weight: Tensor) -> NetLinLayer:
+    layer = _Frozen(len(weight), use_dropout=True)
+    layer.eval().requires_grad_(False)
+    convolution = layer.model[-1]
+    convolution.weight.data.copy_(weight.view(1, -1, 1, 1))
+    return layer

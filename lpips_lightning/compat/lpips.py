@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lpips_lightning import network
+from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.backbones.shared import DropsLegacyKeys
 from lpips_lightning.compat.modules import NetLinLayer, ScalingLayer
 from lpips_lightning.images.hints import COMPAT
@@ -91,6 +92,8 @@ class LPIPS(DropsLegacyKeys):
         self.spatial = spatial
         self.pnet_type, self.pnet_rand, self.pnet_tune = net, pnet_rand, False
         version = str(version)
+        if _VGG.get(net, net) not in BACKBONES:
+            raise ValueError(f"net: expected one of {', '.join(map(repr, BACKBONES))}, got {net!r}")
         self.net = network.LPIPS(
             _VGG.get(net, net),
             version=version,

@@ -83,6 +83,9 @@ BARE = Hints(
 )
 """Of callers without any of these options, whose images are on [-1, 1]."""
 
+EVALUATION = replace(BARE, small="enlarge all images alike with size= of the data set (--size)")
+"""Of the methods of an evaluation, whose images come from a data set."""
+
 COMPAT = replace(
     BARE,
     bytes_range="pass uint8 images, or divide by 255 and say normalize=True",

@@ -219,7 +219,7 @@ class LPIPS(SharedNetworkModule):
                 term becomes the mean over positions, weighted by the mask area-resized to the layer.
             erode: Count only positions whose receptive field, inside the image, holds only pixels with mask 1. The
                 deepest receptive field is 163 pixels (alex), 196 (vgg), 207 (squeeze) or 147 (embedded). Pixels outside
-                the mask then have no effect on the distance.
+                the mask then have no effect on the distance; they may be NaN, or off the range.
 
         Returns:
             ``(N,)``, or ``(N, 1, H, W)`` if `spatial`; for videos ``(B, T)`` replaces N; a dict of these if
@@ -537,8 +537,8 @@ class LPIPS(SharedNetworkModule):
             if self.validate_args and not torch.compiler.is_compiling():
                 self.range_checker.observe_pair(x, y, names, data_range, hints or self.images.hints)
         else:
-            self.check_values(x, names[0], data_range, roles[0], hints)
-            self.check_values(y, names[1], data_range, roles[1], hints)
+            for images, name, role in zip((x, y), names, roles, strict=True):
+                self.check_values(images, name, data_range, "companion" if role == "unsure" else role, hints)
 
     def pairs(
         self,

@@ -27,7 +27,8 @@ class LPIPS(DropsLegacyKeys):
     As a loss: images that require grad may have any values, including NaN, and are not clamped. Without gradients, as
     in a validation, either batch may have any values if the other one is within the range, and both may exceed it as
     far as ImageNet's normalization does; one warning is issued, and nothing is clamped. If both exceed it further, as
-    floats on [0, 255] do, it is an error, unless ``validate_args=False``. The same holds for a target off the range.
+    floats on [0, 255] do, it is an error, unless ``validate_args=False``. Beside images that require grad, the other
+    batch may have any scale that a loss chooses; NaN and floats on [0, 255] are errors.
 
     There are no parameters: ``next(net.parameters())`` raises a `StopIteration` that says so. The network runs on the
     device of the images, so write ``images.device`` for ``next(net.parameters()).device``.

@@ -123,11 +123,12 @@ def layout_hint(shape: tuple[int, ...]) -> str:
     return "[None, None]" if len(shape) == 2 else ""
 
 
-def conversion_hint(given: object) -> str:
+def conversion_hint(given: object, images: bool = True) -> str:
     """How to make a tensor of what is none, as the end of a message; empty if that is not known.
 
     Args:
         given: An array, a Pillow image, a list or anything else.
+        images: Whether images are expected, rather than a tensor of any layout.
 
     Returns:
         A hint that begins with ``"; "``, or an empty string.
@@ -135,7 +136,9 @@ def conversion_hint(given: object) -> str:
     kind = type(given)
     if kind.__module__ == "numpy" and kind.__name__ == "ndarray":
         shape: tuple[int, ...] = getattr(given, "shape", ())
-        return f"; convert it with torch.from_numpy(array){layout_hint(shape)}"
+        return f"; convert it with torch.from_numpy(array){layout_hint(shape) if images else ''}"
+    if not images:
+        return ""
     if any(base.__module__ == "PIL.Image" for base in kind.__mro__):
         return "; convert it with torchvision.transforms.functional.pil_to_tensor(image.convert('RGB')).unsqueeze(0)"
     if isinstance(given, list | tuple) and given:

@@ -28,9 +28,9 @@ def check_mask(mask: Tensor, lead: tuple[int, ...], size: tuple[int, int], devic
         ValueError: If its shape or device does not match the images.
     """
     expected = "a tensor of bools, or of floats on [0, 1]"
-    mask = check_dense(mask, "mask", expected)
+    mask = check_dense(mask, "mask", expected, images=False)
     if not (mask.dtype == torch.bool or mask.is_floating_point()):
-        raise TypeError(f"mask: expected {expected}, got {mask.dtype}")
+        raise TypeError(f"mask: expected {expected}, got {mask.dtype}; convert it with mask > 0")
     if tuple(mask.shape) not in ((*lead, *size), (*lead, 1, *size)):
         raise ValueError(f"mask: expected shape {(*lead, *size)} or {(*lead, 1, *size)}, got {tuple(mask.shape)}")
     if mask.device != device:

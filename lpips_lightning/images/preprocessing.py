@@ -257,13 +257,14 @@ def _size(resize: int | Sequence[int]) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def check_dense(given: object, name: str, expected: str) -> Tensor:
+def check_dense(given: object, name: str, expected: str, images: bool = True) -> Tensor:
     """Raise unless an argument is a dense (strided) tensor.
 
     Args:
         given: Any object.
         name: Argument name for error messages.
         expected: What the error says was expected.
+        images: Whether images are expected, for the hint.
 
     Returns:
         The tensor.
@@ -272,7 +273,7 @@ def check_dense(given: object, name: str, expected: str) -> Tensor:
         TypeError: If it is not a tensor, or is sparse, nested, quantized, or batched by `torch.vmap`.
     """
     if not isinstance(given, Tensor):
-        raise TypeError(f"{name}: expected {expected}, got {type(given).__name__}{conversion_hint(given)}")
+        raise TypeError(f"{name}: expected {expected}, got {type(given).__name__}{conversion_hint(given, images)}")
     if given.layout != torch.strided or given.is_quantized or given.is_nested:
         layout = "nested" if given.is_nested else given.layout
         raise TypeError(f"{name}: expected a dense tensor, got layout {layout}, dtype {given.dtype}")

@@ -17,13 +17,15 @@ from lpips_lightning.images.hints import OPTIONS, Hints
 DataRange: TypeAlias = float | tuple[float, float] | Sequence[float]
 """``(low, high)``, or ``high`` alone for ``(0, high)``."""
 
-Role: TypeAlias = Literal["data", "unsure", "prediction"]
+Role: TypeAlias = Literal["data", "unsure", "companion", "prediction"]
 """What images are, and so what their values may be.
 
 ``"data"``: on the range; rounding overshoot is clamped, anything else is an error. ``"unsure"``: data or predictions,
 as the `lpips` package takes them; overshoot as far as ImageNet's normalization reaches passes with one warning. More is
 an error, unless the other batch of the pair is on its range: then it may be a prediction, and passes with the warning
 too.
+``"companion"``: given together with a prediction where data or predictions are taken; any scale that a loss may have
+chosen passes with the warning, [0, 255] declared as [-1, 1] and NaN are errors.
 ``"prediction"``: a network's output, which may have any values; one warning if the scale itself looks wrong.
 """
 
@@ -34,7 +36,7 @@ _FIRST_BATCHES = 3  # three batches of photographs always have a pixel below mid
 _COPY_EVERY, _READ_AFTER = 8, 4  # calls: copy the device's extremes every 8 calls, read the copy 4 calls later
 # In ranges, below and above: what ImageNet's normalization, which some losses apply, reaches beyond [-1, 1]. [-1, 1]
 # declared as [0, 1], and 2x - 1 applied twice, reach a whole range below.
-_UNSURE_OVERSHOOT = (0.6, 0.85)
+_OVERSHOOTS = {"unsure": (0.6, 0.85), "companion": (10.0, 10.0)}
 _BYTES = 50  # no overshoot comes near it, and few images on [0, 255] stay below it
 # Untrained networks stay within a few ranges; of [0, 255] declared as [0, 1] or [-1, 1], most values lie beyond.
 _FAR = 10
@@ -261,7 +263,7 @@ class RangeChecker:
                 f"{known.name}: expected values on [{low:g}, {high:g}], got values from {lowest:g} to {highest:g}"
                 f"{_likely_mistake(lowest, highest, low, high, known.hints)}{known.hints.beside_mask()}"
             )
-            below, above = (part * (high - low) * (known.role == "unsure") for part in _UNSURE_OVERSHOOT)
+            below, above = (part * (high - low) for part in _OVERSHOOTS.get(known.role, (0.0, 0.0)))
             passes = lowest >= low - known.margin - below and highest <= high + known.margin + above
             if not passes and (known.role == "data" or known.gathered is None):  # too late to tell the pairs apart
                 raise RangeError(message)

@@ -284,6 +284,9 @@ LOSSES = {  # a decoder's output and a target on [0, 1] -> the distance, as trai
     "target first": lambda net, pred, target: net((target * 2 - 1).contiguous(), (pred * 2 - 1).contiguous()),
     "target on [0, 1]": lambda net, pred, target: net(target.contiguous(), pred.contiguous()),
     "normalized by ImageNet": lambda net, pred, target: net(normalized(target), normalized(pred)),
+    "normalized by ImageNet, of [-1, 1]": lambda net, pred, target: net(
+        normalized(target * 2 - 1), normalized(pred * 2 - 1)
+    ),
     "normalize=True": lambda net, pred, target: net(pred, target, normalize=True),
     "for validation": lambda net, pred, target: net(pred.detach() * 2 - 1, target * 2 - 1),
     "for validation, ImageNet": lambda net, pred, target: net(normalized(target), normalized(pred.detach())),

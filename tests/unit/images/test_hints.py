@@ -175,6 +175,15 @@ def test_an_overshoot_is_never_called_bytes(highest, data_range):
         check_values(GOOD * 255, "x", data_range)
 
 
+def test_a_mask_that_is_no_tensor_or_holds_integers_is_told_how_it_becomes_one():
+    mask = np.ones((2, 40, 40), np.uint8)
+    with pytest.raises(TypeError, match=r"^mask: .* got ndarray; convert it with torch.from_numpy\(array\)$"):
+        NET(GOOD, GOOD, 1.0, mask=mask)
+    with pytest.raises(TypeError, match=r"^mask: .* got torch.uint8; convert it with mask > 0$"):
+        NET(GOOD, GOOD, 1.0, mask=torch.from_numpy(mask))
+    assert bool(NET(GOOD, GOOD, 1.0, mask=torch.from_numpy(mask) > 0).eq(0).all())
+
+
 def test_a_mask_on_bytes_is_told_to_divide_the_mask():
     with pytest.raises(ValueError, match=r"^mask: .* these look like \[0, 255\]: divide the mask by 255$"):
         NET(GOOD, GOOD, 1.0, mask=torch.full((2, 40, 40), 255.0))

@@ -71,8 +71,8 @@ def tensor2im(image_tensor: Tensor, imtype: type = np.uint8, cent: float = 1.0, 
         Shape ``(H, W, C)``.
 
     Example:
-        >>> tensor2im(torch.tensor([-1.0, -0.6, 1.2]).view(1, 3, 1, 1)).flatten().tolist()
-        [0, 51, 255]
+        >>> tensor2im(torch.tensor([-1.0, 0.25, 1.2]).view(1, 3, 1, 1)).flatten().tolist()
+        [0, 159, 255]
     """
     values = (tensor2np(image_tensor) + cent) * factor
     if np.issubdtype(imtype, np.integer):

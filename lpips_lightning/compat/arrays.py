@@ -189,6 +189,7 @@ def dssim(p0: Array, p1: Array, range: float = 255.0) -> np.floating[Any]:  # no
     Raises:
         ModuleNotFoundError: If scikit-image is not installed.
     """
-    from skimage.metrics import structural_similarity
+    from skimage import metrics
 
-    return (1 - structural_similarity(p0, p1, data_range=range, channel_axis=2)) / 2.0
+    similarity: Any = metrics.structural_similarity
+    return (1 - similarity(p0, p1, data_range=range, channel_axis=2)) / 2.0

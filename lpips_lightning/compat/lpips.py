@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from typing_extensions import override
@@ -194,6 +194,6 @@ class _Frozen(NetLinLayer):
 def _lin_layer(weight: Tensor) -> NetLinLayer:
     layer = _Frozen(len(weight), use_dropout=True)
     layer.eval().requires_grad_(False)
-    convolution = layer.model[-1]
+    convolution = cast(nn.Conv2d, layer.model[-1])
     convolution.weight.data.copy_(weight.view(1, -1, 1, 1))
     return layer

@@ -157,8 +157,8 @@ class DSSIM(FakeNet):
         """
         _check_one(in0)
         if self.colorspace == "RGB":
-            images = (arrays.tensor2im(one).astype(np.float64) for one in (in0, in1))
-            return self._result(arrays.dssim(*images, range=255.0))
+            x, y = (arrays.tensor2im(one).astype(np.float64) for one in (in0, in1))
+            return self._result(arrays.dssim(x, y, range=255.0))
         return self._result(arrays.dssim(_lab(in0), _lab(in1), range=100.0))
 
 

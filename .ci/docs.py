@@ -24,7 +24,6 @@ import pdoc
 import pdoc.docstrings
 
 ROOT = Path(__file__).parents[1]
-MODULES = ("lpips_lightning.compat",)  # imported under its own name; every other public name is a package's
 FOLDERS = ("callbacks", "recipes", "weights")  # of packages that lie at the root
 
 
@@ -56,7 +55,7 @@ def _names() -> list[str]:
     # In a checkout the root is on the package's path as well, and the package itself lies there.
     found = (module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg)
     packages = {f"lpips_lightning.{name}" for name in found if name != "lpips_lightning"}
-    return ["lpips_lightning", *sorted({*packages, *MODULES})]
+    return ["lpips_lightning", *sorted(packages)]
 
 
 def _write(modules: dict[str, ModuleType], out: Path) -> None:

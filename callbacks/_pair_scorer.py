@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.batch import Features
+from lpips_lightning.images.hints import UNMASKED
 from lpips_lightning.images.preprocessing import ImagePolicy
 from lpips_lightning.images.ranges import DataRange, RangeChecker, RangeError, check_values, parse_range
 from lpips_lightning.network import LPIPS
@@ -102,9 +103,9 @@ class PairScorer:
         net_type = "None" if self._net is None else self._net.net_type
         self.images.check_pair(pred, target, ("pred", "target"), net_type, self._smallest)
         if self.validate_args:
-            check_values(target, "target", self.data_range)
+            check_values(target, "target", self.data_range, UNMASKED)
         if self.clamp and self.validate_args:
-            self._predictions.observe(pred, "pred", self.data_range, "prediction")
+            self._predictions.observe(pred, "pred", self.data_range, "prediction", UNMASKED)
         if self.clamp or (self.validate_args and self._is_on_range(pred)):
             pred = self._clamped(pred)
         return pred, self._clamped(target) if self.validate_args else target
@@ -172,7 +173,7 @@ class PairScorer:
     def _is_on_range(self, pred: Tensor) -> bool:
         """Whether predictions are off their range by rounding at most; warns once if not."""
         try:
-            check_values(pred, "pred", self.data_range)
+            check_values(pred, "pred", self.data_range, UNMASKED)
         except RangeError as error:
             if not self._warned:
                 self._warned = True

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def lazy_names(
-    package: str, homes: Mapping[str, Sequence[str]]
+    package: str, homes: Mapping[str, Sequence[str]], replaced: Mapping[str, str] | None = None
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Make ``__getattr__`` and ``__dir__`` for the ``__init__`` of a package (PEP 562).
 
@@ -18,6 +18,7 @@ def lazy_names(
     Args:
         package: ``__name__`` of the package.
         homes: Module in the package -> names that it defines.
+        replaced: Name that does not exist -> what the error proposes instead.
 
     Example:
         >>> find, names = lazy_names("lpips_lightning.images", {"ranges": ["RangeError"]})
@@ -28,7 +29,8 @@ def lazy_names(
 
     def find(name: str) -> Any:
         if name not in home:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            instead = f"; {replaced[name]}" if replaced and name in replaced else ""
+            raise AttributeError(f"module {package!r} has no attribute {name!r}{instead}")
         found = getattr(import_module(f"{package}.{home[name]}"), name)
         setattr(sys.modules[package], name, found)  # later accesses bypass this function
         return found

@@ -13,6 +13,7 @@ from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.backbones.shared import DropsLegacyKeys
 from lpips_lightning.batch import Distances, Features
 from lpips_lightning.functional.reduction import Reduction, check_reduction, reduced
+from lpips_lightning.images.masks import fill_masked
 from lpips_lightning.images.ranges import DataRange, RangeChecker, parse_range
 from lpips_lightning.network import LPIPS, measure
 from lpips_lightning.options import LPIPSOptions, with_options
@@ -132,7 +133,7 @@ class PerceptualLoss(DropsLegacyKeys):
             raise TypeError("target: expected either target or reference, got both or neither")
         names = ("pred", "reference" if isinstance(other, Features) else "target")
         if self.weight == 0:
-            distances = self._zeros(pred, other, names)
+            distances = self._zeros(pred, other, mask if erode else None, names)
         else:
             distances = self._measure(pred, other, mask, erode, names)
         values = reduced(distances, self.reduction)
@@ -187,9 +188,13 @@ class PerceptualLoss(DropsLegacyKeys):
             roles=("prediction", "data"),
         )
 
-    def _zeros(self, pred: Tensor, other: Tensor | Features, names: tuple[str, str]) -> Distances:
+    def _zeros(
+        self, pred: Tensor, other: Tensor | Features, excluded: Tensor | None, names: tuple[str, str]
+    ) -> Distances:
         """Zeros with the shape of the result, for weight 0; wrong shapes are an error here too."""
         self.net.check_shapes(pred, other, names)
+        if excluded is not None:  # a NaN there must not make the zero one
+            pred = fill_masked(pred, excluded, 0)
         zero = (pred if pred.dtype == torch.float64 else pred.float()).mean(-3, keepdim=True) * 0
         zero = zero if self.spatial else zero.mean((-3, -2, -1))
         values = dict.fromkeys(self.net.layers, zero) if self.per_layer else zero

@@ -26,6 +26,7 @@ from lpips_lightning.engine.inputs import Pairs
 from lpips_lightning.engine.memory import estimate
 from lpips_lightning.engine.planner import check_budget, choose_plan
 from lpips_lightning.engine.state import Plan
+from lpips_lightning.images.hints import MASK, Hints
 from lpips_lightning.images.masks import check_mask, fill_masked
 from lpips_lightning.images.preprocessing import ImagePolicy
 from lpips_lightning.images.ranges import DataRange, RangeChecker, Role, parse_range
@@ -186,7 +187,8 @@ class LPIPS(SharedNetworkModule):
         """
         low_high = parse_range(data_range)
         self.images.check(images, "images", self.net_type, self._record.smallest_side)
-        self.check_values(images, "images", low_high)
+        if self.validate_args and not torch.compiler.is_compiling():
+            self.check_values(images, "images", low_high, hints=replace(self.images.hints, mask="none"))
         flat, flat_range = self.images.to_flat_rgb(images, low_high)
         network, dtype = self._network_for(images)
         layers = dispatch.encode(network, dtype, flat, flat_range, clamp=self.validate_args, chunk=self.frame_chunk)
@@ -211,8 +213,8 @@ class LPIPS(SharedNetworkModule):
         Images that require grad are treated as predictions of a network in training: any values pass unclamped, so that
         the gradient is right. Without gradients, values outside the range are an error. The network ``metric.net`` of a
         metric is then more lenient, since code written for torchmetrics uses it as a loss: either batch may have any
-        values if the other one is within the range, and both may exceed it by a quarter of it. One warning is issued,
-        and nothing is clamped.
+        values if the other one is within the range, and both may exceed it as far as ImageNet's normalization does. One
+        warning is issued, and nothing is clamped.
 
         Args:
             x: Images ``(N, 3, H, W)`` or videos ``(B, T, 3, H, W)``, floating on `data_range` or uint8 on [0, 255].
@@ -225,7 +227,7 @@ class LPIPS(SharedNetworkModule):
                 term becomes the mean over positions, weighted by the mask area-resized to the layer.
             erode: Count only positions whose receptive field, inside the image, holds only pixels with mask 1. The
                 deepest receptive field is 163 pixels (alex), 196 (vgg), 207 (squeeze) or 147 (embedded). Pixels outside
-                the mask then have no effect on the distance.
+                the mask then have no effect on the distance; they may be NaN, or off the range.
             normalize: torchmetrics' argument of ``metric.net``, instead of `data_range`: True for [0, 1], False for
                 [-1, 1].
             retperlayer: torchmetrics' argument of ``metric.net``: return a pair of the distance and the list of the
@@ -482,7 +484,7 @@ class LPIPS(SharedNetworkModule):
             )
         flat = check_mask(mask, batch_layout.shape, size, device)
         if mask.dtype != torch.bool:
-            self.check_values(flat, "mask", (0.0, 1.0))
+            self.check_values(flat, "mask", (0.0, 1.0), hints=MASK)
         return flat.repeat_interleave(batch_layout.channels, 0)
 
     def check_shapes(self, x: Tensor, y: Tensor | Features, names: tuple[str, str] = ("x", "y")) -> None:
@@ -513,7 +515,14 @@ class LPIPS(SharedNetworkModule):
         else:
             self.images.check_pair(x, y, names, self.net_type, side)
 
-    def check_values(self, images: Tensor, name: str, data_range: tuple[float, float], role: Role = "data") -> None:
+    def check_values(
+        self,
+        images: Tensor,
+        name: str,
+        data_range: tuple[float, float],
+        role: Role = "data",
+        hints: Hints | None = None,
+    ) -> None:
         """Check pixel values, unless `validate_args` is off or the call is compiled, traced or exported.
 
         Args:
@@ -521,12 +530,13 @@ class LPIPS(SharedNetworkModule):
             name: Name in errors.
             data_range: ``(low, high)``.
             role: Role of the images.
+            hints: Ways out that errors name; None for those of `images`.
 
         Raises:
             RangeError: If values are outside the range, except in predictions.
         """
         if self.validate_args and not is_tracing():
-            self.range_checker.observe(images, name, data_range, role)
+            self.range_checker.observe(images, name, data_range, role, hints or self.images.hints)
 
     def check_pair_values(
         self,
@@ -535,6 +545,7 @@ class LPIPS(SharedNetworkModule):
         names: tuple[str, str],
         data_range: tuple[float, float],
         roles: tuple[Role, Role],
+        hints: Hints | None = None,
     ) -> None:
         """`check_values` of both batches, each in its role.
 
@@ -544,19 +555,20 @@ class LPIPS(SharedNetworkModule):
             names: Names of `x` and `y` in errors.
             data_range: ``(low, high)`` of both.
             roles: Roles of `x` and `y`.
+            hints: Ways out that errors name; None for those of `images`.
 
         Raises:
             RangeError: If values are outside the range, except in predictions.
         """
         if isinstance(y, Features):
             # Features come from data, so `x` is the prediction if either may be one.
-            self.check_values(x, names[0], data_range, "data" if roles[0] == "data" else "prediction")
+            self.check_values(x, names[0], data_range, "data" if roles[0] == "data" else "prediction", hints)
         elif roles == ("unsure", "unsure"):
             if self.validate_args and not is_tracing():
-                self.range_checker.observe_pair(x, y, names, data_range)
+                self.range_checker.observe_pair(x, y, names, data_range, hints or self.images.hints)
         else:
-            self.check_values(x, names[0], data_range, roles[0])
-            self.check_values(y, names[1], data_range, roles[1])
+            for images, name, role in zip((x, y), names, roles, strict=True):
+                self.check_values(images, name, data_range, "companion" if role == "unsure" else role, hints)
 
     def pairs(
         self,
@@ -672,6 +684,7 @@ def measure(
     erode: bool = False,
     names: tuple[str, str] = ("x", "y"),
     roles: tuple[Role, Role] = ("data", "data"),
+    hints: Hints | None = None,
 ) -> Distances:
     """`LPIPS.measure` for metric, loss and functional form, with their own argument names in errors.
 
@@ -686,6 +699,7 @@ def measure(
         erode: See `LPIPS.forward`.
         names: Names of `x` and `y` in errors.
         roles: Roles of `x` and `y`. Only data is clamped.
+        hints: Ways out that errors about pixel values name; None for those of ``net.images``.
 
     Returns:
         Distances, and which of them are valid.
@@ -695,13 +709,23 @@ def measure(
         ValueError: See `LPIPS.forward`.
     """
     net.check_shapes(x, y, names)
-    net.check_pair_values(x, y, names, data_range, roles)
     layout, size = net.images.batch_layout(x), (x.shape[-2], x.shape[-1])
     flat_mask = net.flat_mask(mask, erode, spatial, layout, size, x.device)
-    if erode and mask is not None and isinstance(y, Tensor):
-        low = data_range[0]
-        x, y = (fill_masked(batch, mask, low if batch.is_floating_point() else 0) for batch in (x, y))
+    if erode and mask is not None:  # before the values are checked: nothing is known of those outside the mask
+        x = _filled(x, mask, data_range)
+        y = _filled(y, mask, data_range) if isinstance(y, Tensor) else y
+    if net.validate_args and not is_tracing():
+        hints = hints or net.images.hints
+        if mask is not None:
+            hints = replace(hints, mask="none" if erode else "given")
+        net.check_pair_values(x, y, names, data_range, roles, hints)
     map_size = (net.images.resize or size) if spatial else None
     pairs = net.pairs(x, y, data_range, *(role == "data" for role in roles))
     terms = dispatch.measure(pairs, map_size=map_size, per_layer=per_layer, mask=flat_mask, erode=erode)
     return merge(*terms, layout, per_layer)
+
+
+def _filled(images: Tensor, mask: Tensor, data_range: tuple[float, float]) -> Tensor:
+    """Images whose pixels outside the mask have the value of the range that is nearest to 0."""
+    low, high = data_range
+    return fill_masked(images, mask, min(max(low, 0.0), high) if images.is_floating_point() else 0)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, Self
 
 import torch
+from torch import nn
 from typing_extensions import override
 
 from lpips_lightning.backbones.compiled import publish, published
@@ -25,16 +26,33 @@ _LEGACY = re.compile(
 )
 
 
-class DropsLegacyKeys(TraceableModule):
-    """Ignores the frozen network of `lpips` or torchmetrics in a state dict, so that ``strict=True`` loads.
+_NO_PARAMETERS = (
+    "no parameters: the frozen network is not registered, and runs on the device of the images; write images.device "
+    "for next(net.parameters()).device"
+)
 
-    Those weights are frozen and not needed here. Every other unknown key is still an error.
+
+class DropsLegacyKeys(TraceableModule):
+    """A module whose frozen network is not registered.
+
+    The network of `lpips` or torchmetrics in a state dict is ignored, so that ``strict=True`` loads: those weights are
+    frozen and not needed here. Every other unknown key is still an error.
+
+    Without parameters of its own, ``next(module.parameters())`` is a `StopIteration` that says so.
 
     Example:
         >>> model = nn.ModuleDict({"loss": DropsLegacyKeys()})
         >>> model.load_state_dict({"loss.net.slice1.0.weight": 0, "loss.lin0.model.1.weight": 0}, strict=True)
         <All keys matched successfully>
     """
+
+    @override
+    def parameters(self, recurse: bool = True) -> Generator[nn.Parameter, None, str | None]:
+        none = True
+        for parameter in super().parameters(recurse):
+            none = False
+            yield parameter
+        return _NO_PARAMETERS if none else None
 
     @override
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:

@@ -228,7 +228,7 @@ class PerceptualCalibration(LightningModule):
             PLAIN.check_pair(batch[names[0]], batch[other], (names[0], other), record.name, record.smallest_side)
         if batch_idx == 0:  # synchronizes the device, so only once per epoch
             for name in names:
-                check_values(batch[name], name, _RANGE)
+                check_values(batch[name], name, _RANGE, PLAIN.hints)
         images: list[Tensor] = [batch[name] for name in names]
         distances: tuple[Tensor, ...] = self.network(*images, generator=generator)
         return distances

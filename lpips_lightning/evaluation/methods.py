@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.evaluation.table5 import paper_row
+from lpips_lightning.images.hints import EVALUATION
 from lpips_lightning.io.tensor_files import read_record
 from lpips_lightning.network import LPIPS
 from lpips_lightning.weights import read_tensors
@@ -74,18 +75,18 @@ def parse_method(name: str) -> Method:
 def _lpips(name: str, net_type: str, variant: str) -> Method:
     option, _, file = variant.partition("=")
     if option in ("", "baseline") and not file:
-        net = LPIPS(net_type, calibrated=not option)
+        net = _net(net_type, calibrated=not option)
         return Method(name, net, paper_row(net_type, option or "lin"))
     if option == "random" and not file:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            net = LPIPS(net_type, calibrated=False, weights="random")
+            net = _net(net_type, calibrated=False, weights="random")
         return Method(name, net, paper_row(net_type, "random"))
     if option not in _OPTIONS or not file:
         choices = ", ".join(["baseline", "random", *(f"{choice}=FILE" for choice in _OPTIONS)])
         raise ValueError(f"method: expected {net_type} with one of {choices}, got {name!r}")
     if option == "calibration":
-        return Method(name, LPIPS(net_type, calibration=file), paper_row(net_type, "lin"))
+        return Method(name, _net(net_type, calibration=file), paper_row(net_type, "lin"))
     has_calibration = any(key.startswith("calibration.") for key in read_tensors(Path(file).expanduser()))
     mode = (
         "kmeans"
@@ -94,8 +95,14 @@ def _lpips(name: str, net_type: str, variant: str) -> Method:
         if file.endswith(".safetensors")
         else ""
     )
-    net = LPIPS(net_type, weights=file, calibrated=has_calibration)
+    net = _net(net_type, weights=file, calibrated=has_calibration)
     return Method(name, net, paper_row(net_type, mode) if mode else None)
+
+
+def _net(net_type: str, **options: Any) -> LPIPS:
+    net = LPIPS(net_type, **options)
+    net.images = replace(net.images, hints=EVALUATION)
+    return net
 
 
 def _l2() -> Callable[[Tensor, Tensor], Tensor]:

@@ -13,6 +13,7 @@ from lpips_lightning.backbones.compiled import publish, published
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.backbones.frozen import without_modes
 from lpips_lightning.functional.reduction import Reduction, check_reduction, choose_range, reduced
+from lpips_lightning.images.hints import METRIC
 from lpips_lightning.images.ranges import DataRange
 from lpips_lightning.network import LPIPS, measure, roles_of
 from lpips_lightning.options import LPIPSOptions, check_names, check_not_given, with_options
@@ -136,6 +137,7 @@ def learned_perceptual_image_patch_similarity(
         erode=erode,
         names=("img1", "img2"),
         roles=roles_of(img1, img2),
+        hints=METRIC,
     )
     return reduced(distances, reduction)
 

@@ -29,9 +29,9 @@ def check_mask(mask: Tensor, lead: tuple[int, ...], size: tuple[int, int], devic
         ValueError: If its shape or device does not match the images.
     """
     expected = "a tensor of bools, or of floats on [0, 1]"
-    mask = check_dense(mask, "mask", expected)
+    mask = check_dense(mask, "mask", expected, images=False)
     if not (mask.dtype == torch.bool or mask.is_floating_point()):
-        raise TypeError(f"mask: expected {expected}, got {mask.dtype}")
+        raise TypeError(f"mask: expected {expected}, got {mask.dtype}; convert it with mask > 0")
     shape, *expected_shapes = map(static_sizes, (mask.shape, (*lead, *size), (*lead, 1, *size)))
     if shape not in expected_shapes:
         raise ValueError(f"mask: expected shape {expected_shapes[0]} or {expected_shapes[1]}, got {shape}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, cast, get_args
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lpips_lightning.batch import BatchLayout
+from lpips_lightning.images.hints import BARE, OPTIONS, Hints, conversion_hint, layout_hint
 from lpips_lightning.tracing import is_symbolic, is_tracing, refuse_proxies, static_sizes
 from lpips_lightning.transforms import has_tangent, is_differentiated, is_transformed
 
@@ -32,12 +33,14 @@ class ImagePolicy:
         background: Red, green, blue in [0, 1]: background of RGBA images, whose alpha has the range of the colors.
         resize: ``(H, W)`` to which every image is resized, bilinear with antialiasing.
         videos: Accept videos ``(B, T, C, H, W)``, compared frame by frame.
+        hints: Ways out that errors name.
     """
 
     gray: Gray | None = None
     background: tuple[float, float, float] | None = None
     resize: tuple[int, int] | None = None
     videos: bool = True
+    hints: Hints = field(default=OPTIONS, compare=False, repr=False)
 
     @classmethod
     def parse(cls, gray: Gray | None, background: Background | None, resize: int | Sequence[int] | None) -> ImagePolicy:
@@ -78,10 +81,10 @@ class ImagePolicy:
             TypeError: If `images` is not a dense tensor of floats or uint8.
             ValueError: If the shape is not accepted, or a side is too small.
         """
-        _check_type(images, name)
+        _check_type(images, name, self.hints)
         shape = static_sizes(images.shape)
         if len(shape) not in ((4, 5) if self.videos else (4,)):
-            way_out = "; add the batch dimension with .unsqueeze(0)" if len(shape) == 3 else ""
+            way_out = f"; add the batch dimension with {layout_hint(shape)}" if len(shape) in (2, 3) else ""
             expected = "(N, 3, H, W) or (B, T, 3, H, W)" if self.videos else "(N, 3, H, W)"
             raise ValueError(f"{name}: expected shape {expected}, got {shape}{way_out}")
         self._check_channels(shape, name)
@@ -89,7 +92,7 @@ class ImagePolicy:
         if min(height, width) < smallest_side:
             raise ValueError(
                 f"{name}: expected sides of at least {smallest_side} pixels for net_type {net_type!r}, got {height}x"
-                f"{width}; enlarge both images alike with resize=, or choose a net that accepts smaller images"
+                f"{width}{self._size_hint(shape)}"
             )
 
     def check_pair(self, x: Tensor, y: Tensor, names: tuple[str, str], net_type: str, smallest_side: int) -> None:
@@ -111,7 +114,7 @@ class ImagePolicy:
         if self._comparable(x) != self._comparable(y):
             raise ValueError(
                 f"{names[1]}: expected the shape of {names[0]}, {static_sizes(x.shape)}, got {static_sizes(y.shape)}; "
-                "nothing is broadcast or resized: crop or resize one to the other, or both with resize=(H, W)"
+                f"nothing is broadcast or resized: {self.hints.unequal}"
             )
         if x.device != y.device:
             raise ValueError(f"{names[1]}: expected device {x.device}, that of {names[0]}, got {y.device}")
@@ -168,13 +171,24 @@ class ImagePolicy:
         known = [3] + [1] * (self.gray == "repeat") + [4] * (self.background is not None)
         if channels in known:
             return
-        way_out = {1: "; gray images: say gray='repeat'", 4: "; alpha channels: say background='white' or another"}
-        hint = "; channels come second: use .permute(0, 3, 1, 2)" if shape[-1] == 3 else way_out.get(channels, "")
+        way_out = {1: f"; gray images: {self.hints.gray}", 4: f"; alpha channels: {self.hints.alpha}"}
+        permuted = layout_hint(shape)
+        hint = (
+            f"; channels come {'second' if len(shape) == 4 else 'third'}: use {permuted}"
+            if permuted
+            else way_out.get(channels, "")
+        )
         expected = " or ".join(map(str, sorted(known)))
         raise ValueError(f"{name}: expected {expected} channels (N, {expected}, H, W), got shape {shape}{hint}")
 
+    def _size_hint(self, shape: tuple[int, ...]) -> str:
+        permuted = layout_hint(shape) if len(shape) > 3 else ""  # gray="per_channel" takes any number of channels
+        if permuted:
+            return f"; if these are rows of a channels-last image, use {permuted}"
+        return f"; {self.hints.small}, or choose a net that accepts smaller images"
 
-PLAIN = ImagePolicy(videos=False)
+
+PLAIN = ImagePolicy(videos=False, hints=BARE)
 """Accepts only RGB images ``(N, 3, H, W)``."""
 
 
@@ -254,13 +268,14 @@ def _size(resize: int | Sequence[int]) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def check_dense(given: object, name: str, expected: str) -> Tensor:
+def check_dense(given: object, name: str, expected: str, images: bool = True) -> Tensor:
     """Raise unless an argument is a dense (strided) tensor.
 
     Args:
         given: Any object.
         name: Argument name for error messages.
         expected: What the error says was expected.
+        images: Whether images are expected, for the hint.
 
     Returns:
         The tensor.
@@ -270,17 +285,16 @@ def check_dense(given: object, name: str, expected: str) -> Tensor:
     """
     refuse_proxies(**{name: given})
     if not isinstance(given, Tensor):
-        raise TypeError(f"{name}: expected {expected}, got {type(given).__name__}")
+        raise TypeError(f"{name}: expected {expected}, got {type(given).__name__}{conversion_hint(given, images)}")
     if given.layout != torch.strided or given.is_quantized or given.is_nested:
         layout = "nested" if given.is_nested else given.layout
         raise TypeError(f"{name}: expected a dense tensor, got layout {layout}, dtype {given.dtype}")
     return given
 
 
-def _check_type(images: Tensor, name: str) -> None:
+def _check_type(images: Tensor, name: str, hints: Hints) -> None:
     check_dense(images, name, "a tensor (N, 3, H, W)")
     if images.dtype not in _DTYPES:
         raise TypeError(
-            f"{name}: expected floating-point values, or uint8 on [0, 255], got {images.dtype}; "
-            "convert with .float() and say data_range=, or with .to(torch.uint8)"
+            f"{name}: expected floating-point values, or uint8 on [0, 255], got {images.dtype}; {hints.integers}"
         )

@@ -12,17 +12,21 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from lpips_lightning.images.hints import OPTIONS, Hints
 from lpips_lightning.transforms import unwrapped
 
 DataRange: TypeAlias = float | tuple[float, float] | Sequence[float]
 """``(low, high)``, or ``high`` alone for ``(0, high)``."""
 
-Role: TypeAlias = Literal["data", "unsure", "prediction"]
+Role: TypeAlias = Literal["data", "unsure", "companion", "prediction"]
 """What images are, and so what their values may be.
 
 ``"data"``: on the range; rounding overshoot is clamped, anything else is an error. ``"unsure"``: data or predictions,
-as the `lpips` package takes them; overshoot by a quarter of the range passes with one warning. More is an error, unless
-the other batch of the pair is on its range: then it may be a prediction, and passes with the warning too.
+as the `lpips` package takes them; overshoot as far as ImageNet's normalization reaches passes with one warning. More is
+an error, unless the other batch of the pair is on its range: then it may be a prediction, and passes with the warning
+too.
+``"companion"``: given together with a prediction where data or predictions are taken; any scale that a loss may have
+chosen passes with the warning, [0, 255] declared as [-1, 1] and NaN are errors.
 ``"prediction"``: a network's output, which may have any values; one warning if the scale itself looks wrong.
 """
 
@@ -31,8 +35,10 @@ _MIN_WIDTH = 10 * OVERSHOOT  # relative to the largest magnitude: in narrower ra
 _SMALLEST, _LARGEST = 1e-30, 1e30  # widths by which float32 can divide
 _FIRST_BATCHES = 3  # three batches of photographs always have a pixel below mid-gray
 _COPY_EVERY, _READ_AFTER = 8, 4  # calls: copy the device's extremes every 8 calls, read the copy 4 calls later
-# A quarter of the range still finds [-1, 1] declared as [0, 1], 2x - 1 applied twice and ImageNet's normalization.
-_UNSURE_OVERSHOOT = 0.25
+# In ranges, below and above: what ImageNet's normalization, which some losses apply, reaches beyond [-1, 1]. [-1, 1]
+# declared as [0, 1], and 2x - 1 applied twice, reach a whole range below.
+_OVERSHOOTS = {"unsure": (0.6, 0.85), "companion": (10.0, 10.0)}
+_BYTES = 50  # no overshoot comes near it, and few images on [0, 255] stay below it
 # Untrained networks stay within a few ranges; of [0, 255] declared as [0, 1] or [-1, 1], most values lie beyond.
 _FAR = 10
 _WATCHED_CALLS = 100  # a wrong scale shows in the first calls; later checks would cost time and warn of a divergence
@@ -74,18 +80,19 @@ def parse_range(data_range: DataRange) -> tuple[float, float]:
     return low, high
 
 
-def check_values(images: Tensor, name: str, data_range: tuple[float, float]) -> None:
+def check_values(images: Tensor, name: str, data_range: tuple[float, float], hints: Hints = OPTIONS) -> None:
     """Raise if pixel values are outside the declared range by more than rounding. Synchronizes with the device.
 
     Args:
         images: Floating-point images; uint8 always passes.
         name: Argument name for error messages.
         data_range: Declared range ``(low, high)``.
+        hints: Ways out that the error names.
 
     Raises:
         RangeError: For values outside the range and for NaN; names the likely mistake.
     """
-    RangeChecker(immediate=True).observe(images, name, data_range)
+    RangeChecker(immediate=True).observe(images, name, data_range, hints=hints)
 
 
 @dataclass
@@ -95,6 +102,7 @@ class _Extremes:
     name: str
     data_range: tuple[float, float]
     role: Role
+    hints: Hints = OPTIONS
     margin: float = 0.0
     calls: int = 0
     lowest: float = math.inf
@@ -128,7 +136,14 @@ class RangeChecker:
         self._warned = False
         self._warned_of_values = False
 
-    def observe(self, images: Tensor, name: str, data_range: tuple[float, float], role: Role = "data") -> None:
+    def observe(
+        self,
+        images: Tensor,
+        name: str,
+        data_range: tuple[float, float],
+        role: Role = "data",
+        hints: Hints = OPTIONS,
+    ) -> None:
         """Check a batch, or gather its extremes for a later check.
 
         Args:
@@ -136,6 +151,7 @@ class RangeChecker:
             name: Argument name for messages; values are tracked by name and role.
             data_range: Declared range ``(low, high)``.
             role: What the images are, see `Role`.
+            hints: Ways out that messages name.
 
         Raises:
             RangeError: For values outside the range and for NaN, except in predictions; names the likely mistake.
@@ -143,13 +159,14 @@ class RangeChecker:
         """
         images = unwrapped(images)
         if images.is_meta or type(images).__name__ == "FakeTensor":
-            raise ValueError(f"{name}: expected values, got a tensor without; validate_args=False gives shapes alone")
+            raise ValueError(f"{name}: expected values, got a tensor without; {hints.no_values}")
         if images.dtype == torch.uint8 or images.numel() == 0:
             return
         known = self._tracked.get((name, role))
         if known is None or known.data_range != data_range:
             known = self._tracked[name, role] = _Extremes(name, data_range, role)
         known.calls += 1
+        known.hints = hints
         if not self.immediate and images.is_cuda and torch.cuda.is_current_stream_capturing():
             return
         if role == "prediction":
@@ -166,7 +183,14 @@ class RangeChecker:
         else:
             self._gather(known, unwrapped(extremes))
 
-    def observe_pair(self, x: Tensor, y: Tensor, names: tuple[str, str], data_range: tuple[float, float]) -> None:
+    def observe_pair(
+        self,
+        x: Tensor,
+        y: Tensor,
+        names: tuple[str, str],
+        data_range: tuple[float, float],
+        hints: Hints = OPTIONS,
+    ) -> None:
         """Check two batches of which either may be a prediction, both with the role ``"unsure"``.
 
         Args:
@@ -174,15 +198,17 @@ class RangeChecker:
             y: The same.
             names: Argument names for messages.
             data_range: Declared range ``(low, high)`` of both.
+            hints: Ways out that messages name.
 
         Raises:
-            RangeError: If both are off the range by more than a quarter of it, or NaN; names the likely mistake.
+            RangeError: If both are off the range, further than ImageNet's normalization reaches, or NaN; names the
+                likely mistake.
             ValueError: If a tensor has no data.
         """
         errors = []
         for images, name in zip((x, y), names, strict=True):
             try:
-                self.observe(images, name, data_range, "unsure")
+                self.observe(images, name, data_range, "unsure", hints)
             except RangeError as error:
                 errors.append(error)
         if len(errors) == 2:
@@ -237,10 +263,10 @@ class RangeChecker:
         if not (lowest >= low - known.margin and highest <= high + known.margin):
             message = (
                 f"{known.name}: expected values on [{low:g}, {high:g}], got values from {lowest:g} to {highest:g}"
-                f"{_likely_mistake(lowest, highest, low, high)}"
+                f"{_likely_mistake(lowest, highest, low, high, known.hints)}{known.hints.beside_mask()}"
             )
-            most = known.margin + (_UNSURE_OVERSHOOT * (high - low) if known.role == "unsure" else 0)
-            passes = lowest >= low - most and highest <= high + most
+            below, above = (part * (high - low) for part in _OVERSHOOTS.get(known.role, (0.0, 0.0)))
+            passes = lowest >= low - known.margin - below and highest <= high + known.margin + above
             if not passes and (known.role == "data" or known.gathered is None):  # too late to tell the pairs apart
                 raise RangeError(message)
             self._warn_of_values(f"{message}; they are measured as they are")
@@ -261,7 +287,7 @@ class RangeChecker:
         self._warned = True
         warnings.warn(
             f"{known.name}: declared on [{low:g}, {high:g}], but {seen} in the first {known.calls} batches; if they "
-            "are on [0, 1], say data_range=(0, 1) (normalize=True)",
+            f"are on [0, 1], {known.hints.unit_range}",
             stacklevel=2,
         )
 
@@ -307,13 +333,13 @@ def _likely_scale(lowest: float, highest: float, high: float) -> str:
     return "; these look like [0, 255]" if lowest >= -1 and 2 < highest <= 256 and high <= 1 else ""
 
 
-def _likely_mistake(lowest: float, highest: float, low: float, high: float) -> str:
+def _likely_mistake(lowest: float, highest: float, low: float, high: float, hints: Hints) -> str:
     if lowest != lowest:
-        return "; a NaN usually comes from a diverged network"
-    if lowest >= min(-0.5, low) and 2 < highest <= 256 and high <= 1:
-        return "; these look like [0, 255]: pass data_range=255 or uint8 images, or divide by 255"
+        return f"; {hints.nan()}"
+    if lowest >= min(-0.5, low) and _BYTES < highest <= 256 and high <= 1:
+        return f"; these look like [0, 255]: {hints.bytes_range}"
     if low == 0 and high == 1 and -1.01 <= lowest < 0 and highest <= 1.01:
-        return "; these look like [-1, 1]: pass data_range=(-1, 1) (normalize=False)"
+        return f"; these look like [-1, 1]: {hints.signed_range}"
     if -3.01 <= lowest < -1.5 and highest <= 1.01 and low == -1:
         return "; 2x - 1 was applied twice"
     if -2.2 <= lowest < -1.5 and 1.5 < highest <= 2.7:

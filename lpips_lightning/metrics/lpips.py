@@ -17,6 +17,7 @@ from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.backbones.shared import DropsLegacyKeys
 from lpips_lightning.batch import SUM_DTYPE, Distances, Features
 from lpips_lightning.functional.reduction import Reduction, check_reduction, choose_range
+from lpips_lightning.images.hints import METRIC
 from lpips_lightning.images.ranges import DataRange
 from lpips_lightning.metrics.indexed import METRIC_DEFAULTS, ImageMetric, MetricOptions, as_list, state_names
 from lpips_lightning.metrics.sharing import SharedDistances
@@ -171,9 +172,9 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
             key = (self.data_range, self.spatial, self.per_layer, erode)
             found = self._shared.find(self, key, (x, y, mask))
         if found is not None:
-            self.net.check_pair_values(x, y, names, self.data_range, ("data", "data"))
+            self.net.check_pair_values(x, y, names, self.data_range, ("data", "data"), METRIC)
             return found
-        distances = measure(self.net, x, y, self.data_range, names=names, **options)
+        distances = measure(self.net, x, y, self.data_range, names=names, hints=METRIC, **options)
         if self._shared is not None and not torch.compiler.is_compiling():
             self._shared.store(self, key, (x, y, mask), distances)
         return distances

@@ -72,7 +72,9 @@ def test_as_a_loss_it_gives_the_references_number_and_gradient_off_the_range_too
     nan = ours((x * math.nan).requires_grad_(), y)
     assert bool(nan.isnan().all())
     with pytest.raises(RangeError, match="in1: expected values on"):
-        ours(x.requires_grad_(), 2 * y)
+        ours(x.requires_grad_(), 100 * y)
+    with pytest.raises(RangeError, match="in1: expected values on .* a NaN usually comes from"):
+        ours(x, math.nan * y)
 
 
 def test_without_gradients_a_small_overshoot_warns_once_and_another_range_is_an_error(backbones, pair, tmp_path):
@@ -142,3 +144,123 @@ def test_other_unknown_keys_stay_errors(backbones):
     for key in ("lpips.lin0.weight", "lpips.net.slice.weight", "lpips.other", "lpips.net.other.weight"):
         with pytest.raises(RuntimeError, match="Unexpected key"):
             new.load_state_dict({**new.state_dict(), key: torch.zeros(1)}, strict=True)
+
+
+def test_attributes_are_those_of_the_reference(backbones, tmp_path):
+    for net in NETS:
+        save_file(backbones[net], tmp_path / f"{BUILDERS[net]}.safetensors")
+        for options in ({}, {"version": "0.0"}, {"lpips": False}):
+            peer, ours = peer_lpips(net, backbones[net], **options), compat.LPIPS(net=net, weights=tmp_path, **options)
+            for name in ("version", "lpips", "L", "chns", "pnet_type", "pnet_tune", "spatial"):
+                assert getattr(ours, name) == getattr(peer, name), name
+            for name in ("shift", "scale"):
+                assert torch.equal(getattr(ours.scaling_layer, name), getattr(peer.scaling_layer, name))
+            assert [hasattr(ours, f"lin{k}") for k in range(9)] == [hasattr(peer, f"lin{k}") for k in range(9)]
+            assert hasattr(ours, "lins") == hasattr(peer, "lins")
+            for k in range(ours.L if ours.lpips else 0):
+                mine, theirs = getattr(ours, f"lin{k}"), getattr(peer, f"lin{k}")
+                assert torch.equal(mine.model[-1].weight, theirs.model[-1].weight)
+                features = torch.rand(2, ours.chns[k], 3, 4)
+                assert relative_difference(ours.lins[k](features), theirs.eval()(features)) < 1e-5
+
+
+def test_a_view_of_the_calibration_registers_nothing_and_changes_nothing(pair):
+    net = compat.LPIPS(net="embedded")
+    x, y = pair(1, 32, 32)
+    before = net(x, y)
+    net.lin0.model[-1].weight.zero_()
+    assert torch.equal(net(x, y), before)
+    with pytest.raises(ValueError, match="lin: expected no weights for a copy, got some; pass model_path= to LPIPS"):
+        net.lin0.load_state_dict(net.lin0.state_dict())
+    assert not net.state_dict() and [type(module) for module in net.modules()] == [compat.LPIPS, LPIPS]
+    for name in ("version", "lpips", "L", "chns", "lins", "scaling_layer"):
+        with pytest.raises(AttributeError):
+            setattr(net, name, None)
+
+
+OWNERS = {
+    "compat": lambda: compat.LPIPS(net="embedded"),
+    "network": lambda: LPIPS("embedded"),
+    "loss": lambda: PerceptualLoss("embedded", data_range=1),
+    "metric": lambda: LearnedPerceptualImagePatchSimilarity("embedded"),
+}
+
+
+@pytest.mark.parametrize("owner", OWNERS)
+def test_there_are_no_parameters_and_next_says_so(owner):
+    module = OWNERS[owner]()
+    with pytest.raises(StopIteration, match=r"no parameters: .* write images.device for next\(net.parameters\(\)\)"):
+        _ = next(module.parameters()).device
+    with pytest.raises(StopIteration):
+        next(module.parameters(recurse=False))
+    assert next(module.parameters(), None) is None
+    assert list(module.parameters()) == list(module.named_parameters()) == []
+    assert sum(one.numel() for one in module.parameters()) == 0
+    assert not any(one.requires_grad for one in module.parameters())
+    for one in module.requires_grad_(False).parameters():
+        one.requires_grad = True
+    with pytest.raises(ValueError, match="empty parameter list"):
+        torch.optim.SGD(module.parameters(), 0.1)
+    parent = model(module)
+    assert [tuple(one.shape) for one in parent.parameters()] == [(2, 2), (2,)]
+
+
+def test_a_module_with_own_parameters_gives_them():
+    class Both(PerceptualLoss):
+        def __init__(self):
+            super().__init__("embedded", data_range=1)
+            self.gain = nn.Parameter(torch.ones(()))
+
+    both = Both()
+    assert list(both.parameters()) == [both.gain]
+    parameters = both.parameters()
+    assert next(parameters) is both.gain
+    with pytest.raises(StopIteration) as caught:
+        next(parameters)
+    assert caught.value.value is None
+
+
+def test_a_number_as_version_and_an_unknown_net(pair):
+    x, y = pair(1, 64, 64)
+    torch.manual_seed(0)
+    old = compat.LPIPS(net="alex", version="0.0", pnet_rand=True)(x, y)
+    torch.manual_seed(0)
+    assert torch.equal(compat.LPIPS(net="alex", version=0.0, pnet_rand=True)(x, y), old)
+    assert compat.LPIPS(net="embedded", version=0.1).version == "0.1"
+    for options, said in (({"version": 0.2}, "version: expected one of"), ({"net": "resnet"}, "net: expected one of")):
+        with pytest.raises(ValueError, match=f"^{said}"):
+            compat.LPIPS(**{"pnet_rand": True, **options})
+
+
+@pytest.mark.parametrize("version", ["0.1", "0.0"])
+def test_one_channel_is_what_it_is_to_the_reference(backbones, pair, tmp_path, version):
+    save_file(backbones["alex"], tmp_path / f"{BUILDERS['alex']}.safetensors")
+    ours = compat.LPIPS(net="alex", version=version, weights=tmp_path)
+    x, y = (one[:, :1] for one in pair(2, 64, 64))
+    if version == "0.0":
+        with pytest.raises(ValueError, match=r"gray images: repeat the channel with .expand\(-1, 3, -1, -1\)"):
+            ours(x, y)
+        x, y = (one.expand(-1, 3, -1, -1) for one in (x, y))
+    expected = peer_lpips("alex", backbones["alex"], version=version)(x, y)
+    assert relative_difference(ours(x, y), expected) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["BCERankingLoss", "pretrained_networks", "tensorlab2tensor", "anything"])
+def test_a_name_without_a_place_says_what_to_use_instead(name):
+    said = f"module 'lpips_lightning.compat' has no attribute '{name}'" + ("; " if name != "anything" else "$")
+    with pytest.raises(AttributeError, match=said):
+        getattr(compat, name)
+
+
+def test_one_image_needs_no_batch_dimension_and_is_compared_with_each_of_a_batch():
+    net = LPIPS(net="embedded")
+    x, y = torch.rand(2, 3, 3, 64, 64, dtype=torch.float64) * 2 - 1
+    pairs = net(x, y)
+    assert torch.equal(net(x[0], y[0]), net(x[:1], y[:1]))
+    against_one = torch.cat([net(x[:1], one[None]) for one in y])
+    torch.testing.assert_close(net(x[0], y), against_one, rtol=1e-10, atol=0)
+    torch.testing.assert_close(net(y, x[:1]), against_one, rtol=1e-10, atol=0)
+    assert net(x[:0], y[:1]).shape == (0, 1, 1, 1)
+    assert not torch.allclose(pairs[1:], against_one[1:])
+    with pytest.raises(ValueError, match="expected the shape of in0"):
+        net(x, y[:2])

@@ -253,7 +253,7 @@ def test_a_name_without_a_place_says_what_to_use_instead(name):
 
 
 def test_one_image_needs_no_batch_dimension_and_is_compared_with_each_of_a_batch():
-    net = LPIPS(net="embedded")
+    net = compat.LPIPS(net="embedded")
     x, y = torch.rand(2, 3, 3, 64, 64, dtype=torch.float64) * 2 - 1
     pairs = net(x, y)
     assert torch.equal(net(x[0], y[0]), net(x[:1], y[:1]))

@@ -190,7 +190,7 @@ class LPIPS(DropsLegacyKeys):
 
 def _same_batch(in0: Tensor, in1: Tensor) -> tuple[Tensor, Tensor]:
     """Both as batches of one length. What is no image is left as it is, and is an error later."""
-    if not (isinstance(in0, Tensor) and isinstance(in1, Tensor)):
+    if not all(isinstance(images, Tensor) for images in (in0, in1)):
         return in0, in1
     in0, in1 = (images[None] if images.dim() == 3 else images for images in (in0, in1))
     if in0.dim() == in1.dim() == 4:

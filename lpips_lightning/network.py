@@ -75,7 +75,7 @@ class LPIPS(SharedNetworkModule):
         torch.Size([2, 1, 64, 64])
     """
 
-    __jit_unused_properties__ = ("layers", "specification", "smallest_side", "fingerprint", "_source")
+    __jit_unused_properties__ = ("layers", "specification", "smallest_side", "fingerprint")
 
     def __init__(self, net_type: str | Backbone = "alex", **options: Unpack[LPIPSOptions]) -> None:
         check_names(options, type(self))

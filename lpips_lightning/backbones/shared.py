@@ -105,7 +105,6 @@ class SharedNetworkModule(DropsLegacyKeys):
         self._specification, base = resolve_network(record, version, calibrated, weights, calibration, self._seed)
         # A plain dict, so that nothing is registered as a submodule.
         self._networks: dict[tuple[torch.device, torch.dtype], FrozenNetwork] = {_BASE: base}
-        self._identity = repr(self._specification)
         self._register()
 
     @property
@@ -140,6 +139,7 @@ class SharedNetworkModule(DropsLegacyKeys):
         return network
 
     def _register(self) -> None:
+        self._identity = repr(self._specification)
         _users.setdefault(self._identity, weakref.WeakSet()).add(self)
 
     def _resolved(self) -> FrozenNetwork:
@@ -160,6 +160,7 @@ class SharedNetworkModule(DropsLegacyKeys):
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "_networks": {}}
+        del state["_identity"]  # of the specification
         if isinstance(self._weights, Mapping):
             state["_weights"] = dict(self.frozen_network().extractor.graph.state_dict())
         return state

@@ -66,6 +66,8 @@ class LPIPS(DropsLegacyKeys):
         torch.Size([2, 1, 1, 1])
     """
 
+    __jit_unused_properties__ = ("version", "lpips", "chns", "L", "scaling_layer", "lins")
+
     def __init__(
         self,
         pretrained: bool = True,

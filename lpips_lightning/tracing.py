@@ -35,12 +35,12 @@ def is_tracing() -> bool:
     """
     if torch.compiler.is_compiling():  # first: Dynamo follows no further
         return True
-    return torch.jit.is_tracing() or any(map(_is_active, (_Modes.PROXY, _Modes.FUNCTIONAL)))
+    return torch._C._is_tracing() or any(map(_is_active, (_Modes.PROXY, _Modes.FUNCTIONAL)))
 
 
 def is_jit_tracing() -> bool:
     """Whether ``torch.jit.trace``, or the ONNX exporter built on it, records a graph; it sees no Python number."""
-    return not torch.compiler.is_compiling() and torch.jit.is_tracing()
+    return not torch.compiler.is_compiling() and torch._C._is_tracing()
 
 
 def is_symbolic(tensor: Tensor) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from torch import Tensor
@@ -39,6 +41,11 @@ class Hints:
     unit_range: str = "say data_range=(0, 1)"
     no_values: str = "validate_args=False gives shapes alone"
     mask: Literal["none", "available", "given"] = "available"
+
+    def __reduce__(self) -> tuple[Callable[[], Hints], tuple[()]]:
+        # Pickles of networks hold one: only what differs from the defaults.
+        changed = {name: hint for name, hint in vars(self).items() if hint != getattr(Hints, name)}
+        return partial(Hints, **changed), ()
 
     def nan(self) -> str:
         """For NaN among the pixel values."""

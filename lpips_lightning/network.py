@@ -214,7 +214,7 @@ class LPIPS(SharedNetworkModule):
         the gradient is right. Without gradients, values outside the range are an error. The network ``metric.net`` of a
         metric is then more lenient, since code written for torchmetrics uses it as a loss: either batch may have any
         values if the other one is within the range, and both may exceed it as far as ImageNet's normalization does. One
-        warning is issued, and nothing is clamped.
+        warning is issued for each likely mistake, and nothing is clamped.
 
         Args:
             x: Images ``(N, 3, H, W)`` or videos ``(B, T, 3, H, W)``, floating on `data_range` or uint8 on [0, 255].

@@ -13,7 +13,7 @@ from lpips_lightning import network
 from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.backbones.shared import DropsLegacyKeys
 from lpips_lightning.compat.modules import NetLinLayer, ScalingLayer
-from lpips_lightning.images.hints import COMPAT
+from lpips_lightning.images.hints import COMPAT, layout_hint
 from lpips_lightning.images.preprocessing import ImagePolicy
 from lpips_lightning.tracing import refuse_scripts, static_sizes
 
@@ -28,9 +28,10 @@ class LPIPS(DropsLegacyKeys):
 
     As a loss: images that require grad may have any values, including NaN, and are not clamped. Without gradients, as
     in a validation, either batch may have any values if the other one is within the range, and both may exceed it as
-    far as ImageNet's normalization does; one warning is issued, and nothing is clamped. If both exceed it further, as
-    floats on [0, 255] do, it is an error, unless ``validate_args=False``. Beside images that require grad, the other
-    batch may have any scale that a loss chooses; NaN and floats on [0, 255] are errors.
+    far as ImageNet's normalization does; one warning is issued for each likely mistake, and nothing is clamped. If both
+    exceed it further, as floats on [0, 255] do, it is an error, unless ``validate_args=False``. Beside images that
+    require grad, the other batch may exceed the range by up to 10 times its width, with the same warning; NaN and more,
+    such as floats on [0, 255], are errors.
 
     There are no parameters: ``next(net.parameters())`` raises a `StopIteration` that says so. The network runs on the
     device of the images, so write ``images.device`` for ``next(net.parameters()).device``.
@@ -180,21 +181,25 @@ class LPIPS(DropsLegacyKeys):
         """
         calibration = self.net.frozen_network().calibration
         if calibration is None:
-            raise AttributeError("lins: expected a calibrated network, got one with lpips=False")
+            raise AttributeError  # `__getattr__` follows, and says why
         return nn.ModuleList(map(_lin_layer, calibration.values()))
 
     @override
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("lin") and name[3:].isdecimal() and self.lpips and int(name[3:]) < self.L:
-            return self.lins[int(name[3:])]
-        return super().__getattr__(name)
+        index = name.removeprefix("lin")
+        is_layer = name != index and index.isdecimal() and int(index) < self.L
+        if (is_layer or name == "lins") and not self.lpips:
+            raise AttributeError(f"{name}: expected a calibrated network, got one with lpips=False")
+        return self.lins[int(index)] if is_layer else super().__getattr__(name)
 
 
 def _same_batch(in0: Tensor, in1: Tensor) -> tuple[Tensor, Tensor]:
     """Both as batches of one length. What is no image is left as it is, and is an error later."""
     if not all(isinstance(images, Tensor) for images in (in0, in1)):
         return in0, in1
-    in0, in1 = (images[None] if images.dim() == 3 else images for images in (in0, in1))
+    in0, in1 = (
+        images[None] if layout_hint(static_sizes(images.shape)) == ".unsqueeze(0)" else images for images in (in0, in1)
+    )
     if in0.dim() == in1.dim() == 4:
         first, second = static_sizes((in0.shape[0], in1.shape[0]))
         if first != second == 1:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from torch import Tensor
@@ -18,7 +20,8 @@ class Hints:
         gray: For images with one channel.
         alpha: For images with four channels.
         small: For images below the smallest size.
-        unequal: For two batches of different sizes.
+        unequal: For images of different sizes.
+        unequal_batch: For two batches of different shapes whose images have one size.
         integers: For integers other than uint8.
         bytes_range: For floats that look like [0, 255].
         signed_range: For values that look like [-1, 1], declared as [0, 1].
@@ -31,12 +34,18 @@ class Hints:
     alpha: str = "say background='white' or another"
     small: str = "enlarge both images alike with resize="
     unequal: str = "crop or resize one to the other, or both with resize=(H, W)"
+    unequal_batch: str = "repeat images with .expand to compare one with many"
     integers: str = "convert with .float() and say data_range=, or with .to(torch.uint8)"
     bytes_range: str = "pass data_range=255 or uint8 images, or divide by 255"
     signed_range: str = "pass data_range=(-1, 1)"
     unit_range: str = "say data_range=(0, 1)"
     no_values: str = "validate_args=False gives shapes alone"
     mask: Literal["none", "available", "given"] = "available"
+
+    def __reduce__(self) -> tuple[Callable[[], Hints], tuple[()]]:
+        # Pickles of networks hold one: only what differs from the defaults.
+        changed = {name: hint for name, hint in vars(self).items() if hint != getattr(Hints, name)}
+        return partial(Hints, **changed), ()
 
     def nan(self) -> str:
         """For NaN among the pixel values."""
@@ -71,7 +80,7 @@ UNMASKED = replace(OPTIONS, mask="none")
 
 BARE = Hints(
     gray="repeat the channel with .expand(-1, 3, -1, -1)",
-    alpha="drop the alpha channel with [:, :3], or blend the colors over a background first",
+    alpha="drop the alpha channel with [..., :3, :, :], or blend the colors over a background first",
     small="enlarge both images alike with torch.nn.functional.interpolate",
     unequal="crop or resize one to the other",
     integers="convert with .float() / 127.5 - 1, or with .to(torch.uint8)",
@@ -88,6 +97,7 @@ EVALUATION = replace(BARE, small="enlarge all images alike with size= of the dat
 
 COMPAT = replace(
     BARE,
+    unequal_batch="only a batch of one image is compared with many",
     bytes_range="pass uint8 images, or divide by 255 and say normalize=True",
     signed_range="say normalize=False",
     unit_range="say normalize=True",

@@ -112,9 +112,12 @@ class ImagePolicy:
         self.check(x, names[0], net_type, smallest_side)
         self.check(y, names[1], net_type, smallest_side)
         if self._comparable(x) != self._comparable(y):
+            shape, other = static_sizes(x.shape), static_sizes(y.shape)
+            unequal = not self.resize and shape[-2:] != other[-2:]
+            hint = self.hints.unequal if unequal else self.hints.unequal_batch
             raise ValueError(
-                f"{names[1]}: expected the shape of {names[0]}, {static_sizes(x.shape)}, got {static_sizes(y.shape)}; "
-                f"nothing is broadcast or resized: {self.hints.unequal}"
+                f"{names[1]}: expected the shape of {names[0]}, {shape}, got {other}; nothing is broadcast or resized: "
+                f"{hint}"
             )
         if x.device != y.device:
             raise ValueError(f"{names[1]}: expected device {x.device}, that of {names[0]}, got {y.device}")

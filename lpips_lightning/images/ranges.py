@@ -22,9 +22,9 @@ Role: TypeAlias = Literal["data", "unsure", "companion", "prediction"]
 """What images are, and so what their values may be.
 
 ``"data"``: on the range; rounding overshoot is clamped, anything else is an error. ``"unsure"``: data or predictions,
-as the `lpips` package takes them; overshoot as far as ImageNet's normalization reaches passes with one warning. More is
-an error, unless the other batch of the pair is on its range: then it may be a prediction, and passes with the warning
-too.
+as the `lpips` package takes them; overshoot as far as ImageNet's normalization reaches passes with one warning for each
+likely mistake. More is an error, unless the other batch of the pair is on its range: then it may be a prediction, and
+passes with the warning too.
 ``"companion"``: given together with a prediction where data or predictions are taken; any scale that a loss may have
 chosen passes with the warning, [0, 255] declared as [-1, 1] and NaN are errors.
 ``"prediction"``: a network's output, which may have any values; one warning if the scale itself looks wrong.
@@ -39,6 +39,7 @@ _COPY_EVERY, _READ_AFTER = 8, 4  # calls: copy the device's extremes every 8 cal
 # declared as [0, 1], and 2x - 1 applied twice, reach a whole range below.
 _OVERSHOOTS = {"unsure": (0.6, 0.85), "companion": (10.0, 10.0)}
 _BYTES = 50  # no overshoot comes near it, and few images on [0, 255] stay below it
+_SMALL_OVERSHOOT = 0.5  # in ranges: what resampling and rounding may reach; clamping more would lose the image
 # Untrained networks stay within a few ranges; of [0, 255] declared as [0, 1] or [-1, 1], most values lie beyond.
 _FAR = 10
 _WATCHED_CALLS = 100  # a wrong scale shows in the first calls; later checks would cost time and warn of a divergence
@@ -134,7 +135,7 @@ class RangeChecker:
         self.periodic = periodic
         self._tracked: dict[tuple[str, Role], _Extremes] = {}
         self._warned = False
-        self._warned_of_values = False
+        self._warned_of: set[str] = set()
 
     def observe(
         self,
@@ -214,7 +215,7 @@ class RangeChecker:
         if len(errors) == 2:
             raise errors[0]
         for caught in errors:
-            self._warn_of_values(f"{caught}; measured as they are, since the other images are on the range")
+            self._warn_of_values(str(caught), "measured as they are, since the other images are on the range")
 
     def flush(self) -> None:
         """Check everything that was gathered and start anew. Synchronizes with the devices.
@@ -256,8 +257,8 @@ class RangeChecker:
             if lowest < low - known.margin or highest > high + known.margin:
                 self._warn_of_values(
                     f"{known.name}: declared on [{low:g}, {high:g}], but the middle half of the values lies from "
-                    f"{lowest:g} to {highest:g}{_likely_scale(lowest, highest, high)}; a prediction never stops a run, "
-                    "but check data_range and the network's last layer"
+                    f"{lowest:g} to {highest:g}{_likely_scale(lowest, highest, high)}",
+                    "a prediction never stops a run, but check data_range and the network's last layer",
                 )
             return
         if not (lowest >= low - known.margin and highest <= high + known.margin):
@@ -269,7 +270,7 @@ class RangeChecker:
             passes = lowest >= low - known.margin - below and highest <= high + known.margin + above
             if not passes and (known.role == "data" or known.gathered is None):  # too late to tell the pairs apart
                 raise RangeError(message)
-            self._warn_of_values(f"{message}; they are measured as they are")
+            self._warn_of_values(message, "they are measured as they are")
         known.lowest, known.highest = min(known.lowest, lowest), max(known.highest, highest)
         if known.calls == _FIRST_BATCHES or known.gathered is not None:
             self._warn_if_suspicious(known)
@@ -291,14 +292,15 @@ class RangeChecker:
             stacklevel=2,
         )
 
-    def _warn_of_values(self, message: str) -> None:
-        if not self._warned_of_values:
-            self._warned_of_values = True
-            warnings.warn(message, stacklevel=2)
+    def _warn_of_values(self, message: str, consequence: str) -> None:
+        mistake = message.partition("; ")[2]  # after the values: an overshoot must not hide a wrong range later on
+        if mistake not in self._warned_of:
+            self._warned_of.add(mistake)
+            warnings.warn(f"{message}; {consequence}", stacklevel=2)
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles start empty; gathered values are checked by the original.
-        return {**self.__dict__, "_tracked": {}}
+        return {**self.__dict__, "_tracked": {}, "_warned_of": set(self._warned_of)}
 
 
 def _is_number(value: object) -> bool:
@@ -344,4 +346,7 @@ def _likely_mistake(lowest: float, highest: float, low: float, high: float, hint
         return "; 2x - 1 was applied twice"
     if -2.2 <= lowest < -1.5 and 1.5 < highest <= 2.7:
         return "; these look normalized by ImageNet's mean and standard deviation: undo that first"
+    slack = _SMALL_OVERSHOOT * (high - low)
+    if lowest < low - slack or highest > high + slack:
+        return "; that is no overshoot to clamp: check how the images are scaled"
     return "; clamp the images to the range first"

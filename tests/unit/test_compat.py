@@ -110,7 +110,8 @@ def test_without_gradients_either_batch_may_be_a_prediction(backbones, pair, tmp
         assert relative_difference(found, peer(*wild)) < 1e-5
         assert torch.equal(ours(*wild), found)
         nan = (y, x * math.nan) if swap else (x * math.nan, y)
-        assert bool(ours(*nan).isnan().all())
+        with pytest.warns(UserWarning, match=f"{name}: expected values on .* a NaN usually comes from"):
+            assert bool(ours(*nan).isnan().all())
 
 
 def model(lpips):
@@ -262,5 +263,42 @@ def test_one_image_needs_no_batch_dimension_and_is_compared_with_each_of_a_batch
     torch.testing.assert_close(net(y, x[:1]), against_one, rtol=1e-10, atol=0)
     assert net(x[:0], y[:1]).shape == (0, 1, 1, 1)
     assert not torch.allclose(pairs[1:], against_one[1:])
-    with pytest.raises(ValueError, match="expected the shape of in0"):
+    with pytest.raises(
+        ValueError, match="expected the shape of in0, .* only a batch of one image is compared with many"
+    ):
         net(x, y[:2])
+
+
+def test_an_uncalibrated_network_says_why_it_has_no_layers_of_a_calibration():
+    net = compat.LPIPS(net="embedded", lpips=False)
+    for name in ("lins", "lin0"):
+        with pytest.raises(AttributeError, match=f"^{name}: expected a calibrated network, got one with lpips=False"):
+            getattr(net, name)
+    assert not hasattr(net, "lin")
+
+
+def test_the_way_out_for_one_image_with_channels_last_fits_what_was_given():
+    net = compat.LPIPS(net="embedded")
+    image = torch.rand(40, 48, 3)
+    with pytest.raises(
+        ValueError, match=r"got \(40, 48, 3\); add the batch dimension with .permute\(2, 0, 1\)"
+    ) as caught:
+        net(image, image)
+    assert str(caught.value).endswith(".permute(2, 0, 1).unsqueeze(0)")
+    assert net(image.permute(2, 0, 1), image.permute(2, 0, 1).unsqueeze(0)).shape == (1, 1, 1, 1)
+    alpha = torch.rand(4, 40, 48)
+    with pytest.raises(ValueError, match=r"drop the alpha channel with \[\.\.\., :3, :, :\]"):
+        net(alpha, alpha)
+    assert net(alpha[..., :3, :, :], alpha[..., :3, :, :]).shape == (1, 1, 1, 1)
+
+
+def test_an_overshoot_that_was_warned_of_does_not_hide_a_wrong_range_later_on():
+    net = compat.LPIPS(net="embedded")
+    x, y = torch.rand(2, 1, 3, 40, 40)
+    with pytest.warns(UserWarning, match="in0: expected values on .* clamp the images"):
+        net(1.2 * x, y, normalize=True)
+    leaf = x.requires_grad_()
+    for other, said in ((2 * y - 1, r"these look like \[-1, 1\]"), ((y - 0.45) / 0.225, "look normalized by ImageNet")):
+        with pytest.warns(UserWarning, match=f"in1: expected values on .* {said}"):
+            net(leaf, other, normalize=True)
+        net(leaf, other, normalize=True)  # warns of nothing, else this test fails

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
+import pickle
 import re
 from functools import partial
 
@@ -18,6 +20,7 @@ from lpips_lightning import LearnedPerceptualImagePatchSimilarity as Metric
 from lpips_lightning.callbacks import PerceptualScores, SampleGallery
 from lpips_lightning.evaluation.methods import parse_method
 from lpips_lightning.functional.lpips import learned_perceptual_image_patch_similarity as function
+from lpips_lightning.images import hints
 from lpips_lightning.images.hints import conversion_hint, layout_hint
 from lpips_lightning.images.preprocessing import PLAIN
 from lpips_lightning.images.ranges import check_values
@@ -187,3 +190,9 @@ def test_a_mask_that_is_no_tensor_or_holds_integers_is_told_how_it_becomes_one()
 def test_a_mask_on_bytes_is_told_to_divide_the_mask():
     with pytest.raises(ValueError, match=r"^mask: .* these look like \[0, 255\]: divide the mask by 255$"):
         NET(GOOD, GOOD, 1.0, mask=torch.full((2, 40, 40), 255.0))
+
+
+def test_hints_are_pickled_as_what_differs_from_the_defaults():
+    for given in (hints.OPTIONS, hints.METRIC, hints.UNMASKED, hints.COMPAT, hints.MASK):
+        assert pickle.loads(pickle.dumps(given)) == copy.deepcopy(given) == given
+    assert len(pickle.dumps(hints.OPTIONS)) < 120

@@ -58,6 +58,7 @@ def test_what_is_no_pair_of_batches_is_refused(net, x, y, error, message):
         (GOOD - 3, (-1, 1), "2x - 1 was applied twice"),
         (torch.linspace(-2.1, 2.6, 64).expand(2, 3, 64, 64), (-1, 1), "ImageNet's mean"),
         (GOOD + 1.01, (-1, 1), "clamp the images to the range first"),
+        (GOOD + 40, (-1, 1), "that is no overshoot to clamp: check how the images are scaled"),
         (GOOD + float("nan"), (-1, 1), "a NaN usually comes from"),
         (GOOD + float("inf"), (-1, 1), "got values from inf to inf"),
     ],
@@ -67,6 +68,17 @@ def test_values_off_the_range_are_refused_with_the_likely_mistake(net, images, d
         net(images, images, data_range=data_range)
     with pytest.raises(RangeError, match="images: "):
         net.encode(images, data_range=data_range)
+
+
+def test_the_way_out_for_unequal_batches_is_about_what_differs(net):
+    three = torch.zeros(3, 3, 64, 64)
+    with pytest.raises(ValueError, match="nothing is broadcast or resized: crop or resize one to the other"):
+        net(GOOD, three[..., :40])
+    with pytest.raises(ValueError, match=r"resized: repeat images with \.expand to compare one with many"):
+        net(GOOD, three)
+    resized = LPIPS("alex", resize=64, weights="random")
+    with pytest.raises(ValueError, match=r"repeat images with \.expand"):
+        resized(GOOD, three[..., :40])
 
 
 def test_rounding_is_forgiven_by_clamping(net, pair):

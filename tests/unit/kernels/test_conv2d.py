@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn import functional as F
 
 from lpips_lightning.engine.windows import window_of
-from lpips_lightning.kernels import winograd
+from lpips_lightning.kernels import conv2d, winograd
 from lpips_lightning.kernels.conv2d import FastConv2d, replace_convolutions
 from lpips_lightning.kernels.winograd import transform_weight
 
@@ -335,3 +335,15 @@ def test_rows_of_an_image_are_fast_too(calls):
     right = F.conv2d(rows.double(), exact.weight, exact.bias, padding=(0, 1))
     assert relative_distance(found, right) < limit(plain, rows, (0, 1))
     assert calls == [((0, 1), {"input_gradient": False})]
+
+
+def test_without_derivatives_it_runs_without_an_autograd_function(calls, monkeypatch):
+    module, *_ = made()
+    x = images(module, count=1)
+    expected = module(x.requires_grad_()).detach()
+    monkeypatch.setattr(conv2d._LinearMap, "apply", None)
+    before = len(calls)
+    assert torch.equal(module(x.detach()), expected)
+    with torch.no_grad():
+        assert torch.equal(module(x), expected)
+    assert len(calls) == before + 2

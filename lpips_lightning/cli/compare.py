@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
-
 from lpips_lightning.cli.options import add_network_options, choose_device, network_options
 from lpips_lightning.io.atomic import check_output_path
+from lpips_lightning.io.console import Console
 from lpips_lightning.io.download import no_progress
 from lpips_lightning.io.image_decoding import printable
 from lpips_lightning.io.image_formats import is_video
@@ -293,13 +293,14 @@ def _first_error(errors: Sequence[str]) -> str:
 
 
 def _print_lines(lines: Sequence[str], to_stderr: bool) -> None:
-    """Print lines; escape characters that the terminal's encoding lacks."""
+    """Print lines, if somebody reads them; escape characters that the terminal's encoding lacks."""
     stream = sys.stderr if to_stderr else sys.stdout
     if stream is None:  # closed by the shell
         return
     encoding = stream.encoding or "utf-8"
     text = "".join(f"{line}\n" for line in lines)
-    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    with suppress(BrokenPipeError):  # files are still to be written
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _print_notes(notes: Sequence[str]) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from rich.console import Console
-
 from lpips_lightning.cli.options import add_weight_options
 from lpips_lightning.io.atomic import check_output_path
+from lpips_lightning.io.console import Console
 from lpips_lightning.io.streams import name_streams
 
 FORMATS = ("onnx", "torchscript", "pt2")

@@ -141,7 +141,11 @@ def _format(path: Path, format: str | None, opset: int | None) -> Format:  # noq
         raise ValueError(f"format: expected one of {', '.join(map(repr, known))}, got {format!r}")
     found = format or _SUFFIXES.get(path.suffix.lower())
     if found is None:
-        raise ValueError(f"format: expected one of {', '.join(map(repr, known))} for {str(path)!r}, got None")
+        suffixes = ", ".join(_SUFFIXES)
+        raise ValueError(
+            f"format: expected one of {', '.join(map(repr, known))}, or a file that ends in one of {suffixes}, got"
+            f" {str(path)!r}"
+        )
     if opset is not None and found != "onnx":
         raise ValueError(f"opset: expected None for {found}, got {opset!r}; only ONNX has operator versions")
     if opset is not None and opset < _OLDEST_OPSET:

@@ -49,7 +49,7 @@ def _recipe(summary: str, module: str, *more: str) -> Command:
 
 
 COMMANDS = {
-    "compare": _with_parser("LPIPS of two images, two folders, or all pairs", "cli.compare"),
+    "compare": _with_parser("LPIPS of two images, videos or folders, or of all pairs", "cli.compare"),
     "demo": Command("superresolution in minutes: a table and an image", f"{_RECIPES}.demo:main"),
     "superresolution": _recipe("enlarge images: fit, validate, test, predict", "superresolution", "tradeoff"),
     "colorization": _recipe("colorize gray images: fit, validate, test, predict", "colorization", "tradeoff"),

@@ -110,7 +110,11 @@ print(run(x, x).tolist(), [name for name in sys.modules if name.startswith("lpip
 
 
 REFUSED = {
-    "suffix": ("a.bin", {}, "format: expected one of 'onnx', 'torchscript', 'pt2' for '.*a.bin', got None"),
+    "suffix": (
+        "a.bin",
+        {},
+        "format: expected one of 'onnx', 'torchscript', 'pt2', or .* in one of .onnx, .pt, .pts, .pt2, got '.*a.bin'",
+    ),
     "format": ("a.pt", {"format": "tflite"}, "format: expected one of 'onnx', 'torchscript', 'pt2', got 'tflite'"),
     "opset of another format": ("a.pt", {"opset": 17}, "opset: expected None for torchscript, got 17"),
     "old opset": ("a.onnx", {"opset": 9}, "opset: expected 11 or later, got 9"),
@@ -192,6 +196,8 @@ def test_the_command_refuses_what_it_cannot_write(tmp_path, capsys):
     assert "out: expected a file to write" in capsys.readouterr().err
     assert cli.main(["export", "--net", "embedded", "--out", str(tmp_path / "a.bin")]) == 2
     assert "format: expected one of 'onnx', 'torchscript', 'pt2'" in capsys.readouterr().err
+    assert cli.main(["export", "--net", "embedded", "--out", str(tmp_path / "a.pt"), "--data-range", "1", "0"]) == 2
+    assert "data-range: expected LOW < HIGH, both finite, got 1 0\n" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["export", "--net", "embedded"])
 

@@ -141,14 +141,14 @@ def match_listed(a: str | Path, b: str | Path, table: str | Path) -> Matches:
         for column, folder in (("a", a), ("b", b)):
             path = Path(row[column])
             ways = {path, path.relative_to(folder) if path.is_relative_to(folder) else path}
-            images = [columns[column][way.as_posix()] for way in ways if way.as_posix() in columns[column]]
-            if len(images) != 1:
-                both = f", which names '{images[0][0]}' and '{images[1][0]}'; give absolute folders" if images else ""
+            named = [columns[column][way.as_posix()] for way in ways if way.as_posix() in columns[column]]
+            if len(named) != 1:
+                both = f", which names '{named[0][0]}' and '{named[1][0]}'; give absolute folders" if named else ""
                 raise ValueError(
                     f"{row.place}: {column}: expected an image in '{printable(folder)}', got"
                     f" '{printable(row[column])}'{both}"
                 )
-            found[column] = images[0]
+            found[column] = named[0]
         pairs.append(Pair(*found["a"], found["b"][1]))
     for folder, images, used in ((a, one.images, {pair.a for pair in pairs}), (b, two.images, {p.b for p in pairs})):
         unused = [name for name, path in images.items() if path not in used]

@@ -123,9 +123,12 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _parse(args: list[str] | None) -> argparse.Namespace:
-    """The options; what follows ``--pairs`` is one of the paths."""
+    """The options; what follows ``--pairs`` is one of the paths, and so is all that follows ``--``."""
     given = sys.argv[1:] if args is None else args
     split = [part for arg in given for part in (arg.split("=", 1) if arg.startswith("--pairs=") else [arg])]
+    if "--" in split:  # which intermixed arguments do not know
+        end = split.index("--")
+        split[end:] = [f"./{path}" if path.startswith("-") and path != "-" else path for path in split[end + 1 :]]
     return parser().parse_intermixed_args(split)
 
 

@@ -121,6 +121,12 @@ def test_an_image_comes_from_standard_input(folder, stdin, capsys, net):
     assert "/dev/stdin: expected a readable image, got an empty stream" in capsys.readouterr().err
 
 
+def test_a_name_that_starts_with_a_dash_follows_two_dashes(folder, capsys):
+    Path("-a.png").write_bytes(Path("images/a.png").read_bytes())
+    assert cli.main([*COMPARE, "--csv", "-", "--", "-a.png", "images/a.png"]) == 0
+    assert capsys.readouterr().out == "a,b,lpips\n-a.png,images/a.png,0\n"
+
+
 @linux
 def test_images_come_from_process_substitutions(folder, capsys, net):
     readers = []

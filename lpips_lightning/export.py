@@ -93,7 +93,7 @@ def export_network(
         The file and its sha256.
 
     Raises:
-        TypeError: If `data_range` is neither a pair nor a number.
+        TypeError: If `net` is no `LPIPS`, or `data_range` neither a pair nor a number.
         ValueError: If an argument has an unknown value, or the file gives other distances than the network.
         ModuleNotFoundError: If the onnx package is missing.
         OSError: If the file cannot be written.
@@ -106,6 +106,9 @@ def export_network(
         ('[0.0, 1.0]', True, 64)
     """
     file = Path(path).expanduser()
+    if not isinstance(net, LPIPS):
+        hint = "; its attribute net is one" if isinstance(getattr(net, "net", None), LPIPS) else ""
+        raise TypeError(f"net: expected an LPIPS, got {type(net).__name__}{hint}")
     kind = _format(file, format, opset)
     low_high = parse_range(data_range)
     _check_network(net, kind, size)
@@ -113,7 +116,12 @@ def export_network(
     module = _Distance(net, low_high)
     example = _images(low_high, 2, *size)
     write = {"onnx": _onnx, "torchscript": _torchscript, "pt2": _pt2}[kind]
-    with torch.no_grad(), _quiet_exporters(), atomic_write(file, durable=True) as temporary:
+    with (
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+        _quiet_exporters(),
+        atomic_write(file, durable=True) as temporary,
+    ):
         temporary.write_bytes(write(module, example, metadata, opset))
         error = _verify(kind, temporary.read_bytes(), module, low_high, size)
         sha256 = file_sha256(temporary)
@@ -141,7 +149,11 @@ def _format(path: Path, format: str | None, opset: int | None) -> Format:  # noq
         raise ValueError(f"format: expected one of {', '.join(map(repr, known))}, got {format!r}")
     found = format or _SUFFIXES.get(path.suffix.lower())
     if found is None:
-        raise ValueError(f"format: expected one of {', '.join(map(repr, known))} for {str(path)!r}, got None")
+        suffixes = ", ".join(_SUFFIXES)
+        raise ValueError(
+            f"format: expected one of {', '.join(map(repr, known))}, or a file that ends in one of {suffixes}, got"
+            f" {str(path)!r}"
+        )
     if opset is not None and found != "onnx":
         raise ValueError(f"opset: expected None for {found}, got {opset!r}; only ONNX has operator versions")
     if opset is not None and opset < _OLDEST_OPSET:
@@ -158,8 +170,8 @@ def _check_network(net: LPIPS, kind: Format, size: tuple[int, int]) -> None:
         raise ValueError("net: expected resize=None for onnx, got a network that resizes; resize the images first")
     if net.precision not in ("fp32", "autocast"):
         raise ValueError(f"net: expected precision='fp32' to export, got {net.precision!r}")
-    if min(size) < net.smallest_side:
-        raise ValueError(f"size: expected sides of at least {net.smallest_side} pixels, got {tuple(size)}")
+    if len(size) != 2 or not all(isinstance(side, int) and side >= net.smallest_side for side in size):
+        raise ValueError(f"size: expected two sides of at least {net.smallest_side} pixels, got {tuple(size)}")
 
 
 def _metadata(net: LPIPS, data_range: tuple[float, float]) -> dict[str, str]:
@@ -179,8 +191,8 @@ def _images(data_range: tuple[float, float], count: int, height: int, width: int
     """Seeded image pairs whose distances are neither 0 nor all alike."""
     low, high = data_range
     generator = torch.Generator().manual_seed(height * width)
-    x, noise = torch.rand(2, count, 3, height, width, generator=generator)
-    strength = torch.linspace(0.2, 0.8, count).view(-1, 1, 1, 1)
+    x, noise = torch.rand(2, count, 3, height, width, generator=generator, dtype=torch.float32)
+    strength = torch.linspace(0.2, 0.8, count, dtype=torch.float32).view(-1, 1, 1, 1)
     return low + (high - low) * x, low + (high - low) * torch.lerp(x, noise, strength)
 
 

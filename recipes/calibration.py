@@ -69,7 +69,7 @@ def fast(args: list[str]) -> None:
         ValueError: If an argument is invalid.
         FileNotFoundError: If a file is missing.
     """
-    from rich.console import Console
+    from lpips_lightning.io.console import Console
 
     options = _fast_parser().parse_args(args)
     console = Console(stderr=name_streams(options, ["csv", "val_csv"], ["out"]))

@@ -27,12 +27,12 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from rich.console import Console
 from typing_extensions import override
 
 from lpips_lightning.callbacks import LossSchedule, PerceptualScores, SampleGallery
 from lpips_lightning.callbacks.image_writer import ImageWriter
 from lpips_lightning.io.checkpoint_io import AtomicCheckpointIO
+from lpips_lightning.io.console import Console
 
 Wandb = Literal["offline", "online"]
 

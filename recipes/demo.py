@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.seed import isolate_rng
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
@@ -24,6 +23,7 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 from lpips_lightning import LPIPS
 from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.io.atomic import check_output_path
+from lpips_lightning.io.console import Console
 from lpips_lightning.recipes.command import quiet_lightning
 from lpips_lightning.recipes.panel import Column, require_matplotlib, save_panel
 from lpips_lightning.recipes.superresolution import SuperResolution, upscale

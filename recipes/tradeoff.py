@@ -13,10 +13,9 @@ import argparse
 import time
 from pathlib import Path
 
-from rich.console import Console
-
 from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.io.atomic import atomic_write
+from lpips_lightning.io.console import Console
 from lpips_lightning.io.progress import progress_report
 from lpips_lightning.recipes.command import ImageRecipeCLI, command_name, quiet_lightning
 from lpips_lightning.recipes.tradeoff_rows import Tradeoff

@@ -5,15 +5,18 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from lpips_lightning.io.console import Console
 from lpips_lightning.io.streams import flush_standard_streams, has_lost_reader
 
 TRACEBACK_VARIABLE = "LPIPS_LIGHTNING_TRACEBACK"
+_READER_LEFT = 141  # the code of SIGPIPE
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def _recipe(summary: str, module: str, *more: str) -> Command:
 
 
 COMMANDS = {
-    "compare": _with_parser("LPIPS of two images, two folders, or all pairs", "cli.compare"),
+    "compare": _with_parser("LPIPS of two images, videos or folders, or of all pairs", "cli.compare"),
     "demo": Command("superresolution in minutes: a table and an image", f"{_RECIPES}.demo:main"),
     "superresolution": _recipe("enlarge images: fit, validate, test, predict", "superresolution", "tradeoff"),
     "colorization": _recipe("colorize gray images: fit, validate, test, predict", "colorization", "tradeoff"),
@@ -76,9 +79,18 @@ def main(args: list[str] | None = None) -> int:
         may exit with another code.
     """
     try:
-        return _dispatch(args)
+        try:
+            code = _dispatch(args)
+        finally:
+            flush_standard_streams()  # the interpreter's own flush at exit only prints an ignored exception
     except BrokenPipeError as error:
         return _broken_pipe(error)
+    except OSError as error:  # the disk of a redirected output is full
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        _discard_output(sys.stdout)
+        return _fail(str(error))
+    return _READER_LEFT if code == 0 and has_lost_reader(sys.stdout) else code
 
 
 def _dispatch(args: list[str] | None) -> int:
@@ -102,7 +114,6 @@ def _run(command: Command, args: list[str]) -> int:
     module, _, function = command.target.partition(":")
     try:
         getattr(import_module(module), function)(args)
-        flush_standard_streams()  # here, because the interpreter's own flush at exit only prints an ignored exception
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -119,11 +130,17 @@ def _broken_pipe(error: BrokenPipeError) -> int:
     if os.environ.get(TRACEBACK_VARIABLE):
         raise error
     lost = [stream for stream in (sys.stdout, sys.stderr) if has_lost_reader(stream)]
-    for stream in lost:  # or the interpreter complains when it flushes the rest at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    for stream in lost:
+        _discard_output(stream)
     if not lost:
         _fail(f"expected a reader to the end, got {error}")
-    return 141
+    return _READER_LEFT
+
+
+def _discard_output(stream: Any) -> None:
+    """Send to nowhere what a stream still buffers, or the interpreter complains when it flushes the rest at exit."""
+    with suppress(AttributeError, OSError, ValueError):  # streams that are no files
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _is_user_error(error: Exception) -> bool:

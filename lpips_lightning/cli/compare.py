@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
-
 from lpips_lightning.cli.options import add_network_options, choose_device, network_options
 from lpips_lightning.io.atomic import check_output_path
+from lpips_lightning.io.console import Console
 from lpips_lightning.io.download import no_progress
 from lpips_lightning.io.image_decoding import printable
-from lpips_lightning.io.image_formats import is_video
+from lpips_lightning.io.image_formats import is_video, why_no_image
 from lpips_lightning.io.progress import progress_report
 from lpips_lightning.io.streams import STDIN, is_stream, name_streams
 
@@ -49,7 +50,8 @@ _ALLOWED = {
     ("pairs", "cross"): "one or two folders and --pairs",
     _PAIRWISE: "two images, videos or folders",
 }
-_USAGE = "lpips-lightning compare [options] A B\n       lpips-lightning compare [options] --pairs FOLDER [FOLDER]"
+_USAGE = """lpips-lightning compare [options] A B
+       lpips-lightning compare [options] --pairs FOLDER [FOLDER [FILE]]"""
 _DESCRIPTION = "LPIPS of two images, videos or folders, or of all pairs. 0: equal; higher: less similar."
 _EPILOG = """Standard output: the distance, or lines with mean, std, min, max and n; then the fingerprint to
 cite; with "-" as an output file, that file alone. Standard error names files that were left out. An
@@ -121,9 +123,12 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _parse(args: list[str] | None) -> argparse.Namespace:
-    """The options; what follows ``--pairs`` is one of the paths."""
+    """The options; what follows ``--pairs`` is one of the paths, and so is all that follows ``--``."""
     given = sys.argv[1:] if args is None else args
     split = [part for arg in given for part in (arg.split("=", 1) if arg.startswith("--pairs=") else [arg])]
+    if "--" in split:  # which intermixed arguments do not know
+        end = split.index("--")
+        split[end:] = [f"./{path}" if path.startswith("-") and path != "-" else path for path in split[end + 1 :]]
     return parser().parse_intermixed_args(split)
 
 
@@ -224,7 +229,10 @@ def _kind(paths: Sequence[Path], options: argparse.Namespace) -> Kind:
     """The kind of comparison; raise if an option does not apply to it."""
     for path in paths:
         if not path.exists() and not is_stream(path):
-            raise FileNotFoundError(f"{printable(path)}: expected an image or a folder, got no such file")
+            raise FileNotFoundError(f"{printable(path)}: expected an image, a video or a folder, got no such file")
+    streams = [path for path in paths if is_stream(path)]
+    if len(set(streams)) < len(streams):
+        raise ValueError(f"paths: expected '{streams[0]}' for one image, got it for both; a stream is read only once")
     kind = _kind_of_paths(paths, options.pairs)
     if kind is None:
         got = ", ".join("a folder" if path.is_dir() else "a video" if is_video(path) else "a file" for path in paths)
@@ -266,13 +274,16 @@ def _check_outputs(paths: Sequence[Path], kind: Kind, options: argparse.Namespac
             raise ValueError(f"{name}: expected a path that no other option uses, got {path!r}")
         if any(places[name] == file.resolve() for file in inputs):
             raise ValueError(f"{name}: expected a path other than the input images, got {path!r}")
+        if name != "map" and places[name].is_file() and not why_no_image(places[name]):
+            raise ValueError(f"{name}: expected a path other than that of an existing image, got {path!r}")
     if "map" not in places:
         return
     if kind == "images":
         if Path(options.map).suffix.lower() != ".png" and not is_stream(options.map):
             raise ValueError(f"map: expected a file that ends in .png, got {options.map!r}")
         return
-    inside = [path for path in paths if path.is_dir() and path.resolve() in (places["map"], *places["map"].parents)]
+    folders = [path for path in (*paths, Path(options.mask or os.devnull)) if path.is_dir()]
+    inside = [path for path in folders if path.resolve() in (places["map"], *places["map"].parents)]
     if inside:
         raise ValueError(f"map: expected a folder outside '{printable(inside[0])}', got {options.map!r}")
 
@@ -293,13 +304,14 @@ def _first_error(errors: Sequence[str]) -> str:
 
 
 def _print_lines(lines: Sequence[str], to_stderr: bool) -> None:
-    """Print lines; escape characters that the terminal's encoding lacks."""
+    """Print lines, if somebody reads them; escape characters that the terminal's encoding lacks."""
     stream = sys.stderr if to_stderr else sys.stdout
     if stream is None:  # closed by the shell
         return
     encoding = stream.encoding or "utf-8"
     text = "".join(f"{line}\n" for line in lines)
-    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    with suppress(BrokenPipeError):  # files are still to be written
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _print_notes(notes: Sequence[str]) -> None:

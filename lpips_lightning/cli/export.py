@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 
-from rich.console import Console
-
-from lpips_lightning.cli.options import add_weight_options
+from lpips_lightning.cli.options import add_weight_options, weight_options
 from lpips_lightning.io.atomic import check_output_path
+from lpips_lightning.io.console import Console
 from lpips_lightning.io.streams import name_streams
 
 FORMATS = ("onnx", "torchscript", "pt2")
@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
         " values.",
     )
     add = result.add_argument
-    add("--out", required=True, metavar="FILE", help="output file")
+    add("--out", required=True, metavar="FILE", help="output file; - for stdout, with --format")
     add("--format", choices=FORMATS, metavar="F", help="onnx, torchscript or pt2 (default: by the suffix of --out)")
     add(
         "--data-range",
@@ -61,22 +61,19 @@ def main(args: list[str] | None = None) -> None:
     options = parser().parse_args(args)
     stdout_is_taken = name_streams(options, outputs=["out"])
     check_output_path(options.out, "out")
+    low, high = options.data_range
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"data-range: expected LOW < HIGH, both finite, got {low:g} {high:g}")
 
     from lpips_lightning.export import export_network
     from lpips_lightning.network import LPIPS
 
-    net = LPIPS(
-        options.net,
-        version=options.version,
-        calibrated=not options.baseline,
-        weights=options.weights,
-        calibration=options.calibration,
-    )
+    net = LPIPS(options.net, **weight_options(options))
     written = export_network(
         net,
         options.out,
         options.format,
-        data_range=tuple(options.data_range),
+        data_range=(low, high),
         size=tuple(options.size),
         opset=options.opset,
     )

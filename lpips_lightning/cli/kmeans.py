@@ -48,13 +48,13 @@ def kmeans(
         seed: Random seed of photographs, crops and patches.
     """
     import torch
-    from rich.console import Console
 
     from lpips_lightning import __version__
     from lpips_lightning.backbones.definition import get_backbone
     from lpips_lightning.calibration.kmeans import stacked_kmeans
     from lpips_lightning.data.crops import crops as random_crops
     from lpips_lightning.io.atomic import check_output_path
+    from lpips_lightning.io.console import Console
     from lpips_lightning.io.image_files import find_images, read_image
     from lpips_lightning.io.progress import progress_report
     from lpips_lightning.io.streams import STDOUT, is_stream

@@ -67,16 +67,32 @@ def network_options(options: argparse.Namespace) -> LPIPSOptions:
         ValueError: If a value cannot be parsed.
     """
     return {
-        "version": options.version,
-        "calibrated": not options.baseline,
-        "weights": options.weights,
-        "calibration": options.calibration,
+        **weight_options(options),
         "precision": options.precision,
         "gray": "repeat" if options.gray else None,
         "background": None if options.background is None else _color(options.background),
         "resize": None if options.resize is None else _size(options.resize),
         "frame_chunk": _positive(options.frame_chunk, "frame-chunk"),
         "memory_budget": None if options.memory_budget is None else _bytes(options.memory_budget),
+    }
+
+
+def weight_options(options: argparse.Namespace) -> LPIPSOptions:
+    """As `network_options`, of the options that `add_weight_options` added.
+
+    Args:
+        options: The parsed command line.
+
+    Raises:
+        ValueError: If options exclude each other.
+    """
+    if options.baseline and options.calibration is not None:
+        raise ValueError(f"calibration: expected no --baseline with this option, got both ({options.calibration!r})")
+    return {
+        "version": options.version,
+        "calibrated": not options.baseline,
+        "weights": options.weights,
+        "calibration": options.calibration,
     }
 
 

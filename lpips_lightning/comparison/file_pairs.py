@@ -140,12 +140,15 @@ def match_listed(a: str | Path, b: str | Path, table: str | Path) -> Matches:
         found = {}
         for column, folder in (("a", a), ("b", b)):
             path = Path(row[column])
-            inside = path.relative_to(folder) if path.is_relative_to(folder) else path
-            if inside.as_posix() not in columns[column]:
+            ways = {path, path.relative_to(folder) if path.is_relative_to(folder) else path}
+            named = [columns[column][way.as_posix()] for way in ways if way.as_posix() in columns[column]]
+            if len(named) != 1:
+                both = f", which names '{named[0][0]}' and '{named[1][0]}'; give absolute folders" if named else ""
                 raise ValueError(
-                    f"{row.place}: {column}: expected an image in '{printable(folder)}', got '{printable(row[column])}'"
+                    f"{row.place}: {column}: expected an image in '{printable(folder)}', got"
+                    f" '{printable(row[column])}'{both}"
                 )
-            found[column] = columns[column][inside.as_posix()]
+            found[column] = named[0]
         pairs.append(Pair(*found["a"], found["b"][1]))
     for folder, images, used in ((a, one.images, {pair.a for pair in pairs}), (b, two.images, {p.b for p in pairs})):
         unused = [name for name, path in images.items() if path not in used]
@@ -242,9 +245,10 @@ def _name_mismatch(
 
 
 def _by_path(folder: str | Path, found: ImageFolder) -> dict[str, tuple[str, Path]]:
-    """Name and file of every image, by its relative path, with and without suffix."""
+    """Name and file of every image, by its relative path, with and without suffix, and as tables show it."""
     by_path = {path.relative_to(folder).as_posix(): (name, path) for name, path in found.images.items()}
-    return by_path | {name: (name, path) for name, path in found.images.items()}
+    by_path |= {name: (name, path) for name, path in found.images.items()}
+    return {printable(path): image for path, image in by_path.items()} | by_path
 
 
 def examples(names: Iterable[str]) -> str:

@@ -41,8 +41,8 @@ def match_masks(matches: Matches, masks: str | Path) -> Matches:
     missing = [pair.name for pair in matches.pairs if pair.name not in found.images]
     if missing:
         raise ValueError(
-            f"mask: expected a mask in '{printable(path)}' for each of the {count_of(len(matches.pairs), 'pair')}, got"
-            f" none for {len(missing)} ({examples(missing)})"
+            f"mask: expected a mask in '{printable(path)}' with the name of each pair, got none for"
+            f" {len(missing)} of {count_of(len(matches.pairs), 'pair')} ({examples(missing)})"
         )
     used = {pair.name for pair in matches.pairs}
     unused = [name for name in found.images if name not in used]

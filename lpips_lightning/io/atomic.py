@@ -56,8 +56,11 @@ def atomic_write(path: str | os.PathLike[str], durable: bool = False) -> Iterato
     target = file if stream else follow_links(file)
     temporary = _temporary_elsewhere() if stream else _temporary_for(target)
     try:
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         with _full_disk_named(file):
             yield temporary
+            with suppress(OSError):  # safetensors 0.8 puts a private file in its place
+                temporary.chmod(mode)
             if durable and not stream:
                 _fsync(temporary)
             moved = not stream and _move(temporary, target, durable)

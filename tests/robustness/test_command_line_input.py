@@ -151,7 +151,8 @@ def test_images(name, folder, run):
 
 
 PATHS = {  # arguments after `compare --net embedded`: what is said
-    "nothing there": (["same.png", "gone.png"], "gone.png: expected an image or a folder, got no such file"),
+    "nothing there": (["same.png", "gone.png"], "gone.png: expected an image, a video or a folder, got no such file"),
+    "a pipe twice": (["-", "-"], "paths: expected '/dev/stdin' for one image, got it for both"),
     "one image": (
         ["same.png"],
         "paths: expected two images, two videos, two folders, or --pairs and one folder, two, or",
@@ -176,7 +177,10 @@ PATHS = {  # arguments after `compare --net embedded`: what is said
         "gray.png: expected a mask of the size of 'a/0.png', 40x",
     ),
     "mask missing": (["a", "b", "--mask", "gone"], "mask: expected an image or a folder, got no such file: 'gone'"),
-    "masks of other names": (["a", "b", "--mask", "lonely"], "for each of the 5 pairs, got none for 5 ('0', '1', '2'"),
+    "masks of other names": (
+        ["a", "b", "--mask", "lonely"],
+        "of each pair, got none for 5 of 5 pairs ('0', '1', '2'",
+    ),
     "csv over the mask": (["a", "b", "--mask", "same.png", "--csv", "same.png"], "csv: expected a path other than the"),
     "pairs of an image": (["same.png", "--pairs"], "got a file"),
     "an empty folder": (["a", "empty"], "folder: expected images (.bmp .jpeg"),
@@ -199,7 +203,7 @@ PATHS = {  # arguments after `compare --net embedded`: what is said
     "calibration is an image": (["same.png", "same.png", "--calibration", "same.png"], "same.png: expected a whole"),
     "calibration and baseline": (
         ["same.png", "same.png", "--calibration", "same.png", "--baseline"],
-        "calibration: expected None with calibrated=False",
+        "calibration: expected no --baseline with this option, got both ('same.png')",
     ),
     "device unknown": (
         ["same.png", "same.png", "--device", "tpu0"],
@@ -229,6 +233,12 @@ PATHS = {  # arguments after `compare --net embedded`: what is said
         ["same.png", "a/1.png", "--csv", "a/1.png"],
         "csv: expected a path other than the input images",
     ),
+    "csv over an image in a folder": (["a", "b", "--csv", "a/1.png"], "csv: expected a path other than that of an"),
+    "json over a mask": (
+        ["a", "b", "--mask", "b", "--json", "b/1.png"],
+        "json: expected a path other than",
+    ),
+    "maps over masks": (["a", "b", "--mask", "lonely", "--map", "lonely"], "map: expected a folder outside 'lonely'"),
     "csv and json in one": (
         ["a", "b", "--csv", "x", "--json", "./x"],
         "expected a path that no other option uses, got",

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from lpips_lightning import LPIPS, __version__, export, export_network
+from lpips_lightning import LPIPS, PerceptualLoss, __version__, export, export_network
 from lpips_lightning.cli import commands as cli
 from lpips_lightning.cli import export as export_cli
 from lpips_lightning.export import EXTRA_FILE, Format
@@ -110,12 +110,21 @@ print(run(x, x).tolist(), [name for name in sys.modules if name.startswith("lpip
 
 
 REFUSED = {
-    "suffix": ("a.bin", {}, "format: expected one of 'onnx', 'torchscript', 'pt2' for '.*a.bin', got None"),
+    "suffix": (
+        "a.bin",
+        {},
+        "format: expected one of 'onnx', 'torchscript', 'pt2', or .* in one of .onnx, .pt, .pts, .pt2, got '.*a.bin'",
+    ),
     "format": ("a.pt", {"format": "tflite"}, "format: expected one of 'onnx', 'torchscript', 'pt2', got 'tflite'"),
     "opset of another format": ("a.pt", {"opset": 17}, "opset: expected None for torchscript, got 17"),
     "old opset": ("a.onnx", {"opset": 9}, "opset: expected 11 or later, got 9"),
     "unknown opset": ("a.onnx", {"opset": 99}, "opset: expected a version that PyTorch can export, got 99"),
-    "small": ("a.pt", {"size": (64, 30)}, r"size: expected sides of at least 31 pixels, got \(64, 30\)"),
+    "small": ("a.pt", {"size": (64, 30)}, r"size: expected two sides of at least 31 pixels, got \(64, 30\)"),
+    "three sides": (
+        "a.pt",
+        {"size": (64, 64, 64)},
+        r"size: expected two sides of at least 31 pixels, got \(64, 64, 64",
+    ),
     "range": ("a.pt", {"data_range": (1, 0)}, "data_range: expected low < high"),
 }
 
@@ -144,6 +153,32 @@ def test_networks_that_no_file_can_hold_are_refused(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         export_network(LPIPS("embedded", **options), tmp_path / "lpips.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_module_that_holds_a_network_is_refused_with_a_way_out(tmp_path):
+    loss = PerceptualLoss("embedded", data_range=(0, 1))
+    with pytest.raises(TypeError, match="net: expected an LPIPS, got PerceptualLoss; its attribute net is one"):
+        export_network(loss, tmp_path / "a.pt")
+    assert export_network(loss.net, tmp_path / "a.pt").error < 1e-5
+    with pytest.raises(TypeError, match="net: expected an LPIPS, got str$"):
+        export_network("embedded", tmp_path / "a.pt")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_files_are_float32_under_autocast_and_another_default(tmp_path, pair):
+    x, y = pair()
+    net = LPIPS("embedded")
+    expected = net(x, y)
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.autocast("cpu", torch.bfloat16):
+            export_network(net, tmp_path / "a.pt")
+    finally:
+        torch.set_default_dtype(default)
+    found = torch.jit.load(tmp_path / "a.pt")(x, y)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
 
 def test_a_file_with_other_distances_never_gets_its_name(tmp_path, monkeypatch):
@@ -192,6 +227,8 @@ def test_the_command_refuses_what_it_cannot_write(tmp_path, capsys):
     assert "out: expected a file to write" in capsys.readouterr().err
     assert cli.main(["export", "--net", "embedded", "--out", str(tmp_path / "a.bin")]) == 2
     assert "format: expected one of 'onnx', 'torchscript', 'pt2'" in capsys.readouterr().err
+    assert cli.main(["export", "--net", "embedded", "--out", str(tmp_path / "a.pt"), "--data-range", "1", "0"]) == 2
+    assert "data-range: expected LOW < HIGH, both finite, got 1 0\n" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["export", "--net", "embedded"])
 

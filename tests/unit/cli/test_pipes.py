@@ -121,6 +121,12 @@ def test_an_image_comes_from_standard_input(folder, stdin, capsys, net):
     assert "/dev/stdin: expected a readable image, got an empty stream" in capsys.readouterr().err
 
 
+def test_a_name_that_starts_with_a_dash_follows_two_dashes(folder, capsys):
+    Path("-a.png").write_bytes(Path("images/a.png").read_bytes())
+    assert cli.main([*COMPARE, "--csv", "-", "--", "-a.png", "images/a.png"]) == 0
+    assert capsys.readouterr().out == "a,b,lpips\n-a.png,images/a.png,0\n"
+
+
 @linux
 def test_images_come_from_process_substitutions(folder, capsys, net):
     readers = []
@@ -207,9 +213,9 @@ def run(*args, **options):
 @pytest.mark.parametrize(
     ("args", "code"),
     [
-        (["--help"], 1),  # rich's
+        (["--help"], 141),
         (["completion", "bash"], 141),
-        (["compare", "--help"], 0),  # argparse's
+        (["--version"], 141),
         ([*COMPARE, "images/a.png", "images/b.png", "--csv", "-"], 141),
     ],
 )
@@ -220,6 +226,46 @@ def test_a_reader_that_leaves_is_a_quiet_end(args, code, folder):
     os.close(writer)
     assert done.returncode == code
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr and "Broken" not in done.stderr
+
+
+@posix
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["compare", "--net=embedded", "images", "images", "--csv=out"],
+        ["compare", "--net=embedded", "images", "--pairs", "--csv=out"],
+        ["correlate", "--net=embedded", "opinions.csv", "--csv=out"],
+        ["bapps", "evaluate", "l2", "--csv=judge.csv", "--images=images", "--resamples=5", "--size=32", "--out=out"],
+    ],
+)
+def test_files_are_written_for_a_reader_that_leaves(args, folder, monkeypatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")  # so that the first line fails
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run("-m", "lpips_lightning", *args, stdout=writer, stderr=writer)
+    os.close(writer)
+    assert done.returncode == 141
+    assert Path("out/scores.csv" if Path("out").is_dir() else "out").stat().st_size
+
+
+@posix
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("args", [["compare", "--help"], [*COMPARE, "images/a.png", "images/b.png"]])
+@pytest.mark.parametrize("target", ["closed", "full"])
+def test_an_output_that_cannot_be_written_is_no_complaint_of_python(target, args, unbuffered, folder, monkeypatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    if target == "full":
+        if not Path("/dev/full").exists():
+            pytest.skip("no /dev/full")
+        writer = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, writer = os.pipe()
+        os.close(reader)
+    done = run("-m", "lpips_lightning", *args, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert "ignored" not in done.stderr and "Traceback" not in done.stderr
+    if args[-1] != "--help" or not unbuffered:  # argparse itself ignores errors
+        assert done.returncode == (141 if target == "closed" else 2)
 
 
 def test_a_reader_that_leaves_another_pipe_is_one_sentence(monkeypatch, capsys):

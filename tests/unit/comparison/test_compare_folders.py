@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -182,6 +183,21 @@ def test_listed_pairs_are_relative_to_the_folders(run, net, sides, tmp_path):
     assert f"note: {a}: 1 image in no pair: '2'" in err
     again = run(a, b, f"--pairs={tmp_path / 'x.csv'}")  # its own table
     assert again[0] == 0 and again[1] == lines
+
+
+def test_a_list_of_pairs_names_one_image_or_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for file in ("a/x.png", "a/a/x.png", "a/two\nlines.png", "b/x.png"):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32)).save(file)
+    Path("list.csv").write_text("a,b\na/a/x.png,b/x.png\na/two\\nlines.png,b/x.png\n")  # as `write_csv` writes them
+    found = [pair.a for pair in match_listed("a", "b", "list.csv").pairs]
+    assert found == [Path("a/a/x.png"), Path("a/two\nlines.png")]
+    Path("list.csv").write_text("a,b\na/x.png,b/x.png\n")
+    with pytest.raises(ValueError, match=r"line 2: a: .* 'a/x.png', which names '.*' and '.*'; give absolute folders"):
+        match_listed("a", "b", "list.csv")
+    (pair,) = match_listed(tmp_path / "a", "b", "list.csv").pairs
+    assert pair.a == tmp_path / "a/a/x.png"
 
 
 def test_errors_in_a_list_of_pairs_have_the_line(sides, tmp_path):

@@ -250,6 +250,15 @@ def test_an_existing_file_keeps_its_permissions_and_the_new_one_is_never_more_op
     assert path.read_bytes() == NEW and stat.S_IMODE(path.stat().st_mode) == mode
 
 
+def test_a_writer_that_replaces_the_temporary_changes_no_permissions(tmp_path):
+    with atomic_write(tmp_path / "a") as temporary:
+        mode = temporary.stat().st_mode
+        (tmp_path / "private").touch(0o600)
+        (tmp_path / "private").replace(temporary)
+    write_tensors(tmp_path / "b.safetensors", {"a": torch.ones(2)}, {})
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b.safetensors").stat().st_mode == mode
+
+
 def test_a_new_file_gets_the_umask(tmp_path):
     umask = os.umask(0o027)
     try:

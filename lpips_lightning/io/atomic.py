@@ -130,8 +130,8 @@ def _why_not_creatable(path: str | os.PathLike[str], folder: bool) -> str:
         return "which is a loop of symbolic links"
     if target.exists() and target.is_dir() != folder:
         return f"which is {'a file' if folder else 'a folder'}"
-    if not folder and target.exists() and os.access(target, os.W_OK):
-        return ""  # in place if its folder may not be written
+    if not folder and target.exists():  # in place if its folder may not be written
+        return "" if os.access(target, os.W_OK) else "which is write-protected"
     above = next(parent for parent in (target, *target.parents) if parent.exists())
     if above != target and not above.is_dir():
         return f"but '{above}' is not a folder"

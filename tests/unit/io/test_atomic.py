@@ -223,6 +223,14 @@ def test_a_writable_file_in_a_read_only_folder_is_written(number, tmp_path, monk
     assert names(tmp_path) == ["shared.csv"]
 
 
+def test_a_write_protected_file_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "results.csv"
+    path.write_bytes(OLD)
+    monkeypatch.setattr(os, "access", lambda place, mode: Path(place).is_dir())  # root may write everything
+    with pytest.raises(ValueError, match="csv: expected a file to write, got '.*', which is write-protected"):
+        check_output_path(path, "csv")
+
+
 def test_a_failed_write_in_place_says_that_the_file_is_incomplete(tmp_path, monkeypatch):
     (tmp_path / "mounted").write_bytes(OLD)
 

@@ -108,6 +108,28 @@ class FakeNet(nn.Module):
         self.use_gpu = use_gpu
         self.colorspace = colorspace
 
+    @override
+    def forward(self, in0: Tensor, in1: Tensor, retPerLayer: bool | None = None) -> Tensor:
+        """Distance of one pair.
+
+        Args:
+            in0: Shape ``(1, 3, H, W)``.
+            in1: The same.
+            retPerLayer: Ignored.
+
+        Returns:
+            Shape ``(1,)``.
+
+        Raises:
+            ValueError: If there is not one pair.
+        """
+        if in0.dim() != 4 or len(in0) != 1:
+            raise ValueError(f"in0: expected one image (1, 3, H, W), got shape {tuple(in0.shape)}; score one at a time")
+        return self._distance(in0, in1)
+
+    def _distance(self, in0: Tensor, in1: Tensor) -> Tensor:
+        raise NotImplementedError
+
     def _result(self, value: Any) -> Tensor:
         found = torch.tensor([float(value)])
         return found.cuda() if self.use_gpu else found
@@ -117,21 +139,7 @@ class L2(FakeNet):
     """Squared difference of one pair of images on [-1, 1]; `lpips` halves it in Lab, and so does this."""
 
     @override
-    def forward(self, in0: Tensor, in1: Tensor, retPerLayer: bool | None = None) -> Tensor:
-        """Distance of one pair.
-
-        Args:
-            in0: Shape ``(1, 3, H, W)``.
-            in1: The same.
-            retPerLayer: Ignored.
-
-        Returns:
-            Shape ``(1,)``.
-
-        Raises:
-            ValueError: If there is not one pair.
-        """
-        _check_one(in0)
+    def _distance(self, in0: Tensor, in1: Tensor) -> Tensor:
         if self.colorspace == "RGB":
             return (in0 - in1).square().mean((1, 2, 3))
         return self._result(arrays.l2(_lab(in0), _lab(in1), range=100.0))
@@ -141,21 +149,7 @@ class DSSIM(FakeNet):
     """``(1 - SSIM) / 2`` of one pair of images on [-1, 1]; needs scikit-image."""
 
     @override
-    def forward(self, in0: Tensor, in1: Tensor, retPerLayer: bool | None = None) -> Tensor:
-        """Distance of one pair.
-
-        Args:
-            in0: Shape ``(1, 3, H, W)``.
-            in1: The same.
-            retPerLayer: Ignored.
-
-        Returns:
-            Shape ``(1,)``.
-
-        Raises:
-            ValueError: If there is not one pair.
-        """
-        _check_one(in0)
+    def _distance(self, in0: Tensor, in1: Tensor) -> Tensor:
         if self.colorspace == "RGB":
             x, y = (arrays.tensor2im(one).astype(np.float64) for one in (in0, in1))
             return self._result(arrays.dssim(x, y, range=255.0))
@@ -164,8 +158,3 @@ class DSSIM(FakeNet):
 
 def _lab(image: Tensor) -> arrays.Array:
     return arrays.tensor2np(arrays.tensor2tensorlab(image, to_norm=False))
-
-
-def _check_one(images: Tensor) -> None:
-    if images.dim() != 4 or len(images) != 1:
-        raise ValueError(f"in0: expected one image (1, 3, H, W), got shape {tuple(images.shape)}; score one at a time")

@@ -24,23 +24,6 @@ from lpips_lightning.io.image_files import read_image, write_image
 from lpips_lightning.weights import EXAMPLES, load
 
 
-@pytest.fixture(scope="module")
-def net():
-    return LPIPS("embedded")
-
-
-@pytest.fixture
-def run(capsys):
-    """run(*arguments): exit code, lines of standard output, standard error."""
-
-    def call(*arguments, net="embedded"):
-        code = cli.main(["compare", *(["--net", net] if net else []), *map(str, arguments)])
-        out, err = capsys.readouterr()
-        return code, out.splitlines(), err
-
-    return call
-
-
 def write(path, pixels):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)

@@ -13,27 +13,9 @@ from image_file_kinds import RGB, deep_png, noise, saved
 from PIL import Image
 
 from lpips_lightning import LPIPS
-from lpips_lightning.cli import commands as cli
 from lpips_lightning.comparison import measure
 from lpips_lightning.comparison.file_pairs import match_folders, match_listed
 from lpips_lightning.io.image_files import read_image
-
-
-@pytest.fixture(scope="module")
-def net():
-    return LPIPS("embedded")
-
-
-@pytest.fixture
-def run(capsys):
-    """run(*arguments): exit code, lines of standard output, standard error."""
-
-    def call(*arguments):
-        code = cli.main(["compare", "--net", "embedded", *map(str, arguments)])
-        out, err = capsys.readouterr()
-        return code, out.splitlines(), err
-
-    return call
 
 
 def write(path, pixels):

@@ -14,7 +14,6 @@ from image_file_kinds import RGB, deep_png
 from PIL import Image
 
 from lpips_lightning import LPIPS
-from lpips_lightning.cli import commands as cli
 from lpips_lightning.comparison import videos
 from lpips_lightning.io.video_files import read_frames
 
@@ -25,18 +24,6 @@ CLOCKWISE = bytes(4) + b"\0\1\0\0" + bytes(4) + b"\xff\xff\0\0" + bytes(8) + b"\
 @pytest.fixture(scope="module")
 def av():
     return pytest.importorskip("av", reason="the extra `video` is not installed")
-
-
-@pytest.fixture
-def run(capsys):
-    """run(*arguments): exit code, lines of standard output, standard error."""
-
-    def call(*arguments):
-        code = cli.main(["compare", "--net", "embedded", *map(str, arguments)])
-        out, err = capsys.readouterr()
-        return code, out.splitlines(), err
-
-    return call
 
 
 @pytest.fixture

@@ -341,8 +341,11 @@ def _run_node(node: Node, inputs: list[Tensor]) -> Tensor:
 
 
 def _not_a_leaf(leaf: Tensor) -> Tensor:
-    """A view to give to modules: `torch.autograd.grad` refuses gradient hooks on leaves, which FlopCounterMode adds."""
-    return leaf.view_as(leaf)
+    """An alias to give to modules: `torch.autograd.grad` refuses gradient hooks on leaves, which FlopCounterMode adds.
+
+    Its gradient is passed on as it is; that of a view would be copied out of channels_last.
+    """
+    return leaf[...]
 
 
 def _relu_backward(gradient: Tensor, output: Tensor) -> Tensor:

@@ -127,6 +127,15 @@ def test_gradient_hooks_on_all_modules_leave_the_gradient(backbones, monkeypatch
     assert relative_distance(found, whole(network, x, y)[1]) < 1e-12
 
 
+def test_gradients_of_pools_stay_in_channels_last():
+    """So that the ReLU before a pool writes its gradient in place instead of copying it."""
+    leaf = torch.rand(1, 8, 9, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
+    result = nn.MaxPool2d(3, 2)(executor_module._not_a_leaf(leaf))
+    (gradient,) = torch.autograd.grad(result, leaf, torch.ones_like(result))
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+    assert not gradient.is_contiguous()
+
+
 def test_features_in_the_place_of_images_are_not_written_over(backbones):
     _net, network = made("squeeze", backbones)
     x, y = images()

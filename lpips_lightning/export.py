@@ -106,9 +106,7 @@ def export_network(
         ('[0.0, 1.0]', True, 64)
     """
     file = Path(path).expanduser()
-    if not isinstance(net, LPIPS):
-        hint = "; its attribute net is one" if isinstance(getattr(net, "net", None), LPIPS) else ""
-        raise TypeError(f"net: expected an LPIPS, got {type(net).__name__}{hint}")
+    _check_type(net)
     kind = _format(file, format, opset)
     low_high = parse_range(data_range)
     _check_network(net, kind, size)
@@ -161,6 +159,12 @@ def _format(path: Path, format: str | None, opset: int | None) -> Format:  # noq
     if found == "onnx" and find_spec("onnx") is None:
         raise ModuleNotFoundError('onnx is missing: pip install "lpips_lightning[onnx]"')
     return found  # type: ignore[return-value]
+
+
+def _check_type(net: object) -> None:
+    if not isinstance(net, LPIPS):
+        hint = "; its attribute net is one" if isinstance(getattr(net, "net", None), LPIPS) else ""
+        raise TypeError(f"net: expected an LPIPS, got {type(net).__name__}{hint}")
 
 
 def _check_network(net: LPIPS, kind: Format, size: tuple[int, int]) -> None:

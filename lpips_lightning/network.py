@@ -31,7 +31,7 @@ from lpips_lightning.images.masks import check_mask, fill_masked
 from lpips_lightning.images.preprocessing import ImagePolicy
 from lpips_lightning.images.ranges import DataRange, RangeChecker, Role, parse_range
 from lpips_lightning.options import DEFAULTS, LPIPSOptions, Precision, check_names, check_not_given, with_options
-from lpips_lightning.tracing import is_jit_tracing, is_tracing, refuse_proxies, refuse_scripts, static_sizes
+from lpips_lightning.tracing import is_jit_tracing, is_tracing, refuse_scripts, static_sizes
 from lpips_lightning.transforms import is_differentiated
 
 HALF_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -663,7 +663,6 @@ def roles_of(x: Tensor, y: Tensor | Features, role: Role = "data") -> tuple[Role
     Returns:
         Roles of `x` and `y`.
     """
-    refuse_proxies(x=x, y=y)
     # torch.jit.trace checks its result once more without gradients: the roles must be the same there.
     tracing = is_jit_tracing()
     first, second = (

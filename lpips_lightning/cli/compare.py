@@ -210,7 +210,9 @@ def _compare_all(folders: Sequence[Path], net: LPIPS, options: argparse.Namespac
     names, *other_names = (sorted(one.images, key=natural_order) for one, _ in found)
     if len(folders) == 1 and len(names) < 2:
         raise ValueError(f"pairs: expected two images or more in '{printable(folders[0])}', got {len(names)}")
-    files, *others = ([one.images[name] for name in sorted(one.images, key=natural_order)] for one, _ in found)
+    files, *others = (
+        [one.images[name] for name in ordered] for (one, _), ordered in zip(found, (names, *other_names), strict=True)
+    )
     across = other_names[0] if other_names else None
     with progress_report("items") as report:
         headers = check_images([[*files, *(others[0] if others else [])]], net, report=report)

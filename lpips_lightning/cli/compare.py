@@ -59,8 +59,8 @@ _OUTPUTS = ("csv", "json", *_MAPS)
 _USAGE = """lpips-lightning compare [options] A B
        lpips-lightning compare [options] --pairs FOLDER [FOLDER [FILE]]"""
 _DESCRIPTION = "LPIPS of two images, videos or folders, or of all pairs. 0: equal; higher: less similar."
-_EPILOG = """Standard output: the distance, or mean, std, min, max and n; then the line to cite. With "-" as an output
-file: that file alone. Damaged images are named, the others are kept, and the exit code is 2."""
+_EPILOG = """Standard output: the distance, or mean, std, min, max and n; then the line to cite. With "-" as an
+output file: that file alone. Damaged images are named, the others kept, and the exit code is 2."""
 
 
 def parser() -> argparse.ArgumentParser:

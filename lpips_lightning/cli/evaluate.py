@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"{argument.replace('_', '-')}: expected at least {least}, got {getattr(args, argument)}")
 
     from lpips_lightning.evaluation import benchmark as evaluation
+    from lpips_lightning.evaluation import figures
     from lpips_lightning.evaluation import report as evaluation_report
     from lpips_lightning.evaluation.methods import parse_method
 
@@ -99,16 +100,18 @@ def run(args: argparse.Namespace) -> None:
     kinds = [kind for kind in evaluation.KINDS if any(cell.kind == kind for cell in scores)]
     for kind in kinds:  # print before writing, so that a full disk loses no result
         console.print(evaluation_report.as_table(scores, kind))
-    for kind in kinds:
-        evaluation_report.save_bars(scores, out / f"{kind}.png", kind)
     evaluation_report.save_csv(scores, out / "scores.csv")
     evaluation_report.save_text(evaluation_report.as_markdown(scores), out / "scores.md")
+    files = [out / "scores.csv", out / "scores.md"]
+    for kind in kinds:
+        files += figures.save_scores(scores, out / f"{kind}.png", kind)
     if len(kinds) == 2:
-        evaluation_report.save_scatter(scores, out / "2afc_jnd.png")
+        files += figures.save_scatter(scores, out / "2afc_jnd.png")
     if args.disagree:
         pair = (args.disagree[0], args.disagree[1])
-        evaluation_report.save_disagreements(measured, pair, sets, out / "disagreements.png")
-    console.print(f"Written to {out}", highlight=False, markup=False, soft_wrap=True)
+        files += figures.save_disagreements(measured, pair, sets, out / "disagreements.png")
+    written = f"Written to {out}: {', '.join(file.name for file in files)}"
+    console.print(written, highlight=False, markup=False, soft_wrap=True)
 
 
 def _sets(args: argparse.Namespace) -> dict[str, Dataset[dict[str, Any]]]:

@@ -16,7 +16,7 @@ from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.backbones.extractor import random_backbone
 from lpips_lightning.cli import commands as cli
 from lpips_lightning.cli.evaluate import add_arguments, run
-from lpips_lightning.evaluation import report as evaluation_report
+from lpips_lightning.evaluation import figures
 from lpips_lightning.evaluation.benchmark import HUMAN, Judged, Score, measure, read_distances, score, summary
 from lpips_lightning.evaluation.methods import OTHERS, parse_method
 from lpips_lightning.evaluation.table5 import PAPER_SETS, TABLE_5, paper_row
@@ -238,8 +238,44 @@ def test_strongest_disagreements_come_first_in_both_directions():
 
     first = {"a": distances(1.0, 2.0, 3.0), "b": distances(40.0, 50.0, 60.0)}
     second = {"a": distances(0.6, 0.2, 0.3), "b": distances(0.4, 0.5, 0.1)}
-    found = evaluation_report.disagreements(first, second, 1)
-    assert found == [("a", 0, 0), ("b", 2, 0)]  # rank 0 against 5, 5 against 0
+    found = figures.disagreements(first, second, 1)
+    assert found == ([("a", 0, 0)], [("b", 2, 0)])  # rank 0 against 5, 5 against 0
+
+
+def test_pairs_without_a_disagreement_or_a_distance_are_left_out():
+    def distances(*values):
+        return {"a": Judged("jnd", torch.tensor(values)[:, None], torch.zeros(len(values)))}
+
+    nan = float("nan")
+    assert figures.disagreements(distances(1.0, 2.0, 3.0), distances(5.0, 6.0, 9.0), 2) == ([], [])
+    found = figures.disagreements(distances(1.0, nan, 2.0, 3.0), distances(3.0, 9.0, nan, 1.0), 2)
+    assert found == ([("a", 0, 0)], [("a", 3, 0)])
+
+
+def test_a_pair_of_images_is_shown_once_with_its_files(tmp_path, monkeypatch):
+    """Rows 0 and 1 have the same two images, in another order."""
+    images = torch.rand(4, 3, 8, 8) * 2 - 1
+    pairs = [(0, 1), (1, 0), (2, 3), (3, 0)]
+    rows = [
+        {
+            "ref": images[a],
+            "p0": images[b],
+            "p1": images[b],
+            "judge": torch.tensor(0.5),
+            "path": f"{a}.png|{b}.png|x.png",
+        }
+        for a, b in pairs
+    ]
+    near = torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 7.0]])
+    measured = {name: {"mine": Judged("2afc", d, torch.zeros(4))} for name, d in (("one", near), ("two", -near))}
+    shown = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: shown.append(figure) or [path])
+    figures.save_disagreements(measured, ("one", "two"), {"mine": rows}, tmp_path / "a.png")
+    captions = [axes.get_xlabel().splitlines() for axes in shown[0].axes if axes.get_visible()]
+    assert [caption[0] for caption in captions] == ["0.png", "3.png", "2.png"]
+    assert captions[0] == ["0.png", "1.png", "one 0 | two -0"]
+    titles = [block.get_suptitle() for block in shown[0].subfigs]
+    assert titles == ["similar for one, different for two", "similar for two, different for one"]
 
 
 def test_command_prints_and_saves_everything(root, tmp_path, capsys):
@@ -253,11 +289,9 @@ def test_command_prints_and_saves_everything(root, tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {
         "scores.csv",
         "scores.md",
-        "2afc.png",
-        "jnd.png",
-        "2afc_jnd.png",
-        "disagreements.png",
+        *(f"{name}.{kind}" for name in ("2afc", "jnd", "2afc_jnd", "disagreements") for kind in ("png", "pdf")),
     }
+    assert all(path.name in said for path in tmp_path.iterdir())
     found = cells(tmp_path / "scores.csv")
     assert len(found) == 2 + 3 * 3
     assert [key[1] for key in found][:2] == ["traditional", "cnn"]  # the paper's order
@@ -323,6 +357,6 @@ def test_bad_commands_are_one_sentence(args, message, root, capsys, tmp_path, mo
 
 
 def test_figures_need_matplotlib(monkeypatch, tmp_path):
-    monkeypatch.setattr(evaluation_report, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r'drawn by matplotlib, .* "lpips_lightning\[recipes\]"'):
-        evaluation_report.save_bars([], tmp_path / "a.png")
+    monkeypatch.setattr("lpips_lightning.io.figures.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r'figures need matplotlib, .* "lpips_lightning\[recipes\]"'):
+        figures.save_scores([], tmp_path / "a.png")

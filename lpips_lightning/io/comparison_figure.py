@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lpips_lightning.io.figures import SMALL_SIZE, TEXT_SIZE, TITLE_SIZE, WIDTHS, new_figure, shorten, shorten_all
+from lpips_lightning.io.figures import SMALL_SIZE, TEXT_SIZE, TITLE_SIZE, WIDTHS, fit_name, fit_names, new_figure
 
 _WIDE = 0.3  # height by width below which images stand one above the other
 _BAR, _TALLEST = 0.75, 7.2  # inches: room of the color bar, and of the images in a column
@@ -92,18 +92,18 @@ def comparison_figure(
         arrow = min(0.05, 0.1 / (down * tall))
         scale = figure.colorbar(shown, extend=over, extendfrac=arrow, label="local LPIPS", **bar)
         scale.outline.set_linewidth(0.6)
-        figure.suptitle(_fitting(title, WIDTHS["text"] - 0.2, TITLE_SIZE))
+        figure.suptitle(fit_name(title, WIDTHS["text"] - 0.2, TITLE_SIZE))
         if note:
-            note = _fitting(note, WIDTHS["text"] - 0.2, SMALL_SIZE)
+            note = fit_name(note, WIDTHS["text"] - 0.2, SMALL_SIZE)
             figure.supxlabel(note, fontsize=SMALL_SIZE, color="0.35")
         yield figure
 
 
 def _names(images: Sequence[Panel], inches: float) -> list[str]:
-    """Names that fit; different ones stay different."""
-    names = [_fitting(one.name, inches) for one in images]
-    equal = len({one.name for one in images}) == 1
-    return names if equal else shorten_all(names, max(map(len, names)))
+    """Names that fit; different ones stay different, equal ones stay equal."""
+    different = list(dict.fromkeys(one.name for one in images))
+    fitting = dict(zip(different, fit_names(different, inches, TEXT_SIZE), strict=True))
+    return [fitting[one.name] for one in images]
 
 
 def _draw_map(axis: Any, distances: Tensor, heatmap_max: float) -> Any:
@@ -114,19 +114,3 @@ def _draw_map(axis: Any, distances: Tensor, heatmap_max: float) -> Any:
     axis.set_title("local distance")
     values = np.ma.masked_invalid(distances.detach().float().cpu().numpy())
     return axis.imshow(values, cmap=colors, vmin=0, vmax=heatmap_max, interpolation="antialiased")
-
-
-def _fitting(text: str, inches: float, size: float = TEXT_SIZE) -> str:
-    """Shorten a text to a width on paper."""
-    most = len(text)
-    while most > 8 and (needed := _inches(shorten(text, most), size)) > inches:
-        most = max(8, min(most - 1, round(1.1 * most * inches / needed)))
-    return shorten(text, most)
-
-
-def _inches(text: str, size: float) -> float:
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import text_to_path
-
-    properties = FontProperties(family="DejaVu Sans", size=size)
-    return float(text_to_path.get_text_width_height_descent(text, properties, ismath=False)[0]) / 72

@@ -179,6 +179,7 @@ def _compare(matches: Matches, kind: Kind, net: LPIPS, options: argparse.Namespa
     else:
         lines = compare_report.summary_lines(results, options.per_layer)
     _print_lines([*lines, fingerprint], options.to_stderr)
+    _print_notes(compare_report.infinite_note(results))
     if options.csv is not None:
         compare_report.write_csv(options.csv, results, options.per_layer, options.erode)
     if options.json is not None:

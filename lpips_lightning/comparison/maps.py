@@ -82,6 +82,7 @@ class MapWriter:
     _fixed: bool = field(init=False)
     _bytes: int = 0
     _written: int = 0
+    _noun: str = "pair"
 
     def __post_init__(self) -> None:
         self._fixed = self.heatmap_max is not None
@@ -125,7 +126,7 @@ class MapWriter:
             if path is None:
                 continue
             files = [printable(path)] if is_stream(path) else [printable(path.with_suffix(kind)) for kind in kinds]
-            of_folder = f"{count_of(self._written, 'pair')} in {printable(path)}, {' and '.join(kinds)}"
+            of_folder = f"{count_of(self._written, self._noun)} in {printable(path)}, {' and '.join(kinds)}"
             lines.append(f"{option}: {of_folder if self.folder else ' and '.join(files)}; {scale}")
         return lines
 
@@ -148,6 +149,7 @@ class MapWriter:
         assert self.heatmap_max is not None
         self._written += 1
         pair = drawing.result.pair
+        self._noun = "pair" if pair.frame is None else "frame"
         if self.raw is not None and drawing.whole is not None:
             map_writer(self.raw, self.folder, self.heatmap_max, self.fingerprint)(pair, drawing.whole)
         if self.figures is None:
@@ -171,7 +173,7 @@ class MapWriter:
         parts = [f"{width} x {height} pixels{', reduced for this figure' * small}"]
         parts += [f"mask {drawing.result.pair.mask.name}"] if drawing.result.pair.mask is not None else []
         if self.folder:
-            parts.append("one color scale for all pairs")
+            parts.append(f"one color scale for all {self._noun}s")
         return "; ".join(parts)
 
 

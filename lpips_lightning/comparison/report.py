@@ -14,6 +14,7 @@ from torch import Tensor
 from lpips_lightning.comparison.measure import PairResult
 from lpips_lightning.io.atomic import atomic_write
 from lpips_lightning.io.image_decoding import printable
+from lpips_lightning.io.image_folders import count_of
 from lpips_lightning.io.tables import write_table
 
 
@@ -43,6 +44,19 @@ def mean_scores(results: Sequence[PairResult]) -> dict[str, float]:
     """Mean PSNR and SSIM over the pairs, if there are any; failed pairs are skipped."""
     read = [one for one in results if not one.error]
     return {name: fmean(one.scores[name] for one in read) for name in (read[0].scores if read else ())}
+
+
+def infinite_note(results: Sequence[PairResult]) -> list[str]:
+    """A sentence on pairs of equal images among others, whose PSNR makes the mean infinite; none if there are none."""
+    values = [one.scores["psnr"] for one in results if "psnr" in one.scores]
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite or len(finite) == len(values):
+        return []
+    equal = len(values) - len(finite)
+    return [
+        f"psnr: {equal} of {count_of(len(values), 'pair')} {'is' if equal == 1 else 'are'} equal, with infinite PSNR;"
+        f" the mean of the others is {_format(fmean(finite))}"
+    ]
 
 
 def all_pairs_lines(names: Sequence[str], distances: Tensor, others: Sequence[str] | None = None) -> list[str]:

@@ -40,8 +40,9 @@ def sides(tmp_path):
 def test_scores_stand_beside_the_same_distances(run, sides, tmp_path):
     plain = run(*sides, "--csv", tmp_path / "plain.csv")[1]
     options = ["--psnr", "--ssim", "--per-layer", "--csv", tmp_path / "x.csv", "--json", tmp_path / "x.json"]
-    code, lines, _ = run(*sides, *options)
+    code, lines, err = run(*sides, *options)
     assert code == 0 and lines[:5] == plain[:5]  # to the last bit
+    assert "note: psnr: 1 of 3 pairs is equal, with infinite PSNR; the mean of the others is " in err
     assert lines[5] == "psnr\tinf" and lines[6].startswith("ssim\t0.")
     assert lines[-1].startswith(
         f"{plain[-1]}; PSNR in dB from the mean squared error of all pixels and RGB, peak 1, no"

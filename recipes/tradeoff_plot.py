@@ -88,7 +88,8 @@ def _add_legend(figure: Any, rows: Sequence[TradeoffRow]) -> None:
     from matplotlib.lines import Line2D
 
     seeds, color = len({row.seed for row in rows}), category_styles(1)[0].color
-    style = {"color": color, "marker": "o", "markersize": 4, "linewidth": 1, "linestyle": "-" if seeds > 1 else "none"}
+    line = "-" if seeds > 1 else "none"
+    style: Any = {"color": color, "marker": "o", "markersize": 4, "linewidth": 1, "linestyle": line}
     entries = {f"mean of {seeds} seeds, standard deviation" if seeds > 1 else "score": Line2D([], [], **style)}
     if any(f"lpips_{row.net}" in row.scores for row in rows):
         entries["scored with the network of the loss"] = Line2D([], [], mfc="white", **style)

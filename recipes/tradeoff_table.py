@@ -114,7 +114,7 @@ def rich_table(rows: Sequence[TradeoffRow], title: str, labels: dict[str, str]) 
     for index, heading in enumerate(headings):
         kind, _, net = heading.partition("(")  # on two lines: LPIPS, then the network
         shown = f"{kind} \u2193\n{net.partition(')')[0]}" if net else heading
-        table.add_column(shown, justify="right" if index else "left")
+        table.add_column(shown, justify="right" if index else "left", overflow="fold")
     for line in lines:
         table.add_row(*line)
     return table

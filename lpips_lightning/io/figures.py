@@ -27,7 +27,7 @@ WIDTHS: dict[Width, float] = {"column": 3.3, "text": 6.9}
 DPI = 300
 TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = 9, 8, 7  # points
 _FONT = "DejaVu Sans"  # comes with matplotlib: the same on every machine
-_STYLE = {
+_STYLE: Any = {
     "font.family": _FONT,
     "font.size": TEXT_SIZE,
     "axes.titlesize": TEXT_SIZE,

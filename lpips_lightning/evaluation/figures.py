@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lpips_lightning.data.judges import judge_note
 from lpips_lightning.evaluation.benchmark import HUMAN, Judged, Kind, Score, summary
 from lpips_lightning.evaluation.report import TITLES
 from lpips_lightning.io.figures import (
@@ -34,14 +35,15 @@ Place: TypeAlias = tuple[str, int, int]
 
 _LINE = 0.125  # inches, of a line of small text
 _PANELS = 6  # side by side
-_LABELS = ("score, 95 % interval", "paper", "human ceiling")
+_LABELS = ("score, 95 % interval", "paper", "human ceiling", "ceiling of the judges")
 _OURS, _PAPER, _ACROSS = "#4477aa", "#ee6677", {"axis": "y", "color": "0.9", "linewidth": 0.5}
 
 
 def save_scores(scores: Sequence[Score], path: str | Path, kind: Kind = "2afc") -> list[Path]:
     """Draw the score of every method on every set: a panel per set, a row per method.
 
-    Dots have their 95 % intervals; diamonds below are the paper's values, a dashed line is the human ceiling.
+    Dots have their 95 % intervals; diamonds below are the paper's values, a dashed line is the
+    ceiling: the agreement of the judges with themselves. If a metric judged, there is none, and the figure says so.
 
     Args:
         scores: Scores from `lpips_lightning.evaluation.benchmark.score`.
@@ -56,7 +58,7 @@ def save_scores(scores: Sequence[Score], path: str | Path, kind: Kind = "2afc") 
     """
     chosen = [cell for cell in scores if cell.kind == kind]
     sets = list(dict.fromkeys(cell.set for cell in chosen)) or [""]
-    methods = [name for name in dict.fromkeys(cell.method for cell in chosen) if name != HUMAN]
+    methods = list(dict.fromkeys(cell.method for cell in chosen if not cell.is_ceiling))
     lines = math.ceil(len(sets) / _PANELS)
     columns = math.ceil(len(sets) / lines)
     width: Width = "column" if len(sets) < 3 else "text"
@@ -71,7 +73,8 @@ def save_scores(scores: Sequence[Score], path: str | Path, kind: Kind = "2afc") 
             panel.set_visible(False)
         panels[0].set_yticks(range(len(methods)), fit_names(methods, name_inches))
         panels[0].set_ylim(len(methods) - 0.4, -0.6)
-        figure.supxlabel(TITLES[kind], fontsize=TEXT_SIZE)
+        note = fit_name(judge_note(cell.judge for cell in chosen), WIDTHS[width] - 0.1, TEXT_SIZE)
+        figure.supxlabel(TITLES[kind] + (f"\n{note}" if note else ""), fontsize=TEXT_SIZE)
         shown = {label: handle for panel in panels for handle, label in zip(*_handles(panel), strict=True)}
         if shown:
             labels = sorted(shown, key=_LABELS.index)
@@ -94,7 +97,7 @@ def save_scatter(scores: Sequence[Score], path: str | Path) -> list[Path]:
         ModuleNotFoundError: If matplotlib is not installed.
     """
     methods = [
-        {cell.method for cell in scores if cell.kind == kind and cell.method != HUMAN} for kind in ("2afc", "jnd")
+        {cell.method for cell in scores if cell.kind == kind and not cell.is_ceiling} for kind in ("2afc", "jnd")
     ]
     both = [cell for cell in scores if cell.method in methods[0] & methods[1]]
     across, up = summary(both, "2afc"), summary(both, "jnd")
@@ -110,6 +113,7 @@ def save_scatter(scores: Sequence[Score], path: str | Path) -> list[Path]:
             axes.set(**{f"{axis}lim": value_limits([values[name] for name in points], 0.18)})
             sets = len({cell.set for cell in both if cell.kind == kind})
             axes.set(**{f"{axis}label": TITLES[kind] + (f"\nmean of {sets} sets" if sets > 1 else "")})  # type: ignore[index]
+        axes.set_title(fit_name(judge_note(cell.judge for cell in both), 2.6, TEXT_SIZE))
         if not points:
             _say(axes, "no method with both scores")
         drawn = all(map(math.isfinite, (*across.values(), *up.values())))
@@ -212,15 +216,19 @@ def save_disagreements(
 
 
 def _draw_set(axes: Any, methods: Sequence[str], cells: Sequence[Score], ticks: int) -> None:
-    """Dots, intervals, the paper's values and the human ceiling of one set."""
+    """Dots, intervals, the paper's values and the judges' agreement of one set."""
     rows = {name: row for row, name in enumerate(methods)}
     shown = [cell for cell in cells if cell.method in rows and math.isfinite(cell.value)]
-    ceilings = [cell for cell in cells if cell.method == HUMAN and math.isfinite(cell.value)]
+    ceilings = [
+        cell for cell in cells if cell.is_ceiling and not judge_note([cell.judge]) and math.isfinite(cell.value)
+    ]
     papers = [(cell.paper, rows[cell.method]) for cell in cells if cell.paper is not None and cell.method in rows]
     axes.grid(**_ACROSS)
     axes.set_axisbelow(True)
     for cell in ceilings:
-        axes.axvline(cell.value, color="black", linestyle="dashed", linewidth=0.8, label=_LABELS[2])
+        axes.axvline(
+            cell.value, color="black", linestyle="dashed", linewidth=0.8, label=_LABELS[2 if cell.judge == HUMAN else 3]
+        )
     if shown:
         errors = [(max(0.0, cell.value - cell.low), max(0.0, cell.high - cell.value)) for cell in shown]
         style = {"color": _OURS, "linewidth": 1, "clip_on": False, "markersize": 3.5, "label": _LABELS[0]}

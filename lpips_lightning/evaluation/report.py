@@ -10,6 +10,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
+from lpips_lightning.data.judges import judge_note
 from lpips_lightning.evaluation.benchmark import Kind, Score, summary
 from lpips_lightning.io.atomic import atomic_write
 from lpips_lightning.io.tables import write_table
@@ -27,7 +28,9 @@ def as_table(scores: Sequence[Score], kind: Kind) -> Table:
     """
     chosen = [cell for cell in scores if cell.kind == kind]
     means = summary(scores, kind)
-    table = Table(title=TITLES[kind], title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    note = judge_note(cell.judge for cell in chosen)
+    title = Text(TITLES[kind] + (f", {note}" if note else ""), style="table.title")
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("method", overflow="fold")
     sets = list(dict.fromkeys(cell.set for cell in chosen))
     for heading in (*sets, "mean"):
@@ -51,7 +54,10 @@ def as_markdown(scores: Sequence[Score]) -> str:
     for kind, title in TITLES.items():
         header, rows = _cells(scores, kind)
         if rows:
-            lines += [f"**{title}** (paper in parentheses)" if kind == "2afc" else f"**{title}**", ""]
+            of_kind = [cell for cell in scores if cell.kind == kind]
+            about = ["paper in parentheses"] * any(cell.paper is not None for cell in of_kind)
+            about += filter(None, [judge_note(cell.judge for cell in of_kind)])
+            lines += [f"**{title}**" + (f" ({'; '.join(about)})" if about else ""), ""]
             lines += [_line(header), _line(["---"] + ["---:"] * (len(header) - 1)), *map(_line, rows), ""]
     return "\n".join(lines)
 

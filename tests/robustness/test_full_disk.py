@@ -28,8 +28,9 @@ from lpips_lightning.callbacks import CalibrationReport
 from lpips_lightning.callbacks._loggers import log_image, log_table
 from lpips_lightning.cli import commands as cli
 from lpips_lightning.comparison.file_pairs import Pair
+from lpips_lightning.comparison.maps import map_writer
 from lpips_lightning.comparison.measure import PairResult
-from lpips_lightning.comparison.report import map_writer, write_csv, write_json
+from lpips_lightning.comparison.report import write_csv, write_json
 from lpips_lightning.data.bapps_generate import l2, make_bapps
 from lpips_lightning.evaluation.benchmark import Score
 from lpips_lightning.evaluation.figures import save_scores

@@ -18,6 +18,7 @@ from pytorch_lightning import Trainer
 
 from lpips_lightning._lightning import LightningModule
 from lpips_lightning.io.atomic import atomic_write
+from lpips_lightning.io.figures import save_pdf
 from lpips_lightning.io.tables import table_text
 
 Pixels = npt.NDArray[np.uint8]
@@ -57,6 +58,19 @@ def log_image(trainer: Trainer, name: str, pixels: Pixels, step: int, *, always_
             experiment.log_image(logger.run_id, pixels, artifact_file=file)
         else:
             write_png(log_folder(trainer, logger) / file, pixels)
+
+
+def log_figure_file(trainer: Trainer, name: str, figure: Any, step: int) -> None:
+    """Write a matplotlib figure as PDF beside the PNG file of `log_image` with ``always_png``.
+
+    Args:
+        trainer: Trainer with the loggers.
+        name: Name of the image.
+        figure: Figure of `lpips_lightning.io.figures.new_figure`, within its context.
+        step: Global step of the Trainer.
+    """
+    if trainer.is_global_zero and not _is_fast_dev_run(trainer):
+        save_pdf(figure, log_folder(trainer, _loggers(trainer)[0]) / _file(name, step, "pdf"))
 
 
 def log_table(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib.util import find_spec
-from itertools import cycle
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -14,8 +16,23 @@ from torch import Tensor
 from typing_extensions import override
 
 from lpips_lightning._lightning import Callback, LightningModule
-from lpips_lightning.callbacks._loggers import Pixels, log_image
+from lpips_lightning.callbacks._loggers import Pixels, log_figure_file, log_image
 from lpips_lightning.evaluation.table5 import PAPER_SETS, TABLE_5
+from lpips_lightning.io.figures import (
+    CategoryStyle,
+    below_row,
+    category_styles,
+    figure_pixels,
+    fit_names,
+    new_figure,
+    require_matplotlib,
+    save_figure,
+    value_limits,
+)
+
+_LINE = 0.15  # inches, of a line of a legend
+_ROW = 0.18  # inches, of a set
+_LINES = ("-", "--", ":", "-.")
 
 
 @runtime_checkable
@@ -44,11 +61,13 @@ class CalibrationReport(Callback):
 
     The figure shows the 2AFC scores by dataset with the human ceiling and the paper's scores, precision over recall for
     just noticeable differences, and the sorted weights of each layer. Loggers with images get it as
-    ``val/calibration_report`` or ``test/calibration_report``; a PNG file is always written to the log folder.
+    ``val/calibration_report`` or ``test/calibration_report``; a PNG and a PDF file are always written to the log
+    folder.
 
     Args:
         paper: The paper's scores: a key of `lpips_lightning.evaluation.table5.TABLE_5` such as ``"Alex-lin"``, or
-            scores in [0, 1] by dataset; None for none.
+            scores in [0, 1] by dataset; None for none. The rows of ``TABLE_5`` are for BAPPS' validation sets: they
+            are not drawn beside data of ``bapps make``.
 
     Raises:
         ValueError: If `paper` is an unknown key, or a score is outside [0, 1].
@@ -63,13 +82,12 @@ class CalibrationReport(Callback):
                 raise ValueError(f"paper: expected scores on [0, 1], got {score} for {name!r}; divide percent by 100")
         self.paper = row
         self.paper_label = f"{paper} (paper)" if isinstance(paper, str) else "paper"
+        self._from_table = isinstance(paper, str)
+        self._generated = False  # whether the data are of `bapps make`
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if find_spec("matplotlib") is None:
-            raise ModuleNotFoundError(
-                'CalibrationReport needs matplotlib, which is not installed: pip install "lpips_lightning[recipes]"'
-            )
+        require_matplotlib("CalibrationReport needs")
         if stage != "predict" and not isinstance(pl_module, CalibrationResults):
             wanted = [name for name in dir(CalibrationResults) if not name.startswith("_")]
             wanted += CalibrationResults.__annotations__
@@ -104,85 +122,134 @@ class CalibrationReport(Callback):
         Raises:
             ModuleNotFoundError: If matplotlib is not installed.
         """
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure  # no pyplot: no global state, no window
+        with self._drawn(results) as figure:
+            return figure_pixels(figure)
 
-        parts = [
-            (max(3.2, 1.2 * len(results.calibration_scores) + 1.2), self._draw_scores, results.calibration_scores),
-            (4.2, _draw_curves, results.jnd_curves),
-            (4.2, _draw_weights, results.calibration),
-        ]
-        drawn = [(width, part) for width, part, content in parts if content]
-        figure = Figure((sum(width for width, _ in drawn), 3.9), dpi=150, layout="constrained")
-        canvas: Any = FigureCanvasAgg(figure)
-        axes = figure.subplots(1, len(drawn), squeeze=False, width_ratios=[width for width, _ in drawn])
-        for axis, (_, part) in zip(axes[0], drawn, strict=True):
-            part(axis, results)
-            axis.spines[["top", "right"]].set_visible(False)
-            axis.tick_params(labelsize=8)
-        canvas.draw()
-        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    def save(self, results: CalibrationResults, path: str | os.PathLike[str]) -> list[Path]:
+        """Write the figure as PNG, and as PDF beside it.
+
+        Args:
+            results: Calibration results, usually the LightningModule.
+            path: Output file; its suffix is replaced.
+
+        Returns:
+            The files.
+
+        Raises:
+            ModuleNotFoundError: If matplotlib is not installed.
+        """
+        with self._drawn(results) as figure:
+            return save_figure(figure, path)
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         name = f"{stage}/calibration_report"
+        self._generated = _is_generated(getattr(trainer, "datamodule", None))
         if isinstance(pl_module, CalibrationResults):  # checked in setup
-            log_image(trainer, name, self.draw(pl_module), trainer.global_step, always_png=True)
+            with self._drawn(pl_module) as figure:
+                log_image(trainer, name, figure_pixels(figure), trainer.global_step, always_png=True)
+                log_figure_file(trainer, name, figure, trainer.global_step)
 
-    def _draw_scores(self, axis: Any, results: CalibrationResults) -> None:
+    @contextmanager
+    def _drawn(self, results: CalibrationResults) -> Iterator[Any]:
+        """The figure, in the style that it is to be saved in."""
+        parts = [
+            (1.15, self._draw_scores, results.calibration_scores),
+            (1.0, _draw_curves, results.jnd_curves),
+            (1.0, _draw_weights, results.calibration),
+        ]
+        drawn = [(width, part) for width, part, content in parts if content]
+        legend = _LINE * max(3, len(results.jnd_curves), len(results.calibration) + 1) + 0.1
+        height = max(1.9, 0.5 + _ROW * len(results.calibration_scores))
+        with new_figure("text" if len(drawn) > 1 else "column", height + legend) as figure:
+            grid = {"height_ratios": [height, legend], "width_ratios": [width for width, _ in drawn] or [1]}
+            axes, legends = figure.subplots(2, max(len(drawn), 1), squeeze=False, gridspec_kw=grid)
+            for below in (*legends, *axes[len(drawn) :]):
+                below.set_axis_off()
+            for axis, below, (_, part) in zip(axes, legends, drawn, strict=False):
+                part(axis, below, results)
+            yield figure
+
+    def _draw_scores(self, axis: Any, below: Any, results: CalibrationResults) -> None:
         sets = list(results.calibration_scores)
-        heights = [100 * results.calibration_scores[name] for name in sets]
-        bars = axis.bar(range(len(sets)), heights, 0.62, color="#3b6ea8", label="this calibration")
-        axis.bar_label(bars, fmt="%.1f", fontsize=8, padding=2, label_type="center", color="white")
-        levels = heights[:]
-        for row, label, style in (
-            (self.paper, self.paper_label, {"colors": "#e08214", "linewidth": 2.2}),
-            (results.human_ceilings, "human ceiling", {"colors": "black", "linestyles": "dashed", "linewidth": 1.4}),
-        ):
-            known = [(place, 100 * row[name]) for place, name in enumerate(sets) if name in row]
+        paper = {} if self._generated and self._from_table else self.paper
+        ceiling = "ceiling" if self._generated else "human ceiling"
+        rows = (
+            (results.calibration_scores, "this calibration", "o", {"color": "#4477aa"}),
+            (paper, self.paper_label, "D", {"color": "#ee6677", "markersize": 3, "transform": below_row(axis)}),
+            (results.human_ceilings, ceiling, "|", {"color": "black", "markersize": 9}),
+        )
+        levels: list[float] = []
+        for scores, label, marker, style in rows:
+            known = [(100 * scores[name], place) for place, name in enumerate(sets) if name in scores]
             if known:
-                places, values = np.array(known).T
-                axis.hlines(values, places - 0.42, places + 0.42, label=label, **style)
-                levels += values.tolist()
-        # Chance level is 50 %.
-        axis.set_ylim(min(50.0, np.floor(min(levels)) - 2), max(levels) + 2)
-        axis.set_xticks(range(len(sets)), sets)
-        axis.set_ylabel("2AFC score, %", fontsize=9)
-        axis.set_title("Agreement with people", fontsize=10, pad=26)
-        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8, frameon=False)
+                values, places = zip(*known, strict=True)
+                axis.plot(values, places, marker, label=label, clip_on=False, **style)
+                levels += values
+        for place, name in enumerate(sets):
+            value = 100 * results.calibration_scores[name]
+            text = f"{value:.1f}" if math.isfinite(value) else "no value"
+            axis.text(1.03, place, text, transform=axis.get_yaxis_transform(), va="center_baseline", fontsize=7)
+        axis.grid(axis="y", color="0.9", linewidth=0.5)
+        axis.set_axisbelow(True)
+        axis.set(xlim=value_limits(levels), ylim=(len(sets) - 0.4, -0.6), xlabel="2AFC score, %")
+        axis.set_yticks(range(len(sets)), fit_names(sets, 0.7))
+        axis.xaxis.get_major_locator().set_params(nbins=4, steps=[1, 2, 5, 10])
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set_title("Agreement with the judgments" if self._generated else "Agreement with people")
+        _legend(axis, below)
 
 
-def _draw_curves(axis: Any, results: CalibrationResults) -> None:
-    for (name, (recall, precision)), style in zip(results.jnd_curves.items(), cycle(("-", "--", ":")), strict=False):
-        score = results.jnd_scores.get(name)
-        label = name if score is None else f"{name}, AP {100 * score:.1f} %"
-        axis.plot(100 * recall.cpu().numpy(), 100 * precision.cpu().numpy(), style, label=label, linewidth=1.6)
-    axis.set(xlim=(0, 100), ylim=(0, 102))
-    axis.set_xlabel("recall, %", fontsize=9)
-    axis.set_ylabel("precision, %", fontsize=9)
-    axis.set_title("Just noticeable differences", fontsize=10)
-    axis.legend(loc="lower left", fontsize=8, frameon=False)
+def _draw_curves(axis: Any, below: Any, results: CalibrationResults) -> None:
+    sets = results.jnd_curves
+    for (name, (recall, precision)), short, (line, style) in zip(
+        sets.items(), fit_names(list(sets), 0.95), _line_styles(len(sets)), strict=True
+    ):
+        score = results.jnd_scores.get(name, math.nan)
+        label = f"{short}, AP {100 * score:.1f} %" if math.isfinite(score) else short
+        axis.plot(100 * recall.cpu().numpy(), 100 * precision.cpu().numpy(), line, color=style.color, label=label)
+    axis.set(xlim=(0, 100), ylim=(0, 100), xlabel="recall, %", ylabel="precision, %")
+    axis.set_title("Just noticeable differences")
+    _legend(axis, below)
 
 
-def _draw_weights(axis: Any, results: CalibrationResults) -> None:
-    from matplotlib import colormaps
-
-    layers = list(results.calibration.items())
-    for index, (layer, weights) in enumerate(layers):
+def _draw_weights(axis: Any, below: Any, results: CalibrationResults) -> None:
+    layers = results.calibration
+    largest = 0.0
+    for weights, short, (line, style) in zip(
+        layers.values(), fit_names(list(layers), 0.7), _line_styles(len(layers)), strict=True
+    ):
         values = np.sort(weights.detach().float().cpu().numpy().ravel())[::-1]
-        percent = 100 * (np.arange(len(values)) + 0.5) / len(values)
-        label = f"{layer}, {len(values)} channels, {100 * (values < 0.01).mean():.0f} % below 0.01"
-        color = colormaps["viridis"](0.05 + 0.85 * index / max(len(layers) - 1, 1))
-        axis.plot(percent, values, color=color, label=label, linewidth=1.6)
+        percent = 100 * (np.arange(len(values)) + 0.5) / max(len(values), 1)
+        few = f", {100 * (values < 0.01).mean():.0f} %" if len(values) else ""
+        axis.plot(percent, values, line, color=style.color, label=f"{short}: {len(values)}{few}")
+        largest = max([largest, *values[np.isfinite(values)]])
     # A few channels carry most of the weight; a linear scale would show only these.
     axis.set_yscale("symlog", linthresh=1e-2, linscale=0.3)
-    axis.set_ylim(bottom=0)
-    axis.set_xlim(0, 100)
-    axis.set_xlabel("channels, from the largest weight, %", fontsize=9)
-    axis.set_ylabel("weight", fontsize=9)
-    axis.set_title("The calibration", fontsize=10)
-    axis.legend(loc="upper right", fontsize=7.5, frameon=False)
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.set(xlim=(0, 100), ylim=(0, max(1.3 * largest, 0.02)), xlabel="channels by weight, %", ylabel="weight")
+    axis.set_title("The calibration")
+    _legend(axis, below, "layer: channels, below 0.01")
+
+
+def _legend(axis: Any, below: Any, title: str | None = None) -> None:
+    """Legend of `axis` in the empty axes `below`."""
+    handles, labels = axis.get_legend_handles_labels()
+    if handles:
+        options = {"loc": "upper left", "borderaxespad": 0, "alignment": "left", "title_fontsize": 7}
+        below.legend(handles, labels, title=title, **options)
+
+
+def _line_styles(count: int) -> list[tuple[str, CategoryStyle]]:
+    """Lines of categories: seven colors, then dashed."""
+    return [(_LINES[i // 7 % len(_LINES)], style) for i, style in enumerate(category_styles(count))]
+
+
+def _is_generated(data: Any) -> bool:
+    """Whether a data module reads images of ``bapps make``, for which the paper has no scores."""
+    folder = getattr(data, "folder", getattr(data, "root", None))
+    return isinstance(folder, str | os.PathLike) and (Path(folder) / "made.json").is_file()
 
 
 def _paper_scores(row: str) -> dict[str, float]:

@@ -1,10 +1,10 @@
 """LPIPS for PyTorch Lightning: a metric, a loss, callbacks, recipes, and the calibration itself.
 
 `LPIPS` is the network, `PerceptualLoss` the training loss, `LearnedPerceptualImagePatchSimilarity` the metric, and
-`LPIPSDiversity` the diversity metric of a generator. `LPIPS.encode` returns `Features`. `export_network` writes a
-network as one file for other runtimes. More public names are in the
-sub-packages `functional`, `metrics`, `backbones`, `data`, `calibration`, `evaluation`, `callbacks`, `images`, `io` and
-`weights`, and in `compat`. Everything else is internal.
+`LPIPSDiversity` the diversity metric of a generator. `compare` takes files, folders, Pillow images and arrays.
+`LPIPS.encode` returns `Features`. `export_network` writes a network as one file for other runtimes. More public names
+are in the sub-packages `functional`, `metrics`, `backbones`, `data`, `calibration`, `evaluation`, `callbacks`,
+`images`, `io` and `weights`, and in `compat`. Everything else is internal.
 
 Names are imported on first use. The import needs only torch, torchvision and torchmetrics; Lightning, kornia and wandb
 are imported only by the modules that use them.
@@ -86,12 +86,14 @@ __all__ = [
     "LPIPSDiversity",
     "LearnedPerceptualImagePatchSimilarity",
     "PerceptualLoss",
+    "compare",
     "export_network",
     "keep_freed_memory",
 ]
 
 if TYPE_CHECKING:
     from lpips_lightning.batch import Features
+    from lpips_lightning.comparison.compare import compare
     from lpips_lightning.engine.memory import keep_freed_memory
     from lpips_lightning.export import export_network
     from lpips_lightning.loss import PerceptualLoss
@@ -103,6 +105,7 @@ else:
         __name__,
         {
             "batch": ["Features"],
+            "comparison.compare": ["compare"],
             "engine.memory": ["keep_freed_memory"],
             "export": ["export_network"],
             "loss": ["PerceptualLoss"],

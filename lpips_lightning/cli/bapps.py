@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_evaluate(commands: Any) -> None:
-    parser = commands.add_parser("evaluate", help="agreement of distances with human judgments (the paper's Table 5)")
+    parser = commands.add_parser("evaluate", help="agreement of distances with judgments (the paper's Table 5)")
     evaluate_cli.add_arguments(parser)
     parser.set_defaults(run=evaluate_cli.run)
 

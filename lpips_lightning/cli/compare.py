@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,16 +14,17 @@ from lpips_lightning.cli.options import add_network_options, choose_device, netw
 from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.download import no_progress
+from lpips_lightning.io.figures import require_matplotlib
 from lpips_lightning.io.image_decoding import printable
 from lpips_lightning.io.image_formats import is_video, why_no_image
 from lpips_lightning.io.progress import progress_report
 from lpips_lightning.io.streams import STDIN, is_stream, name_streams
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from lpips_lightning.comparison.fidelity import Score
     from lpips_lightning.comparison.file_pairs import Matches, Pair
-    from lpips_lightning.comparison.measure import PairResult
+    from lpips_lightning.comparison.maps import MapWriter
+    from lpips_lightning.comparison.measure import KeepMap, PairResult
     from lpips_lightning.network import LPIPS
 
 Kind = Literal["images", "videos", "folders", "list", "pairs", "cross"]
@@ -33,6 +34,9 @@ _KINDS_OF_OPTION: dict[str, tuple[Kind, ...]] = {
     "in_order": ("folders",),
     "long": ("pairs", "cross"),
     "map": _PAIRWISE,
+    "map_raw": _PAIRWISE,
+    "psnr": _PAIRWISE,
+    "ssim": _PAIRWISE,
     "per_layer": _PAIRWISE,
     "mask": _PAIRWISE,
     "erode": _PAIRWISE,
@@ -50,12 +54,13 @@ _ALLOWED = {
     ("pairs", "cross"): "one or two folders and --pairs",
     _PAIRWISE: "two images, videos or folders",
 }
+_MAPS = ("map", "map_raw")
+_OUTPUTS = ("csv", "json", *_MAPS)
 _USAGE = """lpips-lightning compare [options] A B
        lpips-lightning compare [options] --pairs FOLDER [FOLDER [FILE]]"""
 _DESCRIPTION = "LPIPS of two images, videos or folders, or of all pairs. 0: equal; higher: less similar."
-_EPILOG = """Standard output: the distance, or lines with mean, std, min, max and n; then the fingerprint to
-cite; with "-" as an output file, that file alone. Standard error names files that were left out. An
-image found damaged after the header check is named, the rest is kept, and the exit code is 2."""
+_EPILOG = """Standard output: the distance, or mean, std, min, max and n; then the line to cite. With "-" as an
+output file: that file alone. Damaged images are named, the others kept, and the exit code is 2."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -84,11 +89,16 @@ def parser() -> argparse.ArgumentParser:
     add("--mask", metavar="PATH", help="image whose white pixels count, or a folder of them by name")
     add("--erode", action="store_true", help="with --mask: black pixels have no influence at all")
     add("--per-layer", action="store_true", help="also print the per-layer terms, which sum to the distance")
+    add("--psnr", action="store_true", help="also PSNR in dB, over all pixels and RGB, peak 1, no border crop")
+    add(
+        "--ssim", action="store_true", help="also SSIM of RGB, Gaussian 11x11, sigma 1.5, no border crop (torchmetrics)"
+    )
     add("--csv", metavar="FILE", help="write every distance; with --pairs as a matrix")
     add("--long", action="store_true", help="with --pairs --csv: one row per pair instead of a matrix")
     add("--json", metavar="FILE", help="write all distances and the fingerprint")
-    add("--map", metavar="PATH", help="write heatmaps: a PNG for two images, otherwise a folder")
-    add("--map-max", type=float, default=1.0, metavar="D", help="local distance at the brightest color (default: 1)")
+    add("--map", metavar="PATH", help="draw images, local distances and score: a PNG and a PDF, or a folder of them")
+    add("--map-raw", metavar="PATH", help="the bare heatmap: a PNG, or a folder")
+    add("--map-max", type=float, metavar="D", help="local distance at the brightest color (default: of the pairs)")
     return result
 
 
@@ -104,7 +114,7 @@ def main(args: list[str] | None = None) -> None:
         WeightsError: If weights are missing or damaged.
     """
     options = _parse(args)
-    options.to_stderr = name_streams(options, outputs=("csv", "json", "map"))
+    options.to_stderr = name_streams(options, outputs=_OUTPUTS)
     paths = [Path(STDIN if path == "-" else path) for path in options.paths]
     kind = _kind(paths, options)
     _check_outputs(paths, kind, options)
@@ -143,21 +153,24 @@ def _match(paths: Sequence[Path], kind: Kind, options: argparse.Namespace) -> Ma
         matches = match_listed(a, b, table)
     else:
         matches = Matches([Pair(paths[0].stem, paths[0], paths[1])])
-    if options.map is not None and len({pair.name for pair in matches.pairs}) < len(matches.pairs):
-        raise ValueError("map: expected each image of the first folder in one pair only, got several")
+    wanted = next((name for name in _MAPS if getattr(options, name) is not None), None)
+    if wanted and len({pair.name for pair in matches.pairs}) < len(matches.pairs):
+        raise ValueError(
+            f"{wanted.replace('_', '-')}: expected each image of the first folder in one pair only, got several"
+        )
     return matches if options.mask is None else match_masks(matches, options.mask)
 
 
 def _compare(matches: Matches, kind: Kind, net: LPIPS, options: argparse.Namespace) -> None:
     from lpips_lightning.comparison import report as compare_report
+    from lpips_lightning.comparison.fidelity import definition
 
     fingerprint = net.fingerprint
     if options.mask is not None:
         fingerprint += f", mask {printable(Path(options.mask).name)}{', eroded' if options.erode else ''}"
-    keep = None
-    if options.map is not None:
-        keep = compare_report.map_writer(Path(options.map), kind != "images", options.map_max, fingerprint)
-    results = _measure(matches.pairs, kind, net, options, keep)
+    fingerprint += definition(_scores(options), masked=options.mask is not None)
+    maps = _map_writer(kind, net, fingerprint, options)
+    results = _measure(matches.pairs, kind, net, options, maps)
     errors = [one.error for one in results if one.error]
     if len(errors) == len(results):
         raise ValueError(_first_error(errors))
@@ -166,11 +179,18 @@ def _compare(matches: Matches, kind: Kind, net: LPIPS, options: argparse.Namespa
     else:
         lines = compare_report.summary_lines(results, options.per_layer)
     _print_lines([*lines, fingerprint], options.to_stderr)
+    _print_notes(compare_report.infinite_note(results))
     if options.csv is not None:
         compare_report.write_csv(options.csv, results, options.per_layer, options.erode)
     if options.json is not None:
         shown: dict[str, Any] = {"per_layer": options.per_layer, "erode": options.erode, "notes": matches.notes}
         compare_report.write_json(options.json, results, fingerprint, **shown)
+    if maps is not None:
+        good = matches.pairs if kind == "videos" else [one.pair for one in results if not one.error]
+        with progress_report("items") as progress:
+            report = no_progress if kind == "images" else progress
+            maps.finish(lambda: _measure(good, kind, net, options, maps), report)
+        _print_notes(maps.notes())
     if errors:
         pairs = "frames" if kind == "videos" else "pairs"
         raise ValueError(f"{len(errors)} of {len(results)} {pairs} failed: {_first_error(errors)}")
@@ -181,7 +201,7 @@ def _measure(
     kind: Kind,
     net: LPIPS,
     options: argparse.Namespace,
-    keep_map: Callable[[Pair, Tensor], None] | None,
+    keep_map: KeepMap | None,
 ) -> list[PairResult]:
     from lpips_lightning.comparison.file_pairs import check_images
     from lpips_lightning.comparison.mask_files import check_masks
@@ -189,6 +209,7 @@ def _measure(
     from lpips_lightning.comparison.videos import measure_videos
 
     compute: dict[str, Any] = {"device": options.device, "batch_size": options.batch_size, "erode": options.erode}
+    compute["scores"] = _scores(options)
     with progress_report("items") as progress:
         report = no_progress if kind == "images" else progress
         if kind == "videos":
@@ -196,6 +217,20 @@ def _measure(
         headers = check_images([(pair.a, pair.b) for pair in pairs], net, report=report)
         check_masks(pairs, headers)
         return measure_pairs(pairs, net, headers, keep_map=keep_map, report=report, **compute)
+
+
+def _scores(options: argparse.Namespace) -> list[Score]:
+    scores: tuple[Score, ...] = ("psnr", "ssim")
+    return [score for score in scores if getattr(options, score)]
+
+
+def _map_writer(kind: Kind, net: LPIPS, fingerprint: str, options: argparse.Namespace) -> MapWriter | None:
+    if options.map is None and options.map_raw is None:
+        return None
+    from lpips_lightning.comparison.maps import MapWriter
+
+    figures, raw = (None if path is None else Path(path) for path in (options.map, options.map_raw))
+    return MapWriter(figures, raw, kind != "images", net.net_type, net.images, fingerprint, options.map_max)
 
 
 def _compare_all(folders: Sequence[Path], net: LPIPS, options: argparse.Namespace) -> None:
@@ -266,35 +301,50 @@ def _kind_of_paths(paths: Sequence[Path], pairs: bool) -> Kind | None:
 
 def _check_outputs(paths: Sequence[Path], kind: Kind, options: argparse.Namespace) -> None:
     """Raise if an output path cannot be written or would overwrite an input image."""
-    outputs = {name: getattr(options, name) for name in ("csv", "json", "map") if getattr(options, name) is not None}
+    outputs = {name: getattr(options, name) for name in _OUTPUTS if getattr(options, name) is not None}
     inputs = [path for path in (*paths, *[Path(options.mask or ".")]) if not path.is_dir()]
     for name, path in outputs.items():
-        check_output_path(path, name, folder=name == "map" and kind != "images")
+        check_output_path(path, name.replace("_", "-"), folder=name in _MAPS and kind != "images")
+    if kind == "images" and "map" in outputs and not is_stream(options.map):
+        outputs["map (its PDF)"] = str(Path(options.map).with_suffix(".pdf"))
+        check_output_path(outputs["map (its PDF)"], "map", folder=False)
     places = {name: Path(path).resolve() for name, path in outputs.items()}
     for name, path in outputs.items():
+        option = name.replace("_", "-")
         if any(places[name] == other for known, other in places.items() if known != name):
-            raise ValueError(f"{name}: expected a path that no other option uses, got {path!r}")
+            raise ValueError(f"{option}: expected a path that no other option uses, got {path!r}")
         if any(places[name] == file.resolve() for file in inputs):
-            raise ValueError(f"{name}: expected a path other than the input images, got {path!r}")
-        if name != "map" and places[name].is_file() and not why_no_image(places[name]):
-            raise ValueError(f"{name}: expected a path other than that of an existing image, got {path!r}")
-    if "map" not in places:
-        return
+            raise ValueError(f"{option}: expected a path other than the input images, got {path!r}")
+        if name in ("csv", "json") and places[name].is_file() and not why_no_image(places[name]):
+            raise ValueError(f"{option}: expected a path other than that of an existing image, got {path!r}")
+    for name in _MAPS:
+        if name in outputs:
+            _check_map(name, paths, kind, options)
+
+
+def _check_map(name: str, paths: Sequence[Path], kind: Kind, options: argparse.Namespace) -> None:
+    """Raise if figures or heatmaps have the wrong kind of path, or lie among the input images."""
+    path, option = getattr(options, name), name.replace("_", "-")
+    if name == "map":
+        require_matplotlib("map: expected --map-raw where there is no matplotlib; figures need")
     if kind == "images":
-        if Path(options.map).suffix.lower() != ".png" and not is_stream(options.map):
-            raise ValueError(f"map: expected a file that ends in .png, got {options.map!r}")
+        if Path(path).suffix.lower() != ".png" and not is_stream(path):
+            raise ValueError(f"{option}: expected a file that ends in .png, got {path!r}")
         return
-    folders = [path for path in (*paths, Path(options.mask or os.devnull)) if path.is_dir()]
-    inside = [path for path in folders if path.resolve() in (places["map"], *places["map"].parents)]
+    folders = [one for one in (*paths, Path(options.mask or os.devnull)) if one.is_dir()]
+    place = Path(path).resolve()
+    inside = [folder for folder in folders if folder.resolve() in (place, *place.parents)]
     if inside:
-        raise ValueError(f"map: expected a folder outside '{printable(inside[0])}', got {options.map!r}")
+        raise ValueError(f"{option}: expected a folder outside '{printable(inside[0])}', got {path!r}")
 
 
 def _check_values(options: argparse.Namespace) -> None:
     if options.batch_size is not None and options.batch_size < 1:
         raise ValueError(f"batch-size: expected a positive number, got {options.batch_size}")
-    if not 0 < options.map_max < float("inf"):
+    if options.map_max is not None and not 0 < options.map_max < float("inf"):
         raise ValueError(f"map-max: expected a positive distance, got {options.map_max:g}")
+    if options.ssim and options.mask is not None:
+        raise ValueError("ssim: expected no --mask with this option: its windows reach over the border of a mask")
     if options.erode and options.mask is None:
         raise ValueError("erode: expected --mask with this option, got none")
     if options.erode and options.resize is not None:

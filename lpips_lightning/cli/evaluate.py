@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,17 @@ from lpips_lightning.io.streams import STDIN, name_streams
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
-_DESCRIPTION = """Measure how often distances agree with human judgments.
+    from lpips_lightning.data.judges import Judge
+
+_DESCRIPTION = """Measure how often distances agree with judgments, of people or of a metric.
 
 METHOD is a calibrated network (alex, vgg, squeeze, embedded); a network with a variant: alex:baseline, alex:random,
-alex:calibration=FILE, alex:weights=FILE, alex:kmeans=FILE; or l2, l2-lab, psnr, ssim, ms-ssim, fsim."""
+alex:calibration=FILE, alex:weights=FILE, alex:kmeans=FILE; or l2, l2-lab, psnr, ssim, ms-ssim, fsim. PSNR and SSIM are
+of RGB on [0, 1], without border crop; SSIM has a Gaussian window of 11x11, sigma 1.5, as in torchmetrics.
+
+The first row is the agreement of the judges with themselves. It is called "human" for BAPPS, recognized by the names of
+its sets and their numbers of judgments, which alone has the paper's values beside it; "judge: NAME" where a metric
+judged (data of bapps make); "judges" for all other data."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,40 +82,45 @@ def run(args: argparse.Namespace) -> None:
         if getattr(args, argument) < least:
             raise ValueError(f"{argument.replace('_', '-')}: expected at least {least}, got {getattr(args, argument)}")
 
+    from lpips_lightning.data.judges import is_label
     from lpips_lightning.evaluation import benchmark as evaluation
+    from lpips_lightning.evaluation import figures
     from lpips_lightning.evaluation import report as evaluation_report
     from lpips_lightning.evaluation.methods import parse_method
 
     external = dict(_split_name(text) for text in args.distances)
     sets = _sets(args)
+    judges = _judges(args, sets)
     if args.methods and not sets:
         raise ValueError("root: expected --root DIR, or --csv FILE with --images DIR, to evaluate methods, got neither")
     if not sets and not external:
         raise ValueError("methods: expected --root, --csv or --distances, got nothing to score")
     names = list(dict.fromkeys([*args.methods, *(args.disagree or [])])) or (["embedded", "l2", "ssim"] if sets else [])
-    if clash := sorted(set(names) & set(external)):
-        raise ValueError(f"distances: expected a name that is not among the methods, got {clash[0]!r}")
+    if clash := sorted(name for name in external if name in names or is_label(name)):
+        raise ValueError(f"distances: expected a name that is not among the methods or judges, got {clash[0]!r}")
     methods = [parse_method(name) for name in names]
     device = choose_device(args.device)
     with progress_report("items") as report:
         measured = evaluation.measure(methods, sets, args.batch_size, args.workers, device, report)
     measured |= {name: evaluation.read_distances(path) for name, path in external.items()}
     paper_rows = {method.name: method.paper for method in methods}
-    scores = evaluation.score(measured, paper_rows, args.resamples)
+    scores = evaluation.score(measured, paper_rows, args.resamples, judges=judges)
     out, console = Path(args.out), Console()
     kinds = [kind for kind in evaluation.KINDS if any(cell.kind == kind for cell in scores)]
     for kind in kinds:  # print before writing, so that a full disk loses no result
         console.print(evaluation_report.as_table(scores, kind))
-    for kind in kinds:
-        evaluation_report.save_bars(scores, out / f"{kind}.png", kind)
     evaluation_report.save_csv(scores, out / "scores.csv")
     evaluation_report.save_text(evaluation_report.as_markdown(scores), out / "scores.md")
+    files = [out / "scores.csv", out / "scores.md"]
+    for kind in kinds:
+        files += figures.save_scores(scores, out / f"{kind}.png", kind)
     if len(kinds) == 2:
-        evaluation_report.save_scatter(scores, out / "2afc_jnd.png")
+        files += figures.save_scatter(scores, out / "2afc_jnd.png")
     if args.disagree:
         pair = (args.disagree[0], args.disagree[1])
-        evaluation_report.save_disagreements(measured, pair, sets, out / "disagreements.png")
-    console.print(f"Written to {out}", highlight=False, markup=False, soft_wrap=True)
+        files += figures.save_disagreements(measured, pair, sets, out / "disagreements.png")
+    written = f"Written to {out}: {', '.join(file.name for file in files)}"
+    console.print(written, highlight=False, markup=False, soft_wrap=True)
 
 
 def _sets(args: argparse.Namespace) -> dict[str, Dataset[dict[str, Any]]]:
@@ -130,6 +142,17 @@ def _sets(args: argparse.Namespace) -> dict[str, Dataset[dict[str, Any]]]:
         if not found:
             raise FileNotFoundError(f"root: expected sets in 2afc/val or jnd/val of '{root}', got none")
     return found
+
+
+def _judges(args: argparse.Namespace, sets: Mapping[str, object]) -> dict[str, Judge]:
+    """Who judged, by set."""
+    from lpips_lightning.data.judges import UNKNOWN, judged_by
+
+    def judge(name: str) -> Judge:
+        part = "jnd/val" if name.startswith("jnd/") else "2afc/val"
+        return judged_by(args.root, part, name.removeprefix("jnd/"))
+
+    return {name: UNKNOWN if args.csv and name == "triplets" else judge(name) for name in sets}
 
 
 def _select_sets(folder: Path, wanted: Sequence[str] | None) -> list[str]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lpips_lightning.comparison.fidelity import Score, pair_scores, white
 from lpips_lightning.comparison.file_pairs import Pair
 from lpips_lightning.comparison.mask_files import read_mask
 from lpips_lightning.io.download import ProgressCallback, no_progress
@@ -40,12 +41,26 @@ class PairResult:
         distance: LPIPS; NaN on an error.
         layers: Terms by layer name, which sum to `distance`.
         error: Why the pair failed; empty on success.
+        scores: PSNR and SSIM, if wanted.
     """
 
     pair: Pair
     distance: float = math.nan
     layers: dict[str, float] = field(default_factory=dict)
     error: str = ""
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+KeepMap: TypeAlias = Callable[[PairResult, Tensor, Read], None]
+"""Takes the result of a pair, its map of local distances ``(H, W)`` on the CPU, 0 outside the mask, and its pixels."""
+
+ReadPixels: TypeAlias = Callable[[Path, Header], _Pixels]
+"""Decodes an image whose header is known."""
+
+
+def read_file(path: Path, header: Header) -> _Pixels:
+    """Pixels of a file, or of a stream that was read with its header."""
+    return read_pixels(path, header.content)
 
 
 def measure_pairs(
@@ -56,8 +71,10 @@ def measure_pairs(
     device: str | torch.device = "cpu",
     batch_size: int | None = None,
     erode: bool = False,
-    keep_map: Callable[[Pair, Tensor], None] | None = None,
+    scores: Sequence[Score] = (),
+    keep_map: KeepMap | None = None,
     report: ProgressCallback = no_progress,
+    read: ReadPixels = read_file,
 ) -> list[PairResult]:
     """LPIPS of every pair of images.
 
@@ -70,8 +87,10 @@ def measure_pairs(
         device: Device to compute on.
         batch_size: Pairs per batch; None: 24, fewer for large images.
         erode: Count only positions whose receptive field the mask does not touch (see `LPIPS.forward`).
-        keep_map: Called with every pair and its spatial map ``(H, W)`` on the CPU, 0 outside the mask.
+        scores: PSNR and SSIM to compute too.
+        keep_map: Called with every result, its map and its pixels.
         report: Progress callback, in pairs.
+        read: Decodes an image.
 
     Returns:
         One result per pair, in the order of `pairs`.
@@ -85,12 +104,12 @@ def measure_pairs(
 
         def finish() -> None:
             batch = waiting.popleft()
-            results.update(_measure_batch(pairs, batch, net, torch.device(device), erode, keep_map))
+            results.update(_measure_batch(pairs, batch, net, torch.device(device), erode, scores, keep_map))
             report("comparing", len(results), len(pairs))
 
         try:
             for indices in _batches(pairs, headers, batch_size):
-                futures = [(i, pool.submit(_read_pair, pairs[i], headers, net)) for i in indices]
+                futures = [(i, pool.submit(_read_pair, pairs[i], headers, net, read)) for i in indices]
                 waiting.append(futures)
                 if len(waiting) > _PREFETCH:
                     finish()
@@ -132,7 +151,7 @@ def measure_all_pairs(
     pixels: list[_Pixels] = []
     with ThreadPoolExecutor(_workers()) as pool:
         every = [*files, *others]
-        for one in pool.map(lambda path: _read(path, headers[path], net), every):
+        for one in pool.map(lambda path: _read(path, headers[path], net, read_file), every):
             pixels.append(one)
             report("reading", len(pixels), len(every))
     deep = any(headers[path].deep for path in every)
@@ -176,13 +195,13 @@ def _batches(pairs: Sequence[Pair], headers: Mapping[Path, Header], batch_size: 
         yield from (indices[start : start + size] for start in range(0, len(indices), size))
 
 
-def _read_pair(pair: Pair, headers: Mapping[Path, Header], net: LPIPS) -> Read:
+def _read_pair(pair: Pair, headers: Mapping[Path, Header], net: LPIPS, read: ReadPixels) -> Read:
     mask = None if pair.mask is None else read_mask(pair.mask)
-    return _read(pair.a, headers[pair.a], net), _read(pair.b, headers[pair.b], net), mask
+    return _read(pair.a, headers[pair.a], net, read), _read(pair.b, headers[pair.b], net, read), mask
 
 
-def _read(path: Path, header: Header, net: LPIPS) -> _Pixels:
-    return checked_pixels(read_pixels(path, header.content), path, header, net)
+def _read(path: Path, header: Header, net: LPIPS, read: ReadPixels) -> _Pixels:
+    return checked_pixels(read(path, header), path, header, net)
 
 
 def checked_pixels(pixels: _Pixels, path: Path, header: Header, net: LPIPS) -> _Pixels:
@@ -197,7 +216,7 @@ def checked_pixels(pixels: _Pixels, path: Path, header: Header, net: LPIPS) -> _
             f" {pixels.shape[0]}x{pixels.shape[1]}; another process may be writing the file"
         )
     if header.alpha and net.images.background is None:
-        if bool((pixels[:, :, 3] < np.iinfo(pixels.dtype).max).any()):
+        if bool((pixels[:, :, 3] < white(pixels)).any()):
             raise ValueError(
                 f"{printable(path)}: expected an opaque image, got transparent pixels; --background sets the color"
                 " behind them"
@@ -212,7 +231,8 @@ def _measure_batch(
     net: LPIPS,
     device: torch.device,
     erode: bool,
-    keep_map: Callable[[Pair, Tensor], None] | None,
+    scores: Sequence[Score],
+    keep_map: KeepMap | None,
 ) -> dict[int, PairResult]:
     """Results of one batch by index of the pair."""
     results, read = {}, []
@@ -223,7 +243,7 @@ def _measure_batch(
             results[index] = PairResult(pairs[index], error=str(error))
     if read:
         found = measure_read(
-            [pairs[index] for index, _ in read], [one for _, one in read], net, device, erode, keep_map
+            [pairs[index] for index, _ in read], [one for _, one in read], net, device, erode, scores, keep_map
         )
         results |= {index: result for (index, _), result in zip(read, found, strict=True)}
     return results
@@ -235,11 +255,12 @@ def measure_read(
     net: LPIPS,
     device: torch.device,
     erode: bool,
-    keep_map: Callable[[Pair, Tensor], None] | None,
+    scores: Sequence[Score],
+    keep_map: KeepMap | None,
 ) -> list[PairResult]:
     """LPIPS of pairs of equal size that have been read; see `measure_pairs`."""
     first, second, masks = zip(*read, strict=True)
-    deep = any(one.dtype == np.uint16 for one in (first[0], second[0]))
+    deep = any(one.dtype != np.uint8 for one in (*first, *second))
     x, y = _tensor(first, deep, device), _tensor(second, deep, device)
     mask = None if masks[0] is None else torch.from_numpy(np.stack(masks)).to(device)
     with torch.inference_mode():
@@ -251,9 +272,11 @@ def measure_read(
         if not math.isfinite(distances[row]):
             results.append(PairResult(pair, error=_not_finite(pair, distances[row], erode)))
             continue
-        results.append(PairResult(pair, distances[row], {layer: values[row] for layer, values in terms.items()}))
+        pixels, own = read[row], {layer: values[row] for layer, values in terms.items()}
+        beside = pair_scores(pixels[0], pixels[1], net.images, scores, pixels[2]) if scores else {}
+        results.append(PairResult(pair, distances[row], own, scores=beside))
         if keep_map is not None and maps is not None:
-            keep_map(pair, maps[row, 0])
+            keep_map(results[-1], maps[row, 0], pixels)
     return results
 
 
@@ -286,14 +309,13 @@ def _at_size(mask: Tensor | None, maps: Tensor) -> Tensor | float:
 
 
 def _tensor(pixels: Sequence[_Pixels], deep: bool, device: str | torch.device) -> Tensor:
-    """Stack to ``(N, C, H, W)``: uint8, or float32 on [0, 1] if any image of the batch has 16 bits per channel."""
+    """Stack to ``(N, C, H, W)``: uint8, or float32 on [0, 1] if any image of the batch has more than 8 bits."""
     if deep:
-        pixels = [one.astype(np.float32) / np.float32(np.iinfo(one.dtype).max) for one in pixels]
+        pixels = [one.astype(np.float32) / np.float32(white(one)) for one in pixels]
     channels = max(one.shape[2] for one in pixels)
     same_channels = [one if one.shape[2] == channels else _add_opaque_alpha(one) for one in pixels]
     return torch.from_numpy(np.stack(same_channels)).permute(0, 3, 1, 2).to(device)
 
 
 def _add_opaque_alpha(pixels: _Pixels) -> _Pixels:
-    full = 1.0 if pixels.dtype == np.float32 else np.iinfo(pixels.dtype).max
-    return np.concatenate([pixels, np.full_like(pixels[:, :, :1], full)], 2)
+    return np.concatenate([pixels, np.full_like(pixels[:, :, :1], white(pixels))], 2)

@@ -1,4 +1,4 @@
-"""Results of `compare` as text, CSV, JSON and heatmaps; all files are written atomically."""
+"""Results of `compare` as text, CSV and JSON; all files are written atomically."""
 
 from __future__ import annotations
 
@@ -9,27 +9,25 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from lpips_lightning.comparison.file_pairs import Pair
 from lpips_lightning.comparison.measure import PairResult
 from lpips_lightning.io.atomic import atomic_write
-from lpips_lightning.io.heatmap import heatmap_colors, heatmap_indices
 from lpips_lightning.io.image_decoding import printable
+from lpips_lightning.io.image_folders import count_of
 from lpips_lightning.io.tables import write_table
 
 
 def pair_lines(results: PairResult, per_layer: bool) -> list[str]:
-    """Lines of one pair: the distance and, if `per_layer`, the layers' terms by name."""
-    terms = results.layers.items() if per_layer else ()
-    return [_format(results.distance), *(f"{layer}\t{_format(value)}" for layer, value in terms)]
+    """Lines of one pair: the distance, then by name PSNR and SSIM, if measured, and the layers, if `per_layer`."""
+    terms = results.scores | (results.layers if per_layer else {})
+    return [_format(results.distance), *(f"{name}\t{_format(value)}" for name, value in terms.items())]
 
 
 def summary_lines(results: Sequence[PairResult], per_layer: bool = False) -> list[str]:
     """Tab-separated lines: mean, sample standard deviation, min and max with the pair's name, and count.
 
-    The standard deviation of one pair is ``-``.
+    The standard deviation of one pair is ``-``. Means of PSNR and SSIM follow, if there are any.
 
     Args:
         results: Results; failed pairs are skipped.
@@ -38,7 +36,27 @@ def summary_lines(results: Sequence[PairResult], per_layer: bool = False) -> lis
     read = [one for one in results if not one.error]
     lines = _statistics([one.distance for one in read], lambda index: printable(read[index].pair.name))
     layers = read[0].layers if per_layer and read else ()
-    return lines + [f"{layer}\t{_format(fmean(one.layers[layer] for one in read))}" for layer in layers]
+    means = mean_scores(results) | {layer: fmean(one.layers[layer] for one in read) for layer in layers}
+    return lines + [f"{name}\t{_format(value)}" for name, value in means.items()]
+
+
+def mean_scores(results: Sequence[PairResult]) -> dict[str, float]:
+    """Mean PSNR and SSIM over the pairs, if there are any; failed pairs are skipped."""
+    read = [one for one in results if not one.error]
+    return {name: fmean(one.scores[name] for one in read) for name in (read[0].scores if read else ())}
+
+
+def infinite_note(results: Sequence[PairResult]) -> list[str]:
+    """A sentence on pairs of equal images among others, whose PSNR makes the mean infinite; none if there are none."""
+    values = [one.scores["psnr"] for one in results if "psnr" in one.scores]
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite or len(finite) == len(values):
+        return []
+    equal = len(values) - len(finite)
+    return [
+        f"psnr: {equal} of {count_of(len(values), 'pair')} {'is' if equal == 1 else 'are'} equal, with infinite PSNR;"
+        f" the mean of the others is {_format(fmean(finite))}"
+    ]
 
 
 def all_pairs_lines(names: Sequence[str], distances: Tensor, others: Sequence[str] | None = None) -> list[str]:
@@ -57,8 +75,8 @@ def all_pairs_lines(names: Sequence[str], distances: Tensor, others: Sequence[st
 def write_csv(path: str | Path, results: Sequence[PairResult], per_layer: bool = False, erode: bool = False) -> None:
     """Write a CSV with a row for each pair.
 
-    The columns are ``a, b, lpips``, the layers if `per_layer`, and where they apply ``frame`` of a video, ``mask`` with
-    ``erode``, and ``error`` of pairs that failed.
+    The columns are ``a, b, lpips``, and where they apply ``psnr`` and ``ssim``, the layers if `per_layer`, ``frame`` of
+    a video, ``mask`` with ``erode``, and ``error`` of pairs that failed. The PSNR of equal images is ``inf``.
 
     Args:
         path: Output file.
@@ -66,7 +84,8 @@ def write_csv(path: str | Path, results: Sequence[PairResult], per_layer: bool =
         per_layer: Add a column for each layer's term.
         erode: Whether the masks were eroded.
     """
-    layers = list(next((one.layers for one in results if not one.error), {})) if per_layer else []
+    first = next((one for one in results if not one.error), None)
+    terms = [] if first is None else [*first.scores, *(first.layers if per_layer else ())]
     optional: dict[str, Callable[[PairResult], Any]] = {
         "frame": lambda one: one.pair.frame,
         "mask": lambda one: one.pair.mask,
@@ -76,11 +95,11 @@ def write_csv(path: str | Path, results: Sequence[PairResult], per_layer: bool =
     used = {name: value for name, value in optional.items() if any(value(one) is not None for one in results)}
     rows: list[list[str]] = []
     for one in results:
-        values = [one.distance, *(one.layers.get(layer, math.nan) for layer in layers)]
+        values = [one.distance, *((one.scores | one.layers).get(term, math.nan) for term in terms)]
         cells = ["" if one.error else _format(value) for value in values]
         more = ["" if (cell := value(one)) is None else printable(cell) for value in used.values()]
         rows.append([printable(one.pair.a), printable(one.pair.b), *cells, *more])
-    write_table(path, ["a", "b", "lpips", *layers, *used], rows)
+    write_table(path, ["a", "b", "lpips", *terms, *used], rows)
 
 
 def write_all_pairs_csv(
@@ -116,6 +135,8 @@ def write_json(
 ) -> None:
     """Write the fingerprint, the statistics and every pair as JSON.
 
+    JSON has no infinity: the PSNR of equal images is the string ``"inf"``.
+
     Args:
         path: Output file.
         results: Results; a failed pair has ``lpips`` null and an ``error``.
@@ -131,13 +152,15 @@ def write_json(
         entry |= {} if one.pair.frame is None else {"frame": one.pair.frame}
         entry |= {} if one.pair.mask is None else {"mask": printable(one.pair.mask), "erode": erode}
         entry["lpips"] = None if one.error else one.distance
+        entry |= {name: _json_number(value) for name, value in one.scores.items()}
         entry |= {"layers": one.layers} if per_layer and not one.error else {}
         pairs.append(entry | ({"error": one.error} if one.error else {}))
-    statistics = {
+    statistics: dict[str, Any] = {
         "n": len(distances),
         "mean": fmean(distances) if distances else None,
         "std": stdev(distances) if len(distances) > 1 else None,
     }
+    statistics |= {f"mean_{name}": _json_number(value) for name, value in mean_scores(results).items()}
     _write_object(path, {"fingerprint": fingerprint} | statistics | _notes(notes) | {"pairs": pairs})
 
 
@@ -163,27 +186,6 @@ def write_all_pairs_json(
     content["names"] = [printable(name) for name in names]
     content |= {} if others is None else {"other_names": [printable(name) for name in others]}
     _write_object(path, content | {"distances": distances.tolist()})
-
-
-def map_writer(target: Path, folder: bool, heatmap_max: float, fingerprint: str) -> Callable[[Pair, Tensor], None]:
-    """A function that writes a pair's spatial map as a heatmap PNG.
-
-    Args:
-        target: Output file, or output folder if `folder`; there a file is named after its pair.
-        folder: Whether `target` is a folder.
-        heatmap_max: Local distance at the brightest color.
-        fingerprint: Fingerprint of the network, stored in the PNG.
-    """
-    colors = heatmap_colors()
-
-    def write(pair: Pair, distances: Tensor) -> None:
-        metadata = PngImagePlugin.PngInfo()
-        metadata.add_text("Description", f"local LPIPS, black 0, brightest >= {heatmap_max:g}; {fingerprint}")
-        path = target / f"{pair.name}.png" if folder else target
-        with atomic_write(path) as temporary:
-            Image.fromarray(colors[heatmap_indices(distances, heatmap_max)]).save(temporary, "PNG", pnginfo=metadata)
-
-    return write
 
 
 def _statistics(values: Sequence[float], name: Callable[[int], str]) -> list[str]:
@@ -213,6 +215,10 @@ def _indices(rows: int, columns: int | None) -> tuple[list[int], list[int]]:
 
 def _format(value: float) -> str:
     return f"{value:.9g}"  # enough to round-trip a float32
+
+
+def _json_number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
 
 
 def _write_object(path: str | Path, content: dict[str, Any]) -> None:

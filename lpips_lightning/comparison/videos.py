@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from lpips_lightning.comparison.fidelity import Score
 from lpips_lightning.comparison.file_pairs import Pair, check_images
 from lpips_lightning.comparison.mask_files import check_masks, read_mask
-from lpips_lightning.comparison.measure import PairResult, Read, checked_pixels, default_batch_size, measure_read
+from lpips_lightning.comparison.measure import (
+    KeepMap,
+    PairResult,
+    Read,
+    checked_pixels,
+    default_batch_size,
+    measure_read,
+)
 from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.image_decoding import Header, Pixels, printable
 from lpips_lightning.io.video_files import read_frames
@@ -26,7 +33,8 @@ def measure_videos(
     device: str | torch.device = "cpu",
     batch_size: int | None = None,
     erode: bool = False,
-    keep_map: Callable[[Pair, Tensor], None] | None = None,
+    scores: Sequence[Score] = (),
+    keep_map: KeepMap | None = None,
     report: ProgressCallback = no_progress,
 ) -> list[PairResult]:
     """LPIPS of every frame of two videos.
@@ -37,7 +45,8 @@ def measure_videos(
         device: Device to compute on.
         batch_size: Frames per batch; None: 24, fewer for large frames.
         erode: See `measure_pairs`.
-        keep_map: Called with every frame and its spatial map ``(H, W)`` on the CPU, 0 outside the mask.
+        scores: See `measure_pairs`.
+        keep_map: See `measure_pairs`.
         report: Progress callback, in frames.
 
     Returns:
@@ -67,11 +76,11 @@ def measure_videos(
         pairs.append(replace(pair, name=f"{index:06d}", frame=index))
         read.append((a, b, mask))
         if len(read) == size:
-            results += measure_read(pairs, read, net, torch.device(device), erode, keep_map)
+            results += measure_read(pairs, read, net, torch.device(device), erode, scores, keep_map)
             pairs, read = [], []
             report("comparing", len(results), 0)
     if read:
-        results += measure_read(pairs, read, net, torch.device(device), erode, keep_map)
+        results += measure_read(pairs, read, net, torch.device(device), erode, scores, keep_map)
     return results
 
 

@@ -1,4 +1,4 @@
-"""The paper's evaluation: agreement of distances with human judgments, per method and set."""
+"""The paper's evaluation: agreement of distances with judgments of people or of a metric, per method and set."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lpips_lightning.data.judges import PEOPLE, Judge, judge_of
 from lpips_lightning.evaluation.methods import Method
 from lpips_lightning.evaluation.table5 import PAPER_SETS, TABLE_5, paper_row
 from lpips_lightning.functional.judgments import agreement, bootstrap_interval, jnd_score
@@ -18,12 +19,12 @@ from lpips_lightning.io.tables import read_table
 
 Kind = Literal["2afc", "jnd"]
 KINDS: tuple[Kind, ...] = ("2afc", "jnd")
-HUMAN = "human"
+HUMAN = PEOPLE.label
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Distances of one method on one set, with the human judgments.
+    """Distances of one method on one set, with the judgments.
 
     Attributes:
         kind: ``"2afc"`` for triplets, ``"jnd"`` for pairs.
@@ -41,14 +42,15 @@ class Score:
     """One cell of the table.
 
     Attributes:
-        method: Name of the method; `HUMAN` for the human ceiling.
+        method: Name of the method; `judge` for the agreement of the judges with themselves.
         set: Name of the set.
         kind: ``"2afc"``: 2AFC score. ``"jnd"``: average precision.
         value: The score in per cent.
         low: Lower bound of the 95 % bootstrap interval, in per cent.
         high: Upper bound, in per cent.
         count: Number of triplets or pairs.
-        paper: The paper's value in per cent, or None.
+        paper: The paper's value in per cent, or None; only for BAPPS itself.
+        judge: Who judged the set: a label of `lpips_lightning.data.judges`.
     """
 
     method: str
@@ -59,6 +61,12 @@ class Score:
     high: float
     count: int
     paper: float | None
+    judge: str = HUMAN
+
+    @property
+    def is_ceiling(self) -> bool:
+        """Whether it is the agreement of the judges with themselves, not that of a method."""
+        return self.method == self.judge
 
 
 def measure(
@@ -150,14 +158,16 @@ def score(
     papers: Mapping[str, str | None] | None = None,
     resamples: int = 1000,
     seed: int = 0,
+    judges: Mapping[str, Judge] | None = None,
 ) -> list[Score]:
-    """Scores of every method on every set, preceded by the human ceiling of every 2AFC set.
+    """Scores of every method on every set, preceded by the agreement of the judges of every 2AFC set with themselves.
 
     Args:
         measured: Distances by method, then by set; from `measure` and `read_distances`.
         papers: Row of the paper's Table 5 by method.
         resamples: Bootstrap resamples.
         seed: Seed of the bootstrap.
+        judges: Who judged, by set. Other sets are taken for BAPPS if name and number of rows are those of BAPPS.
 
     Returns:
         Scores in the order of methods and sets.
@@ -165,22 +175,30 @@ def score(
     scores: list[Score] = []
     seen: dict[str, Judged] = {}
     for sets in measured.values():
-        seen |= {name: judged for name, judged in sets.items() if name not in seen and judged.kind == "2afc"}
+        seen = dict(sets) | seen
+    judge = {name: _judge(name, judged) for name, judged in seen.items()} | dict(judges or {})
     for name, judged in seen.items():
-        fraction = judged.shares
-        per_row = fraction.square() + (1 - fraction).square()
-        scores.append(_score(HUMAN, name, judged, torch.mean, (per_row,), paper_row(HUMAN), resamples, seed))
+        if judged.kind == "2afc":
+            fraction, row = judged.shares, paper_row(HUMAN)
+            per_row = fraction.square() + (1 - fraction).square()
+            label = judge[name].label
+            scores.append(_score(label, name, judged, torch.mean, (per_row,), row, resamples, seed, judge[name]))
     for method, sets in measured.items():
         row = (papers or {}).get(method)
         for name, judged in sets.items():
             if judged.kind == "2afc":
                 d0, d1 = judged.distances.unbind(1)
                 columns: tuple[Tensor, ...] = (agreement(d0, d1, judged.shares),)
-                scores.append(_score(method, name, judged, torch.mean, columns, row, resamples, seed))
+                scores.append(_score(method, name, judged, torch.mean, columns, row, resamples, seed, judge[name]))
             else:
                 columns = (judged.distances[:, 0], judged.shares)
-                scores.append(_score(method, name, judged, jnd_score, columns, None, resamples, seed))
+                scores.append(_score(method, name, judged, jnd_score, columns, None, resamples, seed, judge[name]))
     return scores
+
+
+def _judge(name: str, judged: Judged) -> Judge:
+    part = "2afc/val" if judged.kind == "2afc" else "jnd/val"
+    return judge_of(part, name.removeprefix("jnd/"), len(judged.shares))
 
 
 def summary(scores: Iterable[Score], kind: Kind) -> dict[str, float]:
@@ -202,10 +220,11 @@ def _score(
     row: str | None,
     resamples: int,
     seed: int,
+    judge: Judge,
 ) -> Score:
     low, high = bootstrap_interval(function, *columns, resamples=resamples, seed=seed)
-    paper = TABLE_5[row][PAPER_SETS.index(name)] if row is not None and name in PAPER_SETS else None
-    value = 100 * float(function(*columns))
-    return Score(
-        method, name.removeprefix("jnd/"), judged.kind, value, 100 * low, 100 * high, len(judged.shares), paper
-    )
+    published = row is not None and name in PAPER_SETS and judge.kind == "people"
+    paper = TABLE_5[row][PAPER_SETS.index(name)] if row is not None and published else None
+    value, count = 100 * float(function(*columns)), len(judged.shares)
+    short = name.removeprefix("jnd/")
+    return Score(method, short, judged.kind, value, 100 * low, 100 * high, count, paper, judge.label)

@@ -1,13 +1,19 @@
-"""Style of all figures: widths of a column and of a page, fonts, colors, shortened names, and files."""
+"""Style of all figures: widths of a column and of a page, fonts, colors, names that fit, and files."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from lpips_lightning.io.atomic import atomic_write
 from lpips_lightning.io.image_decoding import printable
@@ -20,8 +26,9 @@ WIDTHS: dict[Width, float] = {"column": 3.3, "text": 6.9}
 
 DPI = 300
 TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = 9, 8, 7  # points
-_STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
+_FONT = "DejaVu Sans"  # comes with matplotlib: the same on every machine
+_STYLE: Any = {
+    "font.family": _FONT,
     "font.size": TEXT_SIZE,
     "axes.titlesize": TEXT_SIZE,
     "axes.labelsize": TEXT_SIZE,
@@ -33,7 +40,7 @@ _STYLE = {
     "savefig.dpi": DPI,
     "savefig.bbox": None,  # "tight" would change the width
     "text.usetex": False,
-    "text.parse_math": False,  # names of files and methods may contain $
+    "text.parse_math": False,  # names may contain $; log scales then need the formatter "{x:g}"
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
@@ -118,9 +125,14 @@ def save_figure(figure: Any, path: str | os.PathLike[str], about: Mapping[str, s
     stem = stem.with_suffix("") if stem.suffix.lower() in (".png", ".pdf") else stem
     files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf")]
     _save(figure, files[0], "png", about)
-    subject = "; ".join(f"{name}: {value}" for name, value in about.items())
-    _save(figure, files[1], "pdf", {"CreationDate": None, **({"Subject": subject} if subject else {})})
+    save_pdf(figure, files[1], about)
     return files
+
+
+def save_pdf(figure: Any, path: str | os.PathLike[str], about: Mapping[str, str] | None = None) -> None:
+    """Write a figure as PDF with vectors; see `save_figure`."""
+    subject = "; ".join(f"{name}: {value}" for name, value in (about or {}).items())
+    _save(figure, path, "pdf", {"CreationDate": None, **({"Subject": subject} if subject else {})})
 
 
 def category_styles(count: int) -> list[CategoryStyle]:
@@ -136,8 +148,11 @@ def category_styles(count: int) -> list[CategoryStyle]:
 
 
 def shorten(name: str, most: int) -> str:
-    """A name of at most `most` characters on one line: the middle of longer ones becomes an ellipsis."""
-    name = printable(name)
+    """A name of at most `most` characters on one line: the middle of longer ones becomes an ellipsis.
+
+    Characters that the font lacks are escaped.
+    """
+    name = _drawable(printable(name))
     if len(name) <= most:
         return name
     head = (most - 1) // 2
@@ -145,10 +160,160 @@ def shorten(name: str, most: int) -> str:
 
 
 def shorten_all(names: Sequence[str], most: int) -> list[str]:
-    """As `shorten`; names that become equal get a number."""
+    """As `shorten`; names that become equal are cut around the part in which they differ, or get a number."""
     short = [shorten(name, most) for name in names]
-    clash = {name for name in short if short.count(name) > 1}
-    return [f"{shorten(name, most - 4)} #{i + 1}" if name in clash else name for i, name in enumerate(short)]
+    clash = [i for i, name in enumerate(short) if short.count(name) > 1]
+    for i, name in zip(clash, _cut_around_difference([names[i] for i in clash], most), strict=True):
+        short[i] = name
+    return [_numbered(names[i], i + 1, most) if short.count(name) > 1 else name for i, name in enumerate(short)]
+
+
+def fit_names(names: Sequence[str], inches: float, size: float = SMALL_SIZE) -> list[str]:
+    """As `shorten_all`, with as many characters as a width of `inches` holds at `size` points."""
+    full = shorten_all(names, max([len(_drawable(printable(name))) for name in names] + [8]))
+    most = max(map(len, full), default=0)
+    while most > 8 and max(text_inches(name, size) for name in full) > inches:
+        most -= 1
+        full = shorten_all(names, most)
+    return full
+
+
+def fit_name(name: str, inches: float, size: float = SMALL_SIZE) -> str:
+    """As `shorten`, with as many characters as a width of `inches` holds at `size` points."""
+    return fit_names([name], inches, size)[0]
+
+
+def text_inches(text: str, size: float = SMALL_SIZE) -> float:
+    """Width of one line of text in inches."""
+    return sum(map(_advance, text)) * size / 72
+
+
+def value_limits(values: Sequence[float], margin: float = 0.06, most: float = 100.0) -> tuple[float, float]:
+    """Limits of an axis around the finite values, with a margin on both sides, within the possible ones, 0 to `most`.
+
+    Args:
+        values: Values in any order.
+        margin: Fraction of their range.
+        most: Largest possible value; infinity if there is none.
+    """
+    finite = [value for value in values if math.isfinite(value)] or [0.0, most if math.isfinite(most) else 1.0]
+    least = 0.01 * (most if math.isfinite(most) else max(*finite, 1e-3))
+    room = max(margin * (max(finite) - min(finite)), least)
+    return max(0.0, min(finite) - room), min(most, max(finite) + room)
+
+
+def label_points(axes: Any, points: Sequence[tuple[float, float]], names: Sequence[str]) -> bool:
+    """Write each name beside its point where it covers no other name or point.
+
+    Args:
+        axes: Axes with limits and points; success fixes the layout of their figure.
+        points: Places in data coordinates.
+        names: One short name per point.
+
+    Returns:
+        False, with nothing written, if there is no room for all names.
+    """
+    axes.figure.draw_without_rendering()
+    scale = axes.figure.dpi / 72
+    places = axes.transData.transform(np.reshape(points, (-1, 2)))
+    taken = [_Box(x - 3 * scale, y - 3 * scale, x + 3 * scale, y + 3 * scale) for x, y in places]
+    found = []
+    for (x, y), name in zip(places, names, strict=True):
+        size = text_inches(name) * 72 * scale, 1.25 * SMALL_SIZE * scale
+        boxes = (_Box.beside(x, y, *size, right, up, 5 * scale) for right, up in _DIRECTIONS)
+        box = next((box for box in boxes if box.is_within(axes.bbox) and not any(map(box.meets, taken))), None)
+        if box is None:
+            return False
+        taken.append(box)
+        found.append(box)
+    axes.figure.set_layout_engine("none")  # the labels were placed in this one
+    for (x, y), box, name in zip(places, found, names, strict=True):
+        offset = ((box.left - x) / scale, ((box.low + box.high) / 2 - y) / scale)
+        point = axes.transData.inverted().transform((x, y))
+        style = {"textcoords": "offset points", "va": "center_baseline", "fontsize": SMALL_SIZE}
+        axes.annotate(name, point, xytext=offset, **style)
+    return True
+
+
+def below_row(axes: Any, points: float = 4) -> Any:
+    """Transform of data coordinates, a little lower: for a second marker in a row."""
+    from matplotlib.transforms import offset_copy
+
+    return offset_copy(axes.transData, axes.figure, y=-points, units="points")
+
+
+def figure_pixels(figure: Any) -> npt.NDArray[np.uint8]:
+    """Pixels of a figure of `new_figure`, within its context: those of the PNG, shape ``(H, W, 3)``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    figure.set_layout_engine("none")  # another pass could move axes by a fraction of a pixel
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+class _Box(NamedTuple):
+    """Rectangle in pixels, from the lower left."""
+
+    left: float
+    low: float
+    right: float
+    high: float
+
+    @classmethod
+    def beside(cls, x: float, y: float, width: float, height: float, right: int, up: int, gap: float) -> _Box:
+        """A box to the left or right of a point, above or below it, or both."""
+        left = x + (right - 1) * width / 2 + right * gap
+        low = y + (up - 1) * height / 2 + up * gap * (1 if right == 0 else 0.6)
+        return cls(left, low, left + width, low + height)
+
+    def is_within(self, other: Any) -> bool:
+        """Whether it lies within a matplotlib box."""
+        return bool(self.left >= other.x0 and self.low >= other.y0 and self.right <= other.x1 and self.high <= other.y1)
+
+    def meets(self, other: _Box) -> bool:
+        return self.left < other.right and other.left < self.right and self.low < other.high and other.low < self.high
+
+
+_DIRECTIONS = ((1, 0), (1, 1), (-1, 0), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1))  # right and up, best first
+
+
+def _cut_around_difference(names: Sequence[str], most: int) -> list[str]:
+    full = [_drawable(printable(name)) for name in names]
+    equal = sum(1 for _ in takewhile(lambda letters: len(set(letters)) == 1, zip(*full, strict=False)))
+    begin = max(0, equal - most // 3)
+    end = begin + most - 2
+    dots = "\u2026"
+    return [f"{dots * (begin > 0)}{name[begin:end]}{dots * (end < len(name))}" for name in full]
+
+
+def _numbered(name: str, number: int, most: int) -> str:
+    suffix = f" #{number}"
+    return f"{shorten(name, most - len(suffix))}{suffix}"
+
+
+def _drawable(name: str) -> str:
+    """The name with escapes for characters that the font lacks."""
+    if find_spec("matplotlib") is None:
+        return name
+    known = _font().get_charmap()
+    return "".join(c if ord(c) in known else c.encode("unicode_escape").decode() for c in name)
+
+
+@cache
+def _advance(character: str) -> float:
+    """Width of a character, of the size of the font."""
+    font = _font()
+    font.set_size(64, 72)
+    return float(font.load_char(ord(character)).linearHoriAdvance) / 65536 / 64
+
+
+@cache
+def _font() -> Any:
+    from matplotlib.font_manager import findfont
+    from matplotlib.ft2font import FT2Font
+
+    return FT2Font(findfont(_FONT))
 
 
 def _save(figure: Any, path: str | os.PathLike[str], kind: str, metadata: Mapping[str, Any]) -> None:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 _LEAST_LIMIT = 1e-3  # identical images are black
+_PERCENTILE = 0.995
+_STEPS = (1, 1.5, 2, 3, 5, 7)
 # Every 16th color of matplotlib's "inferno" (S. van der Walt and N. Smith, CC0): lightness is linear, which suits gray
 # prints and color-blind readers. Linear interpolation stays within 7/255 of the original.
 _INFERNO = (
@@ -42,7 +44,31 @@ def heatmap_limit(*maps: Tensor) -> float:
     """
     values = np.concatenate([part.detach().float().cpu().numpy().ravel() for part in maps] or [np.zeros(0)])
     values = values[np.isfinite(values)]
-    wanted = max(float(np.quantile(values, 0.995)) if len(values) else 0.0, _LEAST_LIMIT)
+    wanted = max(float(np.quantile(values, _PERCENTILE)) if len(values) else 0.0, _LEAST_LIMIT)
     decade = 10.0 ** math.floor(math.log10(wanted) + 1e-9)
-    steps = (round(step * decade, 12) for step in (1, 1.5, 2, 3, 5, 7, 10))
+    steps = (round(step * decade, 12) for step in (*_STEPS, 10))
     return next(step for step in steps if step >= wanted * (1 - 1e-6))
+
+
+class HeatmapScale:
+    """`heatmap_limit` over more maps than memory holds: only counts are kept."""
+
+    def __init__(self) -> None:
+        self._limits = [round(step * 10.0**decade, 12) for decade in range(-3, 5) for step in _STEPS]
+        self._counts = torch.zeros(len(self._limits), dtype=torch.int64)  # values up to each limit
+        self._total = 0
+
+    def add(self, distances: Tensor) -> None:
+        """Count the values of a map; NaN and infinity are ignored."""
+        values = distances.detach().float().cpu().flatten()
+        values = values[values.isfinite()]
+        limits = torch.tensor(self._limits, dtype=torch.float64) * (1 + 1e-6)
+        places = torch.bucketize(values.double(), limits)
+        self._counts += torch.bincount(places, minlength=len(self._limits) + 1)[: len(self._limits)].cumsum(0)
+        self._total += len(values)
+
+    @property
+    def limit(self) -> float:
+        """The smallest limit that at least 99.5 % of all values do not exceed."""
+        enough = (self._counts >= _PERCENTILE * self._total).tolist()
+        return next((limit for limit, reached in zip(self._limits, enough, strict=True) if reached), self._limits[-1])

@@ -133,6 +133,30 @@ def read_pixels(path: str | Path, content: bytes | None = None) -> Pixels:
         raise _unreadable(path, error) from error
 
 
+def decoded_image(image: Image.Image, name: str) -> tuple[Header, Pixels]:
+    """Header and pixels of an image that Pillow has opened, as `read_header` and `read_pixels` return those of a file.
+
+    Args:
+        image: The image.
+        name: What errors call it.
+
+    Raises:
+        ValueError: If the image is damaged or not supported, or its file has 16 bits per channel, which Pillow rounds.
+    """
+    try:
+        deep = _check_kind(image, name)
+        if deep and image.mode in ("RGB", "RGBA"):
+            raise _RefusedError("8 bits per channel, got a file with 16, which Pillow rounds; give its path instead")
+        upright = ImageOps.exif_transpose(image)
+        gray, alpha = image.mode in _GRAY, _has_alpha(upright)
+        pixels: Pixels = np.asarray(upright if deep else upright.convert("RGBA" if alpha else "RGB"))
+        if deep:
+            pixels = pixels.astype(np.uint16)[:, :, None].repeat(3, 2)
+        return Header(upright.height, upright.width, gray, alpha, deep), pixels
+    except Exception as error:  # Pillow raises many exception types on damaged files
+        raise _unreadable(name, error) from error
+
+
 def printable(path: object) -> str:
     """`path` as one line of valid UTF-8; control characters and undecodable bytes are escaped."""
     text = str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -12,12 +15,39 @@ from matplotlib.text import Text
 from lpips_lightning.io.figures import WIDTHS
 
 _TOLERANCE = 1.0  # pixels at 300 dpi
+HOSTILE_NAMES = (
+    "a",
+    "$x_1$ of 100 %_^{\\alpha}",
+    "two\nlines\tand a tab",
+    "\u540d\u524d \u00fcber \u0416 \U0001f600",
+    "undecodable \udcff",
+    *(f"{'network-with-a-long-name-' * 2}{number:02d}-lin.safetensors" for number in range(25)),
+)
+"""30 names: short ones, ones of 60 characters that differ in the middle, and ones that are no plain text."""
+
+
+def saved_faults(draw: Callable[[Path], object], path: Path) -> list[str]:
+    """Faults of the figures that ``draw(path)`` saves with `save_figure`; no file is written.
+
+    Raises:
+        AssertionError: If it saves none.
+    """
+    faults: list[list[str]] = []
+
+    def look(figure: Any, path: Any, kind: str, metadata: Any) -> None:
+        if kind == "png":
+            faults.append(layout_faults(figure))
+
+    with patch("lpips_lightning.io.figures._save", look):
+        draw(path)
+    assert faults, "no figure was saved"
+    return [fault for found in faults for fault in found]
 
 
 def layout_faults(figure: Any) -> list[str]:
     """Draw the figure; returns a sentence for each text that is cut off, overlaps another, or has a wrong size."""
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    figure.draw_without_rendering()
     renderer = canvas.get_renderer()
     undrawn = _undrawn(figure)
     seen = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
@@ -30,6 +60,8 @@ def layout_faults(figure: Any) -> list[str]:
         name = repr(text.get_text())
         if box.x0 < -_TOLERANCE or box.y0 < -_TOLERANCE or box.x1 > width + _TOLERANCE or box.y1 > height + _TOLERANCE:
             faults.append(f"{name} leaves the canvas: {box}")
+        if "\\math" in text.get_text():
+            faults.append(f"{name} is not shown as a formula")
         if not 7 <= text.get_fontsize() <= 9:
             faults.append(f"{name} has {text.get_fontsize()} points")
     for (one, first), (other, second) in combinations(boxes, 2):

@@ -1,4 +1,4 @@
-"""Results as Markdown and as a image. `run.py` writes them; this does it again from the JSON.
+"""Results as Markdown and as a figure. `run.py` writes them; this does it again from the JSON.
 
 python tests/benchmarks/report.py tests/benchmarks/results/MACHINE.json
 """
@@ -9,18 +9,24 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the checkout
 sys.path.insert(0, str(Path(__file__).parents[1]))  # tests/
 
 from benchmarks.ratios import PEERS, Rows, checks
 from lpips_lightning.io.atomic import atomic_write
+from lpips_lightning.io.figures import TEXT_SIZE, category_styles, fit_name, new_figure, save_figure
 
 COLUMNS = ("floor", "ours", *PEERS)
+_WORK = {"forward": "forward", "step": "loss step: forward and gradient"}
+_TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 100)
 
 
 def write_report(data: dict, path: Path) -> None:
-    """Write `path` (.md), and the image beside it (.png) if there are timings.
+    """Write `path` (.md), and the figure beside it (.png, .pdf) if there are timings.
 
     Args:
         data: As `results.Results` writes it.
@@ -29,8 +35,7 @@ def write_report(data: dict, path: Path) -> None:
     by = "cpu" if data["machine"]["device"] == "cpu" else "wall"
     image = path.with_suffix(".png")
     if data.get("timing"):
-        with atomic_write(image) as file:
-            _draw(data, by, file)
+        draw(data, by, image)
     with atomic_write(path) as file:
         file.write_text("\n".join(_markdown(data, by, image.name if data.get("timing") else None)) + "\n")
 
@@ -103,39 +108,65 @@ def _memory(data: dict) -> list[str]:
     return lines
 
 
-def _draw(data: dict, by: str, path: Path) -> None:
-    from matplotlib.figure import Figure  # no pyplot: no global state, no window
+def draw(data: dict, by: str, path: Path) -> list[Path]:
+    """Draw the time of every contender over that of the bare convolutions: a panel per work, a row per case.
 
+    Args:
+        data: As `results.Results` writes it.
+        by: ``"cpu"`` or ``"wall"``: which seconds count.
+        path: The PNG; a PDF is written beside it.
+
+    Returns:
+        The files.
+    """
     rows = Rows(data, by)
     # On a GPU the default of PyTorch, on a CPU the only one that everybody has.
     setting = "fp32" if data["machine"]["device"] == "cpu" else "tf32"
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    panels = figure.subplots(2, 1)
-    for axes, work in zip(panels, ("forward", "step"), strict=True):
-        cases = {case: found for case, found in rows.cases("timing").items() if case[3] == work}
-        shown = [case for case, found in cases.items() if ("floor", setting) in found]
-        for name, kind in [("ours", setting), ("ours", "bf16"), *((peer, setting) for peer in PEERS)]:
-            points = [
-                (place, rows.ratio(cases[case][name, kind], cases[case]["floor", setting]))
-                for place, case in enumerate(shown)
-                if (name, kind) in cases[case]
-            ]
-            if points:
-                style = {"zorder": 3, "s": 60} if name == "ours" else {"s": 30}
-                axes.scatter(*zip(*points, strict=True), label=f"{name} {kind}", **style)
-        axes.axhline(1, color="black", linewidth=0.8)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
-        axes.set_xticks(range(len(shown)), [f"{net}\n{n}x{side}" for net, n, side, _ in shown], fontsize=7)
-        axes.set_ylabel(f"{by} time / bare convolutions")
-        axes.set_title({"forward": "forward", "step": "loss step: forward and gradient"}[work])
-        axes.grid(axis="y", which="both", alpha=0.3)
-        if shown:
-            axes.legend(fontsize=8, ncols=5)
+    cases = {case: found for case, found in rows.cases("timing").items() if ("floor", setting) in found}
+    names = list(dict.fromkeys(case[:3] for case in cases))
+    order = [("ours", setting), ("ours", "bf16"), *((peer, setting) for peer in PEERS)]
+    contenders = [which for which in order if any(which in found for found in cases.values())]
     machine = data["machine"]
-    figure.suptitle(f"{machine.get('gpu') or machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}")
-    figure.savefig(path, dpi=110, format="png")
+    about = f"{machine.get('gpu') or machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}"
+    with new_figure("text", 1.0 + 0.26 * max(len(names), 3)) as figure:
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, work in zip(panels, _WORK, strict=True):
+            ratios = {
+                (place, which): rows.ratio(found[which], found["floor", setting])
+                for place, name in enumerate(names)
+                for found in [cases.get((*name, work), {})]
+                for which in contenders
+                if which in found
+            }
+            _draw_ratios(axes, ratios, contenders, len(names))
+            axes.set_title(_WORK[work])
+        panels[0].set_yticks(range(len(names)), [f"{net} {batch}x{side}" for net, batch, side in names])
+        panels[0].set_ylim(max(len(names), 1) - 0.5, -0.5)
+        handles, labels = panels[0].get_legend_handles_labels()
+        if handles:
+            figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), columnspacing=1.2)
+        label = f"{'CPU' if by == 'cpu' else by} time / that of the bare convolutions"
+        figure.supxlabel(f"{label}\n{fit_name(about, 6, TEXT_SIZE)}", fontsize=TEXT_SIZE)
+        return save_figure(figure, path)
+
+
+def _draw_ratios(axes: Any, ratios: dict[tuple[int, tuple[str, str]], float], contenders: list, rows: int) -> None:
+    """Dots of all contenders in each row, one a little below the other."""
+    for index, (which, style) in enumerate(zip(contenders, category_styles(len(contenders)), strict=True)):
+        below = 0.84 * ((index + 0.5) / len(contenders) - 0.5)
+        points = [(value, place + below) for (place, other), value in ratios.items() if other == which]
+        label = " ".join(which)
+        axes.plot(*np.reshape(points, (-1, 2)).T, style.marker, color=style.color, markersize=3, label=label)
+    axes.axvline(1, color="black", linewidth=0.8, zorder=0)
+    for row in range(1, rows, 2):
+        axes.axhspan(row - 0.5, row + 0.5, color="0.94", linewidth=0, zorder=-1)
+    shown = [1.0, *(ratio for ratio in ratios.values() if 0 < ratio < float("inf"))]
+    low, high = 0.93 * min(shown), 1.07 * max(shown)
+    axes.set(xscale="log", xlim=(low, high))
+    ticks = [tick for tick in _TICKS if low <= tick <= high]
+    axes.set_xticks([tick for tick in ticks if len(ticks) < 9 or tick in (0.1, 1, 10, 100)], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.xaxis.set_major_formatter("{x:g}")
 
 
 def main() -> None:

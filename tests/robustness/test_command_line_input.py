@@ -227,6 +227,16 @@ PATHS = {  # arguments after `compare --net embedded`: what is said
     "batch of none": (["a", "b", "--batch-size", "0"], "batch-size: expected a positive number, got 0"),
     "batch of words": (["a", "b", "--batch-size", "x"], "argument --batch-size: invalid int value: 'x'"),
     "map-max is nan": (["a", "b", "--map-max", "nan"], "map-max: expected a positive distance, got nan"),
+    "SSIM of a mask": (["a", "b", "--mask", "same.png", "--ssim"], "ssim: expected no --mask with this option"),
+    "PSNR of all pairs": (["a", "--pairs", "--psnr"], "psnr: expected two images, videos or folders with this option"),
+    "a heatmap over the figure": (
+        ["same.png", "same.png", "--map", "x.png", "--map-raw", "x.png"],
+        "expected a path that no other option uses, got 'x.png'",
+    ),
+    "a table over the figure's PDF": (
+        ["same.png", "same.png", "--map", "x.png", "--csv", "x.pdf"],
+        "csv: expected a path that no other option uses, got 'x.pdf'",
+    ),
     "csv is a folder": (["a", "b", "--csv", "a"], "csv: expected a file to write, got 'a', which is a folder"),
     "csv below a file": (["a", "b", "--csv", "same.png/x.csv"], "csv: expected a file to write, got 'same.png/x.csv'"),
     "csv over an image": (

@@ -13,6 +13,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger
 
+from lpips_lightning._lightning import LightningDataModule
 from lpips_lightning.callbacks import CalibrationReport
 from lpips_lightning.callbacks._loggers import log_image
 
@@ -67,6 +68,7 @@ def test_every_logger_and_the_folder_get_the_same_image_once(tmp_path, drawn):
     for shown in (io.BytesIO(event.encoded_image_string), media, *files):
         assert np.array_equal(read(shown), pixels)
     assert len(list(tmp_path.rglob("*.png"))) == 3
+    assert list(tmp_path.rglob("*.pdf")) == [files[0].with_suffix(".pdf")]
     weights_and_biases.experiment.finish()
 
 
@@ -75,9 +77,9 @@ def test_a_validation_or_test_without_fit_is_reported(tmp_path, drawn, stage):
     getattr(trainer(tmp_path, [CalibrationReport()]), stage)(Calibration(), loader(), verbose=False)
     prefix = {"validate": "val", "test": "test"}[stage]
     assert [name for name, _, _ in drawn] == [f"{prefix}/calibration_report"]
-    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")] == [
-        f"{prefix}/calibration_report_step_00000000.png"
-    ]
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.p*")} == {
+        f"{prefix}/calibration_report_step_00000000.{kind}" for kind in ("png", "pdf")
+    }
 
 
 def test_fast_dev_run_draws_and_writes_nothing(tmp_path, drawn):
@@ -98,7 +100,11 @@ def axes_of(monkeypatch, model, paper=None):
     pixels = CalibrationReport(paper).draw(model)
     assert pixels.dtype == np.uint8
     assert pixels.shape[2] == 3
-    return {axis.get_title(): axis for axis in figures[0].axes}
+    return {axis.get_title(): axis for axis in figures[0].axes if axis.axison}
+
+
+def scores_of(axis):
+    return {line.get_label(): list(line.get_xdata()) for line in axis.lines}
 
 
 def test_the_figure_shows_the_values(monkeypatch):
@@ -106,16 +112,15 @@ def test_the_figure_shows_the_values(monkeypatch):
     model.on_test_epoch_end()
     axes = axes_of(monkeypatch, model, "VGG-tune")
     assert list(axes) == ["Agreement with people", "Just noticeable differences", "The calibration"]
-    bars = axes["Agreement with people"]
-    assert [bar.get_height() for bar in bars.patches] == pytest.approx([70, 80])
-    lines = {lines.get_label(): [segment[0][1] for segment in lines.get_segments()] for lines in bars.collections}
+    lines = scores_of(axes["Agreement with people"])
+    assert lines["this calibration"] == pytest.approx([70, 80])
     assert lines["human ceiling"] == pytest.approx([81, 85])
     assert lines["VGG-tune (paper)"] == pytest.approx([79.3])  # a set of one's own is not in the paper
     (curve,) = axes["Just noticeable differences"].lines
     assert curve.get_label() == "cnn, AP 60.0 %"
     assert curve.get_ydata() == pytest.approx(np.linspace(100, 50, 9))
     weights = axes["The calibration"].lines
-    assert [line.get_label() for line in weights][1] == "relu2, 5 channels, 100 % below 0.01"
+    assert [line.get_label() for line in weights][1] == "relu2: 5, 100 %"
     assert weights[0].get_ydata() == pytest.approx(np.linspace(1, 0, 8))
 
 
@@ -126,8 +131,38 @@ def test_before_the_first_validation_only_weights_are_drawn(monkeypatch):
 def test_custom_reference_scores_are_drawn(monkeypatch):
     model = Calibration()
     model.on_test_epoch_end()
-    collections = axes_of(monkeypatch, model, {"my set": 0.75})["Agreement with people"].collections
-    assert {lines.get_label() for lines in collections} == {"paper", "human ceiling"}
+    lines = scores_of(axes_of(monkeypatch, model, {"my set": 0.75})["Agreement with people"])
+    assert lines.keys() == {"this calibration", "paper", "human ceiling"}
+
+
+class Generated(LightningDataModule):
+    """Images of ``bapps make`` in `folder`."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = str(folder)
+
+    def test_dataloader(self):
+        return loader()
+
+
+@pytest.mark.parametrize(("paper", "shown"), [("Alex-lin", set()), ({"traditional": 0.7}, {"paper"})])
+def test_the_papers_scores_are_not_drawn_beside_generated_data(tmp_path, monkeypatch, paper, shown):
+    (tmp_path / "made.json").write_text("{}")
+    report, figures = CalibrationReport(paper), []
+    monkeypatch.setattr(
+        "lpips_lightning.callbacks.calibration_report.figure_pixels", lambda figure: figures.append(figure)
+    )
+    monkeypatch.setattr("lpips_lightning.callbacks.calibration_report.log_image", lambda *args, **options: None)
+    trainer(tmp_path / "logs", [report]).test(Calibration(), datamodule=Generated(tmp_path), verbose=False)
+    (axis,) = (axis for axis in figures[0].axes if axis.get_title() == "Agreement with the judgments")
+    assert scores_of(axis).keys() == {"this calibration", "ceiling", *shown}
+
+
+def test_the_figure_is_saved_as_png_and_pdf(tmp_path):
+    files = CalibrationReport().save(Calibration(), tmp_path / "report.png")
+    assert files == [tmp_path / "report.png", tmp_path / "report.pdf"]
+    assert files[1].read_bytes().startswith(b"%PDF")
 
 
 def test_rows_of_table_5_have_the_published_means():
@@ -156,6 +191,6 @@ def test_other_models_and_scores_are_refused(tmp_path, monkeypatch):
         CalibrationReport("Alex")
     with pytest.raises(ValueError, match=r"paper: expected scores on \[0, 1\], got 70.6 for 'cnn'; divide percent"):
         CalibrationReport({"cnn": 70.6})
-    monkeypatch.setattr("lpips_lightning.callbacks.calibration_report.find_spec", lambda name: None)
+    monkeypatch.setattr("lpips_lightning.io.figures.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="CalibrationReport needs matplotlib, which is not installed: pip"):
         fit(tmp_path, [CalibrationReport()], Calibration())

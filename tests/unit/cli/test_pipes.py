@@ -83,11 +83,12 @@ def test_standard_output_gets_the_results_alone_and_standard_error_the_text(opti
 
 
 def test_a_heatmap_goes_to_standard_output(folder, capsysbinary):
-    assert cli.main([*COMPARE, "images/a.png", "images/b.png", "--map", "-"]) == 0
-    out, err = capsysbinary.readouterr()
-    with Image.open(io.BytesIO(out)) as image:
-        assert image.format == "PNG" and image.size == (32, 32)
-    assert b"LPIPS embedded" in err
+    for option, width in (("--map-raw", 32), ("--map", 2070)):
+        assert cli.main([*COMPARE, "images/a.png", "images/b.png", option, "-"]) == 0
+        out, err = capsysbinary.readouterr()
+        with Image.open(io.BytesIO(out)) as image:
+            assert image.format == "PNG" and image.width == width
+        assert b"LPIPS embedded" in err
 
 
 def test_a_dash_is_one_output_and_a_folder_is_none(folder, capsys):
@@ -142,7 +143,7 @@ def test_images_come_from_process_substitutions(folder, capsys, net):
 
 
 @posix
-@pytest.mark.parametrize("option", ["--csv", "--json", "--map"])
+@pytest.mark.parametrize("option", ["--csv", "--json", "--map", "--map-raw"])
 def test_results_go_into_pipes(option, folder, capsys):
     os.mkfifo("pipe")
     got = []
@@ -151,7 +152,7 @@ def test_results_go_into_pipes(option, folder, capsys):
     assert cli.main([*COMPARE, "images/a.png", "images/b.png", option, "pipe"]) == 0
     reader.join(10)
     assert Path("pipe").is_fifo()
-    assert got[0].startswith({"--csv": b"a,b,lpips\n", "--json": b"{", "--map": PNG}[option])
+    assert got[0].startswith({"--csv": b"a,b,lpips\n", "--json": b"{", "--map": PNG, "--map-raw": PNG}[option])
     assert capsys.readouterr().out.count("\n") == 2
 
 

@@ -242,8 +242,8 @@ def test_masks_of_a_folder_are_matched_by_name_and_may_be_soft(run, net, sides, 
 def test_maps_with_a_mask_are_black_outside_it(run, sides, tmp_path):
     a, b = sides
     mask = write(tmp_path / "mask.png", half())
-    assert run(a / "1.png", b / "1.bmp", "--map", tmp_path / "plain.png")[0] == 0
-    assert run(a / "1.png", b / "1.bmp", "--map", tmp_path / "m.png", "--mask", mask)[0] == 0
+    assert run(a / "1.png", b / "1.bmp", "--map-raw", tmp_path / "plain.png", "--map-max", 1)[0] == 0
+    assert run(a / "1.png", b / "1.bmp", "--map-raw", tmp_path / "m.png", "--mask", mask, "--map-max", 1)[0] == 0
     plain, masked = (np.asarray(Image.open(tmp_path / name)) for name in ("plain.png", "m.png"))
     inside = half() > 0
     assert np.array_equal(masked[inside], plain[inside]) and plain[~inside].any()
@@ -254,7 +254,7 @@ def test_a_mask_under_resize_has_the_size_of_the_images(run, sides, tmp_path):
     a, b = sides
     mask = write(tmp_path / "mask.png", half())
     net = LPIPS("embedded", resize=(48, 52))
-    code, lines, _ = run(a / "1.png", b / "1.bmp", "--mask", mask, "--resize", "48x52", "--map", tmp_path / "m.png")
+    code, lines, _ = run(a / "1.png", b / "1.bmp", "--mask", mask, "--resize", "48x52", "--map-raw", tmp_path / "m.png")
     with torch.inference_mode():
         alone = net(tensor(a / "1.png"), tensor(b / "1.bmp"), mask=torch.from_numpy(half())[None] > 0)
     assert code == 0 and float(lines[0]) == pytest.approx(float(alone), rel=1e-5)

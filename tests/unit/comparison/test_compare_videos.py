@@ -67,11 +67,10 @@ def test_videos_have_the_numbers_of_their_frames_in_folders(run, film, tmp_path)
         for index, frame in enumerate(pixels):
             Image.fromarray(frame).save(tmp_path / side / f"{index:06d}.png")
     options = ["--per-layer", "--batch-size", 3]
-    files = ["--csv", tmp_path / "x.csv", "--json", tmp_path / "x.json", "--map", tmp_path / "maps"]
+    files = ["--csv", tmp_path / "x.csv", "--json", tmp_path / "x.json", "--map-raw", tmp_path / "maps"]
     code, lines, _ = run(tmp_path / "a.mkv", tmp_path / "b.mkv", *options, *files)
-    assert (
-        run(tmp_path / "a", tmp_path / "b", *options, "--csv", tmp_path / "y.csv", "--map", tmp_path / "maps2")[0] == 0
-    )
+    of_folders = ["--csv", tmp_path / "y.csv", "--map-raw", tmp_path / "maps2"]
+    assert run(tmp_path / "a", tmp_path / "b", *options, *of_folders)[0] == 0
     assert code == 0
     header, *rows = rows_of(tmp_path / "x.csv")
     other_header, *other_rows = rows_of(tmp_path / "y.csv")

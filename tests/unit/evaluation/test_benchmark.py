@@ -16,7 +16,10 @@ from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.backbones.extractor import random_backbone
 from lpips_lightning.cli import commands as cli
 from lpips_lightning.cli.evaluate import add_arguments, run
-from lpips_lightning.evaluation import report as evaluation_report
+from lpips_lightning.data.bapps_download import ARCHIVES
+from lpips_lightning.data.bapps_generate import l2, make_bapps
+from lpips_lightning.data.judges import PEOPLE
+from lpips_lightning.evaluation import figures
 from lpips_lightning.evaluation.benchmark import HUMAN, Judged, Score, measure, read_distances, score, summary
 from lpips_lightning.evaluation.methods import OTHERS, parse_method
 from lpips_lightning.evaluation.table5 import PAPER_SETS, TABLE_5, paper_row
@@ -178,7 +181,7 @@ def test_measured_distances_are_scored_by_the_judgments():
     assert table["embedded", "noise", "2afc"].value == pytest.approx(
         100 * float(two_afc_score(d0, d1, columns["judge"]))
     )
-    assert table[HUMAN, "noise", "2afc"].value == pytest.approx(100 * float(human_ceiling(columns["judge"])))
+    assert table["judges", "noise", "2afc"].value == pytest.approx(100 * float(human_ceiling(columns["judge"])))
     same = pairs.columns["same"]
     distances = (pairs.columns["p0"] - pairs.columns["p1"]).square().mean((1, 2, 3))
     cell = table["l2", "noise", "jnd"]
@@ -190,14 +193,48 @@ def test_measured_distances_are_scored_by_the_judgments():
 
 def test_papers_values_stand_beside_ours_on_the_papers_sets():
     rows = Judged("2afc", torch.tensor([[0.1, 0.2]]), torch.tensor([0.0]))
-    found = score({"ours": {"cnn": rows, "mine": rows}}, {"ours": "Alex-lin"}, resamples=2)
+    judges = {"cnn": PEOPLE}
+    found = score({"ours": {"cnn": rows, "mine": rows}}, {"ours": "Alex-lin"}, resamples=2, judges=judges)
     assert {(cell.method, cell.set): cell.paper for cell in found} == {
         (HUMAN, "cnn"): 84.4,
-        (HUMAN, "mine"): None,
+        ("judges", "mine"): None,
         ("ours", "cnn"): 83.4,
         ("ours", "mine"): None,
     }
     assert [cell.value for cell in found] == [100, 100, 100, 100]
+
+
+def test_bapps_is_known_by_names_and_numbers_of_rows():
+    rows = Judged("2afc", torch.rand(1888, 2), torch.full((1888,), 0.5))
+    found = score({"l2": {"frameinterp": rows, "cnn": rows}}, {"l2": "L2"}, resamples=2)
+    assert {(cell.method, cell.set): (cell.paper, cell.is_ceiling) for cell in found} == {
+        (HUMAN, "frameinterp"): (68.6, True),
+        ("judges", "cnn"): (None, True),
+        ("l2", "frameinterp"): (55.0, False),
+        ("l2", "cnn"): (None, False),
+    }
+
+
+def test_generated_data_names_the_metric_that_judged(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    for number in range(2):
+        write_image(
+            torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(number)), tmp_path / f"in/{number}.png"
+        )
+    make_bapps(tmp_path / "in", tmp_path / "made", distance=l2, train=0, val=6, jnd=6, size=32)
+    # Even with the names and numbers of BAPPS it is not taken for it.
+    monkeypatch.setitem(ARCHIVES["2afc/val"].counts, "traditional", (6, 6))
+    evaluate("l2", "ssim", "--root", tmp_path / "made", "--out", tmp_path / "out", "--resamples", 2)
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "2AFC score, %, judged by a metric: l2" in said and "JND average precision, %, judged by a metric: l2" in said
+    )
+    assert "human" not in said and "paper" not in said
+    found = cells(tmp_path / "out/scores.csv")
+    assert next(iter(found)) == ("judge: l2", "traditional", "2afc")
+    assert {(row["judge"], row["paper"]) for row in found.values()} == {("judge: l2", "")}
+    markdown = (tmp_path / "out/scores.md").read_text()
+    assert "**2AFC score, %** (judged by a metric: l2)" in markdown and "paper" not in markdown
 
 
 def test_means_are_of_methods_with_every_set():
@@ -238,28 +275,65 @@ def test_strongest_disagreements_come_first_in_both_directions():
 
     first = {"a": distances(1.0, 2.0, 3.0), "b": distances(40.0, 50.0, 60.0)}
     second = {"a": distances(0.6, 0.2, 0.3), "b": distances(0.4, 0.5, 0.1)}
-    found = evaluation_report.disagreements(first, second, 1)
-    assert found == [("a", 0, 0), ("b", 2, 0)]  # rank 0 against 5, 5 against 0
+    found = figures.disagreements(first, second, 1)
+    assert found == ([("a", 0, 0)], [("b", 2, 0)])  # rank 0 against 5, 5 against 0
 
 
-def test_command_prints_and_saves_everything(root, tmp_path, capsys):
+def test_pairs_without_a_disagreement_or_a_distance_are_left_out():
+    def distances(*values):
+        return {"a": Judged("jnd", torch.tensor(values)[:, None], torch.zeros(len(values)))}
+
+    nan = float("nan")
+    assert figures.disagreements(distances(1.0, 2.0, 3.0), distances(5.0, 6.0, 9.0), 2) == ([], [])
+    found = figures.disagreements(distances(1.0, nan, 2.0, 3.0), distances(3.0, 9.0, nan, 1.0), 2)
+    assert found == ([("a", 0, 0)], [("a", 3, 0)])
+
+
+def test_a_pair_of_images_is_shown_once_with_its_files(tmp_path, monkeypatch):
+    """Rows 0 and 1 have the same two images, in another order."""
+    images = torch.rand(4, 3, 8, 8) * 2 - 1
+    pairs = [(0, 1), (1, 0), (2, 3), (3, 0)]
+    rows = [
+        {
+            "ref": images[a],
+            "p0": images[b],
+            "p1": images[b],
+            "judge": torch.tensor(0.5),
+            "path": f"{a}.png|{b}.png|x.png",
+        }
+        for a, b in pairs
+    ]
+    near = torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 7.0]])
+    measured = {name: {"mine": Judged("2afc", d, torch.zeros(4))} for name, d in (("one", near), ("two", -near))}
+    shown = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: shown.append(figure) or [path])
+    figures.save_disagreements(measured, ("one", "two"), {"mine": rows}, tmp_path / "a.png")
+    captions = [axes.get_xlabel().splitlines() for axes in shown[0].axes if axes.get_visible()]
+    assert [caption[0] for caption in captions] == ["0.png", "3.png", "2.png"]
+    assert captions[0] == ["0.png", "1.png", "one 0 | two -0"]
+    titles = [block.get_suptitle() for block in shown[0].subfigs]
+    assert titles == ["similar for one, different for two", "similar for two, different for one"]
+
+
+def test_command_prints_and_saves_everything(root, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(ARCHIVES["2afc/val"].counts, "traditional", (6, 6))  # as if it were BAPPS
     pytest.importorskip("matplotlib")
     evaluate(
         "embedded", "l2", "--root", root, "--size", 40, "--out", tmp_path, "--resamples", 20, "--disagree", "l2", "psnr"
     )
     said = capsys.readouterr().out
-    for word in ("2AFC score", "JND average precision", "human", "embedded", "psnr", "traditional", "paper"):
+    for word in ("2AFC score", "JND average precision", "human", "judges", "embedded", "psnr", "traditional", "paper"):
         assert word in said
     assert {path.name for path in tmp_path.iterdir()} == {
         "scores.csv",
         "scores.md",
-        "2afc.png",
-        "jnd.png",
-        "2afc_jnd.png",
-        "disagreements.png",
+        *(f"{name}.{kind}" for name in ("2afc", "jnd", "2afc_jnd", "disagreements") for kind in ("png", "pdf")),
     }
+    assert all(path.name in said for path in tmp_path.iterdir())
     found = cells(tmp_path / "scores.csv")
     assert len(found) == 2 + 3 * 3
+    assert [key[0] for key in found][:2] == ["human", "judges"]
+    assert found["l2", "cnn", "2afc"]["paper"] == ""
     assert [key[1] for key in found][:2] == ["traditional", "cnn"]  # the paper's order
     cell = found["l2", "traditional", "2afc"]
     assert float(cell["paper"]) == 59.9
@@ -286,7 +360,7 @@ def test_own_judgments_and_distances_are_scored(root, tmp_path, capsys):
     )
     found = cells(tmp_path / "out/scores.csv")
     assert float(found["theirs", "triplets", "2afc"]["value"]) == 50.0
-    assert float(found[HUMAN, "triplets", "2afc"]["value"]) == 100.0
+    assert float(found["judges", "triplets", "2afc"]["value"]) == 100.0
     assert found["l2", "triplets", "2afc"]["count"] == "2"
     evaluate("--distances", f"theirs={tmp_path / 'theirs.csv'}", "--out", tmp_path / "alone", "--resamples", 5)
     assert len(cells(tmp_path / "alone/scores.csv")) == 2
@@ -305,8 +379,9 @@ def test_own_judgments_and_distances_are_scored(root, tmp_path, capsys):
         (["lpips", "--root", "HERE"], "method: expected one of alex"),
         (
             ["l2", "--root", "HERE", "--distances", "l2=a.csv"],
-            "distances: expected a name that is not among the methods, got 'l2'",
+            "distances: expected a name that is not among the methods or judges, got 'l2'",
         ),
+        (["--distances", "human=a.csv"], "distances: expected a name that is not among .* judges, got 'human'"),
         (["l2", "--root", "HERE", "--sets", "flowers"], "sets: expected some of cnn, traditional .* got 'flowers'"),
         (["ms-ssim", "--root", "HERE"], "ms-ssim: expected sides of more than 160 pixels, got 64x64"),
     ],
@@ -323,6 +398,6 @@ def test_bad_commands_are_one_sentence(args, message, root, capsys, tmp_path, mo
 
 
 def test_figures_need_matplotlib(monkeypatch, tmp_path):
-    monkeypatch.setattr(evaluation_report, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r'drawn by matplotlib, .* "lpips_lightning\[recipes\]"'):
-        evaluation_report.save_bars([], tmp_path / "a.png")
+    monkeypatch.setattr("lpips_lightning.io.figures.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r'figures need matplotlib, .* "lpips_lightning\[recipes\]"'):
+        figures.save_scores([], tmp_path / "a.png")

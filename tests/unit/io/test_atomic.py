@@ -19,8 +19,9 @@ from small_data import write_noise
 from lpips_lightning.backbones.fetch import fetch_backbone
 from lpips_lightning.callbacks._loggers import write_png
 from lpips_lightning.comparison.file_pairs import Pair
+from lpips_lightning.comparison.maps import map_writer
 from lpips_lightning.comparison.measure import PairResult
-from lpips_lightning.comparison.report import map_writer, write_csv, write_json
+from lpips_lightning.comparison.report import write_csv, write_json
 from lpips_lightning.data.bapps_generate import l2, make_bapps
 from lpips_lightning.evaluation.report import save_text
 from lpips_lightning.io.atomic import atomic_write, check_output_path, follow_links, replace_file

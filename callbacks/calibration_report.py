@@ -275,7 +275,7 @@ def _judges(data: Any, sets: Iterable[str]) -> dict[str, Judge]:
     """Who judged the sets of a `BAPPSDataModule`; empty for other data."""
     if not isinstance(data, BAPPSDataModule):
         return {}
-    folder = Path(getattr(data, "folder", None) or getattr(data, "root", ""))
+    folder: Any = getattr(data, "folder", None) or getattr(data, "root", None)
     return {name: judged_by(folder, "2afc/val", name) for name in sets}
 
 

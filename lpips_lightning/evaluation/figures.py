@@ -316,7 +316,7 @@ def _caption(
     name, row, column = place
     item = sets[name][row]
     kinds, files = _kinds(item, column), str(item.get("path", "")).split("|")
-    lines = [fit_name(name.removeprefix("jnd/"), inches)] if len(sets) > 1 else []
+    lines = [fit_name(name, inches)] if len(sets) > 1 else []
     if len(files) == 3:  # of a TripletDataset
         lines += fit_names([files[0], files[1 + column]], inches)
     else:

@@ -180,7 +180,7 @@ class CalibrationReport(Callback):
             (paper, self.paper_label, "D", {"color": "#ee6677", "markersize": 3, "transform": below_row(axis)}),
             (results.human_ceilings, ceiling, "|", {"color": "black", "markersize": 9}),
         )
-        levels = []
+        levels: list[float] = []
         for scores, label, marker, style in rows:
             known = [(100 * scores[name], place) for place, name in enumerate(sets) if name in scores]
             if known:

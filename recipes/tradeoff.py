@@ -18,6 +18,7 @@ from lpips_lightning.io.atomic import atomic_write
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.progress import progress_report
 from lpips_lightning.recipes.command import ImageRecipeCLI, command_name, quiet_lightning
+from lpips_lightning.recipes.tradeoff_plot import save_plot
 from lpips_lightning.recipes.tradeoff_rows import Tradeoff
 from lpips_lightning.recipes.tradeoff_table import (
     BASELINE,
@@ -72,6 +73,8 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
             seconds = time.monotonic() - start
             _say(console, f"{seconds:.0f} s. Written: {out}/tradeoff.csv, {out}/tradeoff.md")
     try:
+        if files := save_plot(out / "scores.png", rows, labels):
+            _say(console, f"Scores: {', '.join(map(str, files))}")
         if image := save_images(out, rows, labels, f"{name}: the same detail under each loss"):
             _say(console, f"Image: {image}")
     except ModuleNotFoundError as error:

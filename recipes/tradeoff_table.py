@@ -96,6 +96,11 @@ def score_names(rows: Iterable[TradeoffRow]) -> list[str]:
     return sorted(found, key=lambda name: (name not in _HEADINGS, not name.startswith("lpips_")))
 
 
+def score_heading(name: str) -> str:
+    """Heading of a score, with an arrow to better values."""
+    return _HEADINGS.get(name, f"LPIPS({name[6:]}) \u2193" if name.startswith("lpips_") else name)
+
+
 def rich_table(rows: Sequence[TradeoffRow], title: str, labels: dict[str, str]) -> Table:
     """Table for the terminal.
 
@@ -109,7 +114,7 @@ def rich_table(rows: Sequence[TradeoffRow], title: str, labels: dict[str, str]) 
     for index, heading in enumerate(headings):
         kind, _, net = heading.partition("(")  # on two lines: LPIPS, then the network
         shown = f"{kind} \u2193\n{net.partition(')')[0]}" if net else heading
-        table.add_column(shown, justify="right" if index else "left")
+        table.add_column(shown, justify="right" if index else "left", overflow="fold")
     for line in lines:
         table.add_row(*line)
     return table
@@ -148,7 +153,7 @@ def save_images(folder: Path, rows: Sequence[TradeoffRow], labels: dict[str, str
         row = next(row for row in rows if row.loss == loss and not row.note)
         if (folder / f"{row.stem}.png").exists():
             columns.append(
-                Column(_label(loss, labels), _subtitle(row, judge), read_image(folder / f"{row.stem}.png") / 255)
+                Column(label(loss, labels), _subtitle(row, judge), read_image(folder / f"{row.stem}.png") / 255)
             )
     if not columns or not (folder / "target.png").exists():
         return None
@@ -157,7 +162,8 @@ def save_images(folder: Path, rows: Sequence[TradeoffRow], labels: dict[str, str
     return folder / "tradeoff.png"
 
 
-def _label(loss: str, labels: dict[str, str]) -> str:
+def label(loss: str, labels: dict[str, str]) -> str:
+    """Label of a loss, such as ``+ alex``; `labels` has others."""
     return labels.get(loss, loss if loss == PIXEL else f"+ {loss}")
 
 
@@ -170,11 +176,8 @@ def _lines(rows: Sequence[TradeoffRow], labels: dict[str, str]) -> tuple[list[st
         trained = [row for row in scored if row.seconds]
         weight = f"{scored[0].weight:.2g}" if scored else "\u2013"
         seconds = f"{statistics.mean(row.seconds for row in trained):.0f} s" if trained else "\u2013"
-        lines.append([_label(loss, labels), weight, seconds, *(_cell(scored, name) for name in names)])
-    headings = [
-        _HEADINGS.get(name, f"LPIPS({name[6:]}) \u2193" if name.startswith("lpips_") else name) for name in names
-    ]
-    return ["loss", "weight", "time", *headings], lines
+        lines.append([label(loss, labels), weight, seconds, *(_cell(scored, name) for name in names)])
+    return ["loss", "weight", "time", *map(score_heading, names)], lines
 
 
 def _cell(rows: Sequence[TradeoffRow], name: str) -> str:
@@ -197,7 +200,7 @@ def legend(rows: Sequence[TradeoffRow], labels: dict[str, str]) -> str:
     baseline = scaled if any(row.loss.endswith(BASELINE) for row in rows) else ""
     marks = f"{OWN} scored with the network of the loss, which is biased.{baseline}{seed_note}"
     notes = [
-        f"{_label(row.loss, labels)}{f', seed {row.seed}' if len(seeds) > 1 else ''}: {row.note}."
+        f"{label(row.loss, labels)}{f', seed {row.seed}' if len(seeds) > 1 else ''}: {row.note}."
         for row in rows
         if row.note
     ]
@@ -205,5 +208,6 @@ def legend(rows: Sequence[TradeoffRow], labels: dict[str, str]) -> str:
 
 
 def _subtitle(row: TradeoffRow, judge: str | None) -> str:
-    lpips = f"   LPIPS({judge[6:]}) {row.scores[judge]:.3f}" if judge in row.scores else ""
+    own = OWN if judge == f"lpips_{row.net}" else ""
+    lpips = f"   LPIPS({judge[6:]}) {row.scores[judge]:.3f}{own}" if judge in row.scores else ""
     return f"PSNR {row.scores['psnr']:.1f} dB{lpips}"

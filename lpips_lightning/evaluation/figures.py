@@ -194,7 +194,7 @@ def save_disagreements(
         ModuleNotFoundError: If matplotlib is not installed.
     """
     methods = [{name: measured[method][name] for name in sets} for method in names]
-    chosen = disagreements(*methods, count, lambda place: _content(_images(sets, place)))
+    chosen = disagreements(methods[0], methods[1], count, lambda place: _content(_images(sets, place)))
     short = fit_names(names, 2.2, TEXT_SIZE)
     cell = 0.96 * WIDTHS["text"] / count
     captions = [[_caption(sets, place, methods, names, cell) for place in places] for places in chosen]

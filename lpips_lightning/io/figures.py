@@ -27,7 +27,7 @@ WIDTHS: dict[Width, float] = {"column": 3.3, "text": 6.9}
 DPI = 300
 TITLE_SIZE, TEXT_SIZE, SMALL_SIZE = 9, 8, 7  # points
 _FONT = "DejaVu Sans"  # comes with matplotlib: the same on every machine
-_STYLE = {
+_STYLE: Any = {
     "font.family": _FONT,
     "font.size": TEXT_SIZE,
     "axes.titlesize": TEXT_SIZE,
@@ -194,10 +194,11 @@ def value_limits(values: Sequence[float], margin: float = 0.06, most: float = 10
     Args:
         values: Values in any order.
         margin: Fraction of their range.
-        most: Largest possible value.
+        most: Largest possible value; infinity if there is none.
     """
-    finite = [value for value in values if math.isfinite(value)] or [0.0, most]
-    room = max(margin * (max(finite) - min(finite)), 0.01 * most)
+    finite = [value for value in values if math.isfinite(value)] or [0.0, most if math.isfinite(most) else 1.0]
+    least = 0.01 * (most if math.isfinite(most) else max(*finite, 1e-3))
+    room = max(margin * (max(finite) - min(finite)), least)
     return max(0.0, min(finite) - room), min(most, max(finite) + room)
 
 
@@ -205,14 +206,14 @@ def label_points(axes: Any, points: Sequence[tuple[float, float]], names: Sequen
     """Write each name beside its point where it covers no other name or point.
 
     Args:
-        axes: Axes with limits and points; the layout must not change afterwards.
+        axes: Axes with limits and points; success fixes the layout of their figure.
         points: Places in data coordinates.
         names: One short name per point.
 
     Returns:
         False, with nothing written, if there is no room for all names.
     """
-    axes.figure.draw_without_rendering()  # the layout that the labels are placed in
+    axes.figure.draw_without_rendering()
     scale = axes.figure.dpi / 72
     places = axes.transData.transform(np.reshape(points, (-1, 2)))
     taken = [_Box(x - 3 * scale, y - 3 * scale, x + 3 * scale, y + 3 * scale) for x, y in places]
@@ -225,11 +226,12 @@ def label_points(axes: Any, points: Sequence[tuple[float, float]], names: Sequen
             return False
         taken.append(box)
         found.append(box)
+    axes.figure.set_layout_engine("none")  # the labels were placed in this one
     for (x, y), box, name in zip(places, found, names, strict=True):
         offset = ((box.left - x) / scale, ((box.low + box.high) / 2 - y) / scale)
         point = axes.transData.inverted().transform((x, y))
         style = {"textcoords": "offset points", "va": "center_baseline", "fontsize": SMALL_SIZE}
-        axes.annotate(name, point, xytext=offset, **style).set_in_layout(False)
+        axes.annotate(name, point, xytext=offset, **style)
     return True
 
 
@@ -246,6 +248,7 @@ def figure_pixels(figure: Any) -> npt.NDArray[np.uint8]:
 
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
+    figure.set_layout_engine("none")  # another pass could move axes by a fraction of a pixel
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 

@@ -55,9 +55,16 @@ def test_every_loss_has_a_row_a_model_and_an_image(capsys):
     assert made["vgg", "0"]["psnr"] == ""
     stems = ["pixel_seed0", "embedded_seed0", "embedded_baseline_seed0"]
     assert {path.stem for path in OUT.glob("*.ckpt")} == set(stems)
-    assert {path.stem for path in OUT.glob("*.png")} == {*stems, "untrained_seed0", "target", "input", "tradeoff"}
+    images = {*stems, "untrained_seed0", "target", "input", "tradeoff", "scores"}
+    assert {path.stem for path in OUT.glob("*.png")} == images
+    assert (OUT / "scores.pdf").read_bytes().startswith(b"%PDF")
     said = capsys.readouterr().out
-    for words in ("bicubic", "+ embedded:baseline", "+ vgg: skipped: the backbone of vgg is not on this machine"):
+    assert f"Scores: {OUT}/scores.png, {OUT}/scores.pdf" in said
+    for words in (
+        "bicubic",
+        "+ embedded:baseline",
+        "+ vgg: skipped: the backbone of vgg is not on this machine",
+    ):
         assert words in said
     text = (OUT / "tradeoff.md").read_text()
     assert text.count("\u2020 |") == 2  # of the embedded net's own two rows

@@ -15,6 +15,8 @@ from benchmarks import report as benchmark_report
 from lpips_lightning.callbacks import CalibrationReport
 from lpips_lightning.evaluation import figures
 from lpips_lightning.evaluation.benchmark import HUMAN, Judged, Score
+from lpips_lightning.recipes.tradeoff_plot import save_plot
+from lpips_lightning.recipes.tradeoff_table import TradeoffRow
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Content:
 
 CONTENTS = {
     "ordinary": Content(["l2", "ssim", "alex", "vgg"], ["traditional", "cnn", "superres"], [58.2, 71.9, 73.3, 64.0]),
-    "30 methods": Content(HOSTILE_NAMES, HOSTILE_NAMES[:8], [50 + 1.7 * i for i in range(29)]),
-    "30 sets": Content(HOSTILE_NAMES[5:7], HOSTILE_NAMES, [61.3, 98.7]),
+    "30 methods": Content(HOSTILE_NAMES, ["cnn", HOSTILE_NAMES[-1]], [50 + 1.7 * i for i in range(29)]),
+    "13 sets": Content(HOSTILE_NAMES[5:7], HOSTILE_NAMES[:13], [61.3, 98.7]),
     "one point": Content(["l2"], ["cnn"], [71.25]),
     "long names": Content([HOSTILE_NAMES[-1]], [HOSTILE_NAMES[-2]], [100.0, 0.0]),
     "NaN": Content(HOSTILE_NAMES[:6], ["cnn", HOSTILE_NAMES[-1]], [math.nan, 60.0], math.nan),
@@ -105,12 +107,23 @@ def draw_benchmark(content, path):
     return benchmark_report.draw({"machine": machine, "timing": rows}, "cpu", path)
 
 
+def draw_tradeoff(content, path):
+    names = [*(name.partition(":")[0] for name in content.methods[:1]), *content.sets] or ["alex"]
+    rows = [
+        TradeoffRow(method, seed, scores={f"lpips_{name}": content.value(place, seed) for name in names})
+        for place, method in enumerate(content.methods or ["pixel"])
+        for seed in (0, 1)
+    ]
+    return save_plot(path, rows, {})
+
+
 FIGURES = {
     "scores": draw_scores,
     "scatter": draw_scatter,
     "disagreements": draw_disagreements,
     "calibration": draw_calibration,
     "benchmark": draw_benchmark,
+    "tradeoff": draw_tradeoff,
 }
 
 

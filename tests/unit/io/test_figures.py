@@ -1,4 +1,5 @@
 import matplotlib
+import numpy as np
 import pytest
 import torch
 from _helpers.figure_layout import layout_faults
@@ -7,11 +8,17 @@ from PIL import Image
 from lpips_lightning.io.figures import (
     WIDTHS,
     category_styles,
+    figure_pixels,
+    fit_name,
+    fit_names,
+    label_points,
     new_figure,
     require_matplotlib,
     save_figure,
     shorten,
     shorten_all,
+    text_inches,
+    value_limits,
 )
 from lpips_lightning.io.heatmap import heatmap_limit
 
@@ -56,6 +63,56 @@ def test_long_names_keep_both_ends():
     names = [f"{'n' * 30}{i}{'m' * 30}" for i in range(12)]
     short = shorten_all(names, 16)
     assert len(set(short)) == 12 and max(map(len, short)) <= 16
+
+
+def test_names_that_differ_in_the_middle_are_cut_around_it():
+    names = [f"{'n' * 30}{i:02d}{'m' * 30}" for i in range(12)]
+    assert shorten_all([*names, "other"], 10)[10:] == ["\u2026nnn10mmm\u2026", "\u2026nnn11mmm\u2026", "other"]
+    assert shorten_all(["same" * 9] * 2, 12) == ["same\u2026same #1", "same\u2026same #2"]
+
+
+def test_characters_without_a_glyph_are_escaped():
+    assert shorten("a\u540d\u00e9\u0416\n", 40) == "a\\u540d\u00e9\u0416\\n"
+
+
+def test_names_fit_a_width():
+    names = ["W" * 60, "i" * 60, "short"]
+    fitted = fit_names(names, 1.0)
+    assert fitted[2] == "short" and max(map(text_inches, fitted)) <= 1.0
+    assert max(map(len, fitted)) < 20
+    assert text_inches(fit_name("i" * 60, 1.0, 9), 9) <= 1.0 < text_inches(fit_name("i" * 60, 1.0) + "iii")
+    assert fit_names([], 1.0) == []
+    with new_figure("column", 1) as figure:
+        width = figure.text(0, 0, "a typical text, 73.9 %", fontsize=7).get_window_extent().width / 300
+    assert text_inches("a typical text, 73.9 %") == pytest.approx(width, rel=0.02)
+
+
+def test_axes_end_where_values_can_be():
+    assert value_limits([70, 80]) == (69, 81)
+    assert value_limits([0.5, 99.9, float("nan")]) == (0, 100)
+    assert value_limits([0.5], most=1) == (0.49, 0.51)
+    assert value_limits([20, 30], 0.1, float("inf")) == (19, 31)
+    assert value_limits([]) == (0, 100)
+
+
+def test_points_are_labelled_where_no_text_overlaps_or_not_at_all():
+    with new_figure("column", 2.5) as figure:
+        axes = figure.subplots()
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        points = [(0, 0), (0.5, 0.5), (0.52, 0.5), (1, 1)]
+        assert label_points(axes, points, ["corner", "left", "right", "end"])
+        assert layout_faults(figure) == []
+        assert [text.get_text() for text in axes.texts] == ["corner", "left", "right", "end"]
+        assert not label_points(axes, [(0.5, 0.5)] * 30, ["name"] * 30)
+        assert len(axes.texts) == 4
+
+
+def test_pixels_are_those_of_the_png(tmp_path):
+    with new_figure("column", 1) as figure:
+        figure.subplots().plot([0, 1], [1, 0])
+        pixels = figure_pixels(figure)
+        with Image.open(save_figure(figure, tmp_path / "a.png")[0]) as image:
+            assert np.array_equal(np.asarray(image.convert("RGB")), pixels)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,16 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from lpips_lightning.io.figures import SMALL_SIZE, TEXT_SIZE, TITLE_SIZE, WIDTHS, fit_name, fit_names, new_figure, save_figure
+from lpips_lightning.io.figures import (
+    SMALL_SIZE,
+    TEXT_SIZE,
+    TITLE_SIZE,
+    WIDTHS,
+    fit_name,
+    fit_names,
+    new_figure,
+    save_figure,
+)
 from lpips_lightning.io.heatmap import heatmap_limit
 
 _ACCENT = "#00c8ff"  # in contrast to photographs and to the colors of the maps

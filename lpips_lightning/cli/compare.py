@@ -186,8 +186,10 @@ def _compare(matches: Matches, kind: Kind, net: LPIPS, options: argparse.Namespa
         shown: dict[str, Any] = {"per_layer": options.per_layer, "erode": options.erode, "notes": matches.notes}
         compare_report.write_json(options.json, results, fingerprint, **shown)
     if maps is not None:
-        good = [one.pair for one in results if not one.error]
-        maps.finish(lambda: _measure(good if kind != "videos" else matches.pairs, kind, net, options, maps))
+        good = matches.pairs if kind == "videos" else [one.pair for one in results if not one.error]
+        with progress_report("items") as progress:
+            report = no_progress if kind == "images" else progress
+            maps.finish(lambda: _measure(good, kind, net, options, maps), report)
         _print_notes(maps.notes())
     if errors:
         pairs = "frames" if kind == "videos" else "pairs"

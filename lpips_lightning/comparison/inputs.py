@@ -76,7 +76,7 @@ def measure_inputs(
     if folders:
         matches = match_folders(*folders, common=given["common"], in_order=given["in_order"])
     elif videos:
-        matches = Matches([Pair(videos[0].stem, *videos)])
+        matches = Matches([Pair(videos[0].stem, videos[0], videos[1])])
     else:
         matches, memory, single = _match_images(a, b, given["data_range"])
     if given["mask"] is not None:

@@ -19,6 +19,7 @@ from lpips_lightning.comparison.measure import PairResult, Read
 from lpips_lightning.images.preprocessing import ImagePolicy
 from lpips_lightning.io.atomic import atomic_write
 from lpips_lightning.io.comparison_figure import SIDE, Panel, comparison_figure, reduced, to_pixels
+from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.figures import save_figure
 from lpips_lightning.io.heatmap import HeatmapScale, heatmap_colors, heatmap_indices
 from lpips_lightning.io.image_decoding import printable
@@ -99,11 +100,12 @@ class MapWriter:
             if self.folder and self._bytes > _KEPT:
                 self._kept = None
 
-    def finish(self, measure_again: Callable[[], object]) -> None:
+    def finish(self, measure_again: Callable[[], object], report: ProgressCallback = no_progress) -> None:
         """Draw what was kept; if it was too much, call `measure_again`, which calls this object with all pairs.
 
         Args:
             measure_again: Runs the second pass.
+            report: Progress callback, in pairs, where no second pass is needed.
         """
         if self.heatmap_max is not None:
             return
@@ -111,8 +113,9 @@ class MapWriter:
         if self._kept is None:
             measure_again()
             return
-        for drawing in self._kept:
+        for done, drawing in enumerate(self._kept, 1):
             self._write(drawing)
+            report("drawing", done, len(self._kept))
         self._kept = None
 
     def notes(self) -> list[str]:

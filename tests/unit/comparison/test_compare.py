@@ -290,7 +290,7 @@ def test_a_damaged_image_is_named_and_the_other_pairs_are_kept(run, net, folders
     a, b = folders
     whole = (a / "10.png").read_bytes()
     (a / "10.png").write_bytes(whole[:-40])
-    options = ["--csv", tmp_path / "x.csv", "--json", tmp_path / "x.json", "--map", tmp_path / "maps"]
+    options = ["--csv", tmp_path / "x.csv", "--json", tmp_path / "x.json", "--map-raw", tmp_path / "maps"]
     code, lines, err = run(a, b, *options)
     assert code == 2 and "n\t4" in lines
     assert f"1 of 5 pairs failed: {a}/10.png: expected a readable image, got a truncated PNG\n" in err

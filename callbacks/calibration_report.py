@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -17,12 +17,17 @@ from typing_extensions import override
 
 from lpips_lightning._lightning import Callback, LightningModule
 from lpips_lightning.callbacks._loggers import Pixels, log_figure_file, log_image
+from lpips_lightning.data.datamodules import BAPPSDataModule
+from lpips_lightning.data.judges import Judge, judge_note, judged_by
 from lpips_lightning.evaluation.table5 import PAPER_SETS, TABLE_5
 from lpips_lightning.io.figures import (
+    SMALL_SIZE,
+    TEXT_SIZE,
     CategoryStyle,
     below_row,
     category_styles,
     figure_pixels,
+    fit_name,
     fit_names,
     new_figure,
     require_matplotlib,
@@ -67,7 +72,7 @@ class CalibrationReport(Callback):
     Args:
         paper: The paper's scores: a key of `lpips_lightning.evaluation.table5.TABLE_5` such as ``"Alex-lin"``, or
             scores in [0, 1] by dataset; None for none. The rows of ``TABLE_5`` are for BAPPS' validation sets: they
-            are not drawn beside data of ``bapps make``.
+            are not drawn beside other data of `BAPPSDataModule`, such as those of ``bapps make``.
 
     Raises:
         ValueError: If `paper` is an unknown key, or a score is outside [0, 1].
@@ -83,7 +88,7 @@ class CalibrationReport(Callback):
         self.paper = row
         self.paper_label = f"{paper} (paper)" if isinstance(paper, str) else "paper"
         self._from_table = isinstance(paper, str)
-        self._generated = False  # whether the data are of `bapps make`
+        self._judges: dict[str, Judge] = {}
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -145,8 +150,8 @@ class CalibrationReport(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         name = f"{stage}/calibration_report"
-        self._generated = _is_generated(getattr(trainer, "datamodule", None))
         if isinstance(pl_module, CalibrationResults):  # checked in setup
+            self._judges = _judges(getattr(trainer, "datamodule", None), pl_module.calibration_scores)
             with self._drawn(pl_module) as figure:
                 log_image(trainer, name, figure_pixels(figure), trainer.global_step, always_png=True)
                 log_figure_file(trainer, name, figure, trainer.global_step)
@@ -173,15 +178,8 @@ class CalibrationReport(Callback):
 
     def _draw_scores(self, axis: Any, below: Any, results: CalibrationResults) -> None:
         sets = list(results.calibration_scores)
-        paper = {} if self._generated and self._from_table else self.paper
-        ceiling = "ceiling" if self._generated else "human ceiling"
-        rows = (
-            (results.calibration_scores, "this calibration", "o", {"color": "#4477aa"}),
-            (paper, self.paper_label, "D", {"color": "#ee6677", "markersize": 3, "transform": below_row(axis)}),
-            (results.human_ceilings, ceiling, "|", {"color": "black", "markersize": 9}),
-        )
         levels: list[float] = []
-        for scores, label, marker, style in rows:
+        for scores, label, marker, style in self._rows(axis, results):
             known = [(100 * scores[name], place) for place, name in enumerate(sets) if name in scores]
             if known:
                 values, places = zip(*known, strict=True)
@@ -190,15 +188,34 @@ class CalibrationReport(Callback):
         for place, name in enumerate(sets):
             value = 100 * results.calibration_scores[name]
             text = f"{value:.1f}" if math.isfinite(value) else "no value"
-            axis.text(1.03, place, text, transform=axis.get_yaxis_transform(), va="center_baseline", fontsize=7)
+            style = {"transform": axis.get_yaxis_transform(), "va": "center_baseline", "fontsize": SMALL_SIZE}
+            axis.text(1.03, place, text, **style)
         axis.grid(axis="y", color="0.9", linewidth=0.5)
         axis.set_axisbelow(True)
-        axis.set(xlim=value_limits(levels), ylim=(len(sets) - 0.4, -0.6), xlabel="2AFC score, %")
+        axis.set(xlim=value_limits(levels), ylim=(len(sets) - 0.4, -0.6))
         axis.set_yticks(range(len(sets)), fit_names(sets, 0.7))
         axis.xaxis.get_major_locator().set_params(nbins=4, steps=[1, 2, 5, 10])
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.set_title("Agreement with the judgments" if self._generated else "Agreement with people")
+        note = judge_note(judge.label for judge in self._judges.values())
+        axis.set_xlabel("2AFC score, %" + (f"\n{fit_name(note, 2.0, TEXT_SIZE)}" if note else ""))
+        axis.set_title("Agreement with the judgments")
         _legend(axis, below)
+
+    def _rows(
+        self, axis: Any, results: CalibrationResults
+    ) -> list[tuple[Mapping[str, float], str, str, dict[str, Any]]]:
+        """Scores by dataset, with label, marker and style; those that do not belong to the data are left out."""
+        kinds = {name: judge.kind for name, judge in self._judges.items()}
+        hidden = {name for name, kind in kinds.items() if self._from_table and kind != "people"}
+        paper = {name: score for name, score in self.paper.items() if name not in hidden}
+        ceilings = {name: score for name, score in results.human_ceilings.items() if kinds.get(name) != "metric"}
+        ceiling = "human ceiling" if set(kinds.values()) == {"people"} else "ceiling of the judges"
+        below = {"color": "#ee6677", "markersize": 3, "transform": below_row(axis)}
+        return [
+            (results.calibration_scores, "this calibration", "o", {"color": "#4477aa"}),
+            (paper, self.paper_label, "D", below),
+            (ceilings, ceiling, "|", {"color": "black", "markersize": 9}),
+        ]
 
 
 def _draw_curves(axis: Any, below: Any, results: CalibrationResults) -> None:
@@ -226,18 +243,26 @@ def _draw_weights(axis: Any, below: Any, results: CalibrationResults) -> None:
         axis.plot(percent, values, line, color=style.color, label=f"{short}: {len(values)}{few}")
         largest = max([largest, *values[np.isfinite(values)]])
     # A few channels carry most of the weight; a linear scale would show only these.
-    axis.set_yscale("symlog", linthresh=1e-2, linscale=0.3)
+    axis.set_yscale("symlog", linthresh=1e-2, linscale=0.5)
+    axis.set_yticks(_weight_ticks(largest))
     axis.yaxis.set_major_formatter("{x:g}")
     axis.set(xlim=(0, 100), ylim=(0, max(1.3 * largest, 0.02)), xlabel="channels by weight, %", ylabel="weight")
     axis.set_title("The calibration")
     _legend(axis, below, "layer: channels, below 0.01")
 
 
+def _weight_ticks(largest: float) -> list[float]:
+    """0 and up to four powers of ten, from 0.01 where it does not meet the 0."""
+    top = math.floor(math.log10(max(largest, 0.01)) + 1e-9)
+    exponents = range(top, -3 if top < 3 else -2, -math.ceil(max(top + 2, 1) / 4))
+    return [0.0, *(10.0**exponent for exponent in exponents)]
+
+
 def _legend(axis: Any, below: Any, title: str | None = None) -> None:
     """Legend of `axis` in the empty axes `below`."""
     handles, labels = axis.get_legend_handles_labels()
     if handles:
-        options = {"loc": "upper left", "borderaxespad": 0, "alignment": "left", "title_fontsize": 7}
+        options = {"loc": "upper left", "borderaxespad": 0, "alignment": "left", "title_fontsize": SMALL_SIZE}
         below.legend(handles, labels, title=title, **options)
 
 
@@ -246,10 +271,12 @@ def _line_styles(count: int) -> list[tuple[str, CategoryStyle]]:
     return [(_LINES[i // 7 % len(_LINES)], style) for i, style in enumerate(category_styles(count))]
 
 
-def _is_generated(data: Any) -> bool:
-    """Whether a data module reads images of ``bapps make``, for which the paper has no scores."""
-    folder = getattr(data, "folder", getattr(data, "root", None))
-    return isinstance(folder, str | os.PathLike) and (Path(folder) / "made.json").is_file()
+def _judges(data: Any, sets: Iterable[str]) -> dict[str, Judge]:
+    """Who judged the sets of a `BAPPSDataModule`; empty for other data."""
+    if not isinstance(data, BAPPSDataModule):
+        return {}
+    folder = Path(getattr(data, "folder", None) or getattr(data, "root", ""))
+    return {name: judged_by(folder, "2afc/val", name) for name in sets}
 
 
 def _paper_scores(row: str) -> dict[str, float]:

@@ -70,8 +70,8 @@ def _draw_score(axes: Any, name: str, losses: Sequence[str], rows: Sequence[Trad
     axes.set_axisbelow(True)
     for place, loss in enumerate(losses):
         found = [row for row in rows if row.loss == loss]
-        values = [row.scores[name] for row in found if math.isfinite(row.scores.get(name, math.nan))]
-        if not values:
+        values = [row.scores[name] for row in found if name in row.scores]
+        if not values or not all(map(math.isfinite, values)):
             style = {"transform": axes.get_yaxis_transform(), "va": "center_baseline", "fontsize": SMALL_SIZE}
             axes.text(0.02, place, "no value", color="0.4", **style)
             continue

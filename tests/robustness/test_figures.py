@@ -13,6 +13,7 @@ from _helpers.figure_layout import HOSTILE_NAMES, saved_faults
 from benchmarks import report as benchmark_report
 
 from lpips_lightning.callbacks import CalibrationReport
+from lpips_lightning.data.judges import Judge
 from lpips_lightning.evaluation import figures
 from lpips_lightning.evaluation.benchmark import HUMAN, Judged, Score
 from lpips_lightning.recipes.tradeoff_plot import save_plot
@@ -27,6 +28,7 @@ class Content:
     sets: Sequence[str]
     values: Sequence[float]
     half: float = 1.0
+    judge: str = HUMAN
 
     def value(self, *places: int) -> float:
         return self.values[sum(places) % len(self.values)]
@@ -37,7 +39,7 @@ CONTENTS = {
     "30 methods": Content(HOSTILE_NAMES, ["cnn", HOSTILE_NAMES[-1]], [50 + 1.7 * i for i in range(29)]),
     "13 sets": Content(HOSTILE_NAMES[5:7], HOSTILE_NAMES[:13], [61.3, 98.7]),
     "one point": Content(["l2"], ["cnn"], [71.25]),
-    "long names": Content([HOSTILE_NAMES[-1]], [HOSTILE_NAMES[-2]], [100.0, 0.0]),
+    "long names": Content([HOSTILE_NAMES[-1]], [HOSTILE_NAMES[-2]], [100.0, 0.0], judge=f"judge: {HOSTILE_NAMES[-3]}"),
     "NaN": Content(HOSTILE_NAMES[:6], ["cnn", HOSTILE_NAMES[-1]], [math.nan, 60.0], math.nan),
     "nothing finite": Content(HOSTILE_NAMES[:3], ["cnn"], [math.nan], math.nan),
     "equal": Content(HOSTILE_NAMES[:5], ["cnn", "color"], [70.0], 0.0),
@@ -47,9 +49,10 @@ CONTENTS = {
 
 
 def scores(content, kind):
+    half = content.half
     return [
-        Score(method, name, kind, value, max(0, value - content.half), min(100, value + content.half), 9, paper)
-        for row, method in enumerate([*content.methods, *([HUMAN] if kind == "2afc" else [])])
+        Score(method, name, kind, value, max(0, value - half), min(100, value + half), 9, paper, content.judge)
+        for row, method in enumerate([*content.methods, *([content.judge] if kind == "2afc" else [])])
         for column, name in enumerate(content.sets)
         for value in [content.value(row, column)]
         for paper in [value - 1 if row % 2 and value > 1 else None]
@@ -91,7 +94,10 @@ def draw_calibration(content, path):
         calibration=layers,
     )
     paper = dict.fromkeys(content.sets, 0.5)
-    return CalibrationReport(paper).save(results, path)
+    report = CalibrationReport(paper)
+    if content.judge != HUMAN:
+        report._judges = dict.fromkeys(content.sets, Judge("metric", content.judge))
+    return report.save(results, path)
 
 
 def draw_benchmark(content, path):

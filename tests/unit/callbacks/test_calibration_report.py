@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,16 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger
 
-from lpips_lightning._lightning import LightningDataModule
 from lpips_lightning.callbacks import CalibrationReport
 from lpips_lightning.callbacks._loggers import log_image
+from lpips_lightning.data.datamodules import BAPPSDataModule
+from lpips_lightning.data.judges import PEOPLE
 
 # 2026-11-21, pytorch_lightning/trainer/connectors/data_connector.py: its advice on loaders.
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
+
+
+REPORT = "lpips_lightning.callbacks.calibration_report"
 
 
 class Calibration(Boring):
@@ -47,7 +52,7 @@ def drawn(monkeypatch):
         found.append((name, step, pixels))
         log_image(trainer, name, pixels, step, **options)
 
-    monkeypatch.setattr("lpips_lightning.callbacks.calibration_report.log_image", note)
+    monkeypatch.setattr(f"{REPORT}.log_image", note)
     return found
 
 
@@ -111,10 +116,10 @@ def test_the_figure_shows_the_values(monkeypatch):
     model = Calibration()
     model.on_test_epoch_end()
     axes = axes_of(monkeypatch, model, "VGG-tune")
-    assert list(axes) == ["Agreement with people", "Just noticeable differences", "The calibration"]
-    lines = scores_of(axes["Agreement with people"])
+    assert list(axes) == ["Agreement with the judgments", "Just noticeable differences", "The calibration"]
+    lines = scores_of(axes["Agreement with the judgments"])
     assert lines["this calibration"] == pytest.approx([70, 80])
-    assert lines["human ceiling"] == pytest.approx([81, 85])
+    assert lines["ceiling of the judges"] == pytest.approx([81, 85])
     assert lines["VGG-tune (paper)"] == pytest.approx([79.3])  # a set of one's own is not in the paper
     (curve,) = axes["Just noticeable differences"].lines
     assert curve.get_label() == "cnn, AP 60.0 %"
@@ -131,32 +136,47 @@ def test_before_the_first_validation_only_weights_are_drawn(monkeypatch):
 def test_custom_reference_scores_are_drawn(monkeypatch):
     model = Calibration()
     model.on_test_epoch_end()
-    lines = scores_of(axes_of(monkeypatch, model, {"my set": 0.75})["Agreement with people"])
-    assert lines.keys() == {"this calibration", "paper", "human ceiling"}
+    lines = scores_of(axes_of(monkeypatch, model, {"my set": 0.75})["Agreement with the judgments"])
+    assert lines.keys() == {"this calibration", "paper", "ceiling of the judges"}
 
 
-class Generated(LightningDataModule):
-    """Images of ``bapps make`` in `folder`."""
+class InFolder(BAPPSDataModule):
+    """Data of a folder, without images."""
 
-    def __init__(self, folder):
-        super().__init__()
-        self.folder = str(folder)
+    def prepare_data(self):
+        pass
+
+    def setup(self, stage):
+        pass
 
     def test_dataloader(self):
         return loader()
 
 
-@pytest.mark.parametrize(("paper", "shown"), [("Alex-lin", set()), ({"traditional": 0.7}, {"paper"})])
-def test_the_papers_scores_are_not_drawn_beside_generated_data(tmp_path, monkeypatch, paper, shown):
-    (tmp_path / "made.json").write_text("{}")
-    report, figures = CalibrationReport(paper), []
-    monkeypatch.setattr(
-        "lpips_lightning.callbacks.calibration_report.figure_pixels", lambda figure: figures.append(figure)
-    )
-    monkeypatch.setattr("lpips_lightning.callbacks.calibration_report.log_image", lambda *args, **options: None)
-    trainer(tmp_path / "logs", [report]).test(Calibration(), datamodule=Generated(tmp_path), verbose=False)
+@pytest.mark.parametrize(
+    ("record", "paper", "shown"),
+    [
+        ({"judge": "l2"}, "Alex-lin", set()),
+        ({"judge": "l2"}, {"traditional": 0.7}, {"paper"}),
+        ({"judge": "none"}, "Alex-lin", {"ceiling of the judges"}),
+        (None, "Alex-lin", {"ceiling of the judges"}),
+        ("BAPPS", "Alex-lin", {"human ceiling", "Alex-lin (paper)"}),
+    ],
+)
+def test_the_papers_scores_are_drawn_beside_bapps_alone(tmp_path, monkeypatch, record, paper, shown):
+    if record == "BAPPS":
+        monkeypatch.setattr(f"{REPORT}.judged_by", lambda *place: PEOPLE)
+    elif record is not None:
+        (tmp_path / "made.json").write_text(json.dumps(record))
+    figures = []
+    monkeypatch.setattr(f"{REPORT}.figure_pixels", figures.append)
+    monkeypatch.setattr(f"{REPORT}.log_image", lambda *args, **options: None)
+    report = CalibrationReport(paper)
+    trainer(tmp_path / "logs", [report]).test(Calibration(), datamodule=InFolder(str(tmp_path)), verbose=False)
     (axis,) = (axis for axis in figures[0].axes if axis.get_title() == "Agreement with the judgments")
-    assert scores_of(axis).keys() == {"this calibration", "ceiling", *shown}
+    assert scores_of(axis).keys() == {"this calibration", *shown}
+    judged = record == {"judge": "l2"}
+    assert axis.get_xlabel() == "2AFC score, %" + ("\njudged by a metric: l2" if judged else "")
 
 
 def test_the_figure_is_saved_as_png_and_pdf(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -13,6 +13,7 @@ Adapter: TypeAlias = Callable[[Any, Any], Mapping[str, Any]]
 """``(step outputs, batch) -> {"pred": ..., "target": ..., "input": ...}``; the input is optional."""
 
 PREDICTION_KEYS = ("pred", "preds")
+NAME_KEYS = ("name", "names")
 
 
 class StepOutputs(NamedTuple):
@@ -22,11 +23,13 @@ class StepOutputs(NamedTuple):
         pred: ``(N, 3, H, W)``.
         target: ``(N, 3, H, W)``.
         input: ``(N, C, h, w)``, or None.
+        names: One for each image, or None.
     """
 
     pred: Tensor
     target: Tensor
     input: Tensor | None
+    names: Sequence[str] | None = None
 
 
 class OutputReader:
@@ -79,7 +82,28 @@ class OutputReader:
                 "return these, pass other keys as pred_key= and target_key=, or convert the outputs with adapter="
             )
         given = images.get(self.input_key) if self.input_key is not None else None
-        return StepOutputs(pred.detach(), target.detach(), given.detach() if isinstance(given, Tensor) else None)
+        names = find_names(images, outputs, batch)
+        names = names if names is not None and len(names) == len(pred) else None
+        return StepOutputs(pred.detach(), target.detach(), given.detach() if isinstance(given, Tensor) else None, names)
+
+
+def find_names(*sources: Any) -> Sequence[str] | None:
+    """Names of a batch's images: strings under ``"name"`` or ``"names"``, or in the last element of a batch; or None.
+
+    Args:
+        *sources: Step outputs and batch, in order of preference.
+    """
+    found: list[Any] = []
+    for source in sources:
+        if isinstance(source, Mapping):
+            found += [source[key] for key in NAME_KEYS if key in source]
+        elif isinstance(source, Sequence) and not isinstance(source, str) and len(source):
+            found.append(source[-1])
+    for names in found:
+        names = [names] if isinstance(names, str) else names
+        if isinstance(names, Sequence) and names and all(isinstance(name, str) for name in names):
+            return names
+    return None
 
 
 def count_dataloaders(trainer: Trainer) -> int:

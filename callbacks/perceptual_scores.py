@@ -223,7 +223,8 @@ class PerceptualScores(Callback):
     @torch.no_grad()
     def _add(self, trainer: Trainer, stage: str, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         step = "test_step" if stage == "test" else "validation_step"
-        pred, target, _ = self._reader.read(outputs, batch, step)
+        images = self._reader.read(outputs, batch, step)
+        pred, target = images.pred, images.target
         if trainer.sanity_checking:
             return
         seen = self._seen.get(dataloader_idx, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any, Unpack
 
 import torch
@@ -15,13 +16,16 @@ from typing_extensions import override
 
 from lpips_lightning._lightning import Callback, LightningModule
 from lpips_lightning.backbones.definition import Backbone
-from lpips_lightning.callbacks._loggers import Pixels, log_image, log_table
+from lpips_lightning.callbacks._loggers import Pixels, log_figure_file, log_image, log_table
 from lpips_lightning.callbacks._pair_scorer import PairScorer
-from lpips_lightning.callbacks._sample_panel import Sample, Scored, sample_panel, to_pixels
+from lpips_lightning.callbacks._sample_panel import Legend, Sample, Scored, sample_panel, to_pixels
+from lpips_lightning.callbacks._sample_sheet import sample_sheet
 from lpips_lightning.callbacks._step_outputs import Adapter, OutputReader, StepOutputs
 from lpips_lightning.distributed import dataset_indices, gather
 from lpips_lightning.images.ranges import DataRange
-from lpips_lightning.io.heatmap import heatmap_indices
+from lpips_lightning.io.figures import figure_pixels
+from lpips_lightning.io.heatmap import heatmap_limit
+from lpips_lightning.loss import PerceptualLoss
 from lpips_lightning.network import LPIPS
 from lpips_lightning.options import LPIPSOptions, with_options
 
@@ -35,11 +39,16 @@ class SampleGallery(Callback):
     Each sample is one image, input | prediction | target | LPIPS heatmap, with its score and a color scale that is the
     same for all samples: ``val/gallery/worst_1``, ..., ``val/gallery/best_1``, ... It is drawn in uint8, so that it is
     identical in TensorBoard, wandb and MLflow. For loggers without images, and without a logger, it is a PNG file in
-    the log folder. wandb also gets a sortable table ``val/gallery``.
+    the log folder. wandb also gets a sortable table ``val/gallery``. If matplotlib is installed, all samples together
+    are ``val/gallery/sheet``, a figure for print, which the log folder also holds as PNG and PDF.
 
-    Each rank stores only the images of its `k` worst and best samples, in uint8. The network runs on every sample, as
-    in `PerceptualScores`; a larger `every_n_epochs` saves time. Prediction and target are drawn after ``background``
-    and ``resize``; with ``gray="per_channel"`` as the mean of their channels.
+    A sample is named by the string that its step returns under ``"name"`` or ``"names"``, that the batch has under
+    these keys, or that is the last element of the batch; else by its index in the data set. If a `PerceptualLoss` of
+    the model has the gallery's network, the images say so: such scores are biased.
+
+    Each rank stores only the images of its `k` worst and best samples, in uint8, and their maps in half precision. The
+    network runs on every sample, as in `PerceptualScores`; a larger `every_n_epochs` saves time. Prediction and target
+    are drawn after ``background`` and ``resize``; with ``gray="per_channel"`` as the mean of their channels.
 
     Args:
         net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"`` (ships with the package); a custom backbone
@@ -47,13 +56,15 @@ class SampleGallery(Callback):
         data_range: Range of all images: ``(low, high)``, or ``high`` alone for ``(0, high)``; uint8 is always on [0,
             255].
         k: Number of worst and of best samples. With fewer than ``2 * k`` samples, some are in both groups.
-        heatmap_max: Local distance of the brightest color; larger distances are clipped.
+        heatmap_max: Local distance of the brightest color; larger distances are clipped. None: a round number above
+            nearly all distances of the samples shown.
         every_n_epochs: In a fit, log only after every n-th epoch.
         prefix: Prefix of ``gallery`` in the names, for a second callback.
         pred_key: Key of the prediction in the step outputs; None for ``"pred"`` or ``"preds"``.
         target_key: Key of the target.
         input_key: Key of the input, ``(N, 3, h, w)`` or gray ``(N, 1, h, w)`` of any size, with a ``background`` also
             ``(N, 4, h, w)``; None or a missing key leaves it out.
+        input_label: What the input is, such as ``"low resolution"``.
         adapter: ``(step outputs, batch) -> {"pred": ..., "target": ..., "input": ...}`` converts other outputs; in YAML
             an import path.
         clamp: Clamp predictions to the range. Otherwise predictions outside it
@@ -73,12 +84,13 @@ class SampleGallery(Callback):
         *,
         data_range: DataRange,
         k: int = 4,
-        heatmap_max: float = 1.0,
+        heatmap_max: float | None = None,
         every_n_epochs: int = 1,
         prefix: str = "",
         pred_key: str | None = None,
         target_key: str = "target",
         input_key: str | None = "input",
+        input_label: str = "input",
         adapter: Adapter | None = None,
         clamp: bool = False,
         **options: Unpack[LPIPSOptions],
@@ -86,9 +98,10 @@ class SampleGallery(Callback):
         for name, number in (("k", k), ("every_n_epochs", every_n_epochs)):
             if number < 1:
                 raise ValueError(f"{name}: expected at least 1, got {number}")
-        if not heatmap_max > 0:
+        if heatmap_max is not None and not heatmap_max > 0:
             raise ValueError(f"heatmap_max: expected a positive distance, got {heatmap_max}")
         self.k, self.heatmap_max, self.every_n_epochs, self.prefix = k, heatmap_max, every_n_epochs, prefix
+        self.input_label = input_label
         self._reader = OutputReader(pred_key, target_key, input_key, adapter)
         self._pairs = PairScorer(net_type, data_range, options, type(self), clamp=clamp)
         self._reset()
@@ -127,11 +140,11 @@ class SampleGallery(Callback):
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log(trainer, "val")
+        self._log(trainer, pl_module, "val")
 
     @override
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log(trainer, "test")
+        self._log(trainer, pl_module, "test")
 
     def _reset(self) -> None:
         self._seen: dict[int, int] = {}
@@ -158,9 +171,10 @@ class SampleGallery(Callback):
         distances = net(pred, target, self._pairs.data_range)
         # Synchronizes once per batch: the host must know which samples to keep.
         scores: list[float] = distances.nan_to_num(nan=math.inf).tolist()  # NaN cannot be sorted
+        names = images.names or [""] * count
         new = [
-            Scored(score, dataloader_idx, index, trainer.global_rank)
-            for score, index in zip(scores, indices, strict=True)
+            Scored(score, dataloader_idx, index, trainer.global_rank, name)
+            for score, index, name in zip(scores, indices, names, strict=False)
         ]
         self._chosen = {kind: _ranked(kind, [*self._chosen[kind], *new], self.k) for kind in _KINDS}
         wanted = {scored for chosen in self._chosen.values() for scored in chosen}
@@ -172,7 +186,7 @@ class SampleGallery(Callback):
             self._samples.update(zip((new[row] for row in rows), samples, strict=True))
 
     def _to_samples(self, images: StepOutputs) -> Iterator[Sample]:
-        """Convert samples to uint8, with their heatmaps."""
+        """Convert samples to uint8, with their local distances."""
         maps = self._pairs.net(images.pred, images.target, self._pairs.data_range, spatial=True)
         preds, targets = self._pairs.display(images.pred), self._pairs.display(images.target)
         given = None if images.input is None else self._pairs.display_input(images.input)
@@ -181,10 +195,10 @@ class SampleGallery(Callback):
                 _pixels(preds, row),
                 _pixels(targets, row),
                 None if given is None else _pixels(given, row),
-                heatmap_indices(distances[0], self.heatmap_max),
+                distances[0].half().cpu(),
             )
 
-    def _log(self, trainer: Trainer, stage: str) -> None:
+    def _log(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not self._is_active(trainer):
             return
         # Gather the scores first, then only the images of the chosen samples.
@@ -195,21 +209,43 @@ class SampleGallery(Callback):
         samples = {scored: sample for rank in gather(trainer, own) for scored, sample in rank.items()}
         self._reset()
         if trainer.is_global_zero:
-            self._show(trainer, f"{stage}/{self.prefix}gallery", chosen, samples)
+            maps = [sample.distances for sample in samples.values()]
+            legend = Legend(
+                f"{self._pairs.net.net_type} v{self._pairs.net.version}",
+                self.heatmap_max or heatmap_limit(*maps),
+                self.input_label,
+                _is_in_a_loss(self._pairs.net, pl_module),
+            )
+            self._show(trainer, f"{stage}/{self.prefix}gallery", chosen, samples, legend)
 
     def _show(
-        self, trainer: Trainer, name: str, chosen: dict[str, list[Scored]], samples: dict[Scored, Sample]
+        self,
+        trainer: Trainer,
+        name: str,
+        chosen: dict[str, list[Scored]],
+        samples: dict[Scored, Sample],
+        legend: Legend,
     ) -> None:
         rows: list[list[Any]] = []
-        net = f"{self._pairs.net.net_type} v{self._pairs.net.version}"
         for kind in _KINDS:
             for place, scored in enumerate(chosen[kind], 1):
                 label = f"{kind} {place} of {len(chosen[kind])}"
-                pixels = sample_panel(samples[scored], scored, label, net, self.heatmap_max)
+                pixels = sample_panel(samples[scored], scored, label, legend)
                 log_image(trainer, f"{name}/{kind}_{place}", pixels, trainer.global_step)
-                rows.append([kind, place, scored.score, scored.dataloader_idx, scored.dataset_index, pixels])
-        columns = ["kind", "place", "lpips", "dataloader_idx", "image", "sample"]
+                source = [scored.dataloader_idx, scored.dataset_index, scored.name]
+                rows.append([kind, place, scored.score, *source, pixels])
+        columns = ["kind", "place", "lpips", "dataloader_idx", "image", "name", "sample"]
         log_table(trainer, name, columns, rows, trainer.global_step, otherwise_csv=False)
+        if samples and find_spec("matplotlib") is not None:
+            groups = {kind: [(samples[scored], scored) for scored in chosen[kind]] for kind in _KINDS}
+            with sample_sheet(groups, legend) as figure:
+                log_image(trainer, f"{name}/sheet", figure_pixels(figure), trainer.global_step, always_png=True)
+                log_figure_file(trainer, f"{name}/sheet", figure, trainer.global_step)
+
+
+def _is_in_a_loss(net: LPIPS, module: LightningModule) -> bool:
+    losses = (part for part in module.modules() if isinstance(part, PerceptualLoss))
+    return any(loss.net.net_type == net.net_type for loss in losses)
 
 
 def _pixels(shown: tuple[Tensor, tuple[float, float]], row: int) -> Pixels:

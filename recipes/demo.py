@@ -24,10 +24,12 @@ from lpips_lightning import LPIPS
 from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.console import Console
+from lpips_lightning.io.figures import require_matplotlib
 from lpips_lightning.recipes.command import quiet_lightning
-from lpips_lightning.recipes.panel import Column, require_matplotlib, save_panel
+from lpips_lightning.recipes.panel import Column, save_panel
 from lpips_lightning.recipes.superresolution import SuperResolution, upscale
 from lpips_lightning.recipes.superresolution_data import Scale, SuperResolutionData
+from lpips_lightning.recipes.tradeoff_table import OWN
 
 LOSS_NET = "embedded"  # ships with the package
 METRIC_NET = "alex"  # if its weights are on this machine
@@ -170,10 +172,10 @@ def _run(
     console.print(scores_table(scores, held_out, f"LPIPS({metric_net_name})", same_network=metric_net_name == loss_net))
     result = DemoResult(scores, trainer.global_step, out / "panel.png", out / "superresolution.ckpt")
     trainer.save_checkpoint(result.checkpoint)
-    _draw(result, low, truth, images, metric)
+    files = _draw(result, low, truth, images, metric, loss_net)
     seconds = time.monotonic() - start
     _say(console, f"{result.steps} training steps, {seconds:.0f} s in all. Metric: {metric.fingerprint}")
-    _say(console, f"Image: {result.panel}")
+    _say(console, f"Figure: {', '.join(map(str, files))}")
     predict = f"lpips-lightning superresolution predict --ckpt_path {result.checkpoint} --data.predict_folder FOLDER"
     _say(console, f"To enlarge your own images: {predict}")
     return result
@@ -270,25 +272,32 @@ def scores_table(scores: dict[str, Scores], held_out: str, metric: str, same_net
     return table
 
 
-def _draw(result: DemoResult, low: Tensor, truth: Tensor, images: dict[str, Tensor], metric: LPIPS) -> None:
+def _draw(
+    result: DemoResult, low: Tensor, truth: Tensor, images: dict[str, Tensor], metric: LPIPS, loss_net: str
+) -> list[Path]:
+    mark = OWN if metric.net_type == loss_net else ""
+
     def subtitle(name: str) -> str:
         scores = result.scores[name]
-        return f"PSNR {scores.psnr:.1f} dB   LPIPS {scores.lpips:.3f}"
+        return f"PSNR {scores.psnr:.1f} dB\nLPIPS {scores.lpips:.3f}{mark}"
 
     def heatmap(name: str) -> Tensor:
         with torch.inference_mode():
             return metric(images[name], truth, (0, 1), spatial=True)[0, 0]
 
     columns = [
-        Column("Low resolution", f"{low.shape[3]} x {low.shape[2]} pixels", low[0]),
+        Column("Low resolution", f"{low.shape[3]} x {low.shape[2]} pixels\n", low[0]),
         Column("Bicubic", subtitle("bicubic"), images["bicubic"][0]),
-        Column("Trained with LPIPS", subtitle("after"), images["after"][0]),
-        Column("Truth", f"{truth.shape[3]} x {truth.shape[2]} pixels", truth[0]),
-        Column("Where bicubic differs", f"LPIPS({metric.net_type}) map", heatmap("bicubic")),
-        Column("Where ours differs", f"LPIPS({metric.net_type}) map", heatmap("after")),
+        Column("With LPIPS", subtitle("after"), images["after"][0]),
+        Column("Truth", f"{truth.shape[3]} x {truth.shape[2]} pixels\n", truth[0]),
+        Column("Bicubic to truth", f"local LPIPS{mark}\n", heatmap("bicubic")),
+        Column("Ours to truth", f"local LPIPS{mark}\n", heatmap("after")),
     ]
-    save_panel(
+    biased = f" {OWN} The network of the loss: its scores are biased." if mark else ""
+    return save_panel(
         columns,
         result.panel,
         f"Superresolution x{SCALE} after {result.steps} training steps, on a held-out photograph",
+        map_label=f"local LPIPS({metric.net_type})",
+        note=f"LPIPS by {metric.net_type} v{metric.version}.{biased}",
     )

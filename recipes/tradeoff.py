@@ -75,8 +75,8 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
     try:
         if files := save_plot(out / "scores.png", rows, labels):
             _say(console, f"Scores: {', '.join(map(str, files))}")
-        if image := save_images(out, rows, labels, f"{name}: the same detail under each loss"):
-            _say(console, f"Image: {image}")
+        if files := save_images(out, rows, labels, f"{name}: the same detail under each loss"):
+            _say(console, f"Images: {', '.join(map(str, files))}")
     except ModuleNotFoundError as error:
         _say(console, f"No image: {error}")
 

@@ -128,7 +128,7 @@ def markdown(rows: Sequence[TradeoffRow], labels: dict[str, str]) -> str:
     return f"{shown}\n\n{legend(rows, labels)}\n"
 
 
-def save_images(folder: Path, rows: Sequence[TradeoffRow], labels: dict[str, str], heading: str) -> Path | None:
+def save_images(folder: Path, rows: Sequence[TradeoffRow], labels: dict[str, str], heading: str) -> list[Path]:
     """Draw the same detail for each loss in ``<folder>/tradeoff.png``.
 
     Args:
@@ -138,7 +138,7 @@ def save_images(folder: Path, rows: Sequence[TradeoffRow], labels: dict[str, str
         heading: Title of the figure.
 
     Returns:
-        Path of the figure; None without images.
+        The figure as PNG and PDF; empty without images.
 
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.
@@ -156,10 +156,12 @@ def save_images(folder: Path, rows: Sequence[TradeoffRow], labels: dict[str, str
                 Column(label(loss, labels), _subtitle(row, judge), read_image(folder / f"{row.stem}.png") / 255)
             )
     if not columns or not (folder / "target.png").exists():
-        return None
+        return []
     columns.append(Column("truth", "", read_image(folder / "target.png") / 255))
-    save_panel(columns, folder / "tradeoff.png", heading)
-    return folder / "tradeoff.png"
+    own = any(OWN in column.subtitle for column in columns)
+    biased = f" {OWN} The network of the loss: its scores are biased." if own else ""
+    note = f"LPIPS by {judge[6:]}.{biased}" if judge else ""
+    return save_panel(columns, folder / "tradeoff.png", heading, note=note)
 
 
 def label(loss: str, labels: dict[str, str]) -> str:
@@ -209,5 +211,5 @@ def legend(rows: Sequence[TradeoffRow], labels: dict[str, str]) -> str:
 
 def _subtitle(row: TradeoffRow, judge: str | None) -> str:
     own = OWN if judge == f"lpips_{row.net}" else ""
-    lpips = f"   LPIPS({judge[6:]}) {row.scores[judge]:.3f}{own}" if judge in row.scores else ""
-    return f"PSNR {row.scores['psnr']:.1f} dB{lpips}"
+    lpips = f"LPIPS {row.scores[judge]:.3f}{own}" if judge in row.scores else ""
+    return f"PSNR {row.scores['psnr']:.1f} dB\n{lpips}"

@@ -1,9 +1,11 @@
 """The demonstration, in a few steps with random backbones."""
 
 import io
+import math
 
 import pytest
 import torch
+from _helpers.figure_layout import HOSTILE_NAMES, saved_faults
 from PIL import Image
 from rich.console import Console
 
@@ -89,14 +91,27 @@ def test_detail_is_found_where_the_image_is_busy():
     assert abs(left - 80) <= 4
 
 
-def test_panel_of_a_tall_image_and_without_maps(tmp_path):
-    columns = [Column("one", "small", torch.rand(3, 20, 10)), Column("two", "large", torch.rand(3, 80, 40))]
-    save_panel(columns, tmp_path / "new" / "panel.png", "heading")
-    with Image.open(tmp_path / "new" / "panel.png") as image:
-        assert image.height > image.width
+def test_the_detail_keeps_away_from_the_border():
+    image = torch.full((3, 256, 256), 0.5)
+    image[:, :20] = torch.rand(3, 20, 256)  # the most detail is at the top
+    assert most_detailed(image, 64)[0] == 32
+    assert most_detailed(torch.rand(3, 64, 64), 64) == (0, 0)
+
+
+@pytest.mark.parametrize("side", [(80, 40), (16, 300)])
+@pytest.mark.parametrize("count", [1, 6, 13])
+def test_panels_are_readable(tmp_path, side, count):
+    names = [HOSTILE_NAMES[index % len(HOSTILE_NAMES)] for index in range(count)]
+    columns = [Column(name, "PSNR 25.39 dB\nLPIPS 0.308", torch.rand(3, *side)) for name in names]
+    columns += [Column("a map", "local LPIPS\n", torch.full(side, math.nan))] if count > 1 else []
+
+    def draw(path):
+        return save_panel(columns, path, HOSTILE_NAMES[-1], 32, note=HOSTILE_NAMES[-1])
+
+    assert saved_faults(draw, tmp_path / "new" / "panel.png") == []
 
 
 def test_panel_without_matplotlib_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr("lpips_lightning.recipes.panel.find_spec", lambda name: None)
+    monkeypatch.setattr("lpips_lightning.io.figures.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "lpips_lightning\[recipes\]"'):
-        save_panel([], tmp_path / "panel.png", "heading")
+        save_panel([Column("a", "b", torch.rand(3, 40, 40))], tmp_path / "panel.png", "heading")

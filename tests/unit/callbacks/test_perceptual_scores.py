@@ -497,7 +497,7 @@ trainer:
         ran = LightningCLI(Boring, Data, args=arguments, save_config_callback=None, seed_everything_default=0)
     assert set(ran.trainer.callback_metrics) == {"val/lpips", "val/psnr", "loss/perceptual/weight"}
     assert ran.model.perceptual.weight == 0.1
-    assert len(list((tmp_path / "val" / "gallery").glob("*.png"))) == 2
+    assert len(list((tmp_path / "val" / "gallery").glob("*.png"))) == 3  # worst, best, sheet
 
 
 def test_the_callback_runs_in_a_lightning_pytorch_trainer(tmp_path):

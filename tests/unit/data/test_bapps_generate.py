@@ -2,10 +2,11 @@
 
 import csv
 import json
+from contextlib import contextmanager
 
-import numpy as np
 import pytest
 import torch
+from _helpers.figure_layout import layout_faults
 from PIL import Image
 
 from lpips_lightning import LPIPS
@@ -14,7 +15,7 @@ from lpips_lightning.data import bapps_generate as bapps_make
 from lpips_lightning.data.bapps import JNDDataset, TwoAFCDataset
 from lpips_lightning.data.bapps_generate import l2, make_bapps
 from lpips_lightning.data.datamodules import TripletDataModule
-from lpips_lightning.data.distortion_sheet import SHOWN, STRENGTHS, corner, write_sheet
+from lpips_lightning.data.distortion_sheet import STRENGTHS, sheet_figure, write_sheet
 from lpips_lightning.data.distortions import DISTORTIONS
 from lpips_lightning.io.image_files import read_image
 
@@ -205,25 +206,30 @@ def test_command_makes_a_data_set_and_reports_errors_in_one_line(photographs, tm
         assert "lpips-lightning bapps" in capsys.readouterr().err
 
 
-def test_contact_sheet_shows_every_distortion_at_increasing_strength(photographs, tmp_path, capsys):
+def test_contact_sheet_shows_every_distortion_at_increasing_strength(photographs, tmp_path, monkeypatch):
+    drawn = []
+
+    @contextmanager
+    def kept(rows):
+        drawn.extend(rows)
+        with sheet_figure(rows) as figure:
+            yield figure
+            assert len(figure.axes) == len(DISTORTIONS) * (1 + len(STRENGTHS))
+            assert layout_faults(figure) == []
+
+    monkeypatch.setattr("lpips_lightning.data.distortion_sheet.sheet_figure", kept)
     assert cli.main(["bapps", "sheet", f"--images={photographs / 'a.png'}", f"--out={tmp_path / 'new/sheet.png'}"]) == 0
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["sheet.png"]
-    sheet = np.array(Image.open(tmp_path / "new/sheet.png"))
-    for index, name in enumerate(DISTORTIONS):
-        corners = [corner(index, column) for column in range(1 + len(STRENGTHS))]
-        row = [sheet[top : top + SHOWN, left : left + SHOWN].astype(float) for left, top in corners]
-        damage = [np.square(image - row[0]).mean() for image in row[1:]]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["sheet.pdf", "sheet.png"]
+    for row, name in zip(drawn, DISTORTIONS, strict=True):
+        damage = [float((image - row[0]).square().mean()) for image in row[1:]]
         assert damage[0] > 0 and damage[-1] > 2 * damage[0], name
-    last = corner(len(DISTORTIONS) - 1, len(STRENGTHS))
-    assert sheet.shape[0] > last[1] + SHOWN and sheet.shape[1] > last[0] + SHOWN
-    assert not (sheet[last[1] + SHOWN :] != 255).any()  # it ends in a margin
 
 
 def test_contact_sheet_alternates_photographs_and_refuses_other_formats(photographs, tmp_path):
-    one = write_sheet(photographs / "a.png", tmp_path / "one.png").read_bytes()
-    all_four = write_sheet(photographs, tmp_path / "four.png").read_bytes()
-    assert one != all_four
-    assert write_sheet(photographs, tmp_path / "again.png").read_bytes() == all_four
+    one, _ = write_sheet(photographs / "a.png", tmp_path / "one.png")
+    four = [file.read_bytes() for file in write_sheet(photographs, tmp_path / "four.png")]
+    assert one.read_bytes() != four[0]
+    assert [file.read_bytes() for file in write_sheet(photographs, tmp_path / "again.png")] == four
     with pytest.raises(ValueError, match=r"out: expected a path that ends in .png, got '.*sheet.jpg'"):
         write_sheet(photographs, tmp_path / "sheet.jpg")
     with pytest.raises(FileNotFoundError, match="gone: expected an image file, got no such file"):

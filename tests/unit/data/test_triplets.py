@@ -74,8 +74,8 @@ def test_columns_of_other_names_can_be_named(table):
 def test_rows_without_a_judgment_are_skipped(table, caplog):
     with caplog.at_level(logging.INFO, "lpips_lightning"):
         assert len(table(VOTES + "a.png,b.png,d.png,,\n")) == 2
-    assert "skipped 1 rows without a judgment" in caplog.text
-    with pytest.raises(ValueError, match=r"judged.csv: expected judged rows, got 1 rows without a judgment"):
+    assert "skipped 1 row without a judgment" in caplog.text
+    with pytest.raises(ValueError, match=r"judged.csv: expected judged rows, got 1 row without a judgment"):
         table("ref,p0,p1,votes_p0,votes_p1\na.png,b.png,d.png,,\n")
 
 
@@ -114,7 +114,7 @@ def test_missing_files_are_named_by_line_number(table, tmp_path, images):
         table(VOTES + ",b.png,a.png,1,2\n")
     with pytest.raises(FileNotFoundError, match=r"gone.csv: expected a CSV file, got no such file"):
         read_triplets(tmp_path / "gone.csv", images)
-    with pytest.raises(FileNotFoundError, match="images: expected an existing folder of images, got 'gone'"):
+    with pytest.raises(FileNotFoundError, match="folder: expected an existing folder of images, got 'gone'"):
         read_triplets(tmp_path / "judged.csv", "gone")
 
 
@@ -158,19 +158,21 @@ def test_the_image_cache_is_bounded(images, monkeypatch):
 
 def test_split_keeps_rows_about_the_same_images_together():
     rows = [Triplet("r", f"{i}", f"{j}", 0.5) for i in range(8) for j in range(8) if i != j]
-    first, second = split_triplets(rows, 0.25, seed=1)
+    first, second = split_triplets(rows, 0.25, seed=1, by="triplet")
     assert len(first) == 42 and len(second) == 14  # 28 groups of a pair in both orders
     assert not {frozenset((row.p0, row.p1)) for row in first} & {frozenset((row.p0, row.p1)) for row in second}
     assert sorted(map(str, first + second)) == sorted(map(str, rows))
-    assert split_triplets(rows, 0.25, seed=1) == (first, second)
-    assert split_triplets(rows, 0.25, seed=2)[1] != second
+    assert split_triplets(rows, 0.25, seed=1, by="triplet") == (first, second)
+    assert split_triplets(rows, 0.25, seed=2, by="triplet")[1] != second
     shuffled = [rows[index] for index in torch.randperm(len(rows)).tolist()]
-    assert {row.images for row in split_triplets(shuffled, 0.25, seed=1)[1]} == {row.images for row in second}
+    assert {row.images for row in split_triplets(shuffled, 0.25, seed=1, by="triplet")[1]} == {
+        row.images for row in second
+    }
 
 
 def test_split_by_reference_keeps_all_of_a_reference_together():
     rows = [Triplet(f"r{i}", "a", f"{j}", 0.5) for i in range(4) for j in range(5)]
-    first, second = split_triplets(rows, 0.5, seed=0, by="reference")
+    first, second = split_triplets(rows, 0.5, seed=0)
     assert len(second) == 10
     assert not {row.ref for row in first} & {row.ref for row in second}
 
@@ -180,27 +182,30 @@ def test_split_by_reference_keeps_all_of_a_reference_together():
     [
         ({"fraction": 0.0}, "val_fraction: expected a number between 0 and 1, got 0"),
         ({"fraction": 1.0}, "val_fraction: expected a number between 0 and 1"),
-        (
-            {"fraction": 0.1},
-            r"val_fraction: expected to leave some of the 2 groups \(triplet\) in each part, got 0.1",
-        ),
-        ({"by": "image"}, r"split_by: expected one of \('triplet', 'reference'\), got 'image'"),
+        ({"by": "reference"}, "split_by: expected at least 2 references, to hold one out, got 1"),
+        ({"by": "image"}, r"split_by: expected one of \('reference', 'triplet'\), got 'image'"),
     ],
 )
 def test_wrong_splits_are_refused(options, message):
     rows = [Triplet("r", "a", "b", 0), Triplet("r", "a", "c", 0)]
     with pytest.raises(ValueError, match=message):
-        split_triplets(rows, **({"fraction": 0.5, "seed": 0} | options))
+        split_triplets(rows, **({"fraction": 0.5, "seed": 0, "by": "triplet"} | options))
+
+
+@pytest.mark.parametrize(("fraction", "held_out"), [(0.01, 1), (0.5, 2), (0.99, 3)])
+def test_each_part_of_a_split_gets_a_reference(fraction, held_out):
+    parts = split_triplets([Triplet(f"r{i}", "a", "b", 0) for i in range(4)], fraction, seed=0)
+    assert [len(part) for part in parts] == [4 - held_out, held_out]
 
 
 @pytest.fixture
 def judged(tmp_path, images):
-    """Path of a CSV with 20 triplets."""
+    """Path of a CSV with 20 triplets of 2 references."""
     names = "abcdef"
     rows = [
         f"{r}.png,{p}.png,{q}.png,{i % 3},{1 + i % 2}"
         for i, (r, p, q) in enumerate(
-            [(r, p, q) for r in names for p in names for q in names if len({r, p, q}) == 3][:20]
+            [(r, p, q) for r in names for p in names for q in names if p < q and r not in (p, q)][:20]
         )
     ]
     path = tmp_path / "judged.csv"
@@ -230,7 +235,7 @@ def test_a_separate_validation_csv_warns_of_triplets_in_both(judged, images, tmp
     text = judged.read_text().splitlines()
     (tmp_path / "val.csv").write_text("\n".join([text[0], "f.png,a.png,b.png,1,0", text[1]]))
     data = TripletDataModule(str(judged), str(images), val_csv=str(tmp_path / "val.csv"), size=16)
-    with pytest.warns(match="val_csv: 1 of 2 rows judge triplets that csv also judges"):
+    with pytest.warns(match="val_csv: 1 of 2 triplets are judged in csv too"):
         data.setup("validate")
     assert len(data.val_data["triplets"]) == 2
     assert len(data.train_data) == 20

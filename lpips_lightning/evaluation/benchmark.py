@@ -29,11 +29,13 @@ class Judged:
         kind: ``"2afc"`` for triplets, ``"jnd"`` for pairs.
         distances: Shape ``(M, 2)``, distances to the reference, for triplets; ``(M, 1)`` for pairs.
         shares: Shape ``(M,)`` in [0, 1]: fraction of people who chose `p1` (triplets) or saw no difference (pairs).
+        references: Shape ``(M,)``: index of each triplet's reference; None if every triplet has its own.
     """
 
     kind: Kind
     distances: Tensor
     shares: Tensor
+    references: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Score:
         set: Name of the set.
         kind: ``"2afc"``: 2AFC score. ``"jnd"``: average precision.
         value: The score in per cent.
-        low: Lower bound of the 95 % bootstrap interval, in per cent.
+        low: Lower bound of the 95 % interval over references, see `bootstrap_interval`, in per cent.
         high: Upper bound, in per cent.
         count: Number of triplets or pairs.
         paper: The paper's value in per cent, or None.
@@ -101,7 +103,8 @@ def measure(
             if report is not None:
                 report(name, sum(map(len, shares)), len(data))  # type: ignore[arg-type]
         for method in methods:
-            results[method.name][name] = Judged(kind, torch.cat(parts[method.name]), torch.cat(shares))
+            references = getattr(data, "references", None)
+            results[method.name][name] = Judged(kind, torch.cat(parts[method.name]), torch.cat(shares), references)
     return results
 
 
@@ -203,7 +206,8 @@ def _score(
     resamples: int,
     seed: int,
 ) -> Score:
-    low, high = bootstrap_interval(function, *columns, resamples=resamples, seed=seed)
+    options = {"groups": judged.references, "bounds": (0.0, 1.0), "resamples": resamples, "seed": seed}
+    low, high = bootstrap_interval(function, *columns, **options)  # type: ignore[arg-type]
     paper = TABLE_5[row][PAPER_SETS.index(name)] if row is not None and name in PAPER_SETS else None
     value = 100 * float(function(*columns))
     return Score(

@@ -317,7 +317,7 @@ def test_mid_epoch_resume_is_bit_equal_to_an_uninterrupted_training(tmp_path, mo
 def test_lin_exports_a_calibration_that_every_entry_point_accepts(data, tmp_path, pair):
     x, y = pair(2, 64, 64)
     model = PerceptualCalibration("embedded", seed=4)
-    fitted = trainer(tmp_path, callbacks=[CalibrationFile(str(tmp_path / "out" / "made.safetensors"))])
+    fitted = trainer(tmp_path, callbacks=[CalibrationFile(str(tmp_path / "out" / "made.safetensors"), None)])
     fitted.fit(model, loaders(data), loaders(data))
     path = tmp_path / "out" / "made.safetensors"
     assert [file.name for file in path.parent.iterdir()] == [path.name]

@@ -183,7 +183,8 @@ def test_measured_distances_are_scored_by_the_judgments():
     distances = (pairs.columns["p0"] - pairs.columns["p1"]).square().mean((1, 2, 3))
     cell = table["l2", "noise", "jnd"]
     assert cell.value == pytest.approx(100 * float(jnd_score(distances, same)))
-    low, high = bootstrap_interval(jnd_score, found["l2"]["jnd/noise"].distances[:, 0], same.double(), resamples=50)
+    columns = (found["l2"]["jnd/noise"].distances[:, 0], same.double())
+    low, high = bootstrap_interval(jnd_score, *columns, bounds=(0, 1), resamples=50)
     assert (cell.low, cell.high) == pytest.approx((100 * low, 100 * high))
     assert cell.count == 7
 
@@ -297,11 +298,11 @@ def test_own_judgments_and_distances_are_scored(root, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "methods: expected --root, --csv or --distances, got nothing to score"),
-        (["l2"], "root: expected --root DIR, or --csv FILE with --images DIR, to evaluate methods, got neither"),
-        (["l2", "--csv", "a.csv"], "csv: expected --csv FILE together with --images DIR, got one of them"),
+        ([], "methods: expected --folder or --distances, got nothing to score"),
+        (["l2"], "folder: expected --folder DIR, alone or with --csv FILE, to evaluate methods, got none"),
+        (["l2", "--csv", "a.csv"], "csv: expected --csv FILE together with --folder DIR, got one of them"),
         (["--distances", "a.csv"], "distances: expected NAME=FILE, got 'a.csv'"),
-        (["l2", "--root", "nowhere"], "root: expected sets in 2afc/val or jnd/val of 'nowhere', got none"),
+        (["l2", "--root", "nowhere"], "folder: expected sets in 2afc/val or jnd/val of 'nowhere', got none"),
         (["lpips", "--root", "HERE"], "method: expected one of alex"),
         (
             ["l2", "--root", "HERE", "--distances", "l2=a.csv"],

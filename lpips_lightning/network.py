@@ -32,7 +32,6 @@ from lpips_lightning.images.hints import MASK, Hints
 from lpips_lightning.images.masks import check_mask, fill_masked
 from lpips_lightning.images.preprocessing import ImagePolicy
 from lpips_lightning.images.ranges import DataRange, RangeChecker, Role, parse_range
-from lpips_lightning.io.image_decoding import printable
 from lpips_lightning.options import DEFAULTS, LPIPSOptions, Precision, check_names, check_not_given, with_options
 from lpips_lightning.tracing import is_jit_tracing, is_tracing, refuse_scripts, static_sizes
 from lpips_lightning.transforms import is_differentiated
@@ -178,6 +177,8 @@ class LPIPS(SharedNetworkModule):
         return ", ".join([*filter(None, parts), f"lpips_lightning {__version__}"])
 
     def _calibration_label(self) -> str:
+        from lpips_lightning.io.image_decoding import printable
+
         found = self._specification
         if not found.calibrated:
             return "baseline"

@@ -32,6 +32,7 @@ from lpips_lightning.calibration.module import PerceptualCalibration
 from lpips_lightning.calibration.pooled import PooledTriplets, cached_pool
 from lpips_lightning.callbacks.calibration_file import CalibrationFile
 from lpips_lightning.callbacks.calibration_report import CalibrationReport
+from lpips_lightning.data.bapps import TRAIN_SETS, VAL_SETS
 from lpips_lightning.data.datamodules import BAPPSDataModule, TripletDataModule
 from lpips_lightning.data.triplets import SplitBy
 from lpips_lightning.io.atomic import check_output_path
@@ -221,10 +222,19 @@ def _fast_parser() -> argparse.ArgumentParser:
 def _fast_data(options: argparse.Namespace) -> BAPPSDataModule | TripletDataModule:
     size = options.size or None
     if options.csv is None:
-        sets = {} if options.sets is None else {"train_sets": options.sets, "val_sets": options.sets}
-        return BAPPSDataModule(options.folder, **sets, size=size, seed=options.seed, download=False)
+        train, val = (options.sets or _present(Path(options.folder, "2afc", split)) for split in ("train", "val"))
+        return BAPPSDataModule(options.folder, train, val, size=size, seed=options.seed, download=False)
     split = (options.val_csv, options.val_fraction, options.split_by)
     return TripletDataModule(options.csv, options.folder, *split, size=size, seed=options.seed)
+
+
+def _present(folder: Path) -> list[str]:
+    """Names of the sets in `folder`, the paper's first; the paper's if there is no such folder."""
+    known = TRAIN_SETS if folder.name == "train" else VAL_SETS
+    if not folder.is_dir():
+        return list(known)
+    names = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    return sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name))
 
 
 def _factor(part: PooledTriplets, own: dict[str, torch.Tensor], official: dict[str, torch.Tensor]) -> float:

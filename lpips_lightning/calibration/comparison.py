@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lpips_lightning.calibration.pooled import PooledTriplets
 from lpips_lightning.functional.judgments import agreement, bootstrap_interval, human_ceiling
+from lpips_lightning.io.image_folders import count_of
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        return f"{100 * self.value:6.2f}   (95 %: {100 * self.low:.2f} to {100 * self.high:.2f})"
+        return f"{100 * self.value:7.2f}   (95 %: {100 * self.low:.2f} to {100 * self.high:.2f})"
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,14 @@ class Comparison:
         Args:
             name: Name of the set.
         """
-        people = "-   (no triplet with different votes)" if self.human is None else f"{100 * self.human:6.2f}"
-        one = "; one reference says nothing about others" if self.references == 1 < self.triplets else ""
+        people = "-   (no triplet has votes for both)" if self.human is None else f"{100 * self.human:.2f}"
+        triplets, references = count_of(self.triplets, "held-out triplet"), count_of(self.references, "reference")
         return [
-            f"{name}: 2AFC in percent on {self.triplets} held-out triplets of {self.references} references{one}",
+            f"{name}: 2AFC in percent on {triplets} of {references}",
             f"  this calibration      {self.own}",
             f"  official calibration  {self.official}",
             f"  difference            {self.difference}",
-            f"  human ceiling         {people:>6}",
+            f"  human ceiling         {people:>7}",
             f"  {self.verdict}",
         ]
 

@@ -81,8 +81,8 @@ class _JudgedDataModule(LightningDataModule):
         if first and self.train_data is not None and 0 < held_out < _FEW:
             count = held_out + len(self.train_data)  # type: ignore[arg-type]
             _log.warning(
-                "%d judgments, %d held out: too few to tell a better calibration from chance; even %d held-out"
-                " judgments leave a 2AFC score uncertain by 10 points either way",
+                "%d judged triplets, %d held out: too few to tell a better calibration from chance; even %d held-out"
+                " triplets leave a 2AFC score uncertain by 10 points either way",
                 *(count, held_out, _FEW),
             )
 

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from lpips_lightning.batch import SUM_DTYPE
 
-_FEW_ROWS = 30
-
 
 def two_afc_score(d0: Tensor, d1: Tensor, judge: Tensor) -> Tensor:
     """Mean fraction of people who agree with the distances on which of two patches is closer to the reference.
@@ -141,8 +139,9 @@ def bootstrap_interval(
     """Bootstrap interval of a score: its rows, or groups of rows, are resampled with replacement.
 
     The percentiles are those of Hesterberg (2015, arXiv:1411.5279): further out for few groups, where plain percentiles
-    give intervals that are too narrow. Still, 2 or 3 rows that happen to agree would give an interval of no width. With
-    `bounds`, an interval of fewer than 30 rows, or of no width, contains Wilson's interval for a fraction of as many.
+    give intervals that are too narrow. Still, rows that happen to agree would give an interval of no width. With
+    `bounds`, the interval therefore allows that some of all rows, which M rows may not have shown, lie at a bound: a
+    fraction of ``z^2 / (M + z^2)``, the upper end of Wilson's interval for 0 of M (0.79 for 1, 0.04 for 100).
 
     Args:
         score: Function of the `columns` that returns a 0-dimensional tensor, such as `two_afc_score` or `jnd_score`.
@@ -184,9 +183,9 @@ def bootstrap_interval(
     )
     tail = _tail(units, confidence)
     low, high = drawn.nanquantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    if bounds is not None and (count < _FEW_ROWS or not low < high):
-        wide = _wilson_interval(float(score(*columns)), count, bounds, confidence)
-        low, high = min(low, wide[0]), max(high, wide[1])
+    if bounds is not None:
+        ends = _with_unseen(float(score(*columns)), count, bounds, confidence)
+        low, high = min(low, ends[0]), max(high, ends[1])
     return low, high
 
 
@@ -234,14 +233,11 @@ def _tail(count: int, confidence: float) -> float:
     return normal.cdf(-t * math.sqrt(count / freedom))
 
 
-def _wilson_interval(value: float, count: int, bounds: tuple[float, float], confidence: float) -> tuple[float, float]:
-    """Wilson's score interval of a fraction of `count`, scaled to `bounds`: a mean within them varies no more."""
-    low, high = bounds
-    z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2 / count
-    fraction = (value - low) / (high - low)
-    middle, half = fraction + z2 / 2, math.sqrt(z2 * (fraction * (1 - fraction) + z2 / 4))
-    ends = (max(0.0, (middle + sign * half) / (1 + z2)) for sign in (-1, 1))
-    return tuple(low + (high - low) * min(1.0, end) for end in ends)  # type: ignore[return-value]
+def _with_unseen(value: float, count: int, bounds: tuple[float, float], confidence: float) -> tuple[float, float]:
+    """Where the score may be if a fraction of all rows that `count` rows may not have shown is at a bound."""
+    z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
+    unseen = z2 / (count + z2)
+    return value - unseen * (value - bounds[0]), value + unseen * (bounds[1] - value)
 
 
 def checked(columns: dict[str, Tensor], fractions: tuple[str, ...] = (), values: bool = True) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """The calibration recipe: its command line, on a small data set of both kinds, and fast lin."""
 
+import re
 import shutil
 
 import numpy as np
@@ -8,7 +9,9 @@ import toy_judgments as judged
 import yaml
 
 from lpips_lightning import LPIPS
-from lpips_lightning.io.image_files import write_image
+from lpips_lightning.data.bapps import TwoAFCDataset
+from lpips_lightning.data.datamodules import TripletDataModule
+from lpips_lightning.io.image_files import read_image, write_image
 from lpips_lightning.io.tensor_files import read_record
 from lpips_lightning.recipes.calibration import main
 
@@ -111,7 +114,7 @@ def test_training_on_custom_judgments(images, tmp_path, monkeypatch):
         "--data.size=40",
         "--data.num_workers=0",
     ]
-    main(["fit", *QUIET, *own, "--trainer.max_epochs=1", "--file.path=mine.safetensors", "--file.rescale_to=official"])
+    main(["fit", *QUIET, *own, "--trainer.max_epochs=1", "--file.path=mine.safetensors"])
     record = read_record(tmp_path / "mine.safetensors")
     assert list(record["scores"]["2afc"]) == ["triplets"]
     assert record["rescale_to"] == "official"
@@ -119,11 +122,11 @@ def test_training_on_custom_judgments(images, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("source", ["csv", "data set"])
-def test_fast_lin_writes_a_better_calibration(source, images, tmp_path, monkeypatch, capsys):
+def test_fast_lin_writes_a_better_calibration(source, images, tmp_path, monkeypatch, capsys, caplog):
     monkeypatch.chdir(tmp_path)
     own = ["--csv", str(images / "own.csv"), "--folder", str(images / "2afc/train/noise"), "--val-fraction", "0.3"]
     if source == "data set":
-        own = ["--folder", str(images), "--sets", "noise"]
+        own = ["--folder", str(images)]  # the sets that are there
     main(
         [
             "fast",
@@ -146,13 +149,47 @@ def test_fast_lin_writes_a_better_calibration(source, images, tmp_path, monkeypa
     (scores,) = record["scores"].values()
     assert scores["human"] is None  # one vote per triplet
     assert f"{100 * scores['2afc']:.2f}" in said
+    assert "difference" in said and "human ceiling         -" in said and "the noise" in said
+    count = {"csv": "30 judged triplets, 9 held out", "data set": "60 judged triplets, 30 held out"}[source]
+    assert f"{count}: too few to tell a better calibration from chance" in caplog.text
     assert len(list((tmp_path / "c").iterdir())) == 2
     assert record["fast"] is True
     assert record["factor"] != pytest.approx(1)
-    made = LPIPS("embedded", calibration=tmp_path / "o.safetensors")
-    assert made.fingerprint != LPIPS("embedded").fingerprint
-    data = judged.triplets(6, 40).columns
-    assert 0.1 < float(made(data["ref"], data["p0"]).mean() / LPIPS("embedded")(data["ref"], data["p0"]).mean()) < 10
+    (line,) = re.findall(r"Python: (LPIPS\(.*\))", said)
+    made = eval(line)
+    assert made.fingerprint.startswith("LPIPS embedded v0.1, lin custom o.safetensors sha256:")
+    assert re.search("Shell:  lpips-lightning (compare a.png b.png --net embedded --calibration o.safetensors)", said)
+    assert "Written to o.png: its report" in said and read_image(tmp_path / "o.png").shape[0] == 3
+    own_judgments = TripletDataModule(str(images / "own.csv"), str(images / "2afc/train/noise"), None, 0.3, size=40)
+    own_judgments.setup("fit")
+    train = own_judgments.train_data if source == "csv" else TwoAFCDataset(images, "train", ["noise"], 40)
+    means = [
+        sum(float(net(item["ref"][None], item[kind][None])) for item in train for kind in ("p0", "p1"))
+        for net in (made, LPIPS("embedded"))
+    ]
+    assert means[0] == pytest.approx(means[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("spelling", ["--folder", "--images", "--root"])
+def test_fast_lin_keeps_its_own_scale_on_request(spelling, images, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lpips_lightning.recipes.calibration.find_spec", lambda name: None)  # no matplotlib
+    own = ["--csv", str(images / "own.csv"), spelling, str(images / "2afc/train/noise"), "--split-by", "triplet"]
+    main(["fast", *own, "--net", "embedded", "--size", "40", "--no-rescale", "--out", "o.safetensors"])
+    said = capsys.readouterr().out
+    assert read_record(tmp_path / "o.safetensors")["factor"] == 1.0
+    assert "the calibration, not rescaled" in said and 'pip install "lpips_lightning[recipes]"' in said
+    assert not (tmp_path / "o.png").exists()
+
+
+def test_fast_lin_refuses_a_scale_of_equal_images(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [f"ref/{n}.png,ref/{n}.png,ref/{n}.png,1" for n in range(4)]
+    (tmp_path / "same.csv").write_text("\n".join(["ref,p0,p1,judge", *rows]))
+    own = ["--csv", "same.csv", "--folder", str(images / "2afc/train/noise"), "--net", "embedded", "--size", "40"]
+    with pytest.raises(ValueError, match=r"rescale: expected mean distances above 0, got 0 and 0 \(official\); if the"):
+        main(["fast", *own, "--out", "o.safetensors"])
+    assert not (tmp_path / "o.safetensors").exists()
 
 
 @pytest.mark.parametrize(

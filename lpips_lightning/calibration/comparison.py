@@ -69,9 +69,10 @@ class Comparison:
             name: Name of the set.
         """
         people = "-   (no triplet has votes for both)" if self.human is None else f"{100 * self.human:.2f}"
+        one = ", for which alone the intervals hold" if self.references == 1 < self.triplets else ""
         triplets, references = count_of(self.triplets, "held-out triplet"), count_of(self.references, "reference")
         return [
-            f"{name}: 2AFC in percent on {triplets} of {references}",
+            f"{name}: 2AFC in percent on {triplets} of {references}{one}",
             f"  this calibration      {self.own}",
             f"  official calibration  {self.official}",
             f"  difference            {self.difference}",
@@ -111,14 +112,12 @@ def compare_calibrations(
         Scores, their paired difference, and their intervals.
     """
     first, second = (agreement(*held_out.distances(dict(weights)), held_out.judge) for weights in (own, official))
-    estimates = [
-        Estimate(
-            float(values.mean()),
-            *bootstrap_interval(torch.mean, values, groups=references, bounds=(low, 1.0), resamples=resamples),
-        )
-        for values, low in ((first, 0.0), (second, 0.0), (first - second, -1.0))
-    ]
+
+    def mean(values: Tensor, lowest: float) -> Estimate:
+        options = {"groups": references, "bounds": (lowest, 1.0), "resamples": resamples}
+        return Estimate(float(values.mean()), *bootstrap_interval(torch.mean, values, **options))  # type: ignore[arg-type]
+
     decided = bool(((held_out.judge == 0) | (held_out.judge == 1)).all())
     human = None if decided else float(human_ceiling(held_out.judge))
     groups = len(held_out) if references is None else len(references.unique())
-    return Comparison(*estimates, human, len(held_out), groups)
+    return Comparison(mean(first, 0), mean(second, 0), mean(first - second, -1), human, len(held_out), groups)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Sequence, Sized
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -76,10 +76,10 @@ class _JudgedDataModule(LightningDataModule):
 
     def _warn_if_few(self) -> None:
         """Say before the training that its scores will tell little."""
-        held_out = sum(len(data) for data in self.val_data.values())  # type: ignore[arg-type]
+        held_out = sum(len(cast(Sized, data)) for data in self.val_data.values())
         first = self.trainer is None or self.trainer.global_rank == 0
         if first and self.train_data is not None and 0 < held_out < _FEW:
-            count = held_out + len(self.train_data)  # type: ignore[arg-type]
+            count = held_out + len(cast(Sized, self.train_data))
             _log.warning(
                 "%d judged triplets, %d held out: too few to tell a better calibration from chance; even %d held-out"
                 " triplets leave a 2AFC score uncertain by 10 points either way",

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from lpips_lightning.batch import SUM_DTYPE
 
+_FEW_GROUPS = 5  # with fewer, resamples are too few to span an interval
+
 
 def two_afc_score(d0: Tensor, d1: Tensor, judge: Tensor) -> Tensor:
     """Mean fraction of people who agree with the distances on which of two patches is closer to the reference.
@@ -141,7 +143,8 @@ def bootstrap_interval(
     The percentiles are those of Hesterberg (2015, arXiv:1411.5279): further out for few groups, where plain percentiles
     give intervals that are too narrow. Still, rows that happen to agree would give an interval of no width. With
     `bounds`, the interval therefore allows that some of all rows, which M rows may not have shown, lie at a bound: a
-    fraction of ``z^2 / (M + z^2)``, the upper end of Wilson's interval for 0 of M (0.79 for 1, 0.04 for 100).
+    fraction of ``z^2 / (M + z^2)``, the upper end of Wilson's interval for 0 of M (0.79 for 1, 0.04 for 100). 2 to 4
+    groups tell as little of others as so many rows do, and M is their number.
 
     Args:
         score: Function of the `columns` that returns a 0-dimensional tensor, such as `two_afc_score` or `jnd_score`.
@@ -184,7 +187,7 @@ def bootstrap_interval(
     tail = _tail(units, confidence)
     low, high = drawn.nanquantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     if bounds is not None:
-        ends = _with_unseen(float(score(*columns)), count, bounds, confidence)
+        ends = _with_unseen(float(score(*columns)), count if units >= _FEW_GROUPS else units, bounds, confidence)
         low, high = min(low, ends[0]), max(high, ends[1])
     return low, high
 

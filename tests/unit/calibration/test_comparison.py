@@ -66,6 +66,8 @@ def test_intervals_are_over_references_and_the_record_has_everything():
     alone = compare_calibrations(data, FIRST, SECOND, resamples=200)
     grouped = compare_calibrations(data, FIRST, SECOND, torch.arange(200) % 10, resamples=200)
     assert (alone.references, grouped.references, grouped.triplets) == (200, 10, 200)
+    one = compare_calibrations(data, FIRST, SECOND, torch.zeros(200, dtype=torch.long), resamples=20).lines("set")
+    assert one[0] == "set: 2AFC in percent on 200 held-out triplets of 1 reference, for which alone the intervals hold"
     assert grouped.own.value == alone.own.value and (grouped.own.low, grouped.own.high) != (
         alone.own.low,
         alone.own.high,

@@ -258,6 +258,14 @@ def test_rows_of_a_group_are_drawn_together():
     assert one == apart  # no second group to draw
 
 
+@pytest.mark.parametrize(("count", "widest"), [(2, 0.6), (4, 0.4), (5, 0.01), (40, 0.01)])
+def test_few_groups_tell_little_however_many_their_rows(count, widest):
+    rows = torch.ones(1000)
+    low, high = bootstrap_interval(torch.mean, rows, groups=torch.arange(1000) % count, bounds=(0, 1), resamples=20)
+    assert high == 1.0
+    assert (1 - low > widest) == (count < 5)
+
+
 def test_groups_of_unequal_size_are_whole_in_every_resample():
     groups = torch.tensor([7, 3, 3, 9, 9, 9])
     seen = []

@@ -3,7 +3,8 @@
     python .ci/docs.py [FOLDER]        # build/docs by default
 
 Every package of `lpips_lightning` has a page with the names in its ``__all__``. The page of a package with a README.md
-begins with it; the README.md of the root begins the first page, and that of tests/ has a page of its own.
+begins with it; the README.md of the root begins the first page; the guide and the README.md of tests/ have pages of
+their own.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import pdoc.docstrings
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("callbacks", "recipes", "weights")  # of packages that lie at the root
+PAGES = {"guide": "recipes/GUIDE.md", "tests": "tests/README.md"}  # pages without a package
 
 
 def main() -> int:
@@ -41,7 +43,7 @@ def main() -> int:
             value = getattr(module, public)  # some are imported when they are first asked for
             if hasattr(value, "_fields"):  # named tuples keep strings, which pdoc looks up in another module
                 value.__new__.__annotations__ = get_type_hints(value)
-    modules["tests"] = ModuleType("tests")
+    modules |= {name: ModuleType(name) for name in PAGES}
     warnings.simplefilter("error")
     _write(modules, out)
     dead = _dead_links(out)
@@ -87,8 +89,8 @@ def _without_empty_links(content: str) -> str:
 
 
 def _readmes() -> dict[str, Path]:
-    """README files by the module whose page begins with them."""
-    named = {"lpips_lightning": "README.md", "tests": "tests/README.md"}
+    """README files, and others, by the module whose page begins with them."""
+    named = {"lpips_lightning": "README.md", **PAGES}
     named |= {f"lpips_lightning.{folder}": f"{folder}/README.md" for folder in FOLDERS}
     return {name: ROOT / path for name, path in named.items()}
 

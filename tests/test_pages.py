@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from untrained import UNet, kaiming_cnn
 
 from lpips_lightning import LPIPS
+from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.callbacks import PerceptualScores
 from lpips_lightning.cli.commands import COMMANDS, main
 from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS, EMBEDDED
@@ -32,6 +33,7 @@ PAGES = {
     "README.md": 3,
     "CHANGELOG.md": 0,
     "callbacks/README.md": 5,
+    "recipes/GUIDE.md": 0,
     "recipes/README.md": 1,
     "tests/README.md": 0,
     "weights/README.md": 2,
@@ -66,7 +68,7 @@ def run(page, number):
 
 
 def test_every_page_is_tested():
-    pages = {path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/README.md")]}
+    pages = {path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/*.md")]}
     assert pages == set(PAGES)
     assert {page: len(blocks(page, "python")) for page in PAGES} == PAGES
 
@@ -261,3 +263,23 @@ def test_the_docs_build_without_warnings(tmp_path):
         content = (tmp_path / f"{page}.html").read_text(encoding="utf-8")
         names = getattr(import_module(page.replace("/", ".")), "__all__", [])
         assert [name for name in names if f'id="{name}"' not in content] == []
+
+
+def test_the_guide_quotes_messages_that_exist():
+    guide = TEXTS["recipes/GUIDE.md"]
+    quoted = re.findall(r"^\| \*(.+?)\*", guide.partition("## What an error means")[2], re.MULTILINE)
+    code = [path.read_text(encoding="utf-8") for path in (ROOT / "lpips_lightning").rglob("*.py")]
+    source = re.sub(r'"\s*\n\s*f?"', "", "\n".join(code))  # strings that continue on the next line
+    assert len(quoted) >= 8
+    for message in quoted:
+        for part in message.split(" ... "):
+            assert part in source, message
+
+
+def test_the_guide_names_the_smallest_sides():
+    sides = re.search(
+        r"(\d+) pixels for alex and embedded, (\d+) for vgg, (\d+) for squeeze", TEXTS["recipes/GUIDE.md"]
+    )
+    assert sides is not None
+    wanted = [BACKBONES[net].smallest_side for net in ("alex", "vgg", "squeeze")]
+    assert [*map(int, sides.groups())] == wanted and BACKBONES["embedded"].smallest_side == wanted[0]

@@ -1,12 +1,15 @@
-"""Colors of local distances; all heatmaps of the library share one scale, so that they can be compared."""
+"""Colors and color scales of local distances."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+_LEAST_LIMIT = 1e-3  # identical images are black
 # Every 16th color of matplotlib's "inferno" (S. van der Walt and N. Smith, CC0): lightness is linear, which suits gray
 # prints and color-blind readers. Linear interpolation stays within 7/255 of the original.
 _INFERNO = (
@@ -25,3 +28,21 @@ def heatmap_colors() -> npt.NDArray[np.uint8]:
 def heatmap_indices(distances: Tensor, heatmap_max: float) -> npt.NDArray[np.uint8]:
     """Colormap indices of local distances ``(H, W)``: 0 maps to 0, `heatmap_max` and above, and NaN, to 255."""
     return (distances.float() * (255 / heatmap_max)).nan_to_num(255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+
+def heatmap_limit(*maps: Tensor) -> float:
+    """A round upper end of the color scale for heatmaps that are shown together.
+
+    Args:
+        *maps: Local distances of any shape; NaN is ignored.
+
+    Returns:
+        The smallest of 1, 1.5, 2, 3, 5, 7 times a power of ten that is at least the 99.5th percentile of all values,
+        0.001 or larger: ``0.05`` for a faint difference, ``1.5`` for a strong one. State it beside the colors.
+    """
+    values = np.concatenate([part.detach().float().cpu().numpy().ravel() for part in maps] or [np.zeros(0)])
+    values = values[np.isfinite(values)]
+    wanted = max(float(np.quantile(values, 0.995)) if len(values) else 0.0, _LEAST_LIMIT)
+    decade = 10.0 ** math.floor(math.log10(wanted) + 1e-9)
+    steps = (round(step * decade, 12) for step in (1, 1.5, 2, 3, 5, 7, 10))
+    return next(step for step in steps if step >= wanted * (1 - 1e-6))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,10 +13,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from lpips_lightning._lightning import Callback, LightningModule, MisconfigurationException
-from lpips_lightning.calibration.export import Rescale
+from lpips_lightning.calibration.export import Rescale, has_official_scale
 from lpips_lightning.calibration.module import PerceptualCalibration
 from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.streams import is_stream
+from lpips_lightning.network import LPIPS
+from lpips_lightning.weights import WeightsError
 
 
 class CalibrationFile(Callback):
@@ -24,14 +27,15 @@ class CalibrationFile(Callback):
     Args:
         path: A ``.safetensors`` file, written atomically.
         rescale_to: ``"official"`` scales distances to the mean of the official calibration, measured on validation
-            triplets; see `PerceptualCalibration.export`. None does not scale.
+            triplets, so that loss weights and thresholds keep their meaning; see `PerceptualCalibration.export`. None
+            does not scale, nor is a backbone of your own scaled, which has no official calibration.
         rescale_pairs: Most triplets for this measurement.
     """
 
     def __init__(
         self,
         path: str = "outputs/calibration/calibration.safetensors",
-        rescale_to: Rescale | None = None,
+        rescale_to: Rescale | None = "official",
         rescale_pairs: int = 500,
     ) -> None:
         self.path, self.rescale_to, self.rescale_pairs = path, rescale_to, rescale_pairs
@@ -43,6 +47,8 @@ class CalibrationFile(Callback):
                 f"CalibrationFile: expected to be used with PerceptualCalibration, got {type(pl_module).__name__}"
             )
         check_tensor_file(self.path)
+        if stage == "fit" and self.rescale_to and pl_module.network.mode != "lin":
+            self._check_official(pl_module)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -51,13 +57,33 @@ class CalibrationFile(Callback):
             and trainer.is_global_zero
             and not getattr(trainer, "fast_dev_run", False)
         ):
-            pairs = self._pairs(trainer, pl_module.device) if self.rescale_to else None
-            pl_module.export(self.path, self.rescale_to, pairs)
+            rescale_to = self.rescale_to if has_official_scale(pl_module.network) else None
+            try:
+                pl_module.export(self.path, rescale_to, self._pairs(trainer, pl_module.device))
+            except ValueError as error:  # no triplets, or distances of 0
+                if rescale_to is None:
+                    raise
+                warnings.warn(f"CalibrationFile: {self.path} keeps the scale of the training: {error}", stacklevel=2)
+                pl_module.export(self.path)
+
+    @staticmethod
+    def _check_official(module: PerceptualCalibration) -> None:
+        """Raise before the training if the official backbone is missing, which a trained one is compared with."""
+        if not has_official_scale(module.network):
+            return
+        try:
+            LPIPS(module.network.record.name, version="0.1" if module.network.shift is not None else "0.0")
+        except WeightsError as error:
+            raise MisconfigurationException(
+                "rescale_to: expected the official backbone, to scale distances to its own, got none; rescale_to: null"
+                f" keeps the scale of the training: {error}"
+            ) from error
 
     def _pairs(self, trainer: Trainer, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        loaders: Any = trainer.val_dataloaders or trainer.train_dataloader
         remaining = self.rescale_pairs
-        for batch in itertools.chain.from_iterable(loaders if isinstance(loaders, list) else [loaders]):
+        parts: Any = (trainer.val_dataloaders, trainer.train_dataloader)
+        loaders = [loader for part in parts if part for loader in (part if isinstance(part, list) else [part])]
+        for batch in itertools.chain.from_iterable(loaders):
             if remaining <= 0:
                 return
             if "judge" in batch:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, Self, Unpack, get_args, overload
 
 import torch
@@ -155,21 +157,35 @@ class LPIPS(SharedNetworkModule):
 
     @property
     def fingerprint(self) -> str:
-        """One line to cite: everything that determines the distance, except the images' data range."""
+        """One line to cite: everything that determines the distance, except the images' data range.
+
+        A calibration of your own is called ``custom``, with the name of its file. The hashes are the first 12 digits of
+        `tensors_sha256`; ``lpips-lightning weights list`` shows those of the packaged weights.
+        """
         from lpips_lightning import __version__
 
         found = self._specification
         feature_layers = f" [{' '.join(self._record.feature_layers)}]" if found.layout else ""
-        lin = f"lin sha256:{found.calibration_sha256[:12]}" if found.calibrated else "baseline"
         backbone = f"backbone {found.backbone} sha256:{found.backbone_sha256[:12]}"
         parts = [
             f"LPIPS {found.net_type}{feature_layers} v{found.version}",
-            lin,
+            self._calibration_label(),
             backbone,
             str(self.images),
             self.precision,
         ]
         return ", ".join([*filter(None, parts), f"lpips_lightning {__version__}"])
+
+    def _calibration_label(self) -> str:
+        from lpips_lightning.io.image_decoding import printable
+
+        found = self._specification
+        if not found.calibrated:
+            return "baseline"
+        source = self._weights if self._calibration is None else self._calibration
+        file = "" if not isinstance(source, str | os.PathLike) else printable(Path(source).name)
+        custom = [found.calibration, file] if found.calibration == "custom" else []
+        return " ".join(filter(None, ["lin", *custom, f"sha256:{found.calibration_sha256[:12]}"]))
 
     def encode(self, images: Tensor, data_range: DataRange = (-1, 1)) -> Features:
         """Compute the backbone's features once, to compare them often with `distance`, or as ``y`` of `forward`.

@@ -3,14 +3,19 @@
 lpips-lightning calibration fit                                    # mode lin of the paper on BAPPS (downloaded)
 lpips-lightning calibration fit --model.mode tune --data.num_workers 8
 lpips-lightning calibration fit --ckpt_path outputs/calibration/last.ckpt      # resumes; same final weights
-lpips-lightning calibration fit --data TripletDataModule --data.csv mine.csv --data.images my_images
-lpips-lightning calibration fast --csv mine.csv --images my_images           # lin in seconds; see --help
+lpips-lightning calibration fit --data TripletDataModule --data.csv mine.csv --data.folder my_images
+lpips-lightning calibration fast --csv mine.csv --folder my_images           # lin in seconds; see --help
 lpips-lightning calibration test --ckpt_path outputs/calibration/best.ckpt
 """
 
 import argparse
+import shlex
 import warnings
 from datetime import date
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -19,14 +24,17 @@ from typing_extensions import override
 
 from lpips_lightning import __version__
 from lpips_lightning._lightning import LightningDataModule
+from lpips_lightning.calibration.comparison import Comparison, compare_calibrations
 from lpips_lightning.calibration.export import write_calibration
 from lpips_lightning.calibration.fit_pooled import fit_lin
 from lpips_lightning.calibration.model import TrainableLPIPS
 from lpips_lightning.calibration.module import PerceptualCalibration
 from lpips_lightning.calibration.pooled import PooledTriplets, cached_pool
 from lpips_lightning.callbacks.calibration_file import CalibrationFile
+from lpips_lightning.callbacks.calibration_report import CalibrationReport
+from lpips_lightning.data.bapps import TRAIN_SETS, VAL_SETS
 from lpips_lightning.data.datamodules import BAPPSDataModule, TripletDataModule
-from lpips_lightning.functional.judgments import bootstrap_interval, human_ceiling, two_afc_score
+from lpips_lightning.data.triplets import SplitBy
 from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.streams import is_stream, name_streams
 from lpips_lightning.recipes.command import RecipeCLI, run_recipe
@@ -62,6 +70,9 @@ def main(args: list[str] | None = None) -> None:
 def fast(args: list[str]) -> None:
     """Train mode lin on pooled squared differences: the backbone runs once, then ten epochs take seconds.
 
+    Compares the calibration with the official one on the held-out triplets, and writes it with a figure of its report
+    beside it.
+
     Args:
         args: Command line after ``fast``.
 
@@ -72,12 +83,8 @@ def fast(args: list[str]) -> None:
     from lpips_lightning.io.console import Console
 
     options = _fast_parser().parse_args(args)
-    console = Console(stderr=name_streams(options, ["csv", "val_csv"], ["out"]))
-    if (options.root is None) == (options.csv is None) or (options.csv is None) != (options.images is None):
-        raise ValueError("csv: expected either --csv FILE with --images DIR, or --root DIR, got another combination")
-    if not options.out.endswith(".safetensors") and not is_stream(options.out):
-        raise ValueError(f"out: expected a file that ends in .safetensors, got {options.out!r}")
-    check_output_path(options.out, "out")
+    console = Console(stderr=name_streams(options, ["csv", "val_csv"], ["out"]), highlight=False, soft_wrap=True)
+    _check_fast(options)
     data = _fast_data(options)
     data.prepare_data()
     data.setup("fit")
@@ -87,35 +94,77 @@ def fast(args: list[str]) -> None:
         cached_pool(network, part, options.cache, num_workers=options.workers)  # type: ignore[arg-type]
         for part in (data.train_data, *data.val_data.values())
     )
-    console.print(f"Training on {len(train)} triplets, {len(train.mean)} pairs", highlight=False)
+    console.print(f"Training on {len(train)} triplets, {len(train.mean)} pairs")
     found = fit_lin(train, network.calibration, lr=options.lr, seed=options.seed)
     network.set_calibration(found.calibration)
-    scores: dict[str, dict[str, float]] = {}
-    for name, part in zip(data.val_names, held_out, strict=True):
-        scores[name] = {
-            "official": _score(part, official),
-            "2afc": _score(part, found.calibration),
-            "human": float(human_ceiling(part.judge)),
-        }
-        low, high = bootstrap_interval(two_afc_score, *part.distances(found.calibration), part.judge, resamples=300)
-        ours = f"{100 * scores[name]['2afc']:.2f} (95 %: {100 * low:.2f} to {100 * high:.2f})"
-        before, ceiling = (f"{100 * scores[name][kind]:.2f}" for kind in ("official", "human"))
-        line = f"{name}: 2AFC {ours}; official calibration {before}, human ceiling {ceiling}"
-        console.print(line, highlight=False, markup=False)
-    factor = _level(train, official) / _level(train, found.calibration) if options.rescale else 1.0
-    record = {
+    comparisons = {
+        name: compare_calibrations(part, found.calibration, official, getattr(data.val_data[name], "references", None))
+        for name, part in zip(data.val_names, held_out, strict=True)
+    }
+    for name, comparison in comparisons.items():
+        console.print("\n".join(comparison.lines(name)), markup=False)
+    factor = _factor(train, found.calibration, official) if options.rescale else 1.0
+    path = write_calibration(options.out, network, factor, _fast_record(options, len(train), comparisons, factor))
+    scale = f"scaled by {factor:.3g} to the mean distance of the official one" if options.rescale else "not rescaled"
+    console.print(f"Written to {path}: the calibration, {scale}", markup=False)
+    if not is_stream(path):
+        weights = {layer: factor * weight for layer, weight in network.calibration.items()}
+        _draw_report(comparisons, weights, path, console)
+        console.print(_usage(options, str(path)), markup=False)
+
+
+def _check_fast(options: argparse.Namespace) -> None:
+    if options.folder is None:
+        raise ValueError("folder: expected --folder DIR, of the images of --csv FILE or of a data set, got none")
+    if options.csv is None and options.val_csv is not None:
+        raise ValueError("val-csv: expected --csv FILE with it, got none")
+    if not options.out.endswith(".safetensors") and not is_stream(options.out):
+        raise ValueError(f"out: expected a file that ends in .safetensors, got {options.out!r}")
+    check_output_path(options.out, "out")
+
+
+def _fast_record(
+    options: argparse.Namespace, triplets: int, comparisons: dict[str, Comparison], factor: float
+) -> dict[str, Any]:
+    return {
         **{name: value for name, value in vars(options).items() if name not in ("out", "cache", "workers")},
         "mode": "lin",
         "fast": True,
-        "triplets": len(train),
-        "scores": scores,
+        "triplets": triplets,
+        "scores": {name: comparison.record() for name, comparison in comparisons.items()},
         "factor": factor,
         "date": date.today().isoformat(),
         "lpips_lightning": __version__,
     }
-    path = write_calibration(options.out, network, factor, record)
-    line = f"Written to {path}: LPIPS({options.net!r}, calibration={str(path)!r})"
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _draw_report(
+    comparisons: dict[str, Comparison], calibration: dict[str, torch.Tensor], path: Path, console: Any
+) -> None:
+    """Write the figure of `CalibrationReport` beside the calibration."""
+    if find_spec("matplotlib") is None:
+        console.print('No report, which matplotlib draws: pip install "lpips_lightning[recipes]"', markup=False)
+        return
+    official = {name: comparison.official.value for name, comparison in comparisons.items()}
+    report = CalibrationReport(official)
+    report.paper_label = "official calibration"
+    results: Any = SimpleNamespace(
+        calibration_scores={name: comparison.own.value for name, comparison in comparisons.items()},
+        human_ceilings={name: found.human for name, found in comparisons.items() if found.human is not None},
+        jnd_scores={},
+        jnd_curves={},
+        calibration=calibration,
+    )
+    files = report.save(results, path.with_suffix(".png"))
+    console.print(f"Written to {' and '.join(map(str, files))}: its report", markup=False)
+
+
+def _usage(options: argparse.Namespace, path: str) -> str:
+    """How the calibration is used from Python and from the shell."""
+    weights = "" if options.weights is None else f", weights={options.weights!r}"
+    line = ["lpips-lightning", "compare", "a.png", "b.png", "--net", options.net, "--calibration", path]
+    line += [] if options.weights is None else ["--weights", options.weights]
+    return f"Python: LPIPS({options.net!r}, calibration={path!r}{weights})\nShell:  {shlex.join(line)}"
 
 
 def _fast_parser() -> argparse.ArgumentParser:
@@ -123,12 +172,29 @@ def _fast_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--csv", metavar="FILE", help="judgments (- for stdin): ref, p0, p1 and votes_p0, votes_p1 or judge"
     )
-    parser.add_argument("--images", metavar="DIR", help="folder of the images named in --csv")
-    parser.add_argument("--val-csv", metavar="FILE", help="validation judgments (default: a fraction of --csv)")
-    parser.add_argument("--val-fraction", type=float, default=0.1, help="validation part of --csv (default 0.1)")
-    parser.add_argument("--root", metavar="DIR", help="instead of --csv: BAPPS, or a dataset from `bapps make`")
     parser.add_argument(
-        "--sets", nargs="*", metavar="SET", help="subsets of --root for training and validation (default: all)"
+        "--folder",
+        "--images",
+        "--root",
+        metavar="DIR",
+        help="folder of the images named in --csv; without --csv: of BAPPS, or of a data set from `bapps make`",
+    )
+    parser.add_argument("--val-csv", metavar="FILE", help="validation judgments (default: a fraction of --csv)")
+    parser.add_argument(
+        "--val-fraction",
+        type=float,
+        default=0.1,
+        metavar="F",
+        help="fraction of the references of --csv that validate (default 0.1)",
+    )
+    parser.add_argument(
+        "--split-by",
+        choices=get_args(SplitBy),
+        default="reference",
+        help="reference (default): no reference trains and validates; triplet: only no triplet does",
+    )
+    parser.add_argument(
+        "--sets", nargs="*", metavar="SET", help="sets of the data set for training and validation (default: all)"
     )
     parser.add_argument("--net", default="alex", help="network: alex (default), vgg, squeeze, embedded")
     parser.add_argument("--weights", metavar="FILE", help="backbone weights (default: torchvision's)")
@@ -138,7 +204,12 @@ def _fast_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--lr", type=float, default=1e-3, help="Adam learning rate (default 1e-3; paper: 1e-4)")
     parser.add_argument("--seed", type=int, default=0, help="seed of split, initialization and order (default 0)")
-    parser.add_argument("--rescale", action="store_true", help="scale to the mean distance of the official calibration")
+    parser.add_argument(
+        "--rescale",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="scale to the mean distance of the official calibration, so that loss weights stay (default)",
+    )
     parser.add_argument("--cache", metavar="DIR", help="cache folder for pooled differences (default: no cache)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="image reading processes (default 0)")
     parser.add_argument("--out", default="outputs/calibration/fast.safetensors", metavar="FILE", help="output file")
@@ -148,17 +219,27 @@ def _fast_parser() -> argparse.ArgumentParser:
 def _fast_data(options: argparse.Namespace) -> BAPPSDataModule | TripletDataModule:
     size = options.size or None
     if options.csv is None:
-        sets = {} if options.sets is None else {"train_sets": options.sets, "val_sets": options.sets}
-        return BAPPSDataModule(options.root, **sets, size=size, seed=options.seed, download=False)
-    return TripletDataModule(
-        options.csv, options.images, options.val_csv, options.val_fraction, size=size, seed=options.seed
-    )
+        train, val = (options.sets or _present(Path(options.folder, "2afc", split)) for split in ("train", "val"))
+        return BAPPSDataModule(options.folder, train, val, size=size, seed=options.seed, download=False)
+    split = (options.val_csv, options.val_fraction, options.split_by)
+    return TripletDataModule(options.csv, options.folder, *split, size=size, seed=options.seed)
 
 
-def _score(part: PooledTriplets, calibration: dict[str, torch.Tensor]) -> float:
-    return float(two_afc_score(*part.distances(calibration), part.judge))
+def _present(folder: Path) -> list[str]:
+    """Names of the sets in `folder`, the paper's first; the paper's if there is no such folder."""
+    known = TRAIN_SETS if folder.name == "train" else VAL_SETS
+    if not folder.is_dir():
+        return list(known)
+    names = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    return sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name))
 
 
-def _level(part: PooledTriplets, calibration: dict[str, torch.Tensor]) -> float:
-    """Mean distance over the pairs of the triplets."""
-    return float(torch.cat(part.distances(calibration)).cpu().double().mean())
+def _factor(part: PooledTriplets, own: dict[str, torch.Tensor], official: dict[str, torch.Tensor]) -> float:
+    """Factor that gives `own` the mean distance of `official` over the pairs of the triplets."""
+    ours, theirs = (float(torch.cat(part.distances(weights)).double().mean()) for weights in (own, official))
+    if not (ours > 0 and theirs > 0):
+        raise ValueError(
+            f"rescale: expected mean distances above 0, got {ours:g} and {theirs:g} (official); if the images differ,"
+            " lower --lr, or pass --no-rescale"
+        )
+    return theirs / ours

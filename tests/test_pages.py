@@ -21,10 +21,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from untrained import UNet, kaiming_cnn
 
+from lpips_lightning import LPIPS
 from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.callbacks import PerceptualScores
 from lpips_lightning.cli.commands import COMMANDS, main
-from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS
+from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS, EMBEDDED
 
 ROOT = Path(__file__).parents[1]
 # Python snippets by page.
@@ -37,6 +38,7 @@ PAGES = {
     "tests/README.md": 0,
     "weights/README.md": 2,
 }
+RECORDS = dict(BACKBONE_FILES)
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 README = TEXTS["README.md"]
 
@@ -194,7 +196,17 @@ def test_targets_of_make_exist():
 
 
 def test_every_calibration_is_listed_with_its_sha256():
-    assert all(f"`{record.sha256}`" in TEXTS["weights/README.md"] for record in CALIBRATIONS.values())
+    page = TEXTS["weights/README.md"]
+    assert all(f"`{record.sha256}`" in page for record in CALIBRATIONS.values())
+    for (net, version), record in CALIBRATIONS.items():
+        found = LPIPS(net, version=version, weights=None if net == "embedded" else "random")
+        shown = found.fingerprint.split(", ")[1]
+        assert shown == f"lin sha256:{record.calibration_sha256[:12]}"
+        assert f"`{shown}`" in page
+    assert found.specification.backbone_sha256 == EMBEDDED.backbone_sha256
+    assert f"backbone `{EMBEDDED.backbone_sha256[:12]}`" in page
+    shown = [record.convolutions_sha256 for record in RECORDS.values() if record.convolutions_sha256]
+    assert len(shown) == 2 and all(f"`{digest[:12]}`" in page for digest in shown)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -39,6 +39,8 @@ class Weights:
         source: Where the weights come from.
         license: SPDX identifier; the text is in NOTICE.
         protocol: How the weights were trained, and for what.
+        calibration_sha256: `tensors_sha256` of its calibration, whose first digits fingerprints show; empty without.
+        backbone_sha256: `tensors_sha256` of its backbone, likewise.
     """
 
     file: str
@@ -46,6 +48,8 @@ class Weights:
     source: str
     license: str
     protocol: str
+    calibration_sha256: str = ""
+    backbone_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,11 @@ class BackboneFile:
         return self.file.rpartition("-")[2].removesuffix(".pth")
 
 
-def _official(net_type: str, version: str, sha256: str) -> Weights:
+def _official(net_type: str, version: str, sha256: str, calibration_sha256: str) -> Weights:
     protocol = f"calibrated (lin) on BAPPS, input {'not ' if version == '0.0' else ''}scaled"
     source = f"lpips 0.1.4 (richzhang/PerceptualSimilarity), lpips/weights/v{version}/{net_type}.pth"
-    return Weights(f"{net_type}_v{version}.safetensors", sha256, source, "BSD-2-Clause", protocol)
+    file = f"{net_type}_v{version}.safetensors"
+    return Weights(file, sha256, source, "BSD-2-Clause", protocol, calibration_sha256)
 
 
 EMBEDDED = Weights(
@@ -89,6 +94,8 @@ EMBEDDED = Weights(
     "recipes/distillation.py, started from channels of torchvision's AlexNet; the file's metadata say more",
     "BSD-2-Clause AND BSD-3-Clause",
     "distilled from LPIPS-alex v0.1, input scaled",
+    "132bd6b73d77c18705b1c22e96083f79f144f1100acb8cf99663c76fb8aedffd",
+    "992845029a1de87bc1d40271919ac3bc9fd3986a3362f69738a3f8e1f508d3f0",
 )
 """The embedded network: backbone as ``features.*`` and calibration as ``calibration.*`` in one file."""
 
@@ -102,12 +109,42 @@ EXAMPLES = Weights(
 """Three patches ``(3, 64, 64)``: ``ref``, ``p0``, ``p1``."""
 
 CALIBRATIONS: dict[tuple[str, str], Weights] = {
-    ("alex", "0.0"): _official("alex", "0.0", "8296e492193cf133469d5dfb59ae9d63aaff4f15e8fda7b6e96ceb28b163f890"),
-    ("vgg", "0.0"): _official("vgg", "0.0", "b39e978b77a5517e7372ad875a01f5506f51a5afebb8c25d4c7e8d4ffee2ae39"),
-    ("squeeze", "0.0"): _official("squeeze", "0.0", "44889f7f5b0110619e368764bb240ac7fa778ed151276f49fcc52d11bd3f81d0"),
-    ("alex", "0.1"): _official("alex", "0.1", "13668d61ff48fc915f020c8750c00b8b252a37f61c20402f7eaf5f395187a437"),
-    ("vgg", "0.1"): _official("vgg", "0.1", "c042846ba41242cedf210fe7fdd6f7f476bf0236870f2373c0ffbe5ddd516022"),
-    ("squeeze", "0.1"): _official("squeeze", "0.1", "c858ab51bbcbaaa3b685e4a31bcf84b6d4aed24822c47e9335f396a0b45d9ef9"),
+    ("alex", "0.0"): _official(
+        "alex",
+        "0.0",
+        "8296e492193cf133469d5dfb59ae9d63aaff4f15e8fda7b6e96ceb28b163f890",
+        "13bfaf8716719396cbf1a8a88f1168258649b8d70123bd5ef1e1cf42fde626ea",
+    ),
+    ("vgg", "0.0"): _official(
+        "vgg",
+        "0.0",
+        "b39e978b77a5517e7372ad875a01f5506f51a5afebb8c25d4c7e8d4ffee2ae39",
+        "69a0d5af0e665c00a20db7202b69c0559bc9cf8a6c14fb0c810e4cbfac9af65b",
+    ),
+    ("squeeze", "0.0"): _official(
+        "squeeze",
+        "0.0",
+        "44889f7f5b0110619e368764bb240ac7fa778ed151276f49fcc52d11bd3f81d0",
+        "af2e9aae7d1296703e2da6790223d44fca71bb5ecbd98ff7340505edad3f44eb",
+    ),
+    ("alex", "0.1"): _official(
+        "alex",
+        "0.1",
+        "13668d61ff48fc915f020c8750c00b8b252a37f61c20402f7eaf5f395187a437",
+        "fe6a817a5c14daedb80f5dcaa0955de8d6720c32c188e06ba378ec3e57d8b7de",
+    ),
+    ("vgg", "0.1"): _official(
+        "vgg",
+        "0.1",
+        "c042846ba41242cedf210fe7fdd6f7f476bf0236870f2373c0ffbe5ddd516022",
+        "217e282106b9d9f58547bda96e1a8b3dd266425c3ee4343a3b68c90f999a523f",
+    ),
+    ("squeeze", "0.1"): _official(
+        "squeeze",
+        "0.1",
+        "c858ab51bbcbaaa3b685e4a31bcf84b6d4aed24822c47e9335f396a0b45d9ef9",
+        "2c988386a6af4cc8c544a2ce5c4af50fdc8aa8ace3baf2f6d09a7e2d7df3caa5",
+    ),
     ("embedded", "0.1"): EMBEDDED,
 }
 """Calibrations by (net_type, version). Tensors are named as the net's layers, shape ``(C,)``."""

@@ -42,6 +42,7 @@ class Specification:
             sha256).
         backbone_sha256: `tensors_sha256` of the backbone weights.
         calibration_sha256: `tensors_sha256` of the calibration; empty for the baseline.
+        calibration: Readable name of the calibration: ``"official"``, ``"custom"``, or empty for the baseline.
         layout: For custom backbones: sha256 of feature layers, input scaling and structure.
     """
 
@@ -51,6 +52,7 @@ class Specification:
     backbone: str
     backbone_sha256: str
     calibration_sha256: str
+    calibration: str
     layout: str = ""
 
 

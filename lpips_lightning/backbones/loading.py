@@ -93,13 +93,15 @@ def resolve_network(
         source = "calibration" if calibration is not own_calibration or source == "weights" else source
         values = calibration_tensors(record, version, calibration, source) if calibrated else None
         backbone_sha256 = tensors_sha256(extractor.graph.state_dict())
+        calibration_sha256 = tensors_sha256(values) if values is not None else ""
         found = Specification(
             record.name,
             version,
             calibrated,
             _backbone_name(record, backbone_sha256, origin, looked_up=weights is None),
             backbone_sha256,
-            tensors_sha256(values) if values is not None else "",
+            calibration_sha256,
+            _calibration_name(record, version, calibration_sha256) if calibrated else "",
             "" if in_table else _layout(record, extractor),
         )
         key = (found, torch.device("cpu"), torch.float32)
@@ -155,6 +157,11 @@ def _backbone_name(record: Backbone, backbone_sha256: str, origin: str, looked_u
         )
     _log.warning("%s: whether these are torchvision's %s is not known: no sha256 is recorded", origin, official.name)
     return "unverified"
+
+
+def _calibration_name(record: Backbone, version: str, calibration_sha256: str) -> str:
+    official = CALIBRATIONS.get((record.name, version)) if BACKBONES.get(record.name) is record else None
+    return "official" if official is not None and official.calibration_sha256 == calibration_sha256 else "custom"
 
 
 def _layout(record: Backbone, extractor: FeatureExtractor) -> str:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from lpips_lightning.backbones.definition import BACKBONES
+from lpips_lightning.backbones.loading import calibration_tensors
 from lpips_lightning.calibration.model import TrainableLPIPS, check_choice
+from lpips_lightning.distance import layer_distances
 from lpips_lightning.io.tensor_files import write_tensors
 from lpips_lightning.network import LPIPS
+from lpips_lightning.weights import CALIBRATIONS
 
 Rescale = Literal["official"]
 
@@ -24,7 +28,8 @@ def rescale_factor(
 
     Args:
         network: Network with the trained calibration.
-        net_type: Network whose official calibration and backbone to match.
+        net_type: Network whose official calibration to match: in mode ``"lin"`` on the backbone of `network`, else on
+            the official one.
         rescale_to: None returns 1.
         pairs: Batches of two images ``(N, 3, H, W)`` on [-1, 1].
 
@@ -37,7 +42,7 @@ def rescale_factor(
     if rescale_to is None:
         return 1.0
     check_choice("rescale_to", rescale_to, get_args(Rescale))
-    official = LPIPS(net_type, version="0.1" if network.shift is not None else "0.0")
+    official = _official_distance(network, net_type)
     training = network.training
     network.eval()
     trained_sum = official_sum = torch.zeros((), dtype=torch.float64)
@@ -52,6 +57,28 @@ def rescale_factor(
             f"pairs: expected pairs of different images to rescale over, got a total distance of {trained_sum:g}"
         )
     return float(official_sum / trained_sum)
+
+
+def has_official_scale(network: TrainableLPIPS) -> bool:
+    """Whether there is an official calibration of the network's backbone, which may be one of the user."""
+    record = network.record
+    return BACKBONES.get(record.name) is record and (record.name, _version(network)) in CALIBRATIONS
+
+
+def _version(network: TrainableLPIPS) -> str:
+    return "0.1" if network.shift is not None else "0.0"
+
+
+def _official_distance(network: TrainableLPIPS, net_type: str) -> Callable[[Tensor, Tensor], Tensor]:
+    if network.mode != "lin":
+        return LPIPS(net_type, version=_version(network))
+    weights = calibration_tensors(network.record, _version(network), None)
+
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        official = {layer: weight.to(x.device) for layer, weight in weights.items()}
+        return torch.stack(list(layer_distances(network.encode(x), network.encode(y), official).values())).sum(0)
+
+    return distance
 
 
 def write_calibration(
@@ -75,5 +102,5 @@ def write_calibration(
     if network.mode != "lin":
         tensors = {f"calibration.{layer}": weight for layer, weight in tensors.items()}
         tensors |= network.extractor.graph.state_dict()
-    labels = {"net_type": network.record.name, "version": "0.1" if network.shift is not None else "0.0"}
+    labels = {"net_type": network.record.name, "version": _version(network)}
     return write_tensors(path, tensors, record, **labels)

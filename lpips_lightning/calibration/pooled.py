@@ -212,7 +212,7 @@ def _pool_shared(network: TrainableLPIPS, data: TripletDataset, spread: bool) ->
     pairs, rows = torch.tensor(all_pairs).unique(dim=0, return_inverse=True)
 
     def image(index: int) -> Tensor:
-        return read_images({"image": data.images / files[index]}, data.size)["image"]
+        return read_images({"image": data.folder / files[index]}, data.size)["image"]
 
     mean, deviation = pool_pairs(network, image, pairs, spread=spread)
     judge = torch.tensor([triplet.judge for triplet in data.triplets])
@@ -260,12 +260,12 @@ def _key(network: TrainableLPIPS, data: TwoAFCDataset | TripletDataset, spread: 
     if isinstance(data, TripletDataset):
         digest.update(repr(data.triplets).encode())
         files: Iterable[Path] = (
-            data.images / file for triplet in data.triplets for file in (triplet.ref, triplet.p0, triplet.p1)
+            data.folder / file for triplet in data.triplets for file in (triplet.ref, triplet.p0, triplet.p1)
         )
     else:
         names = (*data.images, data.judgment)
         files = (
-            (data.root / folder / name / file).with_suffix(".npy" if name == data.judgment else Path(file).suffix)
+            (data.folder / folder / name / file).with_suffix(".npy" if name == data.judgment else Path(file).suffix)
             for folder, file in data.items
             for name in names
         )
@@ -273,13 +273,9 @@ def _key(network: TrainableLPIPS, data: TwoAFCDataset | TripletDataset, spread: 
     for file in files:
         if file not in seen:
             status = file.stat()
-            seen[file] = f"{file.relative_to(_root(data)).as_posix()} {status.st_size} {status.st_mtime_ns}\n"
+            seen[file] = f"{file.relative_to(data.folder).as_posix()} {status.st_size} {status.st_mtime_ns}\n"
             digest.update(seen[file].encode())
     return digest.hexdigest()
-
-
-def _root(data: TwoAFCDataset | TripletDataset) -> Path:
-    return data.images if isinstance(data, TripletDataset) else data.root
 
 
 def _read(path: Path, key: str, network: TrainableLPIPS) -> PooledTriplets:

@@ -46,7 +46,7 @@ def _add_make(commands: Any) -> None:
     text = "generate a data set in BAPPS' layout from any photographs, with the paper's 20 traditional distortions"
     parser = commands.add_parser("make", help=text, description=f"{text[0].upper()}{text[1:]}.")
     parser.set_defaults(run=_make)
-    parser.add_argument("--images", required=True, help="folder of photographs, searched recursively")
+    _add_folder(parser, "folder of photographs, searched recursively")
     parser.add_argument("--out", required=True, help="output folder, new or empty")
     for part, count, what in (("train", 1000, "training triplets"), ("val", 200, "validation triplets")):
         parser.add_argument(f"--{part}", type=int, default=count, help=f"{what} (default: %(default)s)")
@@ -63,6 +63,10 @@ def _add_make(commands: Any) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="random seed; equal seeds give equal files (default: %(default)s)"
     )
+
+
+def _add_folder(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--folder", "--images", required=True, metavar="DIR", help=what)
 
 
 def _make(options: argparse.Namespace) -> None:
@@ -86,7 +90,7 @@ def _add_sheet(commands: Any) -> None:
     text = "draw a contact sheet of every distortion at 5 strengths"
     parser = commands.add_parser("sheet", help=text, description=f"{text[0].upper()}{text[1:]}.")
     parser.set_defaults(run=_sheet)
-    parser.add_argument("--images", required=True, help="a photograph, or a folder of photographs")
+    _add_folder(parser, "folder of photographs, or one photograph")
     parser.add_argument("--out", required=True, help="PNG to write; - for stdout")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 
@@ -97,4 +101,4 @@ def _sheet(options: argparse.Namespace) -> None:
 
     from lpips_lightning.data.distortion_sheet import write_sheet
 
-    write_sheet(options.images, options.out, options.seed)
+    write_sheet(options.folder, options.out, options.seed)

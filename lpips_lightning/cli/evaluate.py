@@ -33,13 +33,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to `parser`."""
     parser.description, parser.formatter_class = _DESCRIPTION, argparse.RawDescriptionHelpFormatter
     parser.add_argument("methods", nargs="*", metavar="METHOD", help="methods to evaluate (default: embedded l2 ssim)")
-    parser.add_argument("--root", metavar="DIR", help="folder of BAPPS, or of a data set from `bapps make`")
+    parser.add_argument(
+        "--folder",
+        "--root",
+        metavar="DIR",
+        help="folder of BAPPS, or of a data set from `bapps make`; with --csv, of the images that it names",
+    )
     parser.add_argument("--sets", nargs="*", metavar="SET", help="2AFC sets (default: all present)")
     parser.add_argument("--jnd-sets", nargs="*", metavar="SET", help="JND sets (default: all present)")
     parser.add_argument(
         "--csv", metavar="FILE", help="your own judgments: ref, p0, p1, and votes_p0, votes_p1 or judge; - for stdin"
     )
-    parser.add_argument("--images", metavar="DIR", help="folder of the images that --csv names")
+    parser.add_argument(
+        "--images", metavar="DIR", help="folder of the images that --csv names, if --folder is a data set"
+    )
     parser.add_argument(
         "--size", type=int, default=64, metavar="PIXELS", help="resize images to this side (default 64; 0: no resizing)"
     )
@@ -92,9 +99,9 @@ def run(args: argparse.Namespace) -> None:
     sets = _sets(args)
     judges = _judges(args, sets)
     if args.methods and not sets:
-        raise ValueError("root: expected --root DIR, or --csv FILE with --images DIR, to evaluate methods, got neither")
+        raise ValueError("folder: expected --folder DIR, alone or with --csv FILE, to evaluate methods, got none")
     if not sets and not external:
-        raise ValueError("methods: expected --root, --csv or --distances, got nothing to score")
+        raise ValueError("methods: expected --folder or --distances, got nothing to score")
     names = list(dict.fromkeys([*args.methods, *(args.disagree or [])])) or (["embedded", "l2", "ssim"] if sets else [])
     if clash := sorted(name for name in external if name in names or is_label(name)):
         raise ValueError(f"distances: expected a name that is not among the methods or judges, got {clash[0]!r}")
@@ -129,19 +136,27 @@ def _sets(args: argparse.Namespace) -> dict[str, Dataset[dict[str, Any]]]:
 
     size = args.size or None
     found: dict[str, Dataset[dict[str, Any]]] = {}
-    if bool(args.csv) != bool(args.images):
-        raise ValueError("csv: expected --csv FILE together with --images DIR, got one of them")
+    images, root = _folders(args)
+    if bool(args.csv) != bool(images):
+        raise ValueError("csv: expected --csv FILE together with --folder DIR, got one of them")
     if args.csv:
-        found["triplets"] = TripletDataset(read_triplets(args.csv, args.images), args.images, size)
-    if args.root:
-        root = Path(args.root)
-        for name in _select_sets(root / "2afc/val", args.sets):
-            found[name] = TwoAFCDataset(root, "val", [name], size)
-        for name in _select_sets(root / "jnd/val", args.jnd_sets):
-            found[f"jnd/{name}"] = JNDDataset(root, [name], size)
+        found["triplets"] = TripletDataset(read_triplets(args.csv, images), images, size)
+    if root:
+        folder = Path(root)
+        for name in _select_sets(folder / "2afc/val", args.sets):
+            found[name] = TwoAFCDataset(folder, "val", [name], size)
+        for name in _select_sets(folder / "jnd/val", args.jnd_sets):
+            found[f"jnd/{name}"] = JNDDataset(folder, [name], size)
         if not found:
-            raise FileNotFoundError(f"root: expected sets in 2afc/val or jnd/val of '{root}', got none")
+            raise FileNotFoundError(f"folder: expected sets in 2afc/val or jnd/val of '{folder}', got none")
     return found
+
+
+def _folders(args: argparse.Namespace) -> tuple[str | None, str | None]:
+    """The folder of the images that ``--csv`` names, and that of a data set."""
+    if args.csv:
+        return args.images or args.folder, args.images and args.folder
+    return args.images, args.folder
 
 
 def _judges(args: argparse.Namespace, sets: Mapping[str, object]) -> dict[str, Judge]:
@@ -150,7 +165,7 @@ def _judges(args: argparse.Namespace, sets: Mapping[str, object]) -> dict[str, J
 
     def judge(name: str) -> Judge:
         part = "jnd/val" if name.startswith("jnd/") else "2afc/val"
-        return judged_by(args.root, part, name.removeprefix("jnd/"))
+        return judged_by(_folders(args)[1], part, name.removeprefix("jnd/"))
 
     return {name: UNKNOWN if args.csv and name == "triplets" else judge(name) for name in sets}
 

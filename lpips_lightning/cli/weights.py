@@ -7,6 +7,7 @@ import os
 import shlex
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
@@ -66,22 +67,29 @@ def main(args: list[str] | None = None) -> None:
 
 def _list(console: Console) -> None:
     from lpips_lightning.backbones.definition import BACKBONES
-    from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS
+    from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS, EMBEDDED
     from lpips_lightning.weights.lookup import FOLDER_VARIABLE, backbone_places
 
-    shipped = Table(title="Packaged calibrations", title_justify="left")
-    for heading in ("net", "version", "file", "license", "sha256"):
-        shipped.add_column(heading, no_wrap=heading != "license")
+    shipped = Table(title="Packaged calibrations", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    for heading in ("net", "version", "file", "sha256 of file", "in fingerprints"):
+        shipped.add_column(heading, no_wrap=True)
     for (net_type, version), record in CALIBRATIONS.items():
-        shipped.add_row(net_type, version, record.file, record.license, record.sha256[:12])
+        shipped.add_row(net_type, version, record.file, record.sha256[:12], record.calibration_sha256[:12])
     Console(highlight=False).print(shipped)
+    for license_name in dict.fromkeys(record.license for record in CALIBRATIONS.values()):
+        nets = dict.fromkeys(net for (net, _), record in CALIBRATIONS.items() if record.license == license_name)
+        console.print(f"{license_name}: {', '.join(nets)}")
     console.print("Backbones", style="italic")
     for backbone in BACKBONES.values():
         official = BACKBONE_FILES.get(backbone.builder)
         if official is not None:
             found = next((str(place) for place in backbone_places(backbone.builder) if place.is_file()), None)
             where = found or f"not on this machine; would be downloaded from {official.url}"
-            console.print(f"{backbone.name}: torchvision {official.name}, {official.license}: {where}", markup=False)
+            digest = official.convolutions_sha256
+            shown = f" (in fingerprints {digest[:12]})" if digest else ""
+            line = f"{backbone.name}: torchvision {official.name}, {official.license}: {where}{shown}"
+            console.print(line, markup=False)
+    console.print(f"embedded: packaged (in fingerprints {EMBEDDED.backbone_sha256[:12]})")
     folder = os.environ.get(FOLDER_VARIABLE) or "not set"
     console.print(f"{FOLDER_VARIABLE}, the folder searched first: {folder}", markup=False)
 
@@ -104,7 +112,9 @@ def _doctor(console: Console) -> bool:
     for record in (*CALIBRATIONS.values(), EXAMPLES):
         try:
             load(record)
-            show(record.file, "intact", "green")
+            digest = record.calibration_sha256
+            tensors = f", tensors {digest[:12]} (as in fingerprints)" if digest else ""
+            show(record.file, f"intact, sha256 of file {record.sha256[:12]}{tensors}", "green")
         except WeightsError as error:
             intact = False
             show(record.file, str(error), "red")

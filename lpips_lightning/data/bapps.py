@@ -35,12 +35,12 @@ class _JudgedPatches(Dataset[dict[str, Any]]):
     images: tuple[str, ...]
     judgment: str
 
-    def __init__(self, root: str | Path, below: str, sets: Sequence[str], size: int | None) -> None:
+    def __init__(self, folder: str | Path, below: str, sets: Sequence[str], size: int | None) -> None:
         check_size(size)
-        self.root, self.size = Path(root), size
-        self.sets = _check_sets(self.root / below, sets)
+        self.folder, self.size = Path(folder), size
+        self.sets = _check_sets(self.folder / below, sets)
         self.items = [
-            (f"{below}/{name}", file) for name in self.sets for file in self._files_of(self.root / below / name)
+            (f"{below}/{name}", file) for name in self.sets for file in self._files_of(self.folder / below / name)
         ]
 
     def __len__(self) -> int:
@@ -48,9 +48,9 @@ class _JudgedPatches(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         folder, file = self.items[index]
-        paths = {kind: self.root / folder / kind / file for kind in self.images}
+        paths = {kind: self.folder / folder / kind / file for kind in self.images}
         item: dict[str, Any] = read_images(paths, self.size)
-        item[self.judgment] = _read_judgment((self.root / folder / self.judgment / file).with_suffix(".npy"))
+        item[self.judgment] = _read_judgment((self.folder / folder / self.judgment / file).with_suffix(".npy"))
         item["set"] = folder.rpartition("/")[2]
         item["path"] = f"{folder}/{self.images[0]}/{file}"
         return item
@@ -84,10 +84,10 @@ class TwoAFCDataset(_JudgedPatches):
     """Triplets of a reference and two distorted patches, with the fraction of people who found `p1` nearer.
 
     An item is a dict: ``ref``, ``p0``, ``p1``, shape ``(3, H, W)`` in [-1, 1]; ``judge``, shape ``()`` in [0, 1], 1
-    if everyone chose `p1`; ``set``, name of the set; ``path``, path of the reference relative to `root`.
+    if everyone chose `p1`; ``set``, name of the set; ``path``, path of the reference relative to `folder`.
 
     Args:
-        root: Folder that contains ``2afc``.
+        folder: Folder that contains ``2afc``.
         split: ``"train"`` or ``"val"``.
         sets: Names of the sets; None: the paper's sets of this split.
         size: Side to resize images to (see `resize_image`); None: no resizing.
@@ -101,22 +101,22 @@ class TwoAFCDataset(_JudgedPatches):
     judgment = "judge"
 
     def __init__(
-        self, root: str | Path, split: Split = "val", sets: Sequence[str] | None = None, size: int | None = 64
+        self, folder: str | Path, split: Split = "val", sets: Sequence[str] | None = None, size: int | None = 64
     ) -> None:
         if split not in get_args(Split):
             raise ValueError(f"split: expected one of {get_args(Split)}, got {split!r}")
         papers = TRAIN_SETS if split == "train" else VAL_SETS
-        super().__init__(root, f"2afc/{split}", papers if sets is None else sets, size)
+        super().__init__(folder, f"2afc/{split}", papers if sets is None else sets, size)
 
 
 class JNDDataset(_JudgedPatches):
     """Pairs of patches, with the fraction of people who saw no difference.
 
     An item is a dict: ``p0``, ``p1``, shape ``(3, H, W)`` in [-1, 1]; ``same``, shape ``()`` in [0, 1]; ``set``, name
-    of the set; ``path``, path of `p0` relative to `root`.
+    of the set; ``path``, path of `p0` relative to `folder`.
 
     Args:
-        root: Folder that contains ``jnd``.
+        folder: Folder that contains ``jnd``.
         sets: Names of the sets.
         size: Side to resize images to (see `resize_image`); None: no resizing.
 
@@ -128,8 +128,8 @@ class JNDDataset(_JudgedPatches):
     images = ("p0", "p1")
     judgment = "same"
 
-    def __init__(self, root: str | Path, sets: Sequence[str] = JND_SETS, size: int | None = 64) -> None:
-        super().__init__(root, "jnd/val", sets, size)
+    def __init__(self, folder: str | Path, sets: Sequence[str] = JND_SETS, size: int | None = 64) -> None:
+        super().__init__(folder, "jnd/val", sets, size)
 
 
 def check_size(size: int | None) -> None:
@@ -172,7 +172,7 @@ def _check_sets(folder: Path, sets: Sequence[str]) -> tuple[str, ...]:
         raise ValueError(f"sets: expected unique names of sets, got {sets!r}")
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"root: expected the folder of a BAPPS data set, got none at '{folder}';"
+            f"folder: expected the folder of a BAPPS data set, got none at '{folder}';"
             " BAPPSDataModule(download=True) downloads it, lpips-lightning bapps make generates one"
         )
     present = sorted(path.name for path in folder.iterdir() if path.is_dir())

@@ -74,7 +74,7 @@ def l2(x: Tensor, y: Tensor) -> Tensor:
 
 
 def make_bapps(
-    images: str | Path,
+    folder: str | Path,
     out: str | Path,
     *,
     distance: Distance | None,
@@ -94,7 +94,7 @@ def make_bapps(
     was made, ``made.json`` in `out` records the arguments.
 
     Args:
-        images: Folder of photographs, searched recursively.
+        folder: Folder of photographs, searched recursively.
         out: Output folder, new or empty; written atomically.
         distance: Judging distance, such as ``LPIPS("embedded")`` or `l2`: a function of two uint8 image batches
             ``(N, 3, H, W)`` that returns ``(N,)``. None: people judge.
@@ -112,7 +112,7 @@ def make_bapps(
     Raises:
         ValueError: If an argument is invalid, a photograph is too small, or there are too few to hold some out.
         FileExistsError: If `out` is not empty.
-        FileNotFoundError: If `images` does not exist or contains no images.
+        FileNotFoundError: If `folder` does not exist or contains no images.
         TypeError: If `distance` does not return a tensor.
     """
     counts = _check_counts(train, val, jnd, judged=distance is not None)
@@ -120,7 +120,7 @@ def make_bapps(
     out = follow_links(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"out: expected a new or empty folder, got '{out}', which is not empty")
-    photographs = find_images(images)
+    photographs = find_images(folder)
     _check_photographs(photographs, size)
     items = _draw(counts, _split_photographs(list(photographs), counts, seed), seed)
     record = {"images": list(photographs), "counts": counts, "set": set_name, "size": size, "seed": seed}
@@ -184,7 +184,7 @@ def _check_photographs(photographs: dict[str, Path], size: int) -> None:
     for path in photographs.values():
         height, width = image_size(path)
         if min(height, width) < size:
-            raise ValueError(f"images: expected sides of at least {size} pixels, got {height}x{width} in {path}")
+            raise ValueError(f"folder: expected sides of at least {size} pixels, got {height}x{width} in {path}")
 
 
 def _split_photographs(names: list[str], counts: dict[str, int], seed: int) -> dict[str, list[str]]:
@@ -193,7 +193,7 @@ def _split_photographs(names: list[str], counts: dict[str, int], seed: int) -> d
         return dict.fromkeys(_PARTS, names)
     if len(names) < 2:
         raise ValueError(
-            "images: expected at least 2, since training and validation use different photographs, got 1; with"
+            "folder: expected at least 2 photographs, since training and validation use different ones, got 1; with"
             " train=0, or val=0 and jnd=0, one is enough"
         )
     order = torch.randperm(len(names), generator=_generator(seed, len(_PARTS))).tolist()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Sequence, Sized
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -14,10 +15,12 @@ from lpips_lightning._lightning import LightningDataModule
 from lpips_lightning.data.bapps import JND_SETS, TRAIN_SETS, VAL_SETS, JNDDataset, TwoAFCDataset, check_size
 from lpips_lightning.data.bapps_download import ARCHIVES, fetch
 from lpips_lightning.data.samplers import EpochSampler, Mirrored, ResumableLoader
-from lpips_lightning.data.triplets import SplitBy, TripletDataset, read_triplets, split_triplets
+from lpips_lightning.data.triplets import SplitBy, Triplet, TripletDataset, read_triplets, split_triplets
 from lpips_lightning.io.progress import progress_report
 
 Item = dict[str, Any]
+_FEW = 100  # held-out triplets; with fewer, the 95 % interval of a 2AFC score is wider than 20 points
+_log = logging.getLogger("lpips_lightning")
 
 
 class _JudgedDataModule(LightningDataModule):
@@ -71,6 +74,18 @@ class _JudgedDataModule(LightningDataModule):
     def test_dataloader(self) -> list[DataLoader[Item]]:
         return [DataLoader(data, **self._options()) for data in self.test_data.values()]
 
+    def _warn_if_few(self) -> None:
+        """Say before the training that its scores will tell little."""
+        held_out = sum(len(cast(Sized, data)) for data in self.val_data.values())
+        first = self.trainer is None or self.trainer.global_rank == 0
+        if first and self.train_data is not None and 0 < held_out < _FEW:
+            count = held_out + len(cast(Sized, self.train_data))
+            _log.warning(
+                "%d judged triplets, %d held out: too few to tell a better calibration from chance; even %d held-out"
+                " triplets leave a 2AFC score uncertain by 10 points either way",
+                *(count, held_out, _FEW),
+            )
+
     def _options(self) -> dict[str, Any]:
         # A separate generator, so that loaders do not advance the global random state.
         return {
@@ -91,7 +106,7 @@ class BAPPSDataModule(_JudgedDataModule):
     progress bars on the terminal. Only one process at a time may do this.
 
     Args:
-        root: Folder of the data set, from BAPPS or from ``lpips-lightning bapps make``.
+        folder: Folder of the data set, from BAPPS or from ``lpips-lightning bapps make``.
         train_sets: 2AFC sets to train on; may be empty.
         val_sets: 2AFC sets to validate and test on; may be empty.
         jnd_sets: JND sets to test on; may be empty.
@@ -110,7 +125,7 @@ class BAPPSDataModule(_JudgedDataModule):
 
     def __init__(
         self,
-        root: str = "data/bapps",
+        folder: str = "data/bapps",
         train_sets: Sequence[str] = TRAIN_SETS,
         val_sets: Sequence[str] = VAL_SETS,
         jnd_sets: Sequence[str] = JND_SETS,
@@ -122,7 +137,7 @@ class BAPPSDataModule(_JudgedDataModule):
         download: bool = True,
     ) -> None:
         super().__init__(batch_size, num_workers, size, mirror, seed)
-        self.root, self.download = root, download
+        self.folder, self.download = folder, download
         self.sets = {"2afc/train": tuple(train_sets), "2afc/val": tuple(val_sets), "jnd/val": tuple(jnd_sets)}
 
     @override
@@ -132,18 +147,20 @@ class BAPPSDataModule(_JudgedDataModule):
         with progress_report() as report:
             for part, sets in self.sets.items():
                 if sets:
-                    fetch(ARCHIVES[part], self.root, report)
+                    fetch(ARCHIVES[part], self.folder, report)
 
     @override
     def setup(self, stage: str) -> None:
         train, val, jnd = self.sets.values()
         if stage == "fit" and train:
-            self.train_data = TwoAFCDataset(self.root, "train", train, self.size)
-        two_afc = {name: TwoAFCDataset(self.root, "val", (name,), self.size) for name in val}
+            self.train_data = TwoAFCDataset(self.folder, "train", train, self.size)
+        two_afc = {name: TwoAFCDataset(self.folder, "val", (name,), self.size) for name in val}
         if stage in ("fit", "validate"):
             self.val_data = dict(two_afc)
+        if stage == "fit":
+            self._warn_if_few()
         if stage == "test":
-            pairs = {f"jnd/{name}": JNDDataset(self.root, (name,), self.size) for name in jnd}
+            pairs = {f"jnd/{name}": JNDDataset(self.folder, (name,), self.size) for name in jnd}
             self.test_data = {**{f"2afc/{name}": data for name, data in two_afc.items()}, **pairs}
 
 
@@ -155,10 +172,11 @@ class TripletDataModule(_JudgedDataModule):
 
     Args:
         csv: Judgments for training, split into training and validation if there is no `val_csv`.
-        images: Folder of the images that the CSVs name.
+        folder: Folder of the images that the CSVs name.
         val_csv: Judgments for validation, over the same folder.
-        val_fraction: Fraction of `csv` to hold out if there is no `val_csv`.
-        split_by: ``"triplet"`` keeps rows about the same triplet together; ``"reference"`` all rows of a reference.
+        val_fraction: Fraction of the references (triplets) of `csv` to hold out if there is no `val_csv`.
+        split_by: ``"reference"``: no reference is in both parts, so that the score holds for new references.
+            ``"triplet"``, also taken if there is one reference only: triplets of a reference may be in both parts.
         columns: Column names in the files that differ from the default, such as ``{"ref": "reference"}``.
         batch_size: Triplets per batch.
         num_workers: Worker processes per loader; 0 suits a few hundred images, which stay in memory.
@@ -175,10 +193,10 @@ class TripletDataModule(_JudgedDataModule):
     def __init__(
         self,
         csv: str,
-        images: str,
+        folder: str,
         val_csv: str | None = None,
         val_fraction: float = 0.1,
-        split_by: SplitBy = "triplet",
+        split_by: SplitBy = "reference",
         columns: dict[str, str] | None = None,
         batch_size: int = 50,
         num_workers: int = 0,
@@ -188,7 +206,7 @@ class TripletDataModule(_JudgedDataModule):
         cache_megabytes: int = 1024,
     ) -> None:
         super().__init__(batch_size, num_workers, size, mirror, seed)
-        self.csv, self.images, self.val_csv, self.columns = csv, images, val_csv, columns
+        self.csv, self.folder, self.val_csv, self.columns = csv, folder, val_csv, columns
         self.val_fraction, self.split_by, self.cache_bytes = val_fraction, split_by, cache_megabytes << 20
 
     @override
@@ -199,18 +217,34 @@ class TripletDataModule(_JudgedDataModule):
             self._held_out = self._data(val)
         if stage in ("fit", "validate"):
             self.val_data = {"triplets": self._held_out}
+        if stage == "fit":
+            self._warn_if_few()
         if stage == "test":
             self.test_data = {"2afc/triplets": self._held_out}
 
-    def _data(self, triplets: list[Any]) -> TripletDataset:
-        return TripletDataset(triplets, self.images, self.size, cache_bytes=self.cache_bytes)
+    def _split_by(self, triplets: list[Triplet]) -> SplitBy:
+        if self.split_by == "reference" and len({triplet.ref for triplet in triplets}) == 1:
+            _log.warning(
+                "%s: all triplets have one reference, validation too; its score says nothing about others",
+                self.csv,
+            )
+            return "triplet"
+        return self.split_by
 
-    def _split(self) -> tuple[list[Any], list[Any]]:
-        train = read_triplets(self.csv, self.images, self.columns)
+    def _data(self, triplets: list[Triplet]) -> TripletDataset:
+        return TripletDataset(triplets, self.folder, self.size, cache_bytes=self.cache_bytes)
+
+    def _split(self) -> tuple[list[Triplet], list[Triplet]]:
+        train = read_triplets(self.csv, self.folder, self.columns)
         if self.val_csv is None:
-            return split_triplets(train, self.val_fraction, self.seed, self.split_by)
-        val = read_triplets(self.val_csv, self.images, self.columns)
-        known = {triplet.images for triplet in train}
+            return split_triplets(train, self.val_fraction, self.seed, self._split_by(train))
+        val = read_triplets(self.val_csv, self.folder, self.columns)
+        known, references = {triplet.images for triplet in train}, {triplet.ref for triplet in train}
         if both := sum(triplet.images in known for triplet in val):
-            warnings.warn(f"val_csv: {both} of {len(val)} rows judge triplets that csv also judges", stacklevel=2)
+            warnings.warn(f"val_csv: {both} of {len(val)} triplets are judged in csv too", stacklevel=2)
+        elif both := sum(triplet.ref in references for triplet in val):
+            _log.warning(
+                "val_csv: %d of %d triplets have a reference of csv; their score may not hold for new references",
+                *(both, len(val)),
+            )
         return train, val

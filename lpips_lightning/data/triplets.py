@@ -1,17 +1,22 @@
 """Your own judgments: a CSV of triplets and a folder of images of any size.
 
-The CSV has a header with the columns ``ref``, ``p0``, ``p1`` (files in the folder) and either ``votes_p0`` and
-``votes_p1`` (number of people who found that candidate nearer to `ref`) or ``judge`` (fraction who found `p1` nearer).
-Other columns are ignored; commas, semicolons or tabs separate. Rows without a judgment are skipped.
+The CSV has a header with the columns ``ref``, ``p0``, ``p1`` (files in the folder) and ``votes_p0`` and ``votes_p1``
+(number of people who found that candidate closer to `ref`), or ``judge`` (fraction who found `p1` closer; with one row
+per person, 0 or 1). A row with votes may leave ``judge`` empty, and a row with ``judge`` the votes; a row with both
+counts by its votes. Other columns are ignored; commas, semicolons or tabs separate.
+
+Rows about the same images are one triplet, also with `p0` and `p1` swapped: their votes are added, a row with ``judge``
+counts as one vote. Rows without a judgment are skipped. The log says how many rows were merged or skipped.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,10 +27,11 @@ from torch.utils.data import Dataset
 from lpips_lightning.data.bapps import check_same_size, check_size, to_signed
 from lpips_lightning.io.image_decoding import printable
 from lpips_lightning.io.image_files import read_image, resize_image
-from lpips_lightning.io.tables import Row, read_table
+from lpips_lightning.io.image_folders import count_of
+from lpips_lightning.io.tables import Row, Table, read_table
 
 COLUMNS = ("ref", "p0", "p1", "votes_p0", "votes_p1", "judge")
-SplitBy = Literal["triplet", "reference"]
+SplitBy = Literal["reference", "triplet"]
 _log = logging.getLogger("lpips_lightning")
 
 
@@ -37,7 +43,7 @@ class Triplet:
         ref: File of the reference, relative to the folder of images.
         p0: File of the first candidate.
         p1: File of the second candidate.
-        judge: Fraction of people who found `p1` nearer to `ref`, in [0, 1].
+        judge: Fraction of people who found `p1` closer to `ref`, in [0, 1].
     """
 
     ref: str
@@ -59,7 +65,7 @@ class TripletDataset(Dataset[dict[str, Any]]):
 
     Args:
         triplets: From `read_triplets`.
-        images: Folder of the images.
+        folder: Folder of the images.
         size: Side to resize images to (see `resize_image`). None: no resizing; a triplet's images must then have one
             size.
         name: Name of the set.
@@ -73,23 +79,29 @@ class TripletDataset(Dataset[dict[str, Any]]):
     def __init__(
         self,
         triplets: Sequence[Triplet],
-        images: str | Path,
+        folder: str | Path,
         size: int | None = 64,
         name: str = "triplets",
         cache_bytes: int = 1 << 30,
     ) -> None:
         check_size(size)
-        self.triplets, self.images, self.size, self.name = list(triplets), Path(images), size, name
+        self.triplets, self.folder, self.size, self.name = list(triplets), Path(folder), size, name
         self._cache, self._free = OrderedDict[str, Tensor](), cache_bytes
 
     def __len__(self) -> int:
         return len(self.triplets)
 
+    @property
+    def references(self) -> Tensor:
+        """Index of each triplet's reference among the sorted references, ``(M,)``, int64."""
+        indices = {ref: index for index, ref in enumerate(sorted({triplet.ref for triplet in self.triplets}))}
+        return torch.tensor([indices[triplet.ref] for triplet in self.triplets], dtype=torch.long)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         triplet = self.triplets[index]
         files = {"ref": triplet.ref, "p0": triplet.p0, "p1": triplet.p1}
         images = {kind: self._read(file) for kind, file in files.items()}
-        check_same_size(images, {kind: self.images / file for kind, file in files.items()})
+        check_same_size(images, {kind: self.folder / file for kind, file in files.items()})
         item: dict[str, Any] = {kind: to_signed(image) for kind, image in images.items()}
         item["judge"] = torch.tensor(triplet.judge, dtype=torch.float32)
         return item | {"set": self.name, "path": "|".join(files.values())}
@@ -98,7 +110,7 @@ class TripletDataset(Dataset[dict[str, Any]]):
         """The resized uint8 image, from an LRU cache."""
         image = self._cache.pop(file, None)
         if image is None:
-            image = resize_image(read_image(self.images / file), self.size)
+            image = resize_image(read_image(self.folder / file), self.size)
             self._free -= image.numel()
             while self._free < 0 and self._cache:
                 self._free += self._cache.popitem(last=False)[1].numel()
@@ -109,16 +121,16 @@ class TripletDataset(Dataset[dict[str, Any]]):
         return image
 
 
-def read_triplets(path: str | Path, images: str | Path, columns: Mapping[str, str] | None = None) -> list[Triplet]:
+def read_triplets(path: str | Path, folder: str | Path, columns: Mapping[str, str] | None = None) -> list[Triplet]:
     """Read judged triplets from a CSV.
 
     Args:
         path: The CSV, UTF-8 with or without byte-order mark.
-        images: Folder of the images that the CSV names.
+        folder: Folder of the images that the CSV names.
         columns: Column names in the file that differ from `COLUMNS`, such as ``{"ref": "reference"}``.
 
     Returns:
-        One triplet per judged row, in file order.
+        One triplet per reference and pair of candidates, in the order of their first rows.
 
     Raises:
         FileNotFoundError: If the CSV, the folder or an image is missing; the message has the line number.
@@ -126,63 +138,97 @@ def read_triplets(path: str | Path, images: str | Path, columns: Mapping[str, st
     """
     if unknown := set(columns or ()) - set(COLUMNS):
         raise ValueError(f"columns: expected some of {', '.join(COLUMNS)} as keys, got {min(unknown)!r}")
-    if not Path(images).is_dir():
-        raise FileNotFoundError(f"images: expected an existing folder of images, got '{images}'")
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"folder: expected an existing folder of images, got '{folder}'")
     names = {column: (columns or {}).get(column, column) for column in COLUMNS}
     table = read_table(path)
-    voted = names["votes_p0"] in table.columns or names["votes_p1"] in table.columns
-    judged_by = ("votes_p0", "votes_p1") if voted or names["judge"] not in table.columns else ("judge",)
-    table.require([names[column] for column in ("ref", "p0", "p1", *judged_by)])
-    exists = functools.cache(lambda file: bool(file) and (Path(images) / file).is_file())
+    ways = _judgment_columns(names, table)
+    _check_images(table, names, Path(folder))
+    votes = [_read_votes(row, ways) for row in table.rows]
+    files = [(row[names["ref"]], row[names["p0"]], row[names["p1"]]) for row in table.rows]
+    judged = [(file, vote) for file, vote in zip(files, votes, strict=True) if vote is not None]
+    without = count_of(len(votes) - len(judged), "row") + " without a judgment"
+    if not judged:
+        raise ValueError(f"{path}: expected judged rows, got {without}")
+    triplets = _merge(judged)
+    if len(judged) < len(votes):
+        _log.warning("%s: skipped %s", path, without)
+    if len(triplets) < len(judged):
+        _log.warning("%s: merged %d rows into %s", path, len(judged), count_of(len(triplets), "triplet"))
+    return triplets
+
+
+def _judgment_columns(names: Mapping[str, str], table: Table) -> list[tuple[str, ...]]:
+    """The columns that judge a row: both of votes, the one of `judge`, or either."""
+    votes, judge = (names["votes_p0"], names["votes_p1"]), (names["judge"],)
+    voted = any(column in table.columns for column in votes)
+    judged = judge[0] in table.columns
+    table.require([*(names[column] for column in ("ref", "p0", "p1")), *(votes if voted or not judged else judge)])
+    return [votes] * (voted or not judged) + [judge] * judged
+
+
+def _check_images(table: Table, names: Mapping[str, str], folder: Path) -> None:
+    exists = functools.cache(lambda file: bool(file) and (folder / file).is_file())
     for row in table.rows:
         for column in ("ref", "p0", "p1"):
             if not exists(row[names[column]]):
                 raise FileNotFoundError(
-                    f"{row.place}: {names[column]}: expected a file in '{images}', got"
+                    f"{row.place}: {names[column]}: expected a file in '{folder}', got"
                     f" '{printable(row[names[column]])}'"
                 )
-    read = (_read_row(row, names, judged_by) for row in table.rows)
-    triplets = [triplet for triplet in read if triplet is not None]
-    if not triplets:
-        raise ValueError(f"{path}: expected judged rows, got {len(table.rows)} rows without a judgment")
-    if len(triplets) < len(table.rows):
-        _log.info("%s: skipped %d rows without a judgment", path, len(table.rows) - len(triplets))
-    return triplets
 
 
-def _read_row(row: Row, names: Mapping[str, str], judged_by: Sequence[str]) -> Triplet | None:
-    """The triplet of a row, or None without a judgment."""
-    cells = [names[column] for column in judged_by]
-    if not any(row[cell] for cell in cells):
+def _read_votes(row: Row, ways: Sequence[tuple[str, ...]]) -> tuple[float, float] | None:
+    """Votes for p0 and p1 of a row, or None without a judgment."""
+    given = [cells for cells in ways if any(row[cell] for cell in cells)]
+    if not given:
         return None
+    cells = given[0]
     values = [row.number(cell) for cell in cells]
-    if len(values) == 1 and not 0 <= values[0] <= 1:
-        raise ValueError(f"{row.place}: {cells[0]}: expected a fraction in [0, 1], got {values[0]:g}")
-    if len(values) == 2 and not (min(values) >= 0 and sum(values) > 0):
+    if len(values) == 1:
+        if not 0 <= values[0] <= 1:
+            raise ValueError(f"{row.place}: {cells[0]}: expected a fraction in [0, 1], got {values[0]:g}")
+        return 1 - values[0], values[0]
+    if not (min(values) >= 0 and sum(values) > 0):
         raise ValueError(
             f"{row.place}: expected votes >= 0 and not both 0, got {cells[0]} {values[0]:g} and"
-            f" {cells[1]} {values[1]:g}"
+            f" {cells[1]} {values[1]:g}; leave both empty to skip the row"
         )
-    judge = values[0] if len(values) == 1 else values[1] / sum(values)
-    return Triplet(row[names["ref"]], row[names["p0"]], row[names["p1"]], judge)
+    return values[0], values[1]
+
+
+def _merge(judged: Sequence[tuple[tuple[str, str, str], tuple[float, float]]]) -> list[Triplet]:
+    """One triplet per reference and pair of candidates, by the sum of its rows' votes, independent of their order."""
+    found: dict[tuple[str, ...], tuple[Triplet, list[float], list[float]]] = {}
+    for (ref, p0, p1), (for_p0, for_p1) in judged:
+        triplet = Triplet(ref, p0, p1, for_p1 / (for_p0 + for_p1))
+        first, *totals = found.setdefault(triplet.images, (triplet, [], []))
+        swapped = first.p0 != p0
+        totals[swapped].append(for_p0)
+        totals[not swapped].append(for_p1)
+    return [
+        replace(first, judge=math.fsum(for_p1) / math.fsum([*for_p0, *for_p1]))
+        for first, for_p0, for_p1 in found.values()
+    ]
 
 
 def split_triplets(
-    triplets: Sequence[Triplet], fraction: float, seed: int, by: SplitBy = "triplet"
+    triplets: Sequence[Triplet], fraction: float, seed: int, by: SplitBy = "reference"
 ) -> tuple[list[Triplet], list[Triplet]]:
     """Split triplets at random into two parts, keeping groups of related rows together.
 
     Args:
         triplets: Triplets to split.
-        fraction: Fraction of groups in the second part, between 0 and 1.
+        fraction: Fraction of groups in the second part, between 0 and 1; each part gets one at least.
         seed: Random seed; equal seeds give equal parts.
-        by: Grouping: ``"triplet"`` by reference and candidates (in either order), ``"reference"`` by reference only.
+        by: Grouping: ``"reference"`` by reference, so that no reference is in both parts, or ``"triplet"`` by reference
+            and candidates (in either order).
 
     Returns:
         The first and the second part, each in the order of `triplets`.
 
     Raises:
-        ValueError: If an argument is invalid, or a part would be empty.
+        ValueError: If an argument is invalid, or there is only one group.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"val_fraction: expected a number between 0 and 1, got {fraction}")
@@ -190,11 +236,12 @@ def split_triplets(
         raise ValueError(f"split_by: expected one of {get_args(SplitBy)}, got {by!r}")
     keys = [(t.ref,) if by == "reference" else t.images for t in triplets]
     groups = sorted(set(keys))
-    count = round(fraction * len(groups))
-    if not 0 < count < len(groups):
+    if len(groups) < 2:
         raise ValueError(
-            f"val_fraction: expected to leave some of the {len(groups)} groups ({by}) in each part, got {fraction}"
+            f"split_by: expected at least 2 {by}s, to hold one out, got {len(groups)}; add judgments, or give those of"
+            " validation separately"
         )
+    count = min(max(round(fraction * len(groups)), 1), len(groups) - 1)
     order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()
     second = {groups[index] for index in order[:count]}
     parts: tuple[list[Triplet], list[Triplet]] = ([], [])

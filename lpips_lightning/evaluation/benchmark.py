@@ -30,11 +30,13 @@ class Judged:
         kind: ``"2afc"`` for triplets, ``"jnd"`` for pairs.
         distances: Shape ``(M, 2)``, distances to the reference, for triplets; ``(M, 1)`` for pairs.
         shares: Shape ``(M,)`` in [0, 1]: fraction of people who chose `p1` (triplets) or saw no difference (pairs).
+        references: Shape ``(M,)``: index of each triplet's reference; None if every triplet has its own.
     """
 
     kind: Kind
     distances: Tensor
     shares: Tensor
+    references: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Score:
         set: Name of the set.
         kind: ``"2afc"``: 2AFC score. ``"jnd"``: average precision.
         value: The score in per cent.
-        low: Lower bound of the 95 % bootstrap interval, in per cent.
+        low: Lower bound of the 95 % interval over references, see `bootstrap_interval`, in per cent.
         high: Upper bound, in per cent.
         count: Number of triplets or pairs.
         paper: The paper's value in per cent, or None; only for BAPPS itself.
@@ -109,7 +111,8 @@ def measure(
             if report is not None:
                 report(name, sum(map(len, shares)), len(data))  # type: ignore[arg-type]
         for method in methods:
-            results[method.name][name] = Judged(kind, torch.cat(parts[method.name]), torch.cat(shares))
+            references = getattr(data, "references", None)
+            results[method.name][name] = Judged(kind, torch.cat(parts[method.name]), torch.cat(shares), references)
     return results
 
 
@@ -222,7 +225,8 @@ def _score(
     seed: int,
     judge: Judge,
 ) -> Score:
-    low, high = bootstrap_interval(function, *columns, resamples=resamples, seed=seed)
+    options = {"groups": judged.references, "bounds": (0.0, 1.0), "resamples": resamples, "seed": seed}
+    low, high = bootstrap_interval(function, *columns, **options)  # type: ignore[arg-type]
     published = row is not None and name in PAPER_SETS and judge.kind == "people"
     paper = TABLE_5[row][PAPER_SETS.index(name)] if row is not None and published else None
     value, count = 100 * float(function(*columns)), len(judged.shares)

@@ -20,7 +20,7 @@ TITLES: dict[Kind, str] = {"2afc": "2AFC score, %", "jnd": "JND average precisio
 
 
 def as_table(scores: Sequence[Score], kind: Kind) -> Table:
-    """Terminal table of methods by sets: score ± half its interval, and the paper's row below.
+    """Terminal table of methods by sets: score ± half its interval, the paper's row below, and the number of rows.
 
     Args:
         scores: Scores from `lpips_lightning.evaluation.benchmark.score`.
@@ -45,6 +45,8 @@ def as_table(scores: Sequence[Score], kind: Kind) -> Table:
             mean = f"{sum(known) / len(known):.1f}" if len(known) == len(sets) else ""
             row = ["" if paper is None else f"{paper:.1f}    " for paper in papers]
             table.add_row("  paper", *row, mean, style="dim")
+    counts = ({cell.count for cell in chosen if cell.set == name} for name in sets)
+    table.add_row("n", *("/".join(map(str, sorted(found))) + " " * 4 for found in counts), "", style="dim")
     return table
 
 
@@ -88,12 +90,20 @@ def _cells(scores: Sequence[Score], kind: Kind) -> tuple[list[str], list[list[st
 
 
 def _value(cell: Score) -> str:
-    return f"{cell.value:.1f}±{(cell.high - cell.low) / 2:.1f}"
+    return _with_interval(cell, 1, "±")
 
 
 def _cell(cell: Score) -> str:
     paper = f" ({cell.paper:.1f})" if cell.paper is not None else ""
-    return f"{cell.value:.2f} ± {(cell.high - cell.low) / 2:.2f}{paper}"
+    return f"{_with_interval(cell, 2, ' ± ')}{paper}"
+
+
+def _with_interval(cell: Score, digits: int, sign: str) -> str:
+    """The score ± half its interval; both ends where the half would reach below 0 or above 100."""
+    half = (cell.high - cell.low) / 2
+    if not (cell.value - half < 0 or cell.value + half > 100):
+        return f"{cell.value:.{digits}f}{sign}{half:.{digits}f}"
+    return f"{cell.value:.{digits}f} ({cell.low:.0f} to {cell.high:.0f})"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,10 @@ from typing import Any
 
 from lpips_lightning.io.atomic import atomic_write
 from lpips_lightning.io.image_decoding import printable
+from lpips_lightning.io.image_folders import count_of
 from lpips_lightning.io.streams import is_stream, read_bytes
+
+_log = logging.getLogger("lpips_lightning")
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Table:
     Attributes:
         path: The file.
         columns: Column names of the header.
-        rows: Rows in file order, without empty lines.
+        rows: Rows in file order, without blank ones.
     """
 
     path: Path
@@ -74,7 +78,7 @@ def read_table(path: str | Path) -> Table:
 
     Args:
         path: A UTF-8 file or a stream, such as ``/dev/stdin``, with or without byte-order mark; separated by the
-            header's commas, semicolons or tabs.
+            header's commas, semicolons or tabs. Blank rows are skipped; the log says how many.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -95,10 +99,12 @@ def read_table(path: str | Path) -> Table:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows: list[Row] = []
     columns: tuple[str, ...] = ()
+    blank = 0
     try:
         for cells in reader:
             place = f"{path}, line {reader.line_num}"
             if not any(cell.strip() for cell in cells):
+                blank += 1
                 continue
             if not columns:
                 columns = _check_header(tuple(cell.strip() for cell in cells), place)
@@ -110,6 +116,8 @@ def read_table(path: str | Path) -> Table:
         raise ValueError(f"{path}, line {reader.line_num}: expected a CSV row, got {error}") from error
     if not rows:
         raise ValueError(f"{path}: expected a header and rows, got {'only a header' if columns else 'an empty file'}")
+    if blank:
+        _log.warning("%s: skipped %s", path, count_of(blank, "blank row"))
     return Table(path, columns, rows)
 
 

@@ -1,5 +1,6 @@
 """The calibration recipe: its command line, on a small data set of both kinds, and fast lin."""
 
+import re
 import shutil
 
 import numpy as np
@@ -8,7 +9,9 @@ import toy_judgments as judged
 import yaml
 
 from lpips_lightning import LPIPS
-from lpips_lightning.io.image_files import write_image
+from lpips_lightning.data.bapps import TwoAFCDataset
+from lpips_lightning.data.datamodules import TripletDataModule
+from lpips_lightning.io.image_files import read_image, write_image
 from lpips_lightning.io.tensor_files import read_record
 from lpips_lightning.recipes.calibration import main
 
@@ -43,7 +46,7 @@ def images(tmp_path_factory):
 
 def bapps(root):
     sets = ["--data.train_sets=[noise]", "--data.val_sets=[noise]", "--data.jnd_sets=[noise]"]
-    return [f"--data.root={root}", *sets, "--data.size=40", "--data.num_workers=0", "--data.batch_size=10"]
+    return [f"--data.folder={root}", *sets, "--data.size=40", "--data.num_workers=0", "--data.batch_size=10"]
 
 
 QUIET = [
@@ -107,23 +110,23 @@ def test_training_on_custom_judgments(images, tmp_path, monkeypatch):
     own = [
         "--data=TripletDataModule",
         f"--data.csv={images / 'own.csv'}",
-        f"--data.images={images / '2afc/train/noise'}",
+        f"--data.folder={images / '2afc/train/noise'}",
         "--data.size=40",
         "--data.num_workers=0",
     ]
-    main(["fit", *QUIET, *own, "--trainer.max_epochs=1", "--file.path=mine.safetensors", "--file.rescale_to=official"])
+    main(["fit", *QUIET, *own, "--trainer.max_epochs=1", "--file.path=mine.safetensors"])
     record = read_record(tmp_path / "mine.safetensors")
     assert list(record["scores"]["2afc"]) == ["triplets"]
     assert record["rescale_to"] == "official"
     assert record["factor"] > 0
 
 
-@pytest.mark.parametrize("source", ["csv", "root"])
-def test_fast_lin_writes_a_better_calibration(source, images, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("source", ["csv", "data set"])
+def test_fast_lin_writes_a_better_calibration(source, images, tmp_path, monkeypatch, capsys, caplog):
     monkeypatch.chdir(tmp_path)
-    own = ["--csv", str(images / "own.csv"), "--images", str(images / "2afc/train/noise"), "--val-fraction", "0.3"]
-    if source == "root":
-        own = ["--root", str(images), "--sets", "noise"]
+    own = ["--csv", str(images / "own.csv"), "--folder", str(images / "2afc/train/noise"), "--val-fraction", "0.3"]
+    if source == "data set":
+        own = ["--folder", str(images)]  # the sets that are there
     main(
         [
             "fast",
@@ -134,7 +137,6 @@ def test_fast_lin_writes_a_better_calibration(source, images, tmp_path, monkeypa
             "40",
             "--lr",
             "1e-2",
-            "--rescale",
             "--cache",
             "c",
             "--out",
@@ -145,20 +147,61 @@ def test_fast_lin_writes_a_better_calibration(source, images, tmp_path, monkeypa
     assert "Training on " in said and " triplets, " in said
     record = read_record(tmp_path / "o.safetensors")
     (scores,) = record["scores"].values()
-    assert scores["human"] == 1.0
+    assert scores["human"] is None  # one vote per triplet
     assert f"{100 * scores['2afc']:.2f}" in said
+    assert "difference" in said and "human ceiling         -" in said and "the noise" in said
+    count = {"csv": "30 judged triplets, 9 held out", "data set": "60 judged triplets, 30 held out"}[source]
+    assert f"{count}: too few to tell a better calibration from chance" in caplog.text
     assert len(list((tmp_path / "c").iterdir())) == 2
     assert record["fast"] is True
     assert record["factor"] != pytest.approx(1)
-    made = LPIPS("embedded", calibration=tmp_path / "o.safetensors")
-    assert made.fingerprint != LPIPS("embedded").fingerprint
-    data = judged.triplets(6, 40).columns
-    assert 0.1 < float(made(data["ref"], data["p0"]).mean() / LPIPS("embedded")(data["ref"], data["p0"]).mean()) < 10
+    (line,) = re.findall(r"Python: (LPIPS\(.*\))", said)
+    made = eval(line)
+    assert made.fingerprint.startswith("LPIPS embedded v0.1, lin custom o.safetensors sha256:")
+    assert re.search("Shell:  lpips-lightning (compare a.png b.png --net embedded --calibration o.safetensors)", said)
+    assert "Written to o.png: its report" in said and read_image(tmp_path / "o.png").shape[0] == 3
+    own_judgments = TripletDataModule(str(images / "own.csv"), str(images / "2afc/train/noise"), None, 0.3, size=40)
+    own_judgments.setup("fit")
+    train = own_judgments.train_data if source == "csv" else TwoAFCDataset(images, "train", ["noise"], 40)
+    means = [
+        sum(float(net(item["ref"][None], item[kind][None])) for item in train for kind in ("p0", "p1"))
+        for net in (made, LPIPS("embedded"))
+    ]
+    assert means[0] == pytest.approx(means[1], rel=1e-4)
 
 
-@pytest.mark.parametrize("args", [[], ["--csv", "a.csv"], ["--csv", "a.csv", "--images", "b", "--root", "c"]])
-def test_fast_lin_needs_one_source(args):
-    with pytest.raises(ValueError, match="csv: expected either --csv FILE with --images DIR, or --root DIR"):
+@pytest.mark.parametrize("spelling", ["--folder", "--images", "--root"])
+def test_fast_lin_keeps_its_own_scale_on_request(spelling, images, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lpips_lightning.recipes.calibration.find_spec", lambda name: None)  # no matplotlib
+    own = ["--csv", str(images / "own.csv"), spelling, str(images / "2afc/train/noise"), "--split-by", "triplet"]
+    main(["fast", *own, "--net", "embedded", "--size", "40", "--no-rescale", "--out", "o.safetensors"])
+    said = capsys.readouterr().out
+    assert read_record(tmp_path / "o.safetensors")["factor"] == 1.0
+    assert "the calibration, not rescaled" in said and 'pip install "lpips_lightning[recipes]"' in said
+    assert not (tmp_path / "o.png").exists()
+
+
+def test_fast_lin_refuses_a_scale_of_equal_images(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [f"ref/{n}.png,ref/{n}.png,ref/{n}.png,1" for n in range(4)]
+    (tmp_path / "same.csv").write_text("\n".join(["ref,p0,p1,judge", *rows]))
+    own = ["--csv", "same.csv", "--folder", str(images / "2afc/train/noise"), "--net", "embedded", "--size", "40"]
+    with pytest.raises(ValueError, match=r"rescale: expected mean distances above 0, got 0 and 0 \(official\); if the"):
+        main(["fast", *own, "--out", "o.safetensors"])
+    assert not (tmp_path / "o.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "folder: expected --folder DIR, of the images of --csv FILE or of a data set, got none"),
+        (["--csv", "a.csv"], "folder: expected --folder DIR"),
+        (["--folder", "b", "--val-csv", "a.csv"], "val-csv: expected --csv FILE with it, got none"),
+    ],
+)
+def test_fast_lin_needs_a_folder(args, message):
+    with pytest.raises(ValueError, match=message):
         main(["fast", *args])
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from lpips_lightning import LPIPS, LearnedPerceptualImagePatchSimilarity, PerceptualLoss, compat
 from lpips_lightning.distance import layer_distances, unit_normalize
+from lpips_lightning.io.tensor_files import write_tensors
 from lpips_lightning.weights import WeightsError
 
 
@@ -312,6 +313,35 @@ def test_fingerprint_contains_all_settings(backbones):
     }
     assert len(prints) == 4
     assert net.fingerprint in repr(nn.Sequential(net))
+
+
+def test_fingerprint_names_a_calibration_of_ones_own(tmp_path):
+    official = frozen_network(LPIPS("embedded")).calibration
+    own = {layer: weight * 2 for layer, weight in official.items()}
+    write_tensors(tmp_path / "mine.safetensors", own, {})
+    both = {f"calibration.{layer}": weight for layer, weight in own.items()}
+    both |= frozen_network(LPIPS("embedded")).extractor.graph.state_dict()
+    write_tensors(tmp_path / "student.safetensors", both, {})
+    digest = LPIPS("embedded", calibration=own).specification.calibration_sha256[:12]
+    expected = {
+        "lin sha256:132bd6b73d77": [{}, {"calibration": official}],
+        f"lin custom sha256:{digest}": [{"calibration": own}],
+        f"lin custom mine.safetensors sha256:{digest}": [{"calibration": tmp_path / "mine.safetensors"}],
+        f"lin custom student.safetensors sha256:{digest}": [
+            {"weights": str(tmp_path / "student.safetensors")},
+            {"calibration": str(tmp_path / "student.safetensors")},
+        ],
+        "baseline": [{"calibrated": False}],
+    }
+    for label, cases in expected.items():
+        for options in cases:
+            net = LPIPS("embedded", **options)
+            assert net.fingerprint.split(", ")[1] == label
+            assert pickle.loads(pickle.dumps(net)).fingerprint == copy.deepcopy(net).fingerprint == net.fingerprint
+    assert LPIPS("embedded", calibration=own).specification.calibration == "custom"
+    metric = LearnedPerceptualImagePatchSimilarity("embedded", calibration=str(tmp_path / "mine.safetensors"))
+    assert "lin custom mine.safetensors sha256:" in metric.fingerprint
+    assert metric.selfcheck()  # of the backbone, which is the official one
 
 
 def test_the_arguments_of_torchmetrics_network_are_understood(net, pair):

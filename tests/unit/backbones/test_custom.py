@@ -131,7 +131,7 @@ def test_a_calibration_of_your_own_is_used_checked_and_named(tmp_path, pair):
     weights = {"one.relu": torch.rand(5), "two": torch.zeros(6)}
     net = LPIPS(backbone, calibration=weights)
     assert float(net(x, y, per_layer=True)["two"]) == 0
-    assert "lin sha256:" in net.fingerprint
+    assert "lin custom sha256:" in net.fingerprint
     with pytest.raises(ValueError, match="calibration: expected a path or tensors for net_type 'custom', which has no"):
         LPIPS(backbone)
     with pytest.raises(WeightsError, match=r"calibration: two: expected shape \(6,\), got \(5,\)"):

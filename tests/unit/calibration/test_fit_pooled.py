@@ -112,8 +112,8 @@ def test_spread_is_the_standard_deviation_of_element_wise_dropout(network):
 
 
 def test_images_of_several_sizes_need_a_size(network, images):
-    with Image.open(images.images / "a.png") as image:
-        image.resize((64, 64)).save(images.images / "f.png")
+    with Image.open(images.folder / "a.png") as image:
+        image.resize((64, 64)).save(images.folder / "f.png")
     images.size = None
     with pytest.raises(ValueError, match="size: expected images of one size, got 48x48 and 64x64; set size"):
         pool(network, images)

@@ -317,7 +317,7 @@ def test_mid_epoch_resume_is_bit_equal_to_an_uninterrupted_training(tmp_path, mo
 def test_lin_exports_a_calibration_that_every_entry_point_accepts(data, tmp_path, pair):
     x, y = pair(2, 64, 64)
     model = PerceptualCalibration("embedded", seed=4)
-    fitted = trainer(tmp_path, callbacks=[CalibrationFile(str(tmp_path / "out" / "made.safetensors"))])
+    fitted = trainer(tmp_path, callbacks=[CalibrationFile(str(tmp_path / "out" / "made.safetensors"), None)])
     fitted.fit(model, loaders(data), loaders(data))
     path = tmp_path / "out" / "made.safetensors"
     assert [file.name for file in path.parent.iterdir()] == [path.name]
@@ -371,7 +371,7 @@ def test_export_is_rescaled_to_the_official_level(data, tmp_path):
 
 def test_callback_rescales_over_validation_triplets(data, tmp_path):
     path = tmp_path / "level.safetensors"
-    file = CalibrationFile(str(path), rescale_to="official", rescale_pairs=7)
+    file = CalibrationFile(str(path), rescale_pairs=7)  # "official" is the default
     model = PerceptualCalibration("embedded")
     trainer(tmp_path, callbacks=[file]).fit(model, loaders(data), loaders(data))
     ref, p0, p1 = (data.columns[name][:7] for name in ("ref", "p0", "p1"))
@@ -380,6 +380,36 @@ def test_callback_rescales_over_validation_triplets(data, tmp_path):
         for net in (LPIPS("embedded"), LPIPS("embedded", calibration=path))
     ]
     assert means[0] == pytest.approx(means[1], rel=1e-5)
+
+
+def test_a_scale_is_that_of_the_official_calibration_on_the_same_backbone(data, backbones, tmp_path):
+    x, y = data.columns["ref"], data.columns["p0"]
+    model = PerceptualCalibration("squeeze", weights=backbones["squeeze"])
+    path = model.export(tmp_path / "level.safetensors", "official", [(x, y)])
+    means = [
+        float(LPIPS("squeeze", weights=backbones["squeeze"], calibration=calibration)(x, y).mean())
+        for calibration in (None, path)
+    ]
+    assert means[0] == pytest.approx(means[1], rel=1e-5)
+
+
+def test_a_training_without_triplets_to_rescale_over_keeps_its_file(data, tmp_path, monkeypatch):
+    file = CalibrationFile(str(tmp_path / "made.safetensors"))
+    monkeypatch.setattr(file, "_pairs", lambda *_: iter(()))
+    with pytest.warns(match=r"made.safetensors keeps the scale of the training: pairs: expected pairs of different"):
+        trainer(tmp_path, callbacks=[file]).fit(PerceptualCalibration("embedded"), loaders(data))
+    record = read_record(tmp_path / "made.safetensors")
+    assert (record["rescale_to"], record["factor"]) == (None, 1.0)
+
+
+def test_a_scale_that_cannot_be_had_is_refused_before_the_training(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("LPIPS_LIGHTNING_WEIGHTS", str(tmp_path))
+    (tmp_path / "squeezenet1_1.safetensors").write_bytes(b"damaged")
+    model = PerceptualCalibration("squeeze", "scratch")
+    with pytest.raises(MisconfigurationException, match="rescale_to: expected the official backbone.*rescale_to: null"):
+        trainer(tmp_path, callbacks=[CalibrationFile(str(tmp_path / "a.safetensors"))]).fit(model, loaders(data))
+    trainer(tmp_path, callbacks=[CalibrationFile(str(tmp_path / "a.safetensors"), None)]).fit(model, loaders(data))
+    assert (tmp_path / "a.safetensors").is_file()
 
 
 def test_callback_refuses_another_module_and_another_suffix(tmp_path, data):

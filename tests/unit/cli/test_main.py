@@ -1,5 +1,6 @@
 """The command line: help, version, errors, weights."""
 
+import re
 import subprocess
 import sys
 import types
@@ -9,7 +10,7 @@ import torch
 
 from lpips_lightning import __version__
 from lpips_lightning.cli import commands as cli
-from lpips_lightning.weights import CALIBRATIONS, WeightsError
+from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS, EMBEDDED, WeightsError
 
 
 @pytest.fixture
@@ -107,6 +108,10 @@ def test_weights_list_names_every_record_and_what_is_missing(capsys):
     for record in CALIBRATIONS.values():
         assert record.file in said
         assert record.sha256[:12] in said
+        # The row's last word is what fingerprints show.
+        assert re.search(rf"{record.file} +{record.sha256[:12]} +{record.calibration_sha256[:12]}\s", said)
+    assert f"embedded: packaged (in fingerprints {EMBEDDED.backbone_sha256[:12]})" in said
+    assert f"(in fingerprints {BACKBONE_FILES['alexnet'].convolutions_sha256[:12]})" in said
     assert (
         "alex: torchvision IMAGENET1K_V1, BSD-3-Clause: not on this machine; would be downloaded from https://" in said
     )
@@ -118,6 +123,9 @@ def test_doctor_passes_intact_files_and_reports_missing_backbones(capsys):
     said = capsys.readouterr().out
     assert said.count(": intact") == len(CALIBRATIONS) + 1
     assert "embedded: LPIPS embedded v0.1" in said
+    for record in CALIBRATIONS.values():
+        hashes = f"sha256 of file {record.sha256[:12]}, tensors {record.calibration_sha256[:12]} (as in fingerprints)"
+        assert f"{record.file}: intact, {hashes}" in said
     assert said.count("golden distances reproduced") == 1
     assert "vgg: its backbone is not on this machine" in said
 

@@ -83,12 +83,16 @@ def test_default_sets_are_the_papers(root):
         ({"sets": ["cnn", "cnn"]}, ValueError, "sets: expected unique names"),
         ({"sets": []}, ValueError, "sets: expected unique names"),
         ({"size": 0, "sets": ["cnn"]}, ValueError, "size: expected at least 1 or None, got 0"),
-        ({"root": "gone"}, FileNotFoundError, "root: expected the folder of a BAPPS data set, got none at 'gone/2afc"),
+        (
+            {"folder": "gone"},
+            FileNotFoundError,
+            "folder: expected the folder of a BAPPS data set, got none at 'gone/2",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused_with_a_sentence(root, arguments, error, message):
     with pytest.raises(error, match=message):
-        TwoAFCDataset(**({"root": root} | arguments))
+        TwoAFCDataset(**({"folder": root} | arguments))
 
 
 @pytest.mark.parametrize("kind", ["p0", "p1", "judge"])

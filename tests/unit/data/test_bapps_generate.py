@@ -146,7 +146,7 @@ def test_parts_can_be_left_out(photographs, tmp_path):
         ({"train": 0, "val": 0, "jnd": 0}, "train: expected some triplets or pairs, got 0 for train, val and jnd"),
         ({"distance": None}, r"jnd: expected 0 without a judging distance \(people judge triplets only\), got 4"),
         ({"seed": -1}, "seed: expected at least 0, got -1"),
-        ({"size": 73}, r"images: expected sides of at least 73 pixels, got 72x80 in .*a.png"),
+        ({"size": 73}, r"folder: expected sides of at least 73 pixels, got 72x80 in .*a.png"),
         ({"size": 8}, "size: expected at least 16, got 8"),
         ({"set_name": "../evil"}, "set_name: expected a folder name, got '../evil'"),
     ],
@@ -160,7 +160,7 @@ def test_wrong_arguments_are_refused_before_anything_is_written(photographs, tmp
 def test_one_photograph_cannot_be_kept_out_of_training(photographs, tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "one/a.png").write_bytes((photographs / "a.png").read_bytes())
-    with pytest.raises(ValueError, match="images: expected at least 2, since training and validation use different"):
+    with pytest.raises(ValueError, match="folder: expected at least 2 photographs, since training and validation use"):
         make_bapps(tmp_path / "one", tmp_path / "out", **SMALL, distance=l2)
     make_bapps(tmp_path / "one", tmp_path / "out", train=2, val=0, jnd=0, distance=l2)
 
@@ -193,7 +193,7 @@ def test_a_failure_leaves_nothing_behind(photographs, tmp_path, monkeypatch):
 
 
 def test_command_makes_a_data_set_and_reports_errors_in_one_line(photographs, tmp_path, capsys):
-    command = ["bapps", "make", f"--images={photographs}", f"--out={tmp_path / 'out'}", "--judge=l2", "--size=32"]
+    command = ["bapps", "make", f"--folder={photographs}", f"--out={tmp_path / 'out'}", "--judge=l2", "--size=32"]
     assert cli.main([*command, "--train=2", "--val=1", "--jnd=0"]) == 0
     assert len(TwoAFCDataset(tmp_path / "out", "train", ("traditional",))) == 2
     assert "3/3" in capsys.readouterr().err

@@ -71,7 +71,7 @@ def test_without_network_and_data_the_error_explains_the_download(tmp_path):
     with pytest.raises(OSError, match=r"twoafc_train.tar.gz: expected to download it \(5.3 GB\), got .* put it into"):
         BAPPSDataModule(str(tmp_path)).prepare_data()
     with pytest.raises(
-        FileNotFoundError, match=r"root: expected the folder of a BAPPS data set, got none at .*downloads it"
+        FileNotFoundError, match=r"folder: expected the folder of a BAPPS data set, got none at .*downloads it"
     ):
         BAPPSDataModule(str(tmp_path), download=False).setup("fit")
 

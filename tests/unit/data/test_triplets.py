@@ -1,6 +1,8 @@
 """Your own judgments: CSV variants, errors with line numbers, splits without leakage."""
 
 import logging
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 
 from lpips_lightning.data.datamodules import TripletDataModule
 from lpips_lightning.data.triplets import Triplet, TripletDataset, read_triplets, split_triplets
+from lpips_lightning.functional.judgments import two_afc_score
 
 
 @pytest.fixture
@@ -43,6 +46,77 @@ def test_the_judgment_is_the_fraction_that_preferred_p1(table):
     assert table("judge,ref,p0,p1\n0.75,a.png,b.png,c.png\n0,a.png,c.png,d.png\n") == expected
 
 
+def test_the_page_says_what_votes_count(tmp_path):
+    page = (Path(__file__).parents[3] / "recipes/README.md").read_text()
+    (example,) = re.findall(r"```csv\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "mine.csv").write_text(example)
+    for name in re.findall(r"\w+\.png", example):
+        (tmp_path / name).touch()
+    first, second = read_triplets(tmp_path / "mine.csv", tmp_path)
+    assert len(example.splitlines()) == 3
+    assert (first.p0, first.p1, first.judge) == ("tree_jpeg.png", "tree_blur.png", 0.2)  # 4 of 5 for p0
+    assert second.judge == 1.0  # 5 of 5 for p1
+    d0, d1 = torch.tensor([0.1]), torch.tensor([0.3])  # p0 is closer: agrees with the people for p0
+    assert float(two_afc_score(d0, d1, torch.tensor([first.judge], dtype=torch.float64))) == pytest.approx(0.8)
+
+
+MERGED = {  # rows: triplets
+    "one row per person, both orders": (
+        "ref,p0,p1,judge\na.png,b.png,c.png,1\na.png,c.png,b.png,0\na.png,b.png,d.png,1\na.png,b.png,c.png,0\n",
+        [("b.png", "c.png", 2 / 3), ("b.png", "d.png", 1.0)],
+    ),
+    "votes in both orders": (
+        "ref,p0,p1,votes_p0,votes_p1\na.png,b.png,c.png,1,3\na.png,c.png,b.png,2,0\na.png,b.png,c.png,1,0\n",
+        [("b.png", "c.png", 5 / 7)],
+    ),
+    "votes or judge": (
+        "ref,p0,p1,votes_p0,votes_p1,judge\na.png,b.png,c.png,1,3,\na.png,c.png,b.png,,,0\na.png,b.png,d.png,,,0.3\n",
+        [("b.png", "c.png", 4 / 5), ("b.png", "d.png", 0.3)],
+    ),
+    "votes count where both are given": (
+        "ref,p0,p1,votes_p0,votes_p1,judge\na.png,b.png,c.png,1,3,0\na.png,b.png,c.png,0,4,\n",
+        [("b.png", "c.png", 7 / 8)],
+    ),
+    "thirds in any order": (
+        "ref,p0,p1,judge\n" + "a.png,b.png,c.png,0.1\na.png,c.png,b.png,0.7\na.png,b.png,c.png,0.1\n" * 7,
+        [("b.png", "c.png", (0.1 * 2 + 0.3) / 3)],
+    ),
+    "the same candidates of another reference": (
+        "ref,p0,p1,judge\na.png,b.png,c.png,1\nd.png,b.png,c.png,0\n",
+        [("b.png", "c.png", 1.0), ("b.png", "c.png", 0.0)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_rows_about_the_same_images_are_one_triplet(name, table, caplog):
+    text, expected = MERGED[name]
+    found = table(text)
+    assert [(triplet.p0, triplet.p1) for triplet in found] == [row[:2] for row in expected]
+    assert [triplet.judge for triplet in found] == pytest.approx([row[2] for row in expected], rel=1e-12)
+    header, *rows = text.splitlines()
+    if len(rows) == len(expected):
+        assert "merged" not in caplog.text
+        return
+    count = f"{len(expected)} triplet{'s' * (len(expected) > 1)}"
+    assert f"judged.csv: merged {len(rows)} rows into {count}" in caplog.text
+    again = {triplet.images: triplet for triplet in table("\n".join([header, *rows[::-1]]))}
+    for triplet in found:  # the sum of votes does not depend on their order, to the last bit
+        other = again[triplet.images]
+        swapped = other.p0 != triplet.p0
+        assert (1 - other.judge if swapped else other.judge) == pytest.approx(triplet.judge, abs=1e-15)
+
+
+@pytest.mark.parametrize("blank", ["\n", ",,,,\n", " , ,,,\n"])
+def test_blank_rows_are_counted_aloud(table, blank, caplog):
+    expected = table(VOTES)
+    assert caplog.text == ""
+    rows = VOTES.splitlines(keepends=True)
+    assert table(rows[0] + blank + rows[1] + blank + rows[2] + blank) == expected
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert caplog.records[0].message.endswith("judged.csv: skipped 3 blank rows")
+
+
 @pytest.mark.parametrize(
     "write",
     [
@@ -74,8 +148,8 @@ def test_columns_of_other_names_can_be_named(table):
 def test_rows_without_a_judgment_are_skipped(table, caplog):
     with caplog.at_level(logging.INFO, "lpips_lightning"):
         assert len(table(VOTES + "a.png,b.png,d.png,,\n")) == 2
-    assert "skipped 1 rows without a judgment" in caplog.text
-    with pytest.raises(ValueError, match=r"judged.csv: expected judged rows, got 1 rows without a judgment"):
+    assert "skipped 1 row without a judgment" in caplog.text
+    with pytest.raises(ValueError, match=r"judged.csv: expected judged rows, got 1 row without a judgment"):
         table("ref,p0,p1,votes_p0,votes_p1\na.png,b.png,d.png,,\n")
 
 
@@ -114,7 +188,7 @@ def test_missing_files_are_named_by_line_number(table, tmp_path, images):
         table(VOTES + ",b.png,a.png,1,2\n")
     with pytest.raises(FileNotFoundError, match=r"gone.csv: expected a CSV file, got no such file"):
         read_triplets(tmp_path / "gone.csv", images)
-    with pytest.raises(FileNotFoundError, match="images: expected an existing folder of images, got 'gone'"):
+    with pytest.raises(FileNotFoundError, match="folder: expected an existing folder of images, got 'gone'"):
         read_triplets(tmp_path / "judged.csv", "gone")
 
 
@@ -158,19 +232,21 @@ def test_the_image_cache_is_bounded(images, monkeypatch):
 
 def test_split_keeps_rows_about_the_same_images_together():
     rows = [Triplet("r", f"{i}", f"{j}", 0.5) for i in range(8) for j in range(8) if i != j]
-    first, second = split_triplets(rows, 0.25, seed=1)
+    first, second = split_triplets(rows, 0.25, seed=1, by="triplet")
     assert len(first) == 42 and len(second) == 14  # 28 groups of a pair in both orders
     assert not {frozenset((row.p0, row.p1)) for row in first} & {frozenset((row.p0, row.p1)) for row in second}
     assert sorted(map(str, first + second)) == sorted(map(str, rows))
-    assert split_triplets(rows, 0.25, seed=1) == (first, second)
-    assert split_triplets(rows, 0.25, seed=2)[1] != second
+    assert split_triplets(rows, 0.25, seed=1, by="triplet") == (first, second)
+    assert split_triplets(rows, 0.25, seed=2, by="triplet")[1] != second
     shuffled = [rows[index] for index in torch.randperm(len(rows)).tolist()]
-    assert {row.images for row in split_triplets(shuffled, 0.25, seed=1)[1]} == {row.images for row in second}
+    assert {row.images for row in split_triplets(shuffled, 0.25, seed=1, by="triplet")[1]} == {
+        row.images for row in second
+    }
 
 
 def test_split_by_reference_keeps_all_of_a_reference_together():
     rows = [Triplet(f"r{i}", "a", f"{j}", 0.5) for i in range(4) for j in range(5)]
-    first, second = split_triplets(rows, 0.5, seed=0, by="reference")
+    first, second = split_triplets(rows, 0.5, seed=0)
     assert len(second) == 10
     assert not {row.ref for row in first} & {row.ref for row in second}
 
@@ -180,27 +256,30 @@ def test_split_by_reference_keeps_all_of_a_reference_together():
     [
         ({"fraction": 0.0}, "val_fraction: expected a number between 0 and 1, got 0"),
         ({"fraction": 1.0}, "val_fraction: expected a number between 0 and 1"),
-        (
-            {"fraction": 0.1},
-            r"val_fraction: expected to leave some of the 2 groups \(triplet\) in each part, got 0.1",
-        ),
-        ({"by": "image"}, r"split_by: expected one of \('triplet', 'reference'\), got 'image'"),
+        ({"by": "reference"}, "split_by: expected at least 2 references, to hold one out, got 1"),
+        ({"by": "image"}, r"split_by: expected one of \('reference', 'triplet'\), got 'image'"),
     ],
 )
 def test_wrong_splits_are_refused(options, message):
     rows = [Triplet("r", "a", "b", 0), Triplet("r", "a", "c", 0)]
     with pytest.raises(ValueError, match=message):
-        split_triplets(rows, **({"fraction": 0.5, "seed": 0} | options))
+        split_triplets(rows, **({"fraction": 0.5, "seed": 0, "by": "triplet"} | options))
+
+
+@pytest.mark.parametrize(("fraction", "held_out"), [(0.01, 1), (0.5, 2), (0.99, 3)])
+def test_each_part_of_a_split_gets_a_reference(fraction, held_out):
+    parts = split_triplets([Triplet(f"r{i}", "a", "b", 0) for i in range(4)], fraction, seed=0)
+    assert [len(part) for part in parts] == [4 - held_out, held_out]
 
 
 @pytest.fixture
 def judged(tmp_path, images):
-    """Path of a CSV with 20 triplets."""
+    """Path of a CSV with 20 triplets of 2 references."""
     names = "abcdef"
     rows = [
         f"{r}.png,{p}.png,{q}.png,{i % 3},{1 + i % 2}"
         for i, (r, p, q) in enumerate(
-            [(r, p, q) for r in names for p in names for q in names if len({r, p, q}) == 3][:20]
+            [(r, p, q) for r in names for p in names for q in names if p < q and r not in (p, q)][:20]
         )
     ]
     path = tmp_path / "judged.csv"
@@ -208,12 +287,15 @@ def judged(tmp_path, images):
     return path
 
 
-def test_data_module_splits_into_training_and_validation(judged, images):
+def test_data_module_splits_into_training_and_validation(judged, images, caplog):
     data = TripletDataModule(str(judged), str(images), val_fraction=0.2, batch_size=4, size=16)
     data.setup("fit")
     paths = [path for batch in data.train_dataloader() for path in batch["path"]]
     (val,) = data.val_dataloader()
     held_out = [path for batch in val for path in batch["path"]]
+    assert "20 judged triplets, 10 held out: too few to tell a better calibration from chance" in caplog.text
+    assert not {path.split("|")[0] for path in paths} & {path.split("|")[0] for path in held_out}
+    assert data.val_data["triplets"].references.tolist() == [0] * 10
     assert data.val_names == ("triplets",)
     assert len(paths) + len(held_out) == 20 and held_out
     assert not set(paths) & set(held_out)
@@ -230,10 +312,39 @@ def test_a_separate_validation_csv_warns_of_triplets_in_both(judged, images, tmp
     text = judged.read_text().splitlines()
     (tmp_path / "val.csv").write_text("\n".join([text[0], "f.png,a.png,b.png,1,0", text[1]]))
     data = TripletDataModule(str(judged), str(images), val_csv=str(tmp_path / "val.csv"), size=16)
-    with pytest.warns(match="val_csv: 1 of 2 rows judge triplets that csv also judges"):
+    with pytest.warns(match="val_csv: 1 of 2 triplets are judged in csv too"):
         data.setup("validate")
     assert len(data.val_data["triplets"]) == 2
     assert len(data.train_data) == 20
+
+
+def test_a_separate_validation_csv_says_that_it_has_references_of_the_other(judged, images, tmp_path, caplog):
+    (tmp_path / "val.csv").write_text("ref,p0,p1,judge\na.png,e.png,f.png,1\nf.png,a.png,b.png,1\n")
+    text = [line for line in judged.read_text().splitlines() if "e.png" not in line]
+    judged.write_text("\n".join(text))
+    TripletDataModule(str(judged), str(images), val_csv=str(tmp_path / "val.csv"), size=16).setup("fit")
+    assert (
+        "val_csv: 1 of 2 triplets have a reference of csv; their score may not hold for new references" in caplog.text
+    )
+
+
+def test_triplets_of_one_reference_are_split_by_triplet_and_that_is_said(images, tmp_path, caplog):
+    rows = ["ref,p0,p1,judge", "a.png,b.png,c.png,1", "a.png,b.png,d.png,1", "a.png,b.png,e.png,0"]
+    (tmp_path / "one.csv").write_text("\n".join(rows))
+    data = TripletDataModule(str(tmp_path / "one.csv"), str(images), size=16)
+    data.setup("fit")
+    assert (len(data.train_data), len(data.val_data["triplets"])) == (2, 1)
+    assert (
+        "one.csv: all triplets have one reference, validation too; its score says nothing about others" in caplog.text
+    )
+
+
+def test_many_held_out_triplets_give_no_warning(images, tmp_path, caplog):
+    data = TripletDataModule("unread.csv", str(images))
+    rows = [Triplet(f"{index}", "b", "c", 1) for index in range(200)]
+    data._split = lambda: (rows[:100], rows[100:])
+    data.setup("fit")
+    assert caplog.text == ""
 
 
 def test_mirroring_keeps_the_epoch_length(judged, images):

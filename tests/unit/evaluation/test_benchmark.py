@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import re
 
 import numpy as np
 import pytest
@@ -186,7 +187,8 @@ def test_measured_distances_are_scored_by_the_judgments():
     distances = (pairs.columns["p0"] - pairs.columns["p1"]).square().mean((1, 2, 3))
     cell = table["l2", "noise", "jnd"]
     assert cell.value == pytest.approx(100 * float(jnd_score(distances, same)))
-    low, high = bootstrap_interval(jnd_score, found["l2"]["jnd/noise"].distances[:, 0], same.double(), resamples=50)
+    columns = (found["l2"]["jnd/noise"].distances[:, 0], same.double())
+    low, high = bootstrap_interval(jnd_score, *columns, bounds=(0, 1), resamples=50)
     assert (cell.low, cell.high) == pytest.approx((100 * low, 100 * high))
     assert cell.count == 7
 
@@ -369,13 +371,48 @@ def test_own_judgments_and_distances_are_scored(root, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("options", "sets"),
+    [
+        (["--csv", "CSV", "--folder", "CNN"], ["triplets"]),
+        (["--csv", "CSV", "--images", "CNN"], ["triplets"]),
+        (["--csv", "CSV", "--images", "CNN", "--folder", "ROOT"], ["triplets", "traditional", "cnn"]),
+        (["--csv", "CSV", "--images", "CNN", "--root", "ROOT", "--sets", "cnn"], ["triplets", "cnn"]),
+    ],
+)
+def test_folder_is_of_the_csv_or_of_a_data_set_beside_it(options, sets, root, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    names = {"CSV": tmp_path / "own.csv", "CNN": root / "2afc/val/cnn", "ROOT": root}
+    (tmp_path / "own.csv").write_text(
+        "ref,p0,p1,judge\nref/0.png,p0/0.png,p1/0.png,1\nref/0.png,p1/0.png,p0/0.png,0\nref/1.png,p0/1.png,p1/1.png,0\n"
+    )
+    evaluate("l2", *(names.get(option, option) for option in options), "--out", tmp_path / "out", "--resamples", 20)
+    found = cells(tmp_path / "out/scores.csv")
+    assert [key[1] for key in found if key[::2] == ("l2", "2afc")] == sets
+    assert (row := found["l2", "triplets", "2afc"])["count"] == "2"
+    assert float(row["low"]) < 40 + 0.5 * float(row["value"]) and float(row["high"]) - float(row["low"]) > 60
+    said = capsys.readouterr().out
+    assert re.search(r"^ n +2", said, re.MULTILINE) and "±0.0" not in said
+
+
+def test_intervals_of_own_judgments_are_over_references():
+    rows = torch.tensor([[0.1, 0.2]] * 100 + [[0.2, 0.1]] * 100)
+    judged_rows = [Judged("2afc", rows, torch.zeros(200), groups) for groups in (None, torch.arange(200) % 100)]
+    judged_rows.append(Judged("2afc", rows, torch.zeros(200), torch.arange(200) // 50))
+    widths = []
+    for one in judged_rows:
+        (cell,) = [cell for cell in score({"mine": {"own": one}}) if cell.method == "mine"]
+        widths.append(cell.high - cell.low)
+    assert widths[1] < 5 < widths[0] < 20 < 80 < widths[2]
+
+
+@pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "methods: expected --root, --csv or --distances, got nothing to score"),
-        (["l2"], "root: expected --root DIR, or --csv FILE with --images DIR, to evaluate methods, got neither"),
-        (["l2", "--csv", "a.csv"], "csv: expected --csv FILE together with --images DIR, got one of them"),
+        ([], "methods: expected --folder or --distances, got nothing to score"),
+        (["l2"], "folder: expected --folder DIR, alone or with --csv FILE, to evaluate methods, got none"),
+        (["l2", "--csv", "a.csv"], "csv: expected --csv FILE together with --folder DIR, got one of them"),
         (["--distances", "a.csv"], "distances: expected NAME=FILE, got 'a.csv'"),
-        (["l2", "--root", "nowhere"], "root: expected sets in 2afc/val or jnd/val of 'nowhere', got none"),
+        (["l2", "--root", "nowhere"], "folder: expected sets in 2afc/val or jnd/val of 'nowhere', got none"),
         (["lpips", "--root", "HERE"], "method: expected one of alex"),
         (
             ["l2", "--root", "HERE", "--distances", "l2=a.csv"],
@@ -391,8 +428,6 @@ def test_bad_commands_are_one_sentence(args, message, root, capsys, tmp_path, mo
     monkeypatch.delenv(cli.TRACEBACK_VARIABLE, raising=False)
     arguments = [str(root) if arg == "HERE" else arg for arg in args]
     assert cli.main(["bapps", "evaluate", *arguments]) == 2
-    import re
-
     assert re.search(message, capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
 

@@ -213,3 +213,86 @@ def test_shapes_are_checked_without_validate_args():
     metric.update(torch.tensor([0.1]), torch.tensor([NAN]), torch.tensor([0.3]))
     with pytest.raises(ValueError, match="d1: expected as many as d0"):
         metric.update(torch.rand(2), torch.rand(3), torch.rand(2))
+
+
+@pytest.mark.parametrize(
+    ("values", "bounds", "expected"),
+    [  # Wilson's intervals of 0 or all of n, by hand: z^2 / (n + z^2) from the end
+        ([0.0], (0, 1), (0.0, 0.7935)),
+        ([1.0, 1.0], (0, 1), (0.3424, 1.0)),
+        ([0.0], (-1, 1), (-0.7935, 0.7935)),
+        ([1.0] * 200, (0, 1), (0.9812, 1.0)),
+        ([0.0] * 400, (-1, 1), (-0.0095, 0.0095)),
+    ],
+)
+def test_equal_rows_have_wilsons_interval(values, bounds, expected):
+    found = bootstrap_interval(torch.mean, torch.tensor(values), bounds=bounds, resamples=20)
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert bootstrap_interval(torch.mean, torch.tensor(values), resamples=20) == (values[0], values[0])  # not bounded
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 10, 20])
+@pytest.mark.parametrize("fraction", [0.5, 0.8])
+def test_an_interval_of_few_rows_covers_the_truth(count, fraction):
+    generator = torch.Generator().manual_seed(count)
+    trials = 60
+    hits = 0
+    for seed in range(trials):
+        votes = (torch.rand(count, generator=generator) < fraction).double()
+        low, high = bootstrap_interval(torch.mean, votes, bounds=(0, 1), resamples=60, seed=seed)
+        hits += low <= fraction <= high
+    # 95 %; the interval of one vote covers a fraction of 0.8 in 80 %, since a "0" leaves it out.
+    assert hits / trials > (0.7 if (count, fraction) == (1, 0.8) else 0.88)
+
+
+def test_rows_of_a_group_are_drawn_together():
+    generator = torch.Generator().manual_seed(0)
+    means = torch.rand(40, generator=generator, dtype=torch.float64)
+    rows, groups = means.repeat_interleave(25), torch.randperm(40, generator=generator).repeat_interleave(25)
+    order = torch.randperm(1000, generator=generator)
+    together = bootstrap_interval(torch.mean, rows[order], groups=groups[order])
+    alone, apart = bootstrap_interval(torch.mean, means), bootstrap_interval(torch.mean, rows)
+    assert together[1] - together[0] == pytest.approx(alone[1] - alone[0], rel=0.1)
+    assert together[1] - together[0] > 4 * (apart[1] - apart[0])  # the root of 25
+    one = bootstrap_interval(torch.mean, rows, groups=torch.zeros(1000))
+    assert one == apart  # no second group to draw
+
+
+@pytest.mark.parametrize(("count", "widest"), [(2, 0.6), (4, 0.4), (5, 0.01), (40, 0.01)])
+def test_few_groups_tell_little_however_many_their_rows(count, widest):
+    rows = torch.ones(1000)
+    low, high = bootstrap_interval(torch.mean, rows, groups=torch.arange(1000) % count, bounds=(0, 1), resamples=20)
+    assert high == 1.0
+    assert (1 - low > widest) == (count < 5)
+
+
+def test_groups_of_unequal_size_are_whole_in_every_resample():
+    groups = torch.tensor([7, 3, 3, 9, 9, 9])
+    seen = []
+    bootstrap_interval(lambda rows: seen.append(rows.tolist()) or rows.mean(), groups.double(), groups=groups)
+    sizes = {7.0: 1, 3.0: 2, 9.0: 3}
+    assert len(seen) == 1000
+    for drawn in seen:
+        times = [drawn.count(label) / size for label, size in sizes.items()]
+        assert sum(times) == 3 and all(count == int(count) for count in times)
+
+
+def test_few_groups_have_the_tail_of_students_distribution():
+    from lpips_lightning.functional.judgments import _tail
+
+    for count, quantile in ((5, 2.7764), (10, 2.2622), (30, 2.0452), (200, 1.9720)):  # of t with count - 1 degrees
+        expected = 0.5 * math.erfc(quantile * math.sqrt(count / (count - 1)) / math.sqrt(2))
+        assert _tail(count, 0.95) == pytest.approx(expected, rel=0.03, abs=2.5e-4)
+    assert _tail(10**6, 0.95) == pytest.approx(0.025, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"bounds": (1, 0)}, r"bounds: expected the lowest and the highest score, got \(1, 0\)"),
+        ({"groups": torch.zeros(2)}, r"groups: expected shape \(3,\), as the columns, got \(2,\)"),
+    ],
+)
+def test_bad_groups_and_bounds_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_interval(torch.mean, torch.rand(3), **arguments)

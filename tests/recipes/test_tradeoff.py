@@ -18,7 +18,7 @@ from lpips_lightning.recipes.tradeoff_table import TradeoffRow, markdown, read_r
 OUT = Path("outputs/superresolution/tradeoff")
 SMALL = [
     *["--model.n_resblocks=1", "--model.n_feats=4", "--data.folder=images", "--data.held_out=[d]"],
-    *["--data.patch_size=32", "--data.val_patch_size=32", "--data.epoch_size=4", "--data.batch_size=2"],
+    *["--data.crop_size=32", "--data.val_crop_size=32", "--data.epoch_size=4", "--data.batch_size=2"],
     *["--trainer.max_epochs=2", "--trainer.accelerator=cpu"],
 ]
 

@@ -55,7 +55,8 @@ _USAGE = """lpips-lightning compare [options] A B
 _DESCRIPTION = "LPIPS of two images, videos or folders, or of all pairs. 0: equal; higher: less similar."
 _EPILOG = """Standard output: the distance, or lines with mean, std, min, max and n; then the fingerprint to
 cite; with "-" as an output file, that file alone. Standard error names files that were left out. An
-image found damaged after the header check is named, the rest is kept, and the exit code is 2."""
+image found damaged after the header check is named, the rest is kept, and the exit code is 2.
+Offline: --net embedded, which ships with the package; or see `lpips-lightning weights fetch --help`."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -88,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     add("--long", action="store_true", help="with --pairs --csv: one row per pair instead of a matrix")
     add("--json", metavar="FILE", help="write all distances and the fingerprint")
     add("--map", metavar="PATH", help="write heatmaps: a PNG for two images, otherwise a folder")
+    add("--force", action="store_true", help="replace existing output files")
     add("--map-max", type=float, default=1.0, metavar="D", help="local distance at the brightest color (default: 1)")
     return result
 
@@ -111,8 +113,10 @@ def main(args: list[str] | None = None) -> None:
     _check_values(options)
     network = network_options(options)
 
+    from lpips_lightning.backbones.offline import require_backbone
     from lpips_lightning.network import LPIPS
 
+    require_backbone(options.net, "--net", options.weights)
     options.device = choose_device(options.device)
     if kind in ("pairs", "cross"):
         _compare_all(paths, LPIPS(options.net, **network), options)
@@ -269,7 +273,7 @@ def _check_outputs(paths: Sequence[Path], kind: Kind, options: argparse.Namespac
     outputs = {name: getattr(options, name) for name in ("csv", "json", "map") if getattr(options, name) is not None}
     inputs = [path for path in (*paths, *[Path(options.mask or ".")]) if not path.is_dir()]
     for name, path in outputs.items():
-        check_output_path(path, name, folder=name == "map" and kind != "images")
+        check_output_path(path, name, folder=name == "map" and kind != "images", replace=options.force)
     places = {name: Path(path).resolve() for name, path in outputs.items()}
     for name, path in outputs.items():
         if any(places[name] == other for known, other in places.items() if known != name):

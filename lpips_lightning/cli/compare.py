@@ -53,10 +53,8 @@ _ALLOWED = {
 _USAGE = """lpips-lightning compare [options] A B
        lpips-lightning compare [options] --pairs FOLDER [FOLDER [FILE]]"""
 _DESCRIPTION = "LPIPS of two images, videos or folders, or of all pairs. 0: equal; higher: less similar."
-_EPILOG = """Standard output: the distance, or lines with mean, std, min, max and n; then the fingerprint to
-cite; with "-" as an output file, that file alone. Standard error names files that were left out. An
-image found damaged after the header check is named, the rest is kept, and the exit code is 2.
-Offline: --net embedded, which ships with the package; or see `lpips-lightning weights fetch --help`."""
+_EPILOG = """Standard output: the distance, or mean, std, min, max and n; then the fingerprint to cite; with "-"
+as an output file, that file alone. Files left out, and damaged images (exit code 2), are named."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -273,7 +271,7 @@ def _check_outputs(paths: Sequence[Path], kind: Kind, options: argparse.Namespac
     outputs = {name: getattr(options, name) for name in ("csv", "json", "map") if getattr(options, name) is not None}
     inputs = [path for path in (*paths, *[Path(options.mask or ".")]) if not path.is_dir()]
     for name, path in outputs.items():
-        check_output_path(path, name, folder=name == "map" and kind != "images", replace=options.force)
+        check_output_path(path, name, folder=name == "map" and kind != "images")
     places = {name: Path(path).resolve() for name, path in outputs.items()}
     for name, path in outputs.items():
         if any(places[name] == other for known, other in places.items() if known != name):
@@ -282,14 +280,21 @@ def _check_outputs(paths: Sequence[Path], kind: Kind, options: argparse.Namespac
             raise ValueError(f"{name}: expected a path other than the input images, got {path!r}")
         if name != "map" and places[name].is_file() and not why_no_image(places[name]):
             raise ValueError(f"{name}: expected a path other than that of an existing image, got {path!r}")
-    if "map" not in places:
+    _check_map(paths, kind, options)
+    for name, path in outputs.items():
+        check_output_path(path, name, folder=name == "map" and kind != "images", replace=options.force)
+
+
+def _check_map(paths: Sequence[Path], kind: Kind, options: argparse.Namespace) -> None:
+    if options.map is None:
         return
     if kind == "images":
         if Path(options.map).suffix.lower() != ".png" and not is_stream(options.map):
             raise ValueError(f"map: expected a file that ends in .png, got {options.map!r}")
         return
     folders = [path for path in (*paths, Path(options.mask or os.devnull)) if path.is_dir()]
-    inside = [path for path in folders if path.resolve() in (places["map"], *places["map"].parents)]
+    place = Path(options.map).resolve()
+    inside = [path for path in folders if path.resolve() in (place, *place.parents)]
     if inside:
         raise ValueError(f"map: expected a folder outside '{printable(inside[0])}', got {options.map!r}")
 

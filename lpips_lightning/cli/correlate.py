@@ -18,7 +18,6 @@ from lpips_lightning.io.streams import name_streams
 from lpips_lightning.io.tables import write_table
 
 if TYPE_CHECKING:
-    from lpips_lightning.backbones.offline import require_backbone
     from lpips_lightning.evaluation.opinion_scores import FrameDistance
     from lpips_lightning.functional.correlation import Correlations
 
@@ -38,6 +37,7 @@ def main(args: list[str] | None = None) -> None:
 
     import torch
 
+    from lpips_lightning.backbones.offline import require_backbone
     from lpips_lightning.evaluation.opinion_scores import measure, read_opinion_scores
     from lpips_lightning.functional.correlation import by_group, check_scores, correlate
     from lpips_lightning.network import LPIPS

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
 _OUT = "outputs/evaluation"
+_FILES = ("scores.csv", "scores.md", "2afc.png", "jnd.png", "2afc_jnd.png", "disagreements.png")
 _DESCRIPTION = """Measure how often distances agree with human judgments.
 
 METHOD is a calibrated network (alex, vgg, squeeze, embedded); a network with a variant: alex:baseline, alex:random,
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
         FileNotFoundError: If a file is missing.
     """
     name_streams(args, inputs=["csv"])
-    out = choose_output_folder(args.out, _OUT, args.force, ["scores.csv", "scores.md"])
+    out = choose_output_folder(args.out, _OUT, args.force, _FILES)
     for argument, least in (("batch_size", 1), ("num_workers", 0), ("resamples", 1)):
         if getattr(args, argument) < least:
             raise ValueError(f"{argument.replace('_', '-')}: expected at least {least}, got {getattr(args, argument)}")

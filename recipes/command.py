@@ -27,6 +27,7 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from typing_extensions import override
 
 from lpips_lightning.backbones.offline import require_backbone
@@ -87,7 +88,8 @@ class RecipeCLI(LightningCLI):
         if path != self._parser(self.subcommand).get_defaults().get(option):
             check_output_path(path, f"--{option}", folder=Path(path).is_dir(), replace=False)
         new = str(new_version(path))
-        Console().print(f"{path} exists: writing to {new}", soft_wrap=True, highlight=False, markup=False)
+        if not rank_zero_only.rank:
+            Console().print(f"{path} exists: writing to {new}", soft_wrap=True, highlight=False, markup=False)
         return new
 
     def needed_networks(self) -> tuple[tuple[str, str], ...]:

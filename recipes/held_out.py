@@ -71,7 +71,9 @@ class HeldOut:
             self._split_automatically(candidates or parts, folder, what)
         training = parts.keys() - {*self.names, *self._excluded}
         if not training:
-            raise ValueError(f"held_out: expected to leave {what} to train on, got all {len(parts)} names")
+            raise ValueError(
+                f"held_out: expected to leave {what} to train on, got all {len(parts)} names; pass a val_folder"
+            )
         train = {name: part for name, part in parts.items() if name in training}
         return train, {name: parts[name] for name in self.names}
 

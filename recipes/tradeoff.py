@@ -18,7 +18,7 @@ from lpips_lightning.io.atomic import atomic_write
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.progress import progress_report
 from lpips_lightning.recipes.command import ImageRecipeCLI, command_name, quiet_lightning
-from lpips_lightning.recipes.tradeoff_rows import Tradeoff, discard, first_with_options
+from lpips_lightning.recipes.tradeoff_rows import Tradeoff, first_with_options
 from lpips_lightning.recipes.tradeoff_table import (
     BASELINE,
     PIXEL,
@@ -56,11 +56,11 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
         raise ValueError(f"judges: expected some of {', '.join(BACKBONES)}, got {unknown[0]!r}")
     console, start = Console(), time.monotonic()
     out = Path(options.out or f"outputs/{Path(file).stem}/tradeoff")
-    if options.force:
-        discard(out)
-    elif options.out is None:
-        out = first_with_options(out, recipe_options)
-    table = Tradeoff((cli, model, data, file), recipe_options, judges, out)
+    if options.out is None and not options.force:
+        default, out = out, first_with_options(out, recipe_options)
+        if out != default:
+            _say(console, f"{default} has a table with other options: writing to {out}")
+    table = Tradeoff((cli, model, data, file), recipe_options, judges, out, options.force)
     table.check_settings()
     labels = {UNTRAINED: cli.untrained}
     try:

@@ -36,15 +36,17 @@ class Tradeoff:
         options: Options of the recipe.
         judges: Networks for validation.
         out: Folder for table, trained models and images.
+        restart: Discard a table in that folder, instead of keeping its rows.
     """
 
     recipe: tuple[type[ImageRecipeCLI], type, type, str]
     options: list[str]
     judges: list[str]
     out: Path
+    restart: bool = False
 
     def __post_init__(self) -> None:
-        self.kept = {(row.loss, row.seed): row for row in read_rows(self.out / "tradeoff.csv")}
+        self.kept = {} if self.restart else {(row.loss, row.seed): row for row in read_rows(self.out / "tradeoff.csv")}
         self.rows: list[TradeoffRow] = []
 
     def check_settings(self) -> None:
@@ -54,7 +56,7 @@ class Tradeoff:
             ValueError: If they differ.
         """
         before = _options_of(self.out)
-        if before is not None and before != self.options:
+        if before not in (None, self.options) and not self.restart:
             raise ValueError(
                 f"out: expected the options of the table in {self.out}, {' '.join(before) or 'none'}, got"
                 f" {' '.join(self.options) or 'none'}; pass another --out for another"
@@ -75,6 +77,8 @@ class Tradeoff:
             return
         # First, and outside the try of _row: wrong options raise here within seconds.
         weights, untrained = self._weights_and_untrained(losses, seeds[0])
+        if self.restart:
+            discard(self.out)
         with atomic_write(self.out / _SETTINGS) as temporary:
             temporary.write_text(json.dumps({"options": self.options}))
         for index, row in enumerate(self.rows):

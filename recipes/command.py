@@ -27,7 +27,7 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_only
 from typing_extensions import override
 
 from lpips_lightning.backbones.offline import require_backbone
@@ -88,8 +88,7 @@ class RecipeCLI(LightningCLI):
         if path != self._parser(self.subcommand).get_defaults().get(option):
             check_output_path(path, f"--{option}", folder=Path(path).is_dir(), replace=False)
         new = str(new_version(path))
-        if not rank_zero_only.rank:
-            Console().print(f"{path} exists: writing to {new}", soft_wrap=True, highlight=False, markup=False)
+        _print_once(f"{path} exists: writing to {new}")
         return new
 
     def needed_networks(self) -> tuple[tuple[str, str], ...]:
@@ -124,7 +123,10 @@ class ImageRecipeCLI(RecipeCLI):
     """
 
     untrained = "untrained"
-    networks = (("scores.net_type", "scores.weights"), ("model.loss_net", "model.loss_weights"))
+    networks: tuple[tuple[str, str], ...] = (
+        ("scores.net_type", "scores.weights"),
+        ("model.loss_net", "model.loss_weights"),
+    )
     outputs = (("images.out", "predict"),)
 
     @override
@@ -251,6 +253,11 @@ def quiet_lightning() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@rank_zero_only
+def _print_once(line: str) -> None:
+    Console().print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _as_list(configured: Any) -> list[Any]:

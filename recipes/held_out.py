@@ -143,7 +143,7 @@ def automatic_split(parts: dict[str, Any]) -> tuple[list[str], list[str]]:
     for scene in sorted(grouped, key=_hash):
         if len(held_out) + len(grouped[scene]) <= wanted:
             held_out += grouped[scene]
-    held_out = held_out or list(min(grouped.values(), key=len))
+    held_out = held_out or min(grouped.values(), key=lambda names: len(names))
     held_out.sort(key=list(parts).index)
     count = min(len(held_out), _MOST)
     return held_out, [held_out[index * len(held_out) // count] for index in range(count)]

@@ -23,19 +23,19 @@ def save_image(path: Path, image: Tensor) -> None:
 
 
 class ImageWriter(BasePredictionWriter):
-    """Writes each image of ``predict`` to ``<folder>/<name>.png``, atomically.
+    """Writes each image of ``predict`` to ``<out>/<name>.png``, atomically.
 
     ``predict_step`` returns images ``(N, 3, H, W)`` on [0, 1] (clamped and rounded) or uint8. The last element of its
     batch holds their names, which may contain slashes. With several dataloaders, each but the first writes to its own
-    folder, ``<folder>/dataloader_1`` and so on.
+    folder, ``<out>/dataloader_1`` and so on.
 
     Args:
-        folder: Output folder, created if missing; files of the same name are overwritten.
+        out: Output folder, created if missing; files of the same name are overwritten.
     """
 
-    def __init__(self, folder: str = "outputs/images") -> None:
+    def __init__(self, out: str = "outputs/images") -> None:
         super().__init__(write_interval="batch")
-        self.folder = folder
+        self.out = out
 
     @override
     def write_on_batch_end(
@@ -48,6 +48,6 @@ class ImageWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        folder = Path(self.folder) / (f"dataloader_{dataloader_idx}" if dataloader_idx else "")
+        folder = Path(self.out) / (f"dataloader_{dataloader_idx}" if dataloader_idx else "")
         for name, image in zip(batch[-1], prediction, strict=True):
             save_image(folder / f"{name}.png", image)

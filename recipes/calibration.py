@@ -24,6 +24,7 @@ from typing_extensions import override
 
 from lpips_lightning import __version__
 from lpips_lightning._lightning import LightningDataModule
+from lpips_lightning.backbones.offline import require_backbone
 from lpips_lightning.calibration.comparison import Comparison, compare_calibrations
 from lpips_lightning.calibration.export import write_calibration
 from lpips_lightning.calibration.fit_pooled import fit_lin
@@ -35,15 +36,20 @@ from lpips_lightning.callbacks.calibration_report import CalibrationReport
 from lpips_lightning.data.bapps import TRAIN_SETS, VAL_SETS
 from lpips_lightning.data.datamodules import BAPPSDataModule, TripletDataModule
 from lpips_lightning.data.triplets import SplitBy
-from lpips_lightning.io.atomic import check_output_path
+from lpips_lightning.io.atomic import check_output_path, new_version
 from lpips_lightning.io.streams import is_stream, name_streams
 from lpips_lightning.recipes.command import RecipeCLI, run_recipe
 
+_FAST_OUT = Path("outputs/calibration/fast.safetensors")
 _FAST = "Train mode lin on pooled squared differences: the backbone runs once, then ten epochs take seconds."
+_OFFLINE = "Offline: --net embedded, which ships with the package; or see `lpips-lightning weights fetch --help`."
 
 
 class CalibrationCLI(RecipeCLI):
     """Adds ``--best.*`` and ``--last.*`` (checkpoints) and ``--file.*`` (calibration file)."""
+
+    networks = (("model.net_type", "model.weights"),)
+    outputs = (("file.path", "fit"),)
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -83,6 +89,7 @@ def fast(args: list[str]) -> None:
     from lpips_lightning.io.console import Console
 
     options = _fast_parser().parse_args(args)
+    options.out = options.out or str(_FAST_OUT if options.force else new_version(_FAST_OUT))
     console = Console(stderr=name_streams(options, ["csv", "val_csv"], ["out"]), highlight=False, soft_wrap=True)
     _check_fast(options)
     data = _fast_data(options)
@@ -91,7 +98,7 @@ def fast(args: list[str]) -> None:
     network = TrainableLPIPS(options.net, weights=options.weights, init=options.init, seed=options.seed)
     official = TrainableLPIPS(options.net, weights=options.weights, init="official").calibration
     train, *held_out = (
-        cached_pool(network, part, options.cache, num_workers=options.workers)  # type: ignore[arg-type]
+        cached_pool(network, part, options.cache, num_workers=options.num_workers)  # type: ignore[arg-type]
         for part in (data.train_data, *data.val_data.values())
     )
     console.print(f"Training on {len(train)} triplets, {len(train.mean)} pairs")
@@ -120,14 +127,19 @@ def _check_fast(options: argparse.Namespace) -> None:
         raise ValueError("val-csv: expected --csv FILE with it, got none")
     if not options.out.endswith(".safetensors") and not is_stream(options.out):
         raise ValueError(f"out: expected a file that ends in .safetensors, got {options.out!r}")
-    check_output_path(options.out, "out")
+    check_output_path(options.out, "out", replace=options.force)
+    if not is_stream(options.out):
+        for suffix in (".png", ".pdf"):  # the report
+            check_output_path(Path(options.out).with_suffix(suffix), "out", replace=options.force)
+    require_backbone(options.net, "--net", options.weights)
 
 
 def _fast_record(
     options: argparse.Namespace, triplets: int, comparisons: dict[str, Comparison], factor: float
 ) -> dict[str, Any]:
+    unrecorded = ("out", "cache", "num_workers", "force")
     return {
-        **{name: value for name, value in vars(options).items() if name not in ("out", "cache", "workers")},
+        **{name: value for name, value in vars(options).items() if name not in unrecorded},
         "mode": "lin",
         "fast": True,
         "triplets": triplets,
@@ -168,7 +180,7 @@ def _usage(options: argparse.Namespace, path: str) -> str:
 
 
 def _fast_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("lpips-lightning calibration fast", description=_FAST)
+    parser = argparse.ArgumentParser("lpips-lightning calibration fast", description=_FAST, epilog=_OFFLINE)
     parser.add_argument(
         "--csv", metavar="FILE", help="judgments (- for stdin): ref, p0, p1 and votes_p0, votes_p1 or judge"
     )
@@ -211,8 +223,12 @@ def _fast_parser() -> argparse.ArgumentParser:
         help="scale to the mean distance of the official calibration, so that loss weights stay (default)",
     )
     parser.add_argument("--cache", metavar="DIR", help="cache folder for pooled differences (default: no cache)")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="image reading processes (default 0)")
-    parser.add_argument("--out", default="outputs/calibration/fast.safetensors", metavar="FILE", help="output file")
+    parser.add_argument(
+        "--num-workers", "--workers", type=int, default=0, metavar="N", help="image reading processes (default 0)"
+    )
+    out = f"output file (default {_FAST_OUT}, or {_FAST_OUT.stem}-2, ... if that exists)"
+    parser.add_argument("--out", metavar="FILE", help=out)
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
     return parser
 
 

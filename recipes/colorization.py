@@ -255,6 +255,7 @@ class ColorizationCLI(ImageRecipeCLI):
     """Links the working sizes of model and data."""
 
     untrained = "gray"
+    networks = (*ImageRecipeCLI.networks, ("model.features_net", "model.features_weights"))
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

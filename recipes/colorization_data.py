@@ -1,6 +1,7 @@
 """Data of the colorization recipe: color images from a folder or from scikit-image."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from typing_extensions import override
 
 from lpips_lightning._lightning import LightningDataModule
 from lpips_lightning.io.image_files import find_images, read_image
+from lpips_lightning.recipes.held_out import HeldOut
 from lpips_lightning.recipes.photographs import split_images
 
 Sample = tuple[Tensor, str]  # image, name
@@ -89,11 +91,12 @@ class ColorizationData(LightningDataModule):
 
     Args:
         folder: Folder of images, searched recursively; None for the photographs that come with scikit-image.
-        held_out: Names (files without suffix) for validation and test; None for "chelsea" of those photographs.
+        held_out: Names (files without suffix) for validation and test; None for "chelsea" of those photographs, or an
+            automatic split of `folder` (see `HeldOut`), which is printed.
         val_folder: Folder for validation and test instead of `held_out`.
         predict_folder: Images for ``predict``, gray or color; None for the held-out images.
         working_size: Largest shorter side of training images, in pixels; the same as in the model.
-        patch_size: Side of a training crop.
+        crop_size: Side of a training crop.
         epoch_size: Training crops per epoch.
         batch_size: Crops per batch.
         num_workers: Worker processes; 0 suits cached images.
@@ -111,37 +114,48 @@ class ColorizationData(LightningDataModule):
         val_folder: str | None = None,
         predict_folder: str | None = None,
         working_size: int = 256,
-        patch_size: int = 128,
+        crop_size: int = 128,
         epoch_size: int = 400,
         batch_size: int = 8,
         num_workers: int = 0,
         cache: bool = True,
     ) -> None:
         super().__init__()
-        for argument, size in (("patch_size", patch_size), ("epoch_size", epoch_size), ("batch_size", batch_size)):
+        for argument, size in (("crop_size", crop_size), ("epoch_size", epoch_size), ("batch_size", batch_size)):
             if size < 1:
                 raise ValueError(f"{argument}: expected at least 1, got {size}")
-        self.folder, self.held_out, self.val_folder, self.predict_folder = folder, held_out, val_folder, predict_folder
-        self.working_size, self.patch_size, self.epoch_size = working_size, patch_size, epoch_size
+        self.folder, self.val_folder, self.predict_folder = folder, val_folder, predict_folder
+        self.held_out, self._choice = held_out, HeldOut(held_out)
+        self.working_size, self.crop_size, self.epoch_size = working_size, crop_size, epoch_size
         self.batch_size, self.num_workers, self.cache = batch_size, num_workers, cache
 
     def split(self) -> tuple[dict[str, Path], dict[str, Path]]:
         """Names and files of the training and held-out images."""
-        return split_images(self.folder, self.held_out, self.val_folder, "chelsea")
+        return split_images(self.folder, self._choice, self.val_folder, "chelsea")
 
     @override
     def setup(self, stage: str) -> None:
+        self._stage = stage
         if stage == "predict" and self.predict_folder is not None:
             self.whole = WholeImages(find_images(self.predict_folder))
             return
         train, held_out = self.split()
         self.whole = WholeImages(held_out)
         if stage == "fit":
-            if self.working_size < self.patch_size:
+            if self.working_size < self.crop_size:
                 raise ValueError(
-                    f"patch_size: expected at most the working_size {self.working_size}, got {self.patch_size}"
+                    f"crop_size: expected at most the working_size {self.working_size}, got {self.crop_size}"
                 )
-            self.crops = RandomCrops(train, self.working_size, self.patch_size, self.epoch_size, self.cache)
+            self.crops = RandomCrops(train, self.working_size, self.crop_size, self.epoch_size, self.cache)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return self._choice.state_dict()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._choice.load_state_dict(state_dict):
+            self.setup(self._stage)
 
     @override
     def train_dataloader(self) -> DataLoader[Sample]:
@@ -161,6 +175,7 @@ class ColorizationData(LightningDataModule):
 
     def _loader(self, data: Dataset[Sample], batch_size: int, shuffle: bool = False) -> DataLoader[Sample]:
         # By keyword: Lightning makes loaders anew, with samplers of its own, from what it finds by name.
+        self._choice.announce(self.trainer)
         workers = self.num_workers
         return DataLoader(
             data, batch_size=batch_size, shuffle=shuffle, num_workers=workers, persistent_workers=workers > 0

@@ -27,10 +27,13 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities import rank_zero_only
 from typing_extensions import override
 
+from lpips_lightning.backbones.offline import require_backbone
 from lpips_lightning.callbacks import LossSchedule, PerceptualScores, SampleGallery
 from lpips_lightning.callbacks.image_writer import ImageWriter
+from lpips_lightning.io.atomic import check_output_path, has_results, new_version
 from lpips_lightning.io.checkpoint_io import AtomicCheckpointIO
 from lpips_lightning.io.console import Console
 
@@ -51,7 +54,46 @@ _LINKED_OPTIONS = (
 
 
 class RecipeCLI(LightningCLI):
-    """LightningCLI as a subcommand of ``lpips-lightning``, with `AtomicCheckpointIO`."""
+    """LightningCLI as a subcommand of ``lpips-lightning``, with `AtomicCheckpointIO`.
+
+    Attributes:
+        networks: Options that name a network, and options of its backbone weights. A missing backbone is downloaded
+            before anything is built, or an error names the option.
+        outputs: Options that name an output file or folder, and the subcommand that writes it.
+    """
+
+    networks: tuple[tuple[str, str], ...] = ()
+    outputs: tuple[tuple[str, str], ...] = ()
+
+    @override
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_default_arguments_to_parser(parser)
+        parser.add_argument("--force", action="store_true", help="replace existing output files")
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        for option, subcommand in self.outputs:
+            if self.subcommand == subcommand and config.get(option) is not None:
+                config[option] = self._output(config, option)
+        for option, weights in self.needed_networks():
+            require_backbone(config.get(option), f"--{option}", config.get(weights))
+
+    def _output(self, config: Any, option: str) -> str:
+        """A given output path, or a new version of the recipe's default one if that exists."""
+        path: str = config[option]
+        resumes = self.subcommand == "fit" and config.get("ckpt_path") is not None
+        if config["force"] or resumes or not has_results(path):
+            return path
+        if path != self._parser(self.subcommand).get_defaults().get(option):
+            check_output_path(path, f"--{option}", folder=Path(path).is_dir(), replace=False)
+        new = str(new_version(path))
+        _print_once(f"{path} exists: writing to {new}")
+        return new
+
+    def needed_networks(self) -> tuple[tuple[str, str], ...]:
+        """Those of `networks` that the subcommand uses."""
+        return self.networks
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -81,6 +123,11 @@ class ImageRecipeCLI(RecipeCLI):
     """
 
     untrained = "untrained"
+    networks: tuple[tuple[str, str], ...] = (
+        ("scores.net_type", "scores.weights"),
+        ("model.loss_net", "model.loss_weights"),
+    )
+    outputs = (("images.out", "predict"),)
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -114,6 +161,15 @@ class ImageRecipeCLI(RecipeCLI):
             logger = _wandb_logger(self.parser.prog.split()[-1], mode)
             kwargs["logger"] = [*_as_list(trainer["logger"]), logger]
         return super().instantiate_trainer(**kwargs)
+
+    @override
+    def needed_networks(self) -> tuple[tuple[str, str], ...]:
+        unused = set()
+        if {"scores", "gallery"} <= self._disabled():
+            unused.add("scores.net_type")
+        if self.subcommand != "fit" or not self._get(self.config, "model").get("loss_weight"):
+            unused.add("model.loss_net")
+        return tuple(pair for pair in self.networks if pair[0] not in unused)
 
     def after_fit(self) -> None:
         """Print the path of the best checkpoint."""
@@ -162,6 +218,8 @@ def run_recipe(
         cli = type(cli.__name__, (cli,), {"subcommands": staticmethod(lambda: needed)})
     command = f"lpips-lightning {command_name(file)}"
     description = f"`{command} fit --help` lists the training options."
+    offline = " or ".join(f"--{option} embedded" for option, _ in cli.networks[:1])
+    description += f" Offline: {offline}, or backbones from `lpips-lightning weights fetch`."
     if issubclass(cli, ImageRecipeCLI):
         description += f" `{command} tradeoff` trains with several losses and prints a table of scores."
     defaults = {"default_config_files": [str(Path(file).with_suffix(".yaml"))]}
@@ -195,6 +253,11 @@ def quiet_lightning() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@rank_zero_only
+def _print_once(line: str) -> None:
+    Console().print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _as_list(configured: Any) -> list[Any]:

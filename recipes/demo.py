@@ -22,7 +22,8 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 
 from lpips_lightning import LPIPS
 from lpips_lightning.backbones.definition import BACKBONES
-from lpips_lightning.io.atomic import check_output_path
+from lpips_lightning.backbones.offline import require_backbone
+from lpips_lightning.io.atomic import choose_output_folder
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.figures import require_matplotlib
 from lpips_lightning.recipes.command import quiet_lightning
@@ -30,6 +31,9 @@ from lpips_lightning.recipes.panel import Column, save_panel
 from lpips_lightning.recipes.superresolution import SuperResolution, upscale
 from lpips_lightning.recipes.superresolution_data import Scale, SuperResolutionData
 from lpips_lightning.recipes.tradeoff_table import OWN
+
+_OUT, _PANEL, _CHECKPOINT = "outputs/demo", "panel.png", "superresolution.ckpt"
+_FILES = (_PANEL, "panel.pdf", _CHECKPOINT)
 
 LOSS_NET = "embedded"  # ships with the package
 METRIC_NET = "alex"  # if its weights are on this machine
@@ -75,7 +79,8 @@ def main(args: list[str] | None = None) -> None:
         args: Command line without the program name; None takes ``sys.argv``.
     """
     parser = argparse.ArgumentParser("lpips-lightning demo", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", default="outputs/demo", help="output folder (default: %(default)s)")
+    parser.add_argument("--out", help=f"output folder (default: {_OUT}, or {_OUT}-2, ... if that exists)")
+    parser.add_argument("--force", action="store_true", help="replace existing results")
     parser.add_argument("--minutes", type=float, default=2.5, help="training time at most (default: %(default)s)")
     parser.add_argument("--held-out", default="astronaut", help="photograph for evaluation (default: %(default)s)")
     parser.add_argument("--loss-net", default=LOSS_NET, help="network of the loss (default: %(default)s)")
@@ -86,9 +91,10 @@ def main(args: list[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     options = parser.parse_args(args)
-    check_output_path(options.out, "out", folder=True)
+    for option, net_type in (("--loss-net", options.loss_net), ("--metric-net", options.metric_net)):
+        require_backbone(net_type, option)
     run_demo(
-        options.out,
+        choose_output_folder(options.out, _OUT, options.force, _FILES),
         minutes=options.minutes,
         held_out=options.held_out,
         loss_net=options.loss_net,
@@ -98,7 +104,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def run_demo(
-    out: str | Path = "outputs/demo",
+    out: str | Path = _OUT,
     *,
     minutes: float = 2.5,
     held_out: str = "astronaut",
@@ -170,7 +176,7 @@ def _run(
 
     scores = {name: _score(image, truth, metric) for name, image in images.items()}
     console.print(scores_table(scores, held_out, f"LPIPS({metric_net_name})", same_network=metric_net_name == loss_net))
-    result = DemoResult(scores, trainer.global_step, out / "panel.png", out / "superresolution.ckpt")
+    result = DemoResult(scores, trainer.global_step, out / _PANEL, out / _CHECKPOINT)
     trainer.save_checkpoint(result.checkpoint)
     files = _draw(result, low, truth, images, metric, loss_net)
     seconds = time.monotonic() - start

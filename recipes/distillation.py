@@ -1,7 +1,7 @@
 """Distills the distances of a large backbone into a small one; this made ``weights/embedded.safetensors``.
 
-    lpips-lightning distillation fit --data.folders '[Kodak]'     # remake the shipped file; options in the YAML
-    lpips-lightning distillation fit --model.teacher vgg --model.initialize random --data.folders '[my/images]'
+    lpips-lightning distillation fit --data.folder Kodak     # remake the shipped file; options in the YAML
+    lpips-lightning distillation fit --model.teacher vgg --model.initialize random --data.folder my/images
 
 The student has the form of LPIPS: features normalized to unit length over channels, weights >= 0 on the squared
 difference, mean over space, sum over layers. It is trained to match the teacher's distances, their ratios within a
@@ -254,7 +254,7 @@ def student_record(trainer: Trainer, module: Distillation) -> dict[str, Any]:
         "seed": data.seed,
         "steps": trainer.global_step,
         "data": data.trained_on,
-        "held_out": data.held_out,
+        "held_out": data.validated_on,
         "date": date.today().isoformat(),
         "agreement": measured,
     }
@@ -262,6 +262,9 @@ def student_record(trainer: Trainer, module: Distillation) -> dict[str, Any]:
 
 class DistillationCLI(RecipeCLI):
     """Adds ``--file.path``."""
+
+    networks = (("model.teacher", "model.teacher_weights"),)
+    outputs = (("file.path", "fit"),)
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

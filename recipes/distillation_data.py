@@ -1,6 +1,7 @@
 """Data of the distillation recipe: groups of an image and altered versions, from photographs or synthetic images."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from lpips_lightning._lightning import LightningDataModule
 from lpips_lightning.data.crops import crops
 from lpips_lightning.io.image_files import find_images, read_image
 from lpips_lightning.recipes.distillation_augmentations import procedural, vary
+from lpips_lightning.recipes.held_out import HeldOut
 from lpips_lightning.recipes.photographs import scikit_image_folder
 
 # Images inside scikit-image's wheel that are CC0 or in the public domain, according to its documentation.
@@ -97,9 +99,10 @@ class DistillationData(LightningDataModule):
     ``reload_dataloaders_every_n_epochs``.
 
     Args:
-        folders: Folders of images, searched recursively.
+        folder: Folder of images, searched recursively, or several.
         public_domain: Add the public-domain photographs that come with scikit-image.
-        held_out: Names of images used only for validation.
+        held_out: Names of images used only for validation; None for an automatic split (see `HeldOut`), which is
+            printed; ``[]`` for none: validation then uses new crops of the training images.
         sizes: Number of groups by side of the crops.
         val_groups: Validation groups of each size.
         versions: Altered versions per group, at least 2.
@@ -113,7 +116,7 @@ class DistillationData(LightningDataModule):
 
     def __init__(
         self,
-        folders: list[str] | None = None,
+        folder: list[str] | str | None = None,
         public_domain: bool = True,
         held_out: list[str] | None = None,
         sizes: dict[int, int] | None = None,
@@ -128,33 +131,48 @@ class DistillationData(LightningDataModule):
             raise ValueError(f"versions: expected at least 2, got {versions}")
         if not 0 <= procedural_fraction <= 1:
             raise ValueError(f"procedural_fraction: expected a number in [0, 1], got {procedural_fraction}")
-        self.folders, self.public_domain, self.held_out = folders or [], public_domain, held_out or []
+        self.folder, self.public_domain, self.held_out = folder, public_domain, held_out
+        self._choice = HeldOut(held_out)
         self.sizes = sizes or {64: 8192, 128: 1024}
         self.val_groups, self.versions, self.procedural_fraction = val_groups, versions, procedural_fraction
         self.batch_size, self.seed = batch_size, seed
         self.images: dict[str, Tensor] = {}
+        self.trained_on: list[str] = []
+        self.validated_on: list[str] = []
 
     @override
     def setup(self, stage: str) -> None:
         files = public_domain_photographs() if self.public_domain else {}
-        for folder in self.folders:
+        folders = [self.folder] if isinstance(self.folder, str) else self.folder or []
+        own: dict[str, Path] = {}
+        for folder in folders:
             found = find_images(folder)
-            if twice := sorted(files.keys() & found.keys()):
+            if twice := sorted((files | own).keys() & found.keys()):
+                first = (files | own)[twice[0]]
                 raise ValueError(
-                    f"folders: expected each name once, got '{files[twice[0]]}' and '{found[twice[0]]}'; pass their"
-                    " common folder, or rename one"
+                    f"folder: expected each name once, got '{first}' and '{found[twice[0]]}'; pass their common folder,"
+                    " or rename one"
                 )
-            files |= found
-        if unknown := [name for name in self.held_out if name not in files]:
-            raise ValueError(f"held_out: expected names among {', '.join(files)}, got {', '.join(unknown)}")
-        if not set(files) - set(self.held_out):
-            raise ValueError("folders: expected images to train on, got none; pass a folder or set public_domain")
-        self.images = {name: read_image(file) for name, file in files.items()}
+            own |= found
+        self._split(files | own, own, folders or ["scikit-image"])
+        used = {*self.trained_on, *self.validated_on}
+        self.images = {name: read_image(file) for name, file in (files | own).items() if name in used}
 
-    @property
-    def trained_on(self) -> list[str]:
-        """Names of the training images."""
-        return [name for name in self.images if name not in self.held_out]
+    def _split(self, files: dict[str, Path], own: dict[str, Path], folders: list[str]) -> None:
+        """Set the names for training and validation; an automatic split holds out the user's own images only."""
+        if not files:
+            raise ValueError("folder: expected images to train on, got none; pass a folder or set public_domain")
+        train, held_out = (files, {}) if self.held_out == [] else self._choice.split(files, folders, candidates=own)
+        self.trained_on, self.validated_on = list(train), list(held_out)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return self._choice.state_dict()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._choice.load_state_dict(state_dict):
+            self.setup("fit")
 
     @override
     def train_dataloader(self) -> DataLoader[Tensor]:
@@ -170,7 +188,8 @@ class DistillationData(LightningDataModule):
     @override
     def val_dataloader(self) -> DataLoader[Tensor]:
         """Held-out photographs, or new crops of the training photographs if none are held out."""
-        images = [self.images[name] for name in self.held_out or self.trained_on]
+        self._choice.announce(self.trainer)
+        images = [self.images[name] for name in self.validated_on or self.trained_on]
         banks = [
             Groups(images, self.val_groups, size, self.versions, 0.0, seed=2**31 + self.seed) for size in self.sizes
         ]

@@ -21,7 +21,8 @@ from lpips_lightning.recipes.frame_triplets import (
     middlebury_triplets,
     vimeo_triplets,
 )
-from lpips_lightning.recipes.photographs import bundled_photographs, select_images
+from lpips_lightning.recipes.held_out import HeldOut
+from lpips_lightning.recipes.photographs import bundled_photographs
 from lpips_lightning.recipes.synthetic_motion import SyntheticMotion
 
 Layout: TypeAlias = Literal["photographs", "vimeo", "clips"]
@@ -54,7 +55,7 @@ class FrameInterpolationData(LightningDataModule):
             folders of numbered frames; every three consecutive frames are a triplet.
         folder: Folder of the training data, searched recursively; None for the photographs that come with scikit-image.
         held_out: Names of photographs (files without suffix) or clips (folders) for validation and test; None for
-            scikit-image's "astronaut".
+            scikit-image's "astronaut", or an automatic split of `folder` (see `HeldOut`), which is printed.
         val_layout: What `val_folder` contains, as `layout`, or ``"middlebury"``: ``frames`` and ``interp_gt``.
         val_folder: Folder for validation and test instead of `held_out`; for Vimeo-90K, None uses its test list.
         predict_folder: Clips to interpolate, as folders of consecutive frames; None for the validation frames.
@@ -98,7 +99,7 @@ class FrameInterpolationData(LightningDataModule):
         for argument, number in (("num_workers", num_workers), ("seed", seed)):
             if number < 0:
                 raise ValueError(f"{argument}: expected at least 0, got {number}")
-        self.layout, self.folder, self.held_out = layout, folder, held_out
+        self.layout, self.folder, self.held_out, self._choice = layout, folder, held_out, HeldOut(held_out)
         self.val_layout, self.val_folder, self.predict_folder = val_layout or layout, val_folder, predict_folder
         self.crop_size, self.val_size, self.max_motion = crop_size, val_size, max_motion
         self.epoch_size, self.val_count, self.batch_size = epoch_size, val_count, batch_size
@@ -106,6 +107,7 @@ class FrameInterpolationData(LightningDataModule):
 
     @override
     def setup(self, stage: str) -> None:
+        self._stage = stage
         if stage == "fit":
             self.train_data = self._dataset(self._train_source(), self.crop_size, self.epoch_size)
         if stage == "predict" and self.predict_folder is not None:
@@ -114,6 +116,15 @@ class FrameInterpolationData(LightningDataModule):
         else:
             self.val_data = self._dataset(self._val_source(), self.val_size, self.val_count, validation=True)
             self.predict_data = self.val_data
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return self._choice.state_dict()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._choice.load_state_dict(state_dict):
+            self.setup(self._stage)
 
     @override
     def train_dataloader(self) -> DataLoader[Any]:
@@ -156,16 +167,9 @@ class FrameInterpolationData(LightningDataModule):
             found = bundled_photographs() if self.folder is None else find_images(self.folder)
         if self.val_folder is not None:
             return found, {}
-        names = ["astronaut"] if self.held_out is None and self.folder is None else self.held_out
-        if not names:
-            raise ValueError(
-                f"held_out: expected names in '{self.folder}' to validate on, or a val_folder, got neither"
-            )
-        held_out = select_images(found, names, "held_out")
-        train = {name: part for name, part in found.items() if name not in held_out}
-        if not train:
-            raise ValueError(f"held_out: expected to leave names to train on, got all {len(found)} names")
-        return train, held_out
+        if self.folder is None and self._choice.chosen is None:
+            return HeldOut(["astronaut"]).split(found, "scikit-image")
+        return self._choice.split(found, self.folder or "scikit-image", self.layout)
 
     def _dataset(self, source: Source, size: int, length: int, validation: bool = False) -> Dataset[Any]:
         if isinstance(source, dict):
@@ -173,6 +177,7 @@ class FrameInterpolationData(LightningDataModule):
         return FrameTriplets(source, None if validation else size, self.seed)
 
     def _options(self, batch_size: int) -> dict[str, Any]:
+        self._choice.announce(self.trainer)
         # With their own generator, dataloaders do not change the global random state of the training.
         return {
             "batch_size": batch_size,

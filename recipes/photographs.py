@@ -4,6 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lpips_lightning.io.image_files import find_images
+from lpips_lightning.recipes.held_out import HeldOut
 
 # Color photographs inside the wheel of scikit-image 0.26; skimage.data downloads the others. The right view of the
 # motorcycle is excluded: it shows the same scene as the left one, which could be held out.
@@ -52,45 +53,25 @@ def scikit_image_folder() -> Path:
     return Path(spec.origin).parent / "data"
 
 
-def select_images(images: dict[str, Path], names: list[str], argument: str) -> dict[str, Path]:
-    """Select `names` from `images`; errors name `argument`.
-
-    Raises:
-        ValueError: If a name is not among the images.
-    """
-    for name in names:
-        if name not in images:
-            known = ", ".join(list(images)[:8]) + (", ..." if len(images) > 8 else "")
-            raise ValueError(f"{argument}: expected names among {known}, got '{name}'")
-    return {name: images[name] for name in names}
-
-
 def split_images(
-    folder: str | None, held_out: list[str] | None, val_folder: str | None, bundled_held_out: str
+    folder: str | None, held_out: HeldOut, val_folder: str | None, bundled_held_out: str
 ) -> tuple[dict[str, Path], dict[str, Path]]:
     """Split images into names and files for training and for validation.
 
     Args:
         folder: Folder of training images; None for scikit-image's photographs.
-        held_out: Names in `folder` for validation.
+        held_out: Which images in `folder` are for validation.
         val_folder: Folder of validation images, instead of `held_out`.
-        bundled_held_out: Default of `held_out` if `folder` is None.
+        bundled_held_out: Held-out photograph if `folder` is None and none is chosen.
 
     Raises:
         ValueError: If no image is left for training or validation, or both `held_out` and `val_folder` are given.
     """
     images = bundled_photographs() if folder is None else find_images(folder)
     if val_folder is not None:
-        if held_out is not None:
+        if held_out.chosen is not None:
             raise ValueError("held_out: expected None with val_folder, which already holds the validation images")
         return images, find_images(val_folder)
-    names = [bundled_held_out] if held_out is None and folder is None else held_out
-    if not names:
-        raise ValueError(
-            f"held_out: expected names of images in '{folder}' to validate on, or a val_folder, got neither"
-        )
-    chosen = select_images(images, names, "held_out")
-    train = {name: file for name, file in images.items() if name not in chosen}
-    if not train:
-        raise ValueError(f"held_out: expected to leave images to train on, got all {len(images)} names")
-    return train, chosen
+    if folder is None and held_out.chosen is None:
+        held_out = HeldOut([bundled_held_out])
+    return held_out.split(images, folder or "scikit-image")

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from lpips_lightning._lightning import LightningDataModule
 from lpips_lightning.io.image_files import find_images, image_size, read_image
+from lpips_lightning.recipes.held_out import HeldOut
 from lpips_lightning.recipes.photographs import split_images
 
 Scale = Literal[2, 3, 4]
@@ -92,7 +93,7 @@ class FixedCrops(_Images):
 
     def __init__(self, images: dict[str, Path], scale: int, cache: bool, size: int) -> None:
         super().__init__(images, scale, cache)
-        self.require(size, "val_patch_size")
+        self.require(size, "val_crop_size")
         self.size = size
         self.corners: list[tuple[int, int, int]] = []
         for index, file in enumerate(self.files):
@@ -115,7 +116,7 @@ class RandomCrops(_Images):
 
     def __init__(self, images: dict[str, Path], scale: int, cache: bool, size: int, length: int) -> None:
         super().__init__(images, scale, cache)
-        self.require(size, "patch_size")
+        self.require(size, "crop_size")
         self.size, self.length = size, length
 
     def __len__(self) -> int:
@@ -154,12 +155,13 @@ class SuperResolutionData(LightningDataModule):
 
     Args:
         folder: Folder of images, searched recursively; None for the photographs that come with scikit-image.
-        held_out: Names (files without suffix) for validation and test; None for "astronaut" of those photographs.
+        held_out: Names (files without suffix) for validation and test; None for "astronaut" of those photographs, or an
+            automatic split of `folder` (see `HeldOut`), which is printed.
         val_folder: Folder for validation and test instead of `held_out`.
         predict_folder: Small images for ``predict``; None for the downscaled held-out images.
         scale: 2, 3 or 4.
-        patch_size: Side of a training crop at high resolution, in pixels; a multiple of `scale`.
-        val_patch_size: Side of a validation crop at high resolution, a multiple of `scale`; None validates on full
+        crop_size: Side of a training crop at high resolution, in pixels; a multiple of `scale`.
+        val_crop_size: Side of a validation crop at high resolution, a multiple of `scale`; None validates on full
             images with batch size 1.
         epoch_size: Training crops per epoch.
         batch_size: Crops per batch.
@@ -178,8 +180,8 @@ class SuperResolutionData(LightningDataModule):
         val_folder: str | None = None,
         predict_folder: str | None = None,
         scale: Scale = 4,
-        patch_size: int = 96,
-        val_patch_size: int | None = 192,
+        crop_size: int = 96,
+        val_crop_size: int | None = 192,
         epoch_size: int = 800,
         batch_size: int = 8,
         num_workers: int = 0,
@@ -187,30 +189,32 @@ class SuperResolutionData(LightningDataModule):
     ) -> None:
         super().__init__()
         check_scale(scale)
-        for argument, size in (("patch_size", patch_size), ("val_patch_size", val_patch_size or scale)):
+        for argument, size in (("crop_size", crop_size), ("val_crop_size", val_crop_size or scale)):
             if size < scale or size % scale:
                 raise ValueError(f"{argument}: expected a positive multiple of the scale {scale}, got {size}")
         for argument, size in (("epoch_size", epoch_size), ("batch_size", batch_size)):
             if size < 1:
                 raise ValueError(f"{argument}: expected at least 1, got {size}")
-        self.folder, self.held_out, self.val_folder, self.predict_folder = folder, held_out, val_folder, predict_folder
-        self.scale, self.patch_size, self.val_patch_size = scale, patch_size, val_patch_size
+        self.folder, self.val_folder, self.predict_folder = folder, val_folder, predict_folder
+        self.held_out, self._choice = held_out, HeldOut(held_out)
+        self.scale, self.crop_size, self.val_crop_size = scale, crop_size, val_crop_size
         self.epoch_size, self.batch_size, self.num_workers, self.cache = epoch_size, batch_size, num_workers, cache
 
     def split(self) -> tuple[dict[str, Path], dict[str, Path]]:
         """Names and files of the training and held-out images."""
-        return split_images(self.folder, self.held_out, self.val_folder, "astronaut")
+        return split_images(self.folder, self._choice, self.val_folder, "astronaut")
 
     @override
     def setup(self, stage: str) -> None:
+        self._stage = stage
         if stage == "predict" and self.predict_folder is not None:
             self.predict_data: Dataset[Any] = SmallImages(find_images(self.predict_folder))
             return
         train, held_out = self.split()
         if stage == "fit":
-            self.train_data = RandomCrops(train, self.scale, self.cache, self.patch_size, self.epoch_size)
-        if stage in ("fit", "validate") and self.val_patch_size is not None:
-            self.val_data: Dataset[Pair] = FixedCrops(held_out, self.scale, self.cache, self.val_patch_size)
+            self.train_data = RandomCrops(train, self.scale, self.cache, self.crop_size, self.epoch_size)
+        if stage in ("fit", "validate") and self.val_crop_size is not None:
+            self.val_data: Dataset[Pair] = FixedCrops(held_out, self.scale, self.cache, self.val_crop_size)
         elif stage in ("fit", "validate"):
             self.val_data = WholeImages(held_out, self.scale, self.cache)
         if stage == "test":
@@ -219,12 +223,21 @@ class SuperResolutionData(LightningDataModule):
             self.predict_data = WholeImages(held_out, self.scale, cache=False)
 
     @override
+    def state_dict(self) -> dict[str, Any]:
+        return self._choice.state_dict()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._choice.load_state_dict(state_dict):
+            self.setup(self._stage)
+
+    @override
     def train_dataloader(self) -> DataLoader[Pair]:
         return self._loader(self.train_data, self.batch_size, shuffle=True)
 
     @override
     def val_dataloader(self) -> DataLoader[Pair]:
-        return self._loader(self.val_data, 1 if self.val_patch_size is None else self.batch_size)
+        return self._loader(self.val_data, 1 if self.val_crop_size is None else self.batch_size)
 
     @override
     def test_dataloader(self) -> DataLoader[Pair]:
@@ -236,6 +249,7 @@ class SuperResolutionData(LightningDataModule):
 
     def _loader(self, data: Dataset[Any], batch_size: int, shuffle: bool = False) -> DataLoader[Any]:
         # Keyword arguments, since Lightning re-creates dataloaders with its own samplers from them.
+        self._choice.announce(self.trainer)
         workers = self.num_workers
         return DataLoader(
             data, batch_size=batch_size, shuffle=shuffle, num_workers=workers, persistent_workers=workers > 0

@@ -19,7 +19,7 @@ from lpips_lightning.io.console import Console
 from lpips_lightning.io.progress import progress_report
 from lpips_lightning.recipes.command import ImageRecipeCLI, command_name, quiet_lightning
 from lpips_lightning.recipes.tradeoff_plot import save_plot
-from lpips_lightning.recipes.tradeoff_rows import Tradeoff
+from lpips_lightning.recipes.tradeoff_rows import Tradeoff, first_with_options
 from lpips_lightning.recipes.tradeoff_table import (
     BASELINE,
     PIXEL,
@@ -55,8 +55,13 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
     judges = options.judges or [net for net in BACKBONES if BACKBONES[net].is_available]
     if unknown := [judge for judge in judges if judge not in BACKBONES]:
         raise ValueError(f"judges: expected some of {', '.join(BACKBONES)}, got {unknown[0]!r}")
-    console, out, start = Console(), Path(options.out or f"outputs/{Path(file).stem}/tradeoff"), time.monotonic()
-    table = Tradeoff((cli, model, data, file), recipe_options, judges, out)
+    console, start = Console(), time.monotonic()
+    out = Path(options.out or f"outputs/{Path(file).stem}/tradeoff")
+    if options.out is None and not options.force:
+        default, out = out, first_with_options(out, recipe_options)
+        if out != default:
+            _say(console, f"{default} has a table with other options: writing to {out}")
+    table = Tradeoff((cli, model, data, file), recipe_options, judges, out, options.force)
     table.check_settings()
     labels = {UNTRAINED: cli.untrained}
     try:
@@ -97,7 +102,12 @@ def _parser(name: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", type=_integers, default="0", help="seeds of the trainings (default: %(default)s)")
     parser.add_argument("--judges", type=_comma_separated, help="validation networks (default: all on this machine)")
-    parser.add_argument("--out", help=f"output folder (default: outputs/{name.replace('-', '_')}/tradeoff)")
+    parser.add_argument(
+        "--out",
+        help=f"output folder (default: outputs/{name.replace('-', '_')}/tradeoff, or tradeoff-2, ... if that has a"
+        " table with other options)",
+    )
+    parser.add_argument("--force", action="store_true", help="discard the table in the folder and start again")
     return parser
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 import warnings
@@ -22,6 +23,7 @@ from lpips_lightning.io.download import ProgressCallback
 from lpips_lightning.recipes.command import ImageRecipeCLI, run_recipe
 from lpips_lightning.recipes.tradeoff_table import BASELINE, PIXEL, UNTRAINED, TradeoffRow, read_rows, write_rows
 
+_SETTINGS = "settings.json"
 _SCALE = "scale_"  # prefix of scores that are only used for the weight of a baseline
 
 
@@ -34,15 +36,17 @@ class Tradeoff:
         options: Options of the recipe.
         judges: Networks for validation.
         out: Folder for table, trained models and images.
+        restart: Discard a table in that folder, instead of keeping its rows.
     """
 
     recipe: tuple[type[ImageRecipeCLI], type, type, str]
     options: list[str]
     judges: list[str]
     out: Path
+    restart: bool = False
 
     def __post_init__(self) -> None:
-        self.kept = {(row.loss, row.seed): row for row in read_rows(self.out / "tradeoff.csv")}
+        self.kept = {} if self.restart else {(row.loss, row.seed): row for row in read_rows(self.out / "tradeoff.csv")}
         self.rows: list[TradeoffRow] = []
 
     def check_settings(self) -> None:
@@ -51,12 +55,12 @@ class Tradeoff:
         Raises:
             ValueError: If they differ.
         """
-        path = self.out / "settings.json"
-        before = json.loads(path.read_text())["options"] if path.exists() else self.options
-        if before != self.options:
+        before = _options_of(self.out)
+        if before not in (None, self.options) and not self.restart:
             raise ValueError(
                 f"out: expected the options of the table in {self.out}, {' '.join(before) or 'none'}, got"
-                f" {' '.join(self.options) or 'none'}; pass another --out for another table"
+                f" {' '.join(self.options) or 'none'}; pass another --out for another"
+                " table, or --force to replace this one"
             )
 
     def run(self, losses: list[str], seeds: list[int], report: ProgressCallback) -> None:
@@ -73,7 +77,9 @@ class Tradeoff:
             return
         # First, and outside the try of _row: wrong options raise here within seconds.
         weights, untrained = self._weights_and_untrained(losses, seeds[0])
-        with atomic_write(self.out / "settings.json") as temporary:
+        if self.restart:
+            discard(self.out)
+        with atomic_write(self.out / _SETTINGS) as temporary:
             temporary.write_text(json.dumps({"options": self.options}))
         for index, row in enumerate(self.rows):
             if not row.scores:
@@ -167,6 +173,34 @@ class Tradeoff:
         args = [subcommand, *self.options, *more, *(f"--trainer.{name}=false" for name in off), "--without", *without]
         ran = run_recipe(*self.recipe, args, trainer_defaults={"callbacks": callbacks}, save_config_callback=None)
         return cast(ImageRecipeCLI, ran)
+
+
+def first_with_options(out: Path, options: list[str]) -> Path:
+    """The first of ``out``, ``out-2``, ... that has no table, or one with these options of the recipe.
+
+    Args:
+        out: Default folder.
+        options: Options of the recipe.
+    """
+    versions = (out.with_name(f"{out.name}-{number}") for number in itertools.count(2))
+    return next(one for one in itertools.chain([out], versions) if _options_of(one) in (None, options))
+
+
+def discard(out: Path) -> None:
+    """Delete the table in `out`, and its trained models, so that every row is made anew.
+
+    Args:
+        out: Folder of a table; another is left as it is.
+    """
+    if _options_of(out) is not None:
+        for path in (out / "tradeoff.csv", *out.glob("*.ckpt"), out / _SETTINGS):
+            path.unlink(missing_ok=True)
+
+
+def _options_of(out: Path) -> list[str] | None:
+    """Options of the table in `out`; None if there is none."""
+    path = out / _SETTINGS
+    return list(json.loads(path.read_text())["options"]) if path.exists() else None
 
 
 class _SameBatches(Callback):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lpips_lightning.cli import evaluate as evaluate_cli
 from lpips_lightning.cli.options import NETS
 from lpips_lightning.io.atomic import check_output_path
+from lpips_lightning.io.console import Console
 from lpips_lightning.io.progress import progress_report
-from lpips_lightning.io.streams import name_streams
+from lpips_lightning.io.streams import is_stream, name_streams
 
 if TYPE_CHECKING:
     from lpips_lightning.data.bapps_generate import Distance
@@ -48,6 +50,7 @@ def _add_make(commands: Any) -> None:
     parser.set_defaults(run=_make)
     _add_folder(parser, "folder of photographs, searched recursively")
     parser.add_argument("--out", required=True, help="output folder, new or empty")
+    parser.add_argument("--force", action="store_true", help="replace the data set in --out")
     for part, count, what in (("train", 1000, "training triplets"), ("val", 200, "validation triplets")):
         parser.add_argument(f"--{part}", type=int, default=count, help=f"{what} (default: %(default)s)")
     parser.add_argument("--jnd", type=int, help="JND pairs (default: 200; 0 with --judge none)")
@@ -70,19 +73,26 @@ def _add_folder(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def _make(options: argparse.Namespace) -> None:
-    from lpips_lightning.data.bapps_generate import make_bapps
+    from lpips_lightning.data.bapps_generate import RECORD, make_bapps
 
-    arguments = {name: value for name, value in vars(options).items() if name not in ("run", "judge", "weights")}
+    is_data_set = Path(options.out, RECORD).is_file()  # make_bapps replaces no other folder
+    check_output_path(options.out, "out", folder=True, replace=options.force or not is_data_set)
+    other = ("run", "judge", "weights", "force")
+    arguments = {name: value for name, value in vars(options).items() if name not in other}
     with progress_report("items") as report:
-        make_bapps(**arguments, distance=_distance(options.judge, options.weights), report=report)
+        make_bapps(
+            **arguments, distance=_distance(options.judge, options.weights), replace=options.force, report=report
+        )
 
 
 def _distance(judge: str, weights: str | None) -> Distance | None:
+    from lpips_lightning.backbones.offline import require_backbone
     from lpips_lightning.data.bapps_generate import l2
     from lpips_lightning.network import LPIPS
 
     if judge == "none":
         return None
+    require_backbone(judge, "--judge", weights)
     return l2 if judge == "l2" else LPIPS(judge, weights=weights)
 
 
@@ -92,13 +102,16 @@ def _add_sheet(commands: Any) -> None:
     parser.set_defaults(run=_sheet)
     _add_folder(parser, "folder of photographs, or one photograph")
     parser.add_argument("--out", required=True, help="PNG to write; - for stdout")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 
 
 def _sheet(options: argparse.Namespace) -> None:
-    name_streams(options, outputs=["out"])
-    check_output_path(options.out, "out")
+    console = Console(stderr=name_streams(options, outputs=["out"]))
+    for path in [options.out] if is_stream(options.out) else [options.out, Path(options.out).with_suffix(".pdf")]:
+        check_output_path(path, "out", replace=options.force)
 
     from lpips_lightning.data.distortion_sheet import write_sheet
 
-    write_sheet(options.folder, options.out, options.seed)
+    files = write_sheet(options.folder, options.out, options.seed)
+    console.print(f"Written to {' and '.join(map(str, files))}", highlight=False, markup=False, soft_wrap=True)

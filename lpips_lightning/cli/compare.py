@@ -99,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     add("--map", metavar="PATH", help="draw images, local distances and score: a PNG and a PDF, or a folder of them")
     add("--map-raw", metavar="PATH", help="the bare heatmap: a PNG, or a folder")
     add("--map-max", type=float, metavar="D", help="local distance at the brightest color (default: of the pairs)")
+    add("--force", action="store_true", help="replace existing output files")
     return result
 
 
@@ -121,8 +122,10 @@ def main(args: list[str] | None = None) -> None:
     _check_values(options)
     network = network_options(options)
 
+    from lpips_lightning.backbones.offline import require_backbone
     from lpips_lightning.network import LPIPS
 
+    require_backbone(options.net, "--net", options.weights)
     options.device = choose_device(options.device)
     if kind in ("pairs", "cross"):
         _compare_all(paths, LPIPS(options.net, **network), options)
@@ -320,6 +323,9 @@ def _check_outputs(paths: Sequence[Path], kind: Kind, options: argparse.Namespac
     for name in _MAPS:
         if name in outputs:
             _check_map(name, paths, kind, options)
+    for name, path in outputs.items():
+        option, folder = name.partition(" ")[0].replace("_", "-"), name in _MAPS and kind != "images"
+        check_output_path(path, option, folder=folder, replace=options.force)
 
 
 def _check_map(name: str, paths: Sequence[Path], kind: Kind, options: argparse.Namespace) -> None:

@@ -31,19 +31,21 @@ def main(args: list[str] | None = None) -> None:
     options = parser().parse_args(args)
     console = Console(stderr=name_streams(options, inputs=["file"], outputs=["csv"]))
     if options.csv:
-        check_output_path(options.csv, "csv")
+        check_output_path(options.csv, "csv", replace=options.force)
 
     network = network_options(options)
 
     import torch
 
+    from lpips_lightning.backbones.offline import require_backbone
     from lpips_lightning.evaluation.opinion_scores import measure, read_opinion_scores
     from lpips_lightning.functional.correlation import by_group, check_scores, correlate
     from lpips_lightning.network import LPIPS
 
+    require_backbone(options.net, "--net", options.weights)
     device = choose_device(options.device)
     net = LPIPS(options.net, **network)
-    opinions = read_opinion_scores(options.file, options.root, options.columns.split(","), options.group)
+    opinions = read_opinion_scores(options.file, options.folder, options.columns.split(","), options.group)
     scores = torch.tensor([opinion.score for opinion in opinions], dtype=torch.float64)
     names = [opinion.group for opinion in opinions] if options.group else None
     check_scores(scores, names)  # before the long measurement
@@ -74,7 +76,12 @@ def parser() -> argparse.ArgumentParser:
         "file",
         help="CSV with columns reference, distorted, score; paths of images or folders of frames; - for stdin",
     )
-    add("--root", help="folder that the paths are relative to (default: the CSV's; for stdin, the current one)")
+    add(
+        "--folder",
+        "--root",
+        metavar="DIR",
+        help="folder that the paths are relative to (default: the CSV's; for stdin, the current one)",
+    )
     columns = "reference,distorted,score"
     add("--columns", default=columns, metavar="A,B,C", help="the CSV's names of these columns (default: %(default)s)")
     add(
@@ -85,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--group", metavar="COLUMN", help="also correlate within each group, and average over groups")
     add("--csv", metavar="FILE", help="write the distance of every image or frame to this CSV; - for stdout")
+    add("--force", action="store_true", help="replace an existing --csv")
     add_network_options(result)
     return result
 

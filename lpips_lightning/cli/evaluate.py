@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lpips_lightning.cli.options import add_device_option, choose_device
-from lpips_lightning.io.atomic import check_output_path
+from lpips_lightning.io.atomic import choose_output_folder
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.progress import progress_report
 from lpips_lightning.io.streams import STDIN, name_streams
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from lpips_lightning.data.judges import Judge
 
+_OUT = "outputs/evaluation"
+_FIGURES = ("2afc", "jnd", "2afc_jnd", "disagreements")
+_FILES = ("scores.csv", "scores.md", *(f"{name}.{kind}" for name in _FIGURES for kind in ("png", "pdf")))
 _DESCRIPTION = """Measure how often distances agree with judgments, of people or of a metric.
 
 METHOD is a calibrated network (alex, vgg, squeeze, embedded); a network with a variant: alex:baseline, alex:random,
@@ -65,12 +68,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, default=50, metavar="N", help="triplets or pairs per batch (default 50)"
     )
     parser.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="worker processes that read images (default 0)"
+        "--num-workers",
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="worker processes that read images (default 0)",
     )
     add_device_option(parser)
-    parser.add_argument(
-        "--out", default="outputs/evaluation", metavar="DIR", help="output folder (default %(default)s)"
-    )
+    parser.add_argument("--out", metavar="DIR", help=f"output folder (default {_OUT}, or {_OUT}-2, ... if that exists)")
+    parser.add_argument("--force", action="store_true", help="replace existing results")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -84,8 +91,8 @@ def run(args: argparse.Namespace) -> None:
         FileNotFoundError: If a file is missing.
     """
     name_streams(args, inputs=["csv"])
-    check_output_path(args.out, "out", folder=True)
-    for argument, least in (("batch_size", 1), ("workers", 0), ("resamples", 1)):
+    out = choose_output_folder(args.out, _OUT, args.force, _FILES)
+    for argument, least in (("batch_size", 1), ("num_workers", 0), ("resamples", 1)):
         if getattr(args, argument) < least:
             raise ValueError(f"{argument.replace('_', '-')}: expected at least {least}, got {getattr(args, argument)}")
 
@@ -105,14 +112,15 @@ def run(args: argparse.Namespace) -> None:
     names = list(dict.fromkeys([*args.methods, *(args.disagree or [])])) or (["embedded", "l2", "ssim"] if sets else [])
     if clash := sorted(name for name in external if name in names or is_label(name)):
         raise ValueError(f"distances: expected a name that is not among the methods or judges, got {clash[0]!r}")
+    _require_backbones(names)
     methods = [parse_method(name) for name in names]
     device = choose_device(args.device)
     with progress_report("items") as report:
-        measured = evaluation.measure(methods, sets, args.batch_size, args.workers, device, report)
+        measured = evaluation.measure(methods, sets, args.batch_size, args.num_workers, device, report)
     measured |= {name: evaluation.read_distances(path) for name, path in external.items()}
     paper_rows = {method.name: method.paper for method in methods}
     scores = evaluation.score(measured, paper_rows, args.resamples, judges=judges)
-    out, console = Path(args.out), Console()
+    console = Console()
     kinds = [kind for kind in evaluation.KINDS if any(cell.kind == kind for cell in scores)]
     for kind in kinds:  # print before writing, so that a full disk loses no result
         console.print(evaluation_report.as_table(scores, kind))
@@ -168,6 +176,15 @@ def _judges(args: argparse.Namespace, sets: Mapping[str, object]) -> dict[str, J
         return judged_by(_folders(args)[1], part, name.removeprefix("jnd/"))
 
     return {name: UNKNOWN if args.csv and name == "triplets" else judge(name) for name in sets}
+
+
+def _require_backbones(methods: Sequence[str]) -> None:
+    from lpips_lightning.backbones.offline import require_backbone
+
+    for method in methods:
+        net_type, _, variant = method.partition(":")
+        if variant in ("", "baseline") or variant.startswith("calibration="):
+            require_backbone(net_type, "METHOD")
 
 
 def _select_sets(folder: Path, wanted: Sequence[str] | None) -> list[str]:

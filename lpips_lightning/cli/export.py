@@ -24,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = result.add_argument
     add("--out", required=True, metavar="FILE", help="output file; - for stdout, with --format")
+    add("--force", action="store_true", help="replace an existing file")
     add("--format", choices=FORMATS, metavar="F", help="onnx, torchscript or pt2 (default: by the suffix of --out)")
     add(
         "--data-range",
@@ -60,14 +61,16 @@ def main(args: list[str] | None = None) -> None:
     """
     options = parser().parse_args(args)
     stdout_is_taken = name_streams(options, outputs=["out"])
-    check_output_path(options.out, "out")
+    check_output_path(options.out, "out", replace=options.force)
     low, high = options.data_range
     if not -math.inf < low < high < math.inf:
         raise ValueError(f"data-range: expected LOW < HIGH, both finite, got {low:g} {high:g}")
 
+    from lpips_lightning.backbones.offline import require_backbone
     from lpips_lightning.export import export_network
     from lpips_lightning.network import LPIPS
 
+    require_backbone(options.net, "--net", options.weights)
     net = LPIPS(options.net, **weight_options(options))
     written = export_network(
         net,

@@ -43,7 +43,13 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
 def add_weight_options(group: argparse._ArgumentGroup) -> None:
     """Add ``--net`` and the options that choose its weights to a group of a parser."""
     add = group.add_argument
-    add("--net", choices=NETS, default="alex", metavar="NET", help="alex (default), vgg, squeeze or embedded")
+    add(
+        "--net",
+        choices=NETS,
+        default="alex",
+        metavar="NET",
+        help="alex (default), vgg, squeeze, or embedded, which needs no download",
+    )
     add("--version", choices=_VERSIONS, default="0.1", metavar="V", help="0.1 (default) or 0.0")
     add("--baseline", action="store_true", help="uncalibrated LPIPS (the baseline of the paper)")
     add("--weights", metavar="PATH", help="backbone weights: a file or a folder")

@@ -29,6 +29,9 @@ from lpips_lightning.io.tables import write_table
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Function of two uint8 image batches ``(N, 3, H, W)`` that returns distances ``(N,)``, such as an `LPIPS`."""
 
+RECORD = "made.json"
+"""File of a data set from `make_bapps`, with its arguments."""
+
 _PARTS = ("2afc/train", "2afc/val", "jnd/val")
 _VAL_FRACTION = 0.2  # of the photographs
 _BATCH = 32
@@ -84,6 +87,7 @@ def make_bapps(
     set_name: str = "traditional",
     size: int = 64,
     seed: int = 0,
+    replace: bool = False,
     report: ProgressCallback = no_progress,
 ) -> Path:
     """Write ``2afc/train/<set>``, ``2afc/val/<set>`` and ``jnd/val/<set>`` for `TwoAFCDataset` and `JNDDataset`.
@@ -104,6 +108,7 @@ def make_bapps(
         set_name: Name of the set.
         size: Side of the patches in pixels.
         seed: Random seed. Equal arguments give equal files; larger counts keep the first items unchanged.
+        replace: Replace `out` if it is an earlier result of this function.
         report: Progress callback, in triplets and pairs.
 
     Returns:
@@ -118,7 +123,8 @@ def make_bapps(
     counts = _check_counts(train, val, jnd, judged=distance is not None)
     _check_options(set_name, size, seed)
     out = follow_links(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    replaceable = replace and (out / RECORD).is_file()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not replaceable:
         raise FileExistsError(f"out: expected a new or empty folder, got '{out}', which is not empty")
     photographs = find_images(folder)
     _check_photographs(photographs, size)
@@ -138,11 +144,19 @@ def make_bapps(
                 report("making patches", done, len(items))
         for part in (part for part, count in counts.items() if count):
             _write_tables([item for item in items if item.part == part], made, set_name)
-        (made / "made.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        (made / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        if replaceable:
+            _move_content(out, temporary / "replaced")
         _put_in_place(made, out)
     finally:
         shutil.rmtree(temporary)
     return out
+
+
+def _move_content(folder: Path, to: Path) -> None:
+    to.mkdir(exist_ok=True)
+    for part in folder.iterdir():
+        shutil.move(part, to)
 
 
 def _put_in_place(made: Path, out: Path) -> None:
@@ -154,8 +168,7 @@ def _put_in_place(made: Path, out: Path) -> None:
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
-        for part in made.iterdir():
-            shutil.move(part, out)
+        _move_content(made, out)
 
 
 def _check_counts(train: int, val: int, jnd: int | None, judged: bool) -> dict[str, int]:

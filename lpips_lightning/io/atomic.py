@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -100,16 +101,18 @@ def follow_links(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
 
 
-def check_output_path(path: str | os.PathLike[str], argument: str, folder: bool = False) -> None:
-    """Raise if `path` cannot be written, before long work starts; creates and opens nothing.
+def check_output_path(path: str | os.PathLike[str], argument: str, folder: bool = False, replace: bool = True) -> None:
+    """Raise if `path` cannot or must not be written, before long work starts; creates and opens nothing.
 
     Args:
         path: A file to create or overwrite, or a stream to write into.
         argument: Argument name for the error message.
         folder: Whether `path` is an output folder instead of a file.
+        replace: Whether existing results may be replaced, as with ``--force`` on the command line.
 
     Raises:
         ValueError: If `path` is of the other type, a parent is not a folder, or permission is missing.
+        FileExistsError: If there are results that may not be replaced, see `has_results`.
     """
     what, stream = "a folder" if folder else "a file", is_stream(path)
     if not str(path):
@@ -120,6 +123,58 @@ def check_output_path(path: str | os.PathLike[str], argument: str, folder: bool 
         problem = _why_not_creatable(path, folder)
     if problem:
         raise ValueError(f"{argument}: expected {what} to write, got {str(path)!r}, {problem}")
+    if not replace and has_results(path):
+        raise FileExistsError(f"{argument}: {path} exists; --force replaces {'files in it' if folder else 'it'}")
+
+
+def has_results(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is a file with content or a folder with files, so that writing to it could lose results.
+
+    Streams, empty files (such as those of mktemp) and files that standard output is redirected to have none.
+    """
+    if is_stream(path):
+        return False
+    target = Path(path)
+    with suppress(OSError):
+        if target.is_dir():
+            return any(target.iterdir())
+        return target.is_file() and target.stat().st_size > 0 and redirected_output(target) is None
+    return False
+
+
+def new_version(path: str | os.PathLike[str]) -> Path:
+    """`path`, or if it has results the first of ``name-2``, ``name-3``, ... that has none; a file keeps its suffix.
+
+    Example:
+        >>> new_version("missing/scores.csv").name
+        'scores.csv'
+    """
+    first = Path(path)
+    versions = (first.with_name(f"{first.stem}-{number}{first.suffix}") for number in itertools.count(2))
+    return next(one for one in itertools.chain([first], versions) if not has_results(one))
+
+
+def choose_output_folder(
+    given: str | None, default: str, replace: bool, files: Sequence[str], argument: str = "out"
+) -> Path:
+    """The output folder of a command: the given one, or a new version of the default one.
+
+    Args:
+        given: Folder that the user chose; None for `default`.
+        default: Default folder. If it has results, the first of ``default-2``, ``default-3``, ... that has none.
+        replace: Whether existing results may be replaced.
+        files: Names of files that the command writes. Others in a chosen folder are no obstacle.
+        argument: Argument name for error messages.
+
+    Raises:
+        ValueError: If the folder cannot be written.
+        FileExistsError: If the given folder has one of `files`, and `replace` is False.
+    """
+    out = Path(given) if given is not None else Path(default) if replace else new_version(default)
+    check_output_path(str(out) if given is None else given, argument, folder=True)
+    for file in files:
+        check_output_path(out / file, argument, replace=replace)
+    return out
 
 
 def _why_not_creatable(path: str | os.PathLike[str], folder: bool) -> str:

@@ -33,12 +33,12 @@ RECIPES = [
     Recipe(
         "superresolution",
         "--model.n_resblocks=1 --model.n_feats=4 --data.folder=images --data.held_out=[c,d,more/e]"
-        " --data.patch_size=32 --data.val_patch_size=32 --data.epoch_size=4 --data.batch_size=2",
+        " --data.crop_size=32 --data.val_crop_size=32 --data.epoch_size=4 --data.batch_size=2",
     ),
     Recipe(
         "colorization",
         "--model.n_feats=4 --model.n_levels=2 --model.working_size=40 --data.folder=images"
-        " --data.held_out=[c,d,more/e] --data.patch_size=32 --data.epoch_size=4 --data.batch_size=2",
+        " --data.held_out=[c,d,more/e] --data.crop_size=32 --data.epoch_size=4 --data.batch_size=2",
     ),
     Recipe(
         "frame_interpolation",

@@ -43,7 +43,7 @@ def folder(tmp_path):
 @pytest.fixture
 def data(folder):
     """Three batches of training crops, two held-out images."""
-    return ColorizationData(str(folder), ["d", "more/e"], working_size=40, patch_size=32, epoch_size=6, batch_size=2)
+    return ColorizationData(str(folder), ["d", "more/e"], working_size=40, crop_size=32, epoch_size=6, batch_size=2)
 
 
 def trainer(tmp_path, **options):
@@ -63,7 +63,7 @@ def colored(model):
 def command_line(folder, *more):
     model = "--model.lr=0.1 --model.warmup_steps=0 --model.n_feats=4 --model.n_levels=2 --model.working_size=40"
     backbones = "--model.loss_weights=random --scores.weights=random"
-    images = f"--data.folder={folder} --data.held_out=[d] --data.patch_size=32 --data.epoch_size=4"
+    images = f"--data.folder={folder} --data.held_out=[d] --data.crop_size=32 --data.epoch_size=4"
     small = "--data.batch_size=2 --trainer.accelerator=cpu --trainer.enable_progress_bar=false"
     return [*f"{model} {backbones} {images} {small} --trainer.log_every_n_steps=1".split(), *more]
 
@@ -179,13 +179,13 @@ def test_crops_are_of_the_training_images_in_many_sizes_and_held_out_images_stay
     whole = [(tuple(image.shape), *names) for image, names in data.val_dataloader()]
     assert whole == [((1, 3, 49, 73), "d"), ((1, 3, 49, 74), "more/e")]
     assert all(min(image.shape[1:]) == 40 for image in data.crops.small)
-    unlike = ColorizationData(str(folder), ["d"], working_size=40, patch_size=32, cache=False)
+    unlike = ColorizationData(str(folder), ["d"], working_size=40, crop_size=32, cache=False)
     unlike.setup("fit")
     assert unlike.crops[0][0].shape == (3, 32, 32)
 
 
 def test_images_smaller_than_a_crop_are_enlarged(folder):
-    data = ColorizationData(str(folder), ["d"], working_size=100, patch_size=64)
+    data = ColorizationData(str(folder), ["d"], working_size=100, crop_size=64)
     data.setup("fit")
     assert data.crops[0][0].shape == (3, 64, 64)
 
@@ -199,11 +199,11 @@ def test_bundled_photographs_are_the_default():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"patch_size": 0}, "patch_size: expected at least 1, got 0"),
+        ({"crop_size": 0}, "crop_size: expected at least 1, got 0"),
         ({"epoch_size": 0}, "epoch_size: expected at least 1, got 0"),
         ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
-        ({"working_size": 31}, "patch_size: expected at most the working_size 31, got 32"),
-        ({"held_out": None}, "held_out: expected names of images in .* got neither"),
+        ({"working_size": 31}, "crop_size: expected at most the working_size 31, got 32"),
+        ({"held_out": []}, "held_out: expected names of images in .* to validate on, or a val_folder, got neither"),
         ({"held_out": ["z"]}, "held_out: expected names among a, b, c, d, more/e, got 'z'"),
         ({"held_out": ["a", "b", "c", "d", "more/e"]}, "held_out: expected to leave images to train on, got all 5"),
         ({"val_folder": "somewhere"}, "held_out: expected None with val_folder"),
@@ -211,7 +211,7 @@ def test_bundled_photographs_are_the_default():
 )
 def test_bad_data_arguments_are_refused(folder, arguments, message):
     with pytest.raises(ValueError, match=message):
-        ColorizationData(**{"folder": str(folder), "held_out": ["d"], "patch_size": 32, **arguments}).setup("fit")
+        ColorizationData(**{"folder": str(folder), "held_out": ["d"], "crop_size": 32, **arguments}).setup("fit")
 
 
 @pytest.mark.parametrize(
@@ -343,7 +343,7 @@ def test_command_line_fits_tests_and_colors_gray_files(folder, tmp_path, capsys,
     # No option of the model: size and networks come from the checkpoint, as pytorch-lightning has it since 2.6.
     model = [] if Version(pytorch_lightning.__version__) >= Version("2.6") else command_line(folder)
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", "--trainer.logger=false"]
-    main(["predict", checkpoint, f"--data.predict_folder={gray}", "--images.folder=painted", *quiet, *model])
+    main(["predict", checkpoint, f"--data.predict_folder={gray}", "--images.out=painted", *quiet, *model])
     painted = {path.name: Image.open(path) for path in (tmp_path / "painted").iterdir()}
     assert set(painted) == {"eight.png", "sixteen.png", "ink.png", "three.png"}
     assert {(image.mode, image.size) for image in painted.values()} == {("RGB", (61, 50))}

@@ -133,7 +133,7 @@ def test_held_out_images_are_not_trained_on(data, folder):
     data.setup("fit")
     assert data.trained_on == ["a", "b"]
     unknown = DistillationData([str(folder)], public_domain=False, held_out=["z"])
-    with pytest.raises(ValueError, match=r"held_out: expected names among a, b, c, got z"):
+    with pytest.raises(ValueError, match=r"held_out: expected names among a, b, c, got 'z'"):
         unknown.setup("fit")
     with pytest.raises(ValueError, match="expected images to train on"):
         DistillationData(public_domain=False).setup("fit")
@@ -144,7 +144,7 @@ def test_folders_with_images_of_one_name_are_refused(folder, tmp_path):
     other.mkdir()
     (other / "a.png").write_bytes((folder / "b.png").read_bytes())
     data = DistillationData([str(folder), str(other)], public_domain=False)
-    with pytest.raises(ValueError, match=r"folders: expected each name once, got '.*images/a.png' and '.*other/a.png'"):
+    with pytest.raises(ValueError, match=r"folder: expected each name once, got '.*images/a.png' and '.*other/a.png'"):
         data.setup("fit")
 
 
@@ -276,7 +276,7 @@ def test_the_packaged_yaml_makes_the_embedded_backbone_and_takes_a_step(folder, 
     monkeypatch.setattr(sys, "argv", ["distillation"])
     packaged = yaml.safe_load(Path(distillation.__file__).with_suffix(".yaml").read_text())
     assert tuple(Stage(**stage) for stage in packaged["model"]["stages"]) == EMBEDDED
-    small = f"--data.folders=[{folder}] --data.public_domain=false --data.val_groups=4"
+    small = f"--data.folder={folder} --data.public_domain=false --data.val_groups=4"
     short = (
         "--data.batch_size=2 --trainer.max_epochs=1 --trainer.enable_progress_bar=false --file.path=made.safetensors"
     )

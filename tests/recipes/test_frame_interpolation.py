@@ -330,7 +330,7 @@ def test_prediction_doubles_a_clip(tmp_path, monkeypatch):
     clip(tmp_path / "clips" / "two", ("a_001", "a_002"))
     small = "--trainer.accelerator=cpu --trainer.enable_progress_bar=false --trainer.logger=false"
     model = "--model.channels=[4,4] --model.hidden=4 --model.fine=4"
-    main(["predict", "--data.predict_folder=clips", "--images.folder=between", *f"{small} {model}".split()])
+    main(["predict", "--data.predict_folder=clips", "--images.out=between", *f"{small} {model}".split()])
     written = {path.relative_to(tmp_path / "between").as_posix() for path in (tmp_path / "between").rglob("*.png")}
     assert written == {"one/f9_5.png", "one/f10_5.png", "two/a_001_5.png"}
     made = read_image("between/one/f9_5.png").float()

@@ -316,9 +316,15 @@ def test_frames_of_unequal_size_are_refused(tmp_path):
         ({"val_folder": ".", "held_out": ["d"]}, "held_out: expected None with a val_folder"),
         ({"crop_size": 0}, "crop_size: expected at least 1, got 0"),
         ({"seed": -1}, "seed: expected at least 0, got -1"),
-        ({"held_out": None}, "held_out: expected names in .* to validate on, or a val_folder, got neither"),
+        (
+            {"held_out": []},
+            "held_out: expected names of photographs in .* to validate on, or a val_folder, got neither",
+        ),
         ({"held_out": ["z"]}, "held_out: expected names among a, b, c, d, more/e, got 'z'"),
-        ({"held_out": ["a", "b", "c", "d", "more/e"]}, "held_out: expected to leave names to train on, got all 5"),
+        (
+            {"held_out": ["a", "b", "c", "d", "more/e"]},
+            "held_out: expected to leave photographs to train on, got all 5",
+        ),
         ({"max_motion": 64.0}, "max_motion: expected 0 to 32 pixels"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lpips_lightning.io.image_files import image_size, read_image
-from lpips_lightning.recipes.photographs import bundled_photographs, select_images
+from lpips_lightning.recipes.photographs import bundled_photographs
 
 
 def test_bundled_photographs_are_five_large_color_images():
@@ -31,10 +31,3 @@ def test_scikit_image_without_its_images_is_reported(monkeypatch, tmp_path):
     monkeypatch.setattr("lpips_lightning.recipes.photographs.find_spec", lambda name: empty)
     with pytest.raises(FileNotFoundError, match=r"the installed scikit-image lacks astronaut.png, .*rocket.jpg in"):
         bundled_photographs()
-
-
-def test_unknown_name_is_refused_with_the_known_ones(tmp_path):
-    images = dict.fromkeys("abcdefghij", tmp_path)
-    assert list(select_images(images, ["b", "a"], "held_out")) == ["b", "a"]
-    with pytest.raises(ValueError, match=r"held_out: expected names among a, b, c, d, e, f, g, h, \.\.\., got 'z'"):
-        select_images(images, ["z"], "held_out")

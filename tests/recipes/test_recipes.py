@@ -176,7 +176,7 @@ def test_deterministic_training_gives_equal_bits_twice(recipe, deterministic_end
 
 @every_recipe
 def test_prediction_needs_no_backbone_and_writes_images(recipe, fitted):
-    options = ["--images.folder=made", "--trainer.logger=false", "--model.loss_net=vgg", "--scores.net_type=vgg"]
+    options = ["--images.out=made", "--trainer.logger=false", "--model.loss_net=vgg", "--scores.net_type=vgg"]
     recipe.run("predict", f"--ckpt_path={fitted}/checkpoints/best.ckpt", *options, backbones=())
     written = list(Path("made").rglob("*.png"))
     assert written

@@ -37,9 +37,7 @@ def folder(tmp_path):
 @pytest.fixture
 def data(folder):
     """Three batches of training crops, two of validation crops."""
-    return SuperResolutionData(
-        str(folder), ["d", "more/e"], patch_size=32, val_patch_size=32, epoch_size=6, batch_size=2
-    )
+    return SuperResolutionData(str(folder), ["d", "more/e"], crop_size=32, val_crop_size=32, epoch_size=6, batch_size=2)
 
 
 def trainer(tmp_path, **options):
@@ -52,7 +50,7 @@ def trainer(tmp_path, **options):
 
 def command_line(folder, *more):
     model = "--model.n_resblocks=1 --model.n_feats=4 --model.loss_weights=random --scores.weights=random"
-    images = f"--data.folder={folder} --data.held_out=[d] --data.patch_size=32 --data.val_patch_size=32"
+    images = f"--data.folder={folder} --data.held_out=[d] --data.crop_size=32 --data.val_crop_size=32"
     small = "--data.epoch_size=4 --data.batch_size=2 --trainer.accelerator=cpu --trainer.enable_progress_bar=false"
     return [*f"{model} {images} {small} --trainer.log_every_n_steps=1".split(), *more]
 
@@ -112,7 +110,7 @@ def test_yaml_sizes_work_for_every_scale(scale):
     data = SuperResolutionData(**defaults, scale=scale)
     data.setup("validate")
     low, high, names = next(iter(data.val_dataloader()))
-    assert [side * scale for side in low.shape[2:]] == list(high.shape[2:]) == [defaults["val_patch_size"]] * 2
+    assert [side * scale for side in low.shape[2:]] == list(high.shape[2:]) == [defaults["val_crop_size"]] * 2
     assert set(names) == {"astronaut"}
 
 
@@ -120,21 +118,19 @@ def test_yaml_sizes_work_for_every_scale(scale):
     ("arguments", "message"),
     [
         ({"scale": 5}, r"scale: expected one of \(2, 3, 4\), got 5"),
-        ({"patch_size": 30}, "patch_size: expected a positive multiple of the scale 4, got 30"),
-        ({"val_patch_size": 2}, "val_patch_size: expected a positive multiple of the scale 4, got 2"),
+        ({"crop_size": 30}, "crop_size: expected a positive multiple of the scale 4, got 30"),
+        ({"val_crop_size": 2}, "val_crop_size: expected a positive multiple of the scale 4, got 2"),
         ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
-        ({"held_out": None}, "held_out: expected names of images in .* got neither"),
+        ({"held_out": []}, "held_out: expected names of images in .* to validate on, or a val_folder, got neither"),
         ({"held_out": ["z"]}, "held_out: expected names among a, b, c, d, more/e, got 'z'"),
         ({"held_out": ["a", "b", "c", "d", "more/e"]}, "held_out: expected to leave images to train on, got all 5"),
         ({"val_folder": "somewhere"}, "held_out: expected None with val_folder"),
-        ({"patch_size": 64}, r"patch_size: .* got 64 and 4 of 4 smaller, the first being .*a.png of 49x70"),
+        ({"crop_size": 64}, r"crop_size: .* got 64 and 4 of 4 smaller, the first being .*a.png of 49x70"),
     ],
 )
 def test_bad_data_arguments_are_refused(folder, arguments, message):
     with pytest.raises(ValueError, match=message):
-        SuperResolutionData(**{"folder": str(folder), "held_out": ["d"], "val_patch_size": 32, **arguments}).setup(
-            "fit"
-        )
+        SuperResolutionData(**{"folder": str(folder), "held_out": ["d"], "val_crop_size": 32, **arguments}).setup("fit")
 
 
 def test_missing_folder_is_refused():
@@ -240,7 +236,7 @@ def test_command_line_fits_validates_and_predicts(folder, tmp_path, capsys, monk
     # No option of the model: size, scale and networks come from the checkpoint, as pytorch-lightning has it since 2.6.
     model = [] if Version(pytorch_lightning.__version__) >= Version("2.6") else command_line(folder)
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu", "--trainer.logger=false"]
-    main(["predict", checkpoint, f"--data.predict_folder={folder}", "--images.folder=large", *quiet, *model])
+    main(["predict", checkpoint, f"--data.predict_folder={folder}", "--images.out=large", *quiet, *model])
     written = {path.relative_to(tmp_path / "large").as_posix() for path in (tmp_path / "large").rglob("*.png")}
     assert written == {"a.png", "b.png", "c.png", "d.png", "more/e.png"}
     with Image.open(tmp_path / "large" / "more" / "e.png") as image:

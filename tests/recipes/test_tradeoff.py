@@ -18,7 +18,7 @@ from lpips_lightning.recipes.tradeoff_table import TradeoffRow, markdown, read_r
 OUT = Path("outputs/superresolution/tradeoff")
 SMALL = [
     *["--model.n_resblocks=1", "--model.n_feats=4", "--data.folder=images", "--data.held_out=[d]"],
-    *["--data.patch_size=32", "--data.val_patch_size=32", "--data.epoch_size=4", "--data.batch_size=2"],
+    *["--data.crop_size=32", "--data.val_crop_size=32", "--data.epoch_size=4", "--data.batch_size=2"],
     *["--trainer.max_epochs=2", "--trainer.accelerator=cpu"],
 ]
 
@@ -165,11 +165,16 @@ def test_an_interrupted_run_keeps_finished_rows_and_resumes(monkeypatch, capsys)
     assert len(steps) == 4  # of the embedded net's training alone
 
 
-def test_a_table_with_other_options_is_not_resumed():
+def test_a_table_with_other_options_is_not_resumed_and_replaced_on_request_only():
     tradeoff("pixel", "--data.cache=true")
-    with pytest.raises(ValueError, match="out: expected the options of the table in .* pass another --out"):
-        tradeoff("pixel")
+    with pytest.raises(ValueError, match="out: expected the options of the table in .* pass another --out .* --force"):
+        tradeoff("pixel", f"--out={OUT}")
     assert json.loads((OUT / "settings.json").read_text())["options"][-1] == "--data.cache=true"
+    tradeoff("pixel")
+    assert (OUT.with_name("tradeoff-2") / "tradeoff.csv").is_file()
+    tradeoff("untrained", f"--out={OUT}", "--force")
+    assert json.loads((OUT / "settings.json").read_text())["options"][-1] != "--data.cache=true"
+    assert [loss for loss, _ in rows()] == ["untrained"] and not list(OUT.glob("*.ckpt"))
 
 
 @pytest.mark.parametrize(

@@ -491,7 +491,7 @@ OTHERS = {  # arguments: what is said
     "kmeans into an image": ([*KMEANS, "--out", "same.png"], "out: expected a file that ends in .safetensors"),
     "kmeans below a file": ([*KMEANS, "--out", "same.png/k.safetensors"], "out: expected a file to write, got"),
     "kmeans of no crops": ([*KMEANS, "--crops", "0"], "crops: expected at least 1, got 0"),
-    "kmeans of small crops": ([*KMEANS, "--size", "8"], "size: expected at least 31, got 8"),
+    "kmeans of small crops": ([*KMEANS, "--crop-size", "8"], "crop-size: expected at least 31, got 8"),
     "kmeans without iterations": ([*KMEANS, "--iterations", "0"], "iterations: expected at least 1, got 0"),
     "kmeans of squeeze": ([*KMEANS, "--net", "squeeze"], "net: expected a plain chain of convolutions such as alex"),
     "fast without images": ([*FAST, "--images", "gone"], "folder: expected an existing folder of images, got 'gone'"),

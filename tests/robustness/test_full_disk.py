@@ -228,7 +228,7 @@ def test_on_a_full_disk_a_command_ends_with_one_sentence(line, tmp_path, monkeyp
     Path(out).write_bytes(OLD)
     before = everything(tmp_path)
     with full_disk():
-        code = cli.main(command)
+        code = cli.main([*command, *["--force"] * (command[0] != "weights")])
     numbers, said = capsys.readouterr()
     assert numbers or line in ("compare --map", "bapps sheet", "weights fetch")  # what was measured is not lost
     sentence = said.splitlines()[-1]  # above it may be a progress bar

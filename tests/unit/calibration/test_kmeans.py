@@ -93,15 +93,15 @@ def test_command_writes_a_backbone_with_its_record(tmp_path, capsys):
     for number, image in enumerate(images(3, 80)):
         write_image((image + 1) / 2, tmp_path / "photos" / f"{number}.png")
     out = tmp_path / "made" / "backbone.safetensors"
-    args = ["--images", str(tmp_path / "photos"), "--out", str(out), "--net", "embedded"]
-    small = ["--crops", "6", "--size", "48", "--patches", "200", "--iterations", "2"]
+    args = ["--folder", str(tmp_path / "photos"), "--out", str(out), "--net", "embedded"]
+    small = ["--crops", "6", "--crop-size", "48", "--patches", "200", "--iterations", "2"]
     assert cli.main(["kmeans", *args, *small]) == 0
     assert "embedded:kmeans=" in capsys.readouterr().out
     record = read_record(out)
     assert record["mode"] == "kmeans"
     assert record["net_type"] == "embedded"
     first = read_tensors(out)
-    assert cli.main(["kmeans", *args, *small]) == 0
+    assert cli.main(["kmeans", *args, *small, "--force"]) == 0
     assert all(torch.equal(first[name], value) for name, value in read_tensors(out).items())
     assert LPIPS("embedded", calibrated=False, weights=out).fingerprint
     assert cli.main(["kmeans", "--images", str(tmp_path / "photos"), "--out", "a.pth"]) == 2

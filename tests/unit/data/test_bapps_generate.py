@@ -198,7 +198,7 @@ def test_command_makes_a_data_set_and_reports_errors_in_one_line(photographs, tm
     assert len(TwoAFCDataset(tmp_path / "out", "train", ("traditional",))) == 2
     assert "3/3" in capsys.readouterr().err
     assert cli.main([*command, "--train=2"]) == 2
-    assert capsys.readouterr().err.startswith("lpips-lightning: out: expected a new or empty folder, got")
+    assert capsys.readouterr().err == f"lpips-lightning: out: {tmp_path / 'out'} exists; --force replaces files in it\n"
     for wrong in (["bapps"], ["bapps", "mak"], ["bapps", "make"], [*command, "--judge=x"]):
         with pytest.raises(SystemExit) as exit_:
             cli.main(wrong)

@@ -1,0 +1,45 @@
+"""Missing backbones, on the command line: downloaded before other work, with the option that needs no download."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lpips_lightning.backbones.definition import BACKBONES
+from lpips_lightning.backbones.fetch import fetch_backbone
+from lpips_lightning.weights import WeightsError
+from lpips_lightning.weights.lookup import FOLDER_VARIABLE, backbone_file, backbone_places
+
+
+def require_backbone(net_type: Any, option: str, weights: Any = None) -> None:
+    """Download a backbone that is not on this machine, and say in one line how to run without it.
+
+    Args:
+        net_type: Name of a backbone; anything else needs no file of torchvision.
+        option: The command's option that chose it, such as ``"--net"``; it also takes ``embedded``.
+        weights: Given backbone weights; None for torchvision's.
+
+    Raises:
+        WeightsError: If it cannot be downloaded.
+    """
+    record = BACKBONES.get(net_type) if isinstance(net_type, str) else None
+    if weights is not None or record is None or record.is_available:
+        return
+    file = backbone_file(record.builder)
+    if file is None:
+        return
+
+    from lpips_lightning.io.console import Console
+    from lpips_lightning.io.progress import progress_report
+
+    console = Console(stderr=True)
+    note = f"{option} {net_type}: its backbone is not on this machine; downloading it ({option} embedded needs none)"
+    console.print(f"lpips-lightning: note: {note}", soft_wrap=True, highlight=False, markup=False, emoji=False)
+    try:
+        with progress_report() as report:
+            fetch_backbone(file, backbone_places(record.builder)[-1].parent, report=report)
+    except (OSError, WeightsError) as error:
+        raise WeightsError(
+            f"{option} {net_type}: expected its backbone on this machine or a network to download it from, got"
+            f" {error.__cause__ or error}; offline, use {option} embedded, or set {FOLDER_VARIABLE} to a folder that"
+            f" `lpips-lightning weights fetch --net {net_type} --to FOLDER` filled elsewhere"
+        ) from error

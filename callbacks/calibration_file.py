@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from typing_extensions import override
 from lpips_lightning._lightning import Callback, LightningModule, MisconfigurationException
 from lpips_lightning.calibration.export import Rescale
 from lpips_lightning.calibration.module import PerceptualCalibration
+from lpips_lightning.callbacks._loggers import log_folder
 from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.streams import is_stream
 
@@ -22,19 +24,24 @@ class CalibrationFile(Callback):
     """Writes the calibration of a `PerceptualCalibration` at the end of ``fit``.
 
     Args:
-        path: A ``.safetensors`` file, written atomically.
+        path: A ``.safetensors`` file, written atomically; None for ``calibration.safetensors`` in the log folder, which
+            is a new one for every run.
         rescale_to: ``"official"`` scales distances to the mean of the official calibration, measured on validation
             triplets; see `PerceptualCalibration.export`. None does not scale.
         rescale_pairs: Most triplets for this measurement.
+
+    Attributes:
+        written: The file, once it is written.
     """
 
     def __init__(
         self,
-        path: str = "outputs/calibration/calibration.safetensors",
+        path: str | None = None,
         rescale_to: Rescale | None = None,
         rescale_pairs: int = 500,
     ) -> None:
         self.path, self.rescale_to, self.rescale_pairs = path, rescale_to, rescale_pairs
+        self.written: Path | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -42,7 +49,8 @@ class CalibrationFile(Callback):
             raise MisconfigurationException(
                 f"CalibrationFile: expected to be used with PerceptualCalibration, got {type(pl_module).__name__}"
             )
-        check_tensor_file(self.path)
+        if self.path is not None:
+            check_tensor_file(self.path)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -52,7 +60,8 @@ class CalibrationFile(Callback):
             and not getattr(trainer, "fast_dev_run", False)
         ):
             pairs = self._pairs(trainer, pl_module.device) if self.rescale_to else None
-            pl_module.export(self.path, self.rescale_to, pairs)
+            path = self.path or log_folder(trainer, trainer.logger) / "calibration.safetensors"
+            self.written = pl_module.export(path, self.rescale_to, pairs)
 
     def _pairs(self, trainer: Trainer, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         loaders: Any = trainer.val_dataloaders or trainer.train_dataloader

@@ -205,12 +205,13 @@ class Distillation(LightningModule):
             {"params": list(self.student.calibration.parameters()), "lr": 2 * lr},
         ]
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0)
-        total, warmup = self.trainer.estimated_stepping_batches, self.hparams["warmup_steps"]
+        warmup = self.hparams["warmup_steps"]
 
         def factor(step: int) -> float:
-            return (
-                min(1.0, (step + 1) / (warmup + 1)) * (0.5 + 0.5 * math.cos(math.pi * min(step / total, 1.0))) + 0.005
-            )
+            # Not for step 0: estimated_stepping_batches creates the dataloader. Before the loops are restored from a
+            # checkpoint, that would lose the position in the epoch.
+            progress = min(step / self.trainer.estimated_stepping_batches, 1.0) if step else 0.0
+            return min(1.0, (step + 1) / (warmup + 1)) * (0.5 + 0.5 * math.cos(math.pi * progress)) + 0.005
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in a recipe's run: a training stops after its step, with a checkpoint from which it resumes exactly."""
+"""Ctrl-C and SIGTERM in a recipe's run: training stops after its step, with a checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -132,16 +132,44 @@ class Interruption(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         self.signal = self.signal or signal.SIGINT  # another process received it
         self._is_saved = True
-        callback = _last_checkpoint(trainer)
-        if callback is None or getattr(trainer, "fast_dev_run", False):
-            return
-        path = callback.last_model_path or callback.format_checkpoint_name({}, callback.CHECKPOINT_NAME_LAST)
-        callback.last_model_path = path
-        trainer.save_checkpoint(path)
-        self.checkpoint = path
+        found = _checkpoint_callbacks(trainer)
+        for callback in [one for one in found if one.save_last] or found[:1]:
+            self.checkpoint = save_last(trainer, callback)
 
 
-def _last_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
-    """The ModelCheckpoint that saves the last state, or any."""
-    found = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    return next((callback for callback in found if callback.save_last), found[0] if found else None)
+class SaveLast(Checkpoint):
+    """Writes ``last.ckpt`` after every validation or epoch, for each ModelCheckpoint with ``save_last``.
+
+    ModelCheckpoint of Lightning 2.6 writes it only with a new best checkpoint, so that the last epochs can be missing.
+    """
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._save(trainer)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.enable_validation:
+            self._save(trainer)
+
+    @staticmethod
+    def _save(trainer: Trainer) -> None:
+        for callback in _checkpoint_callbacks(trainer):
+            if callback.save_last is True and callback._last_global_step_saved != trainer.global_step:
+                save_last(trainer, callback)
+
+
+def save_last(trainer: Trainer, callback: ModelCheckpoint) -> str:
+    """Write the last checkpoint of a ModelCheckpoint; returns its path."""
+    path = callback.last_model_path or callback.format_checkpoint_name({}, callback.CHECKPOINT_NAME_LAST)
+    callback.last_model_path = path
+    trainer.save_checkpoint(path)
+    callback._last_global_step_saved = trainer.global_step
+    return path
+
+
+def _checkpoint_callbacks(trainer: Trainer) -> list[ModelCheckpoint]:
+    if getattr(trainer, "fast_dev_run", False):
+        return []
+    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]

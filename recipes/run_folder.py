@@ -57,6 +57,8 @@ class RunFolder:
             OSError: If the folder cannot be created.
         """
         logger = next((one for one in trainer.loggers if _is_versioned(one)), None)
+        if getattr(trainer, "fast_dev_run", False):
+            return cls()
         if logger is None or rank_zero_only.rank != 0:
             return cls(None if logger is None else Path(logger.log_dir))
         own = _continued_version(logger, ckpt_path) if ckpt_path is not None else None
@@ -164,7 +166,7 @@ class CarryBest(Callback):
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Content of a checkpoint, tensors unread; empty if it cannot be read."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # damaged, of another program, with objects
         return {}
     return content if isinstance(content, dict) else {}
@@ -195,7 +197,8 @@ class _ContinuedLog(ExperimentWriter):
 
 def _is_versioned(logger: Any) -> bool:
     """Whether it is a CSVLogger, a TensorBoardLogger or another one with numbered folders."""
-    return hasattr(logger, "_version") and hasattr(logger, "root_dir") and getattr(logger, "log_dir", None) is not None
+    # Of the class: the property itself chooses the version.
+    return hasattr(logger, "_version") and all(hasattr(type(logger), name) for name in ("root_dir", "log_dir"))
 
 
 def _continued_version(logger: Any, ckpt_path: Path) -> int | str | None:

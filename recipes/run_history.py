@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import statistics
 import time
@@ -119,7 +120,7 @@ def is_stalled(before: float, scores: Sequence[float], mode: Mode) -> bool:
     """
     sign = 1 if mode == "max" else -1
     gain = sign * (statistics.median(scores[len(scores) // 2 :]) - before)
-    squares = [(two - one) ** 2 for one, two in zip(scores, scores[1:], strict=False)]
+    squares = [(two - one) ** 2 for one, two in itertools.pairwise(scores)]
     noise = math.sqrt(statistics.mean(squares) / 2) if squares else 0.0
     return not gain > 2 * noise
 

@@ -224,7 +224,7 @@ def print_files(trainer: Trainer, folder: Path | None, extra: Sequence[tuple[Pat
         print_line("Written:")
         width = max(len(str(path)) for path, _ in files)
         for path, what in files:
-            print_line(f"  {str(path):{width}}  {what}")
+            print_line(f"  {path!s:{width}}  {what}")
 
 
 def best_checkpoint(trainer: Trainer) -> Path | None:

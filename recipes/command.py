@@ -33,7 +33,7 @@ from typing_extensions import override
 from lpips_lightning.callbacks import LossSchedule, PerceptualScores, SampleGallery
 from lpips_lightning.callbacks.image_writer import ImageWriter
 from lpips_lightning.io.checkpoint_io import AtomicCheckpointIO
-from lpips_lightning.recipes.interruption import Interruption, SaveLast
+from lpips_lightning.recipes.interruption import Interruption, RandomNumbers, SaveLast
 from lpips_lightning.recipes.run_folder import SaveRunConfig
 from lpips_lightning.recipes.run_history import RunHistory
 from lpips_lightning.recipes.run_report import RunReport, command_line, options_with
@@ -91,7 +91,7 @@ class RecipeCLI(LightningCLI):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         self.history = RunHistory(self.advice(), chooses_logging=chooses_logging)
         self.interruption = Interruption()
-        trainer.callbacks.insert(0, self.history)
+        trainer.callbacks[:0] = [self.history, RandomNumbers()]
         trainer.callbacks += [SaveLast(), self.interruption]  # last, so that its checkpoints are complete
         return trainer
 

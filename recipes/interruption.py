@@ -13,7 +13,8 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from typing_extensions import override
 
-from lpips_lightning._lightning import LightningModule
+from lpips_lightning._lightning import Callback, LightningModule
+from lpips_lightning.data.samplers import RandomStates, random_states, set_random_states
 from lpips_lightning.io.console import Console
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -104,13 +105,14 @@ class Interruption(Checkpoint):
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._is_training and self._is_requested(trainer):
+        # At the end of an epoch ModelCheckpoint saves later, in on_train_epoch_end.
+        if self._is_training and not trainer.is_last_batch and self._is_requested(trainer):
             self._save(trainer)
             raise Stopped
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._is_requested(trainer):
+        if not _is_complete(trainer) and self._is_requested(trainer):
             self._save(trainer)
             raise Stopped
 
@@ -137,24 +139,37 @@ class Interruption(Checkpoint):
             self.checkpoint = save_last(trainer, callback)
 
 
+class RandomNumbers(Callback):
+    """Saves the states of torch's random numbers in checkpoints; a training that resumes continues with them.
+
+    In the middle of an epoch `ResumableLoader` does more; Lightning does not give it its state at the end of one.
+    """
+
+    def __init__(self) -> None:
+        self._loaded: RandomStates | None = None
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"states": random_states()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict["states"]
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._loaded is not None:
+            set_random_states(self._loaded)
+
+
 class SaveLast(Checkpoint):
-    """Writes ``last.ckpt`` after every validation or epoch, for each ModelCheckpoint with ``save_last``.
+    """Writes ``last.ckpt`` after every epoch, for each ModelCheckpoint with ``save_last``.
 
     ModelCheckpoint of Lightning 2.6 writes it only with a new best checkpoint, so that the last epochs can be missing.
     """
 
     @override
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._save(trainer)
-
-    @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.enable_validation:
-            self._save(trainer)
-
-    @staticmethod
-    def _save(trainer: Trainer) -> None:
         for callback in _checkpoint_callbacks(trainer):
             if callback.save_last is True and callback._last_global_step_saved != trainer.global_step:
                 save_last(trainer, callback)
@@ -173,3 +188,11 @@ def _checkpoint_callbacks(trainer: Trainer) -> list[ModelCheckpoint]:
     if getattr(trainer, "fast_dev_run", False):
         return []
     return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+
+
+def _is_complete(trainer: Trainer) -> bool:
+    """Whether the training ends by itself after this epoch."""
+    epochs = trainer.max_epochs
+    return (
+        epochs is not None and 0 <= epochs <= trainer.current_epoch + 1
+    ) or 0 <= trainer.max_steps <= trainer.global_step

@@ -62,11 +62,12 @@ class RunFolder:
         if logger is None or rank_zero_only.rank != 0:
             return cls(None if logger is None else Path(logger.log_dir))
         own = _continued_version(logger, ckpt_path) if ckpt_path is not None else None
-        if own is not None:
-            logger._version = own
-        folder = cls(Path(logger.log_dir), continues=own is not None)
+        folder = cls(continues=own is not None)
         if own is None and logger._version is None:
             folder._create(logger)
+        elif own is not None:
+            logger._version = own
+        folder.path = Path(logger.log_dir)
         if ckpt_path is not None and type(logger) is CSVLogger:
             logger._experiment = _ContinuedLog(logger.log_dir, *_earlier_rows(ckpt_path))
         folder._before = set(_files(folder.path))
@@ -81,7 +82,7 @@ class RunFolder:
             except FileExistsError:  # created by another run in this moment
                 logger._version = logger.version + 1
                 continue
-            self.path, self._created = path, missing
+            self._created = missing
             return
 
     def discard(self) -> None:

@@ -53,8 +53,7 @@ class RunReport:
         Raises:
             SystemExit: After SIGINT or SIGTERM, with code 130 or 143.
         """
-        given = options.get("ckpt_path")
-        resumed = Path(given) if given and Path(given).is_file() else None
+        resumed = self._check_checkpoint(options.get("ckpt_path"))
         with self._run("fit", resumed):
             if self.speaks:
                 trained = sum(one.numel() for one in self.cli.model.parameters() if one.requires_grad)
@@ -73,6 +72,7 @@ class RunReport:
         """Validate or test; print scores beside the baseline, files and the next command."""
         stage = "val" if subcommand == "validate" else "test"
         given, history = options.get("ckpt_path"), self.cli.history
+        self._check_checkpoint(given)
         prints = bool(options.pop("verbose", True)) and self.cli.reports
         with self._run(subcommand):
             if given and prints:
@@ -89,6 +89,7 @@ class RunReport:
 
     def predict(self, options: dict[str, Any]) -> None:
         """Predict; print the folder of the images."""
+        self._check_checkpoint(options.get("ckpt_path"))
         with self._run("predict"):
             self.trainer.predict(**options)
         for callback in self.trainer.callbacks if self.speaks else ():
@@ -96,6 +97,15 @@ class RunReport:
             if isinstance(folder, str | Path) and Path(folder).is_dir():
                 print_line(f"Written: images in {folder}")
                 print_line(f"Next: {command_line('lpips-lightning', 'compare', [str(folder), 'TRUTH'])}")
+
+    @staticmethod
+    def _check_checkpoint(given: str | None) -> Path | None:
+        """Path of a checkpoint file; None without one, and for Lightning's keywords and addresses."""
+        if given is None or str(given) in ("best", "last", "hpc") or ":" in str(given):
+            return None
+        if not Path(given).is_file():
+            raise FileNotFoundError(f"--ckpt_path: expected an existing file, got {str(given)!r}")
+        return Path(given)
 
     @contextmanager
     def _run(self, subcommand: str, resumed: Path | None = None) -> Iterator[None]:

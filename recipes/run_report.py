@@ -114,6 +114,8 @@ class RunReport:
             self.trainer.callbacks.insert(0, CarryBest(resumed))
         stop = self.cli.interruption
         with stop, warnings.catch_warnings():
+            if subcommand != "fit":  # ModelCheckpoint has nothing to do
+                warnings.filterwarnings("ignore", "The dirpath has changed")
             if self.folder.continues:
                 warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
             try:

@@ -119,7 +119,7 @@ class RecipeCLI(LightningCLI):
         """What to try if training does not improve the scores."""
         lr = self._get(self.config_init, "model").hparams.get("lr")
         rates = f" (now {lr:g}), ten times higher or lower" if isinstance(lr, float) else ""
-        return f"Training goes on. Things to try: another --model.lr{rates}; more data, or other data."
+        return f"Things to try: another --model.lr{rates}; more data, or other data."
 
     def written_files(self) -> list[tuple[Path, str]]:
         """Files of a training beside checkpoints and logs, and what they are."""

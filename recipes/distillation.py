@@ -289,8 +289,9 @@ class DistillationCLI(RecipeCLI):
 
     @override
     def next_commands(self, checkpoint: Path) -> list[str]:
-        teacher = self.model.hparams["teacher"]
-        return [f"LPIPS({teacher!r}, weights={str(path)!r}) in Python" for path, _ in self.written_files()]
+        if tuple(self.model.stages) != EMBEDDED:
+            return []
+        return [f"LPIPS('embedded', weights={str(path)!r}) in Python" for path, _ in self.written_files()]
 
 
 def main(args: list[str] | None = None) -> None:

@@ -36,13 +36,13 @@ class Validation:
 class RunHistory(Callback):
     """Records the scores of every validation, in checkpoints too, and says once if training does not improve them.
 
-    After `least_validations` validations and `least_minutes` minutes, one line is printed if the monitored score is not
-    better than before training, see `is_stalled`. Training goes on.
+    After `least_validations` validations and `least_minutes` minutes, or at the end, one line is printed if the monitored
+    score is not better than before training, see `is_stalled`. Training goes on.
 
     Args:
         advice: What to try, as the end of the line.
         least_validations: Validations before the line.
-        least_minutes: Minutes of training before the line.
+        least_minutes: Minutes of training before the line, unless it ends.
         chooses_logging: Set the Trainer's ``log_every_n_steps`` by `logging_interval`.
         clock: Seconds, for tests.
 
@@ -79,19 +79,25 @@ class RunHistory(Callback):
             return
         scores = plain_scores(trainer.callback_metrics, "val")
         self.validations.append(Validation(trainer.current_epoch + 1, trainer.global_step, scores))
-        if trainer.is_global_zero and not self._is_said:
-            self._say_if_stalled(trainer)
+        if self._clock() - self._start >= 60 * self.least_minutes:
+            self._say_if_stalled(trainer, "Training goes on. ")
 
-    def _say_if_stalled(self, trainer: Trainer) -> None:
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._say_if_stalled(trainer, "")
+
+    def _say_if_stalled(self, trainer: Trainer, end: str) -> None:
         monitor, mode = monitored(trainer)
         before = self.references.get(self.untrained or "", {}).get(monitor or "")
         seen = [one.scores[monitor] for one in self.validations if monitor in one.scores]
-        is_early = len(seen) < self.least_validations or self._clock() - self._start < 60 * self.least_minutes
-        if before is None or is_early or not is_stalled(before, seen, mode):
+        is_early = len(seen) < self.least_validations
+        if before is None or is_early or self._is_said or not is_stalled(before, seen, mode):
             return
         self._is_said = True
+        if not trainer.is_global_zero:
+            return
         line = f"Not learning so far: val/{monitor} is {rounded(seen[-1])} after {len(seen)} validations, "
-        line += f"{rounded(before)} before training. {self.advice}".rstrip()
+        line += f"{rounded(before)} before training. {end}{self.advice}".rstrip()
         Console(stderr=True).print(line, soft_wrap=True, highlight=False, markup=False)
 
     @override

@@ -36,6 +36,7 @@ _DIRECTIONS = {
     **dict.fromkeys(("psnr", "ssim", "2afc", "jnd", "spearman", "pearson"), True),
 }
 _ARROWS = {True: " \u2191", False: " \u2193", None: ""}
+_COLUMNS = 4  # scores that fit beside each other into 80 characters
 _TARGETS = ("colorfulness_truth",)  # scores of the truth, which do not depend on the model
 
 
@@ -82,7 +83,7 @@ class RunReport:
             return
         label = Path(given).name if given else next(reversed(self.cli.reference_models()), "before training")
         found = plain_scores(self.trainer.callback_metrics, stage, single_sets=True)
-        print_columns({**history.references, label: found}, f"{stage}/")
+        print_columns({**history.references, label: found}, prefix=f"{stage}/")
         print_files(self.trainer, self.folder.path)
         for command in self.cli.next_commands(Path(given))[1:] if given else ():
             print_line(f"Next: {command}")
@@ -158,15 +159,16 @@ class RunReport:
         history.untrained = next((label for label, one in models.items() if one is self.cli.model), None)
 
 
-def print_columns(columns: dict[str, Scores], prefix: str) -> None:
-    """Print scores as a table with a row per score and a column per model.
+def print_columns(columns: dict[str, Scores], title: str | None = None, prefix: str = "") -> None:
+    """Print scores as a table with a row per score, with arrows towards better, and a column per model.
 
     Args:
         columns: Scores by name, by label of the model.
-        prefix: Stage with a slash, put before the names.
+        title: Title of the table.
+        prefix: Put before the names.
     """
-    table = Table()
-    table.add_column("")
+    table = Table(title=title, title_justify="left")
+    table.add_column("", no_wrap=True)
     for label in columns:
         table.add_column(label, justify="right", overflow="fold")
     for name in dict.fromkeys(name for scores in reversed(columns.values()) for name in scores):
@@ -182,7 +184,7 @@ def print_line(line: str, *, error: bool = False) -> None:
 
 
 def print_scores(rows: Sequence[tuple[str, Scores]], title: str) -> None:
-    """Print scores as a table: a row per model, a column per score, arrows towards better.
+    """Print scores as a table: a row per model, a column per score, or the other way round with many scores.
 
     Args:
         rows: Labels and scores by name; the last row is emphasized.
@@ -190,6 +192,11 @@ def print_scores(rows: Sequence[tuple[str, Scores]], title: str) -> None:
     """
     names = list(dict.fromkeys(name for _, scores in reversed(rows) for name in scores if name not in _TARGETS))
     if not names:
+        return
+    if len(names) > _COLUMNS:
+        print_columns(
+            {label: {name: scores[name] for name in names if name in scores} for label, scores in rows}, title
+        )
         return
     table = Table(title=title, title_justify="left")
     table.add_column("")

@@ -335,7 +335,9 @@ def test_a_training_that_does_not_learn_says_so_once_after_minutes(minutes, scor
         history.on_validation_end(_Trainer(score), None)
     said = capsys.readouterr().err
     assert said.count("Not learning so far: val/lpips is") == times
-    assert not times or "0.295 before training. Try something." in said
+    assert not times or "0.295 before training. Training goes on. Try something." in said
+    history.on_train_end(_Trainer(score), None)
+    assert capsys.readouterr().err.count("Not learning so far") == (times == 0 and score == 0.3)
 
 
 def test_the_table_has_the_first_epoch_where_nothing_is_known_before():

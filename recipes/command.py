@@ -86,7 +86,7 @@ class RecipeCLI(LightningCLI):
         loggers = _as_list(kwargs.get("logger", trainer_options["logger"]))
         if self.subcommand == "predict" and loggers and all(type(one) is CSVLogger for one in loggers):
             kwargs["logger"] = False  # nothing is logged, and its folder would be empty
-        trainer = super().instantiate_trainer(**kwargs)
+        trainer: Any = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the default
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         self.history = RunHistory(self.advice(), chooses_logging=chooses_logging)

@@ -161,8 +161,8 @@ class DistillationData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Tensor]:
         images = [self.images[name] for name in self.trained_on]
         epoch = self.trainer.current_epoch if self.trainer else 0
-        if self.trainer and self.trainer.reload_dataloaders_every_n_epochs:  # a resumed run gets the same groups
-            epoch -= epoch % self.trainer.reload_dataloaders_every_n_epochs
+        every = getattr(self.trainer, "reload_dataloaders_every_n_epochs", 0)
+        epoch -= epoch % every if every else 0  # a resumed run gets the groups of the epoch of the last reload
         seed = 1_000_003 * self.seed + epoch
         banks = [
             Groups(images, count, size, self.versions, self.procedural_fraction, seed + 1009 * size)

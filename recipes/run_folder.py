@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from typing_extensions import override
 
@@ -56,10 +56,10 @@ class RunFolder:
         Raises:
             OSError: If the folder cannot be created.
         """
-        logger = next((one for one in trainer.loggers if _is_versioned(one)), None)
+        logger: Any = next((one for one in trainer.loggers if _is_versioned(one)), None)
         if getattr(trainer, "fast_dev_run", False):
             return cls()
-        if logger is None or rank_zero_only.rank != 0:
+        if logger is None or _rank() != 0:
             return cls(None if logger is None else Path(logger.log_dir))
         own = _continued_version(logger, ckpt_path) if ckpt_path is not None else None
         folder = cls(continues=own is not None)
@@ -87,7 +87,7 @@ class RunFolder:
 
     def discard(self) -> None:
         """Remove what a run left that failed before its first step; earlier files of a continued folder stay."""
-        if self.path is None or rank_zero_only.rank != 0:
+        if self.path is None or _rank() != 0:
             return
         if self._created:
             shutil.rmtree(self.path, ignore_errors=True)
@@ -194,6 +194,11 @@ class _ContinuedLog(ExperimentWriter):
                 with atomic_write(self.metrics_file_path) as temporary:
                     temporary.write_text(_csv_text(self.metrics_keys, rows))
         super().save()
+
+
+def _rank() -> int:
+    """Rank of this process, known before its Trainer starts."""
+    return getattr(rank_zero_only, "rank", 0)
 
 
 def _is_versioned(logger: Any) -> bool:

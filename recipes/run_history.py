@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
@@ -36,8 +36,8 @@ class Validation:
 class RunHistory(Callback):
     """Records the scores of every validation, in checkpoints too, and says once if training does not improve them.
 
-    After `least_validations` validations and `least_minutes` minutes, or at the end, one line is printed if the monitored
-    score is not better than before training, see `is_stalled`. Training goes on.
+    After `least_validations` validations and `least_minutes` minutes, or at the end, one line is printed if the
+    monitored score is not better than before training, see `is_stalled`. Training goes on.
 
     Args:
         advice: What to try, as the end of the line.
@@ -71,7 +71,7 @@ class RunHistory(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = self._clock()
         if self.chooses_logging:
-            trainer.log_every_n_steps = logging_interval(trainer.num_training_batches)
+            cast(Any, trainer).log_every_n_steps = logging_interval(trainer.num_training_batches)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -151,7 +151,7 @@ def plain_scores(metrics: Mapping[str, Any], stage: str, single_sets: bool = Fal
 
 
 def score_models(
-    trainer: Trainer, models: dict[str, LightningModule], data: Any, stage: str, single_sets: bool = False
+    trainer: Any, models: dict[str, LightningModule], data: Any, stage: str, single_sets: bool = False
 ) -> dict[str, Scores]:
     """Validate or test models, by label, without logging; random numbers of the run stay as they are.
 

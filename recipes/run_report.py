@@ -44,7 +44,8 @@ class RunReport:
     """Runs a subcommand of a recipe's CLI in a folder of its own, and prints what came of it."""
 
     def __init__(self, cli: RecipeCLI) -> None:
-        self.cli, self.trainer = cli, cli.trainer
+        self.cli = cli
+        self.trainer: Any = cli.trainer
         self.speaks = cli.reports and self.trainer.is_global_zero
         self.folder = RunFolder()
 
@@ -64,7 +65,7 @@ class RunReport:
         if not self.speaks or getattr(self.trainer, "fast_dev_run", False):
             return
         print_scores(fit_rows(self.cli.history, self.trainer), "Validation scores")
-        print_files(self.trainer, self.folder.path, self.cli.written_files())
+        print_files(self.folder.path, [*_checkpoints(self.trainer), *self.cli.written_files()])
         checkpoint = best_checkpoint(self.trainer)
         for command in self.cli.next_commands(checkpoint) if checkpoint is not None else ():
             print_line(f"Next: {command}")
@@ -84,7 +85,7 @@ class RunReport:
         label = Path(given).name if given else next(reversed(self.cli.reference_models()), "before training")
         found = plain_scores(self.trainer.callback_metrics, stage, single_sets=True)
         print_columns({**history.references, label: found}, prefix=f"{stage}/")
-        print_files(self.trainer, self.folder.path)
+        print_files(self.folder.path)
         for command in self.cli.next_commands(Path(given))[1:] if given else ():
             print_line(f"Next: {command}")
 
@@ -223,15 +224,14 @@ def fit_rows(history: RunHistory, trainer: Trainer) -> list[tuple[str, Scores]]:
     return [*rows, (f"epoch {last.epoch}, last", last.scores), (f"epoch {best.epoch}, best", best.scores)]
 
 
-def print_files(trainer: Trainer, folder: Path | None, extra: Sequence[tuple[Path, str]] = ()) -> None:
+def print_files(folder: Path | None, first: Sequence[tuple[Path, str]] = ()) -> None:
     """Print the files of a run with a word on each; files that were not written are left out.
 
     Args:
-        trainer: Trainer of the run.
         folder: Folder of the run.
-        extra: More files and what they are.
+        first: Other files and what they are.
     """
-    files = [*_checkpoints(trainer), *extra]
+    files = [*first]
     if folder is not None:
         files += [(folder / "metrics.csv", "scores and losses by step"), (folder / "config.yaml", "all options")]
         images = [path for path in folder.rglob("*.png") if path.is_file()]

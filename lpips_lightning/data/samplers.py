@@ -112,7 +112,7 @@ class ResumableLoader(DataLoader[Any]):
         if isinstance(self.dataset, IterableDataset):
             return {}
         if not isinstance(self.sampler, EpochSampler):
-            states = {"epoch_start": self._epoch_start, "first_batch": self._first_batch, "now": random_states()}
+            states = {"epoch_start": self._epoch_start, "first_batch": self._first_batch, "now": self._states()}
             return {"batches": self._yielded, "length": len(self), **states}
         return {"epoch": self.sampler.epoch, "batches": self._yielded, **self._configuration(self.sampler)}
 
@@ -156,25 +156,34 @@ class ResumableLoader(DataLoader[Any]):
         replay = self._replay  # kept until a batch is drawn: Lightning may start an epoch that is already complete
         skipped = replay["batches"] % replay["length"] if replay is not None and replay["length"] else 0
         if replay is not None:
-            set_random_states(replay["epoch_start" if skipped else "now"])
-        self._epoch_start = random_states()
+            self._set_states(replay["epoch_start" if skipped else "now"])
+        self._epoch_start = self._states()
         batches = super().__iter__()
         if replay is not None and skipped:
-            set_random_states(replay["first_batch"])
-            self._first_batch = random_states()
+            self._set_states(replay["first_batch"])
+            self._first_batch = self._states()
             for _ in range(skipped):
                 next(batches)
-            set_random_states(replay["now"])
+            self._set_states(replay["now"])
         return self._counted(batches, skipped)
 
     def _counted(self, batches: Iterator[Any], skipped: int) -> Iterator[Any]:
         self._yielded = skipped
         if not skipped:
-            self._first_batch = random_states()
+            self._first_batch = self._states()
         for batch in batches:
             self._replay = None
             self._yielded += 1
             yield batch
+
+    def _states(self) -> RandomStates:
+        return [*random_states(), *([self.generator.get_state()] if self.generator is not None else ())]
+
+    def _set_states(self, states: RandomStates) -> None:
+        if self.generator is not None:
+            *states, own = states
+            self.generator.set_state(own.cpu())
+        set_random_states(states)
 
     def _batches(self) -> Iterator[Any]:
         resume, self._resume = self._resume, None

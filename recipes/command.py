@@ -154,7 +154,12 @@ class ImageRecipeCLI(RecipeCLI):
         for option in _LINKED_OPTIONS:
             parser.link_arguments(f"scores.{option}", f"gallery.{option}")
         parser.add_argument(
-            "--without", nargs="*", choices=list(_CALLBACKS), default=[], help="callbacks to disable", metavar="NAME"
+            "--without",
+            nargs="*",
+            choices=[*_CALLBACKS, "baseline"],
+            default=[],
+            help="callbacks to disable, or baseline: its scores beside the results",
+            metavar="NAME",
         )
         parser.add_argument(
             "--wandb",
@@ -182,7 +187,7 @@ class ImageRecipeCLI(RecipeCLI):
 
     @override
     def reference_models(self) -> dict[str, LightningModule]:
-        return {self.untrained: self.model}
+        return {} if "baseline" in self._disabled() else {self.untrained: self.model}
 
     @override
     def next_commands(self, checkpoint: Path) -> list[str]:

@@ -127,7 +127,7 @@ class RunReport:
                     self.folder.discard()
                 if stop.signal is None or not isinstance(error, Stopped | KeyboardInterrupt | SystemExit):
                     raise
-                if subcommand == "fit" and self.trainer.is_global_zero:
+                if subcommand == "fit" and self.speaks:
                     self._print_resume()
                 raise SystemExit(stop.code) from None
 

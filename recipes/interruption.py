@@ -16,6 +16,7 @@ from typing_extensions import override
 from lpips_lightning._lightning import Callback, LightningModule
 from lpips_lightning.data.samplers import RandomStates, random_states, set_random_states
 from lpips_lightning.io.console import Console
+from lpips_lightning.recipes.run_folder import rank
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
@@ -43,7 +44,7 @@ class Interruption(Checkpoint):
         self.signal: int | None = None
         self.checkpoint: str | None = None
         self.steps = 0
-        self._is_training, self._is_saved = False, False
+        self._is_training, self._saves, self._is_saved = False, False, False
         self._process = os.getpid()
         self._previous: dict[int, Any] = {}
 
@@ -69,8 +70,11 @@ class Interruption(Checkpoint):
         self.signal = number
         if not self._is_training:
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(self.code)
-        end = "; Ctrl-C again ends at once, without one" if number == signal.SIGINT else ""
-        line = f"Stopping after this step or validation, with a checkpoint{end}."
+        if rank() != 0:
+            return
+        what = ", with a checkpoint" if self._saves else ""
+        end = " Ctrl-C again ends at once." if number == signal.SIGINT else ""
+        line = f"Stopping after this step or validation{what}.{end}"
         Console(stderr=True).print(line, soft_wrap=True, highlight=False, markup=False)
 
     def _end_at_once(self) -> None:
@@ -81,7 +85,7 @@ class Interruption(Checkpoint):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._is_training = True
+        self._is_training, self._saves = True, bool(_checkpoint_callbacks(trainer))
         for one in self._previous:  # without Lightning's handler, which would stop at another place
             signal.signal(one, self._receive)
 

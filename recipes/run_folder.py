@@ -59,7 +59,7 @@ class RunFolder:
         logger: Any = next((one for one in trainer.loggers if _is_versioned(one)), None)
         if getattr(trainer, "fast_dev_run", False):
             return cls()
-        if logger is None or _rank() != 0:
+        if logger is None or rank() != 0:
             return cls(None if logger is None else Path(logger.log_dir))
         own = _continued_version(logger, ckpt_path) if ckpt_path is not None else None
         folder = cls(continues=own is not None)
@@ -87,7 +87,7 @@ class RunFolder:
 
     def discard(self) -> None:
         """Remove what a run left that failed before its first step; earlier files of a continued folder stay."""
-        if self.path is None or _rank() != 0:
+        if self.path is None or rank() != 0:
             return
         if self._created:
             shutil.rmtree(self.path, ignore_errors=True)
@@ -196,7 +196,7 @@ class _ContinuedLog(ExperimentWriter):
         super().save()
 
 
-def _rank() -> int:
+def rank() -> int:
     """Rank of this process, known before its Trainer starts."""
     return getattr(rank_zero_only, "rank", 0)
 

@@ -7,6 +7,7 @@ import itertools
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -168,7 +169,9 @@ def score_models(
     try:
         for label, model in models.items():
             trainer.callbacks, trainer.loggers = [*map(_for_scores, filter(_is_for_scores, callbacks))], []
-            with isolate_rng():
+            with isolate_rng(), warnings.catch_warnings():
+                # Right in general, but scores of the recipes leave out the samples that it repeats.
+                warnings.filterwarnings("ignore", "Using `DistributedSampler` with the dataloaders")
                 run(model, datamodule=data, verbose=False)
             found[label] = plain_scores(trainer.callback_metrics, stage, single_sets)
     finally:

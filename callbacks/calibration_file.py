@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from typing_extensions import override
 from lpips_lightning._lightning import Callback, LightningModule, MisconfigurationException
 from lpips_lightning.calibration.export import Rescale, has_official_scale
 from lpips_lightning.calibration.module import PerceptualCalibration
+from lpips_lightning.callbacks._loggers import log_folder
 from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.streams import is_stream
 from lpips_lightning.network import LPIPS
@@ -25,20 +27,25 @@ class CalibrationFile(Callback):
     """Writes the calibration of a `PerceptualCalibration` at the end of ``fit``.
 
     Args:
-        path: A ``.safetensors`` file, written atomically.
+        path: A ``.safetensors`` file, written atomically; None for ``calibration.safetensors`` in the log folder, which
+            is a new one for every run.
         rescale_to: ``"official"`` scales distances to the mean of the official calibration, measured on validation
             triplets, so that loss weights and thresholds keep their meaning; see `PerceptualCalibration.export`. None
             does not scale, nor is a backbone of your own scaled, which has no official calibration.
         rescale_pairs: Most triplets for this measurement.
+
+    Attributes:
+        written: The file, once it is written.
     """
 
     def __init__(
         self,
-        path: str = "outputs/calibration/calibration.safetensors",
+        path: str | None = None,
         rescale_to: Rescale | None = "official",
         rescale_pairs: int = 500,
     ) -> None:
         self.path, self.rescale_to, self.rescale_pairs = path, rescale_to, rescale_pairs
+        self.written: Path | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -46,7 +53,8 @@ class CalibrationFile(Callback):
             raise MisconfigurationException(
                 f"CalibrationFile: expected to be used with PerceptualCalibration, got {type(pl_module).__name__}"
             )
-        check_tensor_file(self.path)
+        if self.path is not None:
+            check_tensor_file(self.path)
         if stage == "fit" and self.rescale_to and pl_module.network.mode != "lin":
             self._check_official(pl_module)
 
@@ -57,14 +65,16 @@ class CalibrationFile(Callback):
             and trainer.is_global_zero
             and not getattr(trainer, "fast_dev_run", False)
         ):
+            path = self.path or log_folder(trainer, trainer.logger) / "calibration.safetensors"
             rescale_to = self.rescale_to if has_official_scale(pl_module.network) else None
+            pairs = self._pairs(trainer, pl_module.device) if rescale_to else None
             try:
-                pl_module.export(self.path, rescale_to, self._pairs(trainer, pl_module.device))
+                self.written = pl_module.export(path, rescale_to, pairs)
             except ValueError as error:  # no triplets, or distances of 0
                 if rescale_to is None:
                     raise
-                warnings.warn(f"CalibrationFile: {self.path} keeps the scale of the training: {error}", stacklevel=2)
-                pl_module.export(self.path)
+                warnings.warn(f"CalibrationFile: {path} keeps the scale of the training: {error}", stacklevel=2)
+                self.written = pl_module.export(path)
 
     @staticmethod
     def _check_official(module: PerceptualCalibration) -> None:

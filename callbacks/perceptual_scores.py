@@ -57,6 +57,7 @@ class PerceptualScores(Callback):
         metrics: Scores to log: ``"lpips"``, ``"psnr"`` (mean of the images' PSNRs), ``"ssim"``.
         per_layer: Log LPIPS by layer too.
         per_dataloader: With several dataloaders, log the scores of each one too.
+        prog_bar: Show the first of `metrics`, over all dataloaders, on the progress bar.
         table: Log the scores of every image: a wandb Table, or ``val/scores_step_<step>.csv`` in the log folder.
         prefix: Prefix of the score names, for a second callback: ``"vgg_"`` gives ``val/vgg_lpips``.
         pred_key: Key of the prediction in the step outputs; None for ``"pred"`` or ``"preds"``.
@@ -92,6 +93,7 @@ class PerceptualScores(Callback):
         metrics: Sequence[Score] = ("lpips", "psnr", "ssim"),
         per_layer: bool = False,
         per_dataloader: bool = True,
+        prog_bar: bool = True,
         table: bool = False,
         prefix: str = "",
         pred_key: str | None = None,
@@ -108,6 +110,7 @@ class PerceptualScores(Callback):
             raise ValueError(f"per_layer: expected False without 'lpips' among the metrics, got {per_layer!r}")
         self.metrics: tuple[Score, ...] = tuple(dict.fromkeys(metrics))
         self.per_layer, self.per_dataloader, self.table, self.prefix = per_layer, per_dataloader, table, prefix
+        self.prog_bar = prog_bar
         self._reader = OutputReader(pred_key, target_key, None, adapter)
         has_lpips = "lpips" in self.metrics
         self._pairs = PairScorer(
@@ -254,8 +257,15 @@ class PerceptualScores(Callback):
                 continue
             for name, mean in zip(self.names, (sums[:-1] / sums[-1]).float(), strict=True):
                 # The value is already equal on all ranks; reducing by max is exact and avoids Lightning's warning.
-                key = f"{stage}/{name}{suffix}"
-                pl_module.log(key, mean, sync_dist=True, reduce_fx="max", add_dataloader_idx=False)
+                shown = self.prog_bar and not suffix and name == self.names[0]
+                pl_module.log(
+                    f"{stage}/{name}{suffix}",
+                    mean,
+                    prog_bar=shown,
+                    sync_dist=True,
+                    reduce_fx="max",
+                    add_dataloader_idx=False,
+                )
         if self.table:
             self._log_table(trainer, stage)
         self._reset()

@@ -2,10 +2,10 @@
 
 lpips-lightning calibration fit                                    # mode lin of the paper on BAPPS (downloaded)
 lpips-lightning calibration fit --model.mode tune --data.num_workers 8
-lpips-lightning calibration fit --ckpt_path outputs/calibration/last.ckpt      # resumes; same final weights
+lpips-lightning calibration fit --ckpt_path outputs/calibration/version_0/checkpoints/last.ckpt  # resumes; same weights
 lpips-lightning calibration fit --data TripletDataModule --data.csv mine.csv --data.folder my_images
 lpips-lightning calibration fast --csv mine.csv --folder my_images           # lin in seconds; see --help
-lpips-lightning calibration test --ckpt_path outputs/calibration/best.ckpt
+lpips-lightning calibration test --ckpt_path outputs/calibration/version_0/checkpoints/best.ckpt
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 from typing_extensions import override
 
 from lpips_lightning import __version__
-from lpips_lightning._lightning import LightningDataModule
+from lpips_lightning._lightning import LightningDataModule, LightningModule
 from lpips_lightning.backbones.offline import require_backbone
 from lpips_lightning.calibration.comparison import Comparison, compare_calibrations
 from lpips_lightning.calibration.export import write_calibration
@@ -56,6 +56,28 @@ class CalibrationCLI(RecipeCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "best")
         parser.add_lightning_class_args(ModelCheckpoint, "last")
         parser.add_lightning_class_args(CalibrationFile, "file")
+
+    @override
+    def reference_models(self) -> dict[str, LightningModule]:
+        model = self.model
+        options = {name: model.hparams[name] for name in ("net_type", "version", "weights") if name in model.hparams}
+        untrained = {"untrained": model} if model.hparams["init"] == "random" else {}
+        if model.hparams["mode"] != "scratch":
+            official = PerceptualCalibration(**options, mode="lin", init="official")
+            return {"official calibration": official, **untrained}
+        return untrained
+
+    @override
+    def written_files(self) -> list[tuple[Path, str]]:
+        written = self._get(self.config_init, "file").written
+        return [] if written is None else [(written, "the calibration")]
+
+    @override
+    def next_commands(self, checkpoint: Path) -> list[str]:
+        net_type, mode = (self.model.hparams[name] for name in ("net_type", "mode"))
+        option = "calibration" if mode == "lin" else "weights"
+        use = [f"LPIPS({net_type!r}, {option}={str(path)!r}) in Python" for path, _ in self.written_files()]
+        return [*super().next_commands(checkpoint), *use]
 
 
 def main(args: list[str] | None = None) -> None:

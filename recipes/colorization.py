@@ -241,12 +241,16 @@ class Colorization(LightningModule):
     def configure_optimizers(self) -> Any:
         options = self.hparams
         optimizer = torch.optim.AdamW(self.network.parameters(), options["lr"], weight_decay=options["weight_decay"])
-        total, warmup = self.trainer.estimated_stepping_batches, options["warmup_steps"]
+        warmup = options["warmup_steps"]
 
         # Not OneCycleLR, which raises if a resumed run has more steps than the first run planned.
         def factor(step: int) -> float:
-            progress = min(max(step - warmup, 0) / max(total - warmup, 1), 1.0)
-            return min((step + 1) / (warmup + 1), 0.5 * (1 + math.cos(math.pi * progress)))
+            if step <= warmup:
+                return (step + 1) / (warmup + 1)
+            # estimated_stepping_batches creates the dataloader. Before the loops are restored from a checkpoint, that
+            # would lose the position in the epoch (2026-11-28, pytorch_lightning/loops/fit_loop.py, setup_data).
+            total = self.trainer.estimated_stepping_batches
+            return 0.5 * (1 + math.cos(math.pi * min((step - warmup) / max(total - warmup, 1), 1.0)))
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 

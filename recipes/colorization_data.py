@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
 from lpips_lightning._lightning import LightningDataModule
+from lpips_lightning.data.samplers import ResumableLoader
 from lpips_lightning.io.image_files import find_images, read_image
 from lpips_lightning.recipes.held_out import HeldOut
 from lpips_lightning.recipes.photographs import split_images
@@ -177,6 +178,6 @@ class ColorizationData(LightningDataModule):
         # By keyword: Lightning makes loaders anew, with samplers of its own, from what it finds by name.
         self._choice.announce(self.trainer)
         workers = self.num_workers
-        return DataLoader(
+        return ResumableLoader(
             data, batch_size=batch_size, shuffle=shuffle, num_workers=workers, persistent_workers=workers > 0
         )

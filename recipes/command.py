@@ -18,14 +18,15 @@ Conventions of the image recipes:
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 from typing_extensions import override
@@ -35,7 +36,10 @@ from lpips_lightning.callbacks import LossSchedule, PerceptualScores, SampleGall
 from lpips_lightning.callbacks.image_writer import ImageWriter
 from lpips_lightning.io.atomic import check_output_path, has_results, new_version
 from lpips_lightning.io.checkpoint_io import AtomicCheckpointIO
-from lpips_lightning.io.console import Console
+from lpips_lightning.recipes.interruption import Interruption, RandomNumbers, SaveLast
+from lpips_lightning.recipes.run_folder import SaveRunConfig
+from lpips_lightning.recipes.run_history import RunHistory
+from lpips_lightning.recipes.run_report import RunReport, command_line, options_with, print_line
 
 Wandb = Literal["offline", "online"]
 
@@ -54,14 +58,22 @@ _LINKED_OPTIONS = (
 
 
 class RecipeCLI(LightningCLI):
-    """LightningCLI as a subcommand of ``lpips-lightning``, with `AtomicCheckpointIO`.
+    """LightningCLI as a subcommand of ``lpips-lightning``.
+
+    It adds what a run needs from start to end: `AtomicCheckpointIO`, a folder of its own (`run_folder`), a checkpoint
+    and the command that resumes after Ctrl-C (`interruption`), and scores beside the baseline, files and the next
+    command at its end (`run_report`).
 
     Attributes:
+        reports: Whether to print these.
+        args: The command line after the subcommand.
         networks: Options that name a network, and options of its backbone weights. A missing backbone is downloaded
             before anything is built, or an error names the option.
         outputs: Options that name an output file or folder, and the subcommand that writes it.
     """
 
+    reports = True
+    args: Sequence[str] = ()
     networks: tuple[tuple[str, str], ...] = ()
     outputs: tuple[tuple[str, str], ...] = ()
 
@@ -99,13 +111,62 @@ class RecipeCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # The base class warns if args are passed while sys.argv has arguments, which is always so for a subcommand.
         self.config = parser.parse_args(args)
+        self.args = list(args[1:])
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        trainer = super().instantiate_trainer(**kwargs)
+        trainer_options = self._get(self.config_init, "trainer")
+        chooses_logging = trainer_options["log_every_n_steps"] is None and not trainer_options["barebones"]
+        if chooses_logging:
+            kwargs["log_every_n_steps"] = 1  # until the number of batches is known
+        if trainer_options["enable_model_summary"] is None:
+            kwargs["enable_model_summary"] = False
+        loggers = _as_list(kwargs.get("logger", trainer_options["logger"]))
+        if self.subcommand == "predict" and loggers and all(type(one) is CSVLogger for one in loggers):
+            kwargs["logger"] = False  # nothing is logged, and its folder would be empty
+        trainer: Any = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the default
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        self.history = RunHistory(self.advice(), chooses_logging=chooses_logging)
+        self.interruption = Interruption()
+        trainer.callbacks[:0] = [self.history, RandomNumbers()]
+        trainer.callbacks += [SaveLast(), self.interruption]  # last, so that its checkpoints are complete
         return trainer
+
+    def fit(self, **options: Any) -> None:
+        """Train, and report."""
+        RunReport(self).fit(options)
+
+    def validate(self, **options: Any) -> None:
+        """Validate, and report."""
+        RunReport(self).evaluate("validate", options)
+
+    def test(self, **options: Any) -> None:
+        """Test, and report."""
+        RunReport(self).evaluate("test", options)
+
+    def predict(self, **options: Any) -> None:
+        """Predict, and report."""
+        RunReport(self).predict(options)
+
+    def reference_models(self) -> dict[str, LightningModule]:
+        """Models whose scores are shown beside those of the trained one, by label; the last may be `model` itself."""
+        return {}
+
+    def advice(self) -> str:
+        """What to try if training does not improve the scores."""
+        lr = self._get(self.config_init, "model").hparams.get("lr")
+        rates = f" (now {lr:g}), ten times higher or lower" if isinstance(lr, float) else ""
+        return f"Things to try: another --model.lr{rates}; more data, or other data."
+
+    def written_files(self) -> list[tuple[Path, str]]:
+        """Files of a training beside checkpoints and logs, and what they are."""
+        return []
+
+    def next_commands(self, checkpoint: Path) -> list[str]:
+        """What to do with a trained model: command lines."""
+        data = options_with(self.args, "--config", "-c", "--data")
+        return [command_line(self.parser.prog, "test", ["--ckpt_path", str(checkpoint), *data])]
 
 
 class ImageRecipeCLI(RecipeCLI):
@@ -136,7 +197,12 @@ class ImageRecipeCLI(RecipeCLI):
         for option in _LINKED_OPTIONS:
             parser.link_arguments(f"scores.{option}", f"gallery.{option}")
         parser.add_argument(
-            "--without", nargs="*", choices=list(_CALLBACKS), default=[], help="callbacks to disable", metavar="NAME"
+            "--without",
+            nargs="*",
+            choices=[*_CALLBACKS, "baseline"],
+            default=[],
+            help="callbacks to disable, or baseline: its scores beside the results",
+            metavar="NAME",
         )
         parser.add_argument(
             "--wandb",
@@ -171,13 +237,16 @@ class ImageRecipeCLI(RecipeCLI):
             unused.add("model.loss_net")
         return tuple(pair for pair in self.networks if pair[0] not in unused)
 
-    def after_fit(self) -> None:
-        """Print the path of the best checkpoint."""
-        checkpoint = self.trainer.checkpoint_callback
-        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_path and self.trainer.is_global_zero:
-            score = "" if checkpoint.best_model_score is None else f", {checkpoint.best_model_score:.4g}"
-            best = f"Best {checkpoint.monitor}{score}: {checkpoint.best_model_path}"
-            Console().print(best, soft_wrap=True, highlight=False, markup=False)
+    @override
+    def reference_models(self) -> dict[str, LightningModule]:
+        return {} if "baseline" in self._disabled() else {self.untrained: self.model}
+
+    @override
+    def next_commands(self, checkpoint: Path) -> list[str]:
+        scores = options_with(self.args, "--config", "-c", "--data", "--scores", "--without")
+        given = ["--ckpt_path", str(checkpoint)]
+        predict = command_line(self.parser.prog, "predict", [*given, "--data.predict_folder", "FOLDER"])
+        return [command_line(self.parser.prog, "test", [*given, *scores]), predict]
 
     def _disabled(self) -> set[str]:
         names = set(self._get(self.config, "without") or [])
@@ -211,6 +280,7 @@ def run_recipe(
 
         run_tradeoff(cli, model, data, file, args[1:])
         return None
+    options = {"save_config_callback": SaveRunConfig, **options}
     subcommands = LightningCLI.subcommands()
     if args and args[0] in subcommands:
         # Create only the needed parser: each of the four takes 0.1 s.
@@ -223,14 +293,14 @@ def run_recipe(
     if issubclass(cli, ImageRecipeCLI):
         description += f" `{command} tradeoff` trains with several losses and prints a table of scores."
     defaults = {"default_config_files": [str(Path(file).with_suffix(".yaml"))]}
-    return cli(
-        model,
-        data,
-        args=args,
-        parser_kwargs={"prog": command, "description": description} | dict.fromkeys(cli.subcommands(), defaults),
-        save_config_kwargs={"overwrite": True},
-        **options,
-    )
+    with quiet_lightning():
+        return cli(
+            model,
+            data,
+            args=args,
+            parser_kwargs={"prog": command, "description": description} | dict.fromkeys(cli.subcommands(), defaults),
+            **options,
+        )
 
 
 def command_name(file: str) -> str:
@@ -245,7 +315,8 @@ def quiet_lightning() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
-            logger.setLevel(logging.WARNING)
+            if logger.getEffectiveLevel() >= logging.INFO:  # else somebody debugs
+                logger.setLevel(max(logger.level, logging.WARNING))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")
             warnings.filterwarnings("ignore", ".*LeafSpec")  # pytorch-lightning 2.6.6 on torch 2.15
@@ -257,7 +328,7 @@ def quiet_lightning() -> Iterator[None]:
 
 @rank_zero_only
 def _print_once(line: str) -> None:
-    Console().print(line, soft_wrap=True, highlight=False, markup=False)
+    print_line(line)
 
 
 def _as_list(configured: Any) -> list[Any]:

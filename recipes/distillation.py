@@ -12,11 +12,13 @@ import copy
 import math
 from dataclasses import asdict
 from datetime import date
+from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -28,6 +30,7 @@ from lpips_lightning._lightning import Callback, LightningModule, Misconfigurati
 from lpips_lightning.backbones.frozen import FrozenNetwork
 from lpips_lightning.backbones.loading import resolve_network, version_name
 from lpips_lightning.backbones.plain import EMBEDDED, Stage
+from lpips_lightning.callbacks._loggers import log_folder
 from lpips_lightning.callbacks.calibration_file import check_tensor_file
 from lpips_lightning.images.preprocessing import to_backbone
 from lpips_lightning.io.tensor_files import write_tensors
@@ -165,9 +168,12 @@ class Distillation(LightningModule):
         return terms
 
     @override
-    def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        # Not in on_train_batch_end: a checkpoint may be written before that hook.
+        super().optimizer_step(*args, **kwargs)
         self.student.clamp_calibration()
-        decay = min(self.hparams["decay"], (self.global_step + 1) / (self.global_step + 10))
+        steps = self.global_step + 1
+        decay = min(self.hparams["decay"], (steps + 1) / (steps + 10))
         with torch.no_grad():
             for average, value in zip(self.averaged.parameters(), self.student.parameters(), strict=True):
                 average.lerp_(value, 1 - decay)
@@ -199,12 +205,13 @@ class Distillation(LightningModule):
             {"params": list(self.student.calibration.parameters()), "lr": 2 * lr},
         ]
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0)
-        total, warmup = self.trainer.estimated_stepping_batches, self.hparams["warmup_steps"]
+        warmup = self.hparams["warmup_steps"]
 
         def factor(step: int) -> float:
-            return (
-                min(1.0, (step + 1) / (warmup + 1)) * (0.5 + 0.5 * math.cos(math.pi * min(step / total, 1.0))) + 0.005
-            )
+            # Not for step 0: estimated_stepping_batches creates the dataloader. Before the loops are restored from a
+            # checkpoint, that would lose the position in the epoch.
+            progress = min(step / self.trainer.estimated_stepping_batches, 1.0) if step else 0.0
+            return min(1.0, (step + 1) / (warmup + 1)) * (0.5 + 0.5 * math.cos(math.pi * progress)) + 0.005
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
@@ -222,15 +229,21 @@ class StudentFile(Callback):
     """Writes the averaged student and its record at the end of training.
 
     Args:
-        path: A ``.safetensors`` file, written atomically; its folder is created if missing.
+        path: A ``.safetensors`` file, written atomically; its folder is created if missing. None for
+            ``student.safetensors`` in the log folder, which is a new one for every run.
+
+    Attributes:
+        written: The file, once it is written.
     """
 
-    def __init__(self, path: str = "outputs/distillation/student.safetensors") -> None:
+    def __init__(self, path: str | None = None) -> None:
         self.path = path
+        self.written: Path | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        check_tensor_file(self.path)
+        if self.path is not None:
+            check_tensor_file(self.path)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -238,7 +251,8 @@ class StudentFile(Callback):
             return
         net_type = "embedded" if tuple(pl_module.stages) == EMBEDDED else "custom"
         record = student_record(trainer, pl_module)
-        write_tensors(self.path, pl_module.averaged.state_dict(), record, net_type=net_type, version="0.1")
+        self.written = Path(self.path or log_folder(trainer, trainer.logger) / "student.safetensors")
+        write_tensors(self.written, pl_module.averaged.state_dict(), record, net_type=net_type, version="0.1")
 
 
 def student_record(trainer: Trainer, module: Distillation) -> dict[str, Any]:
@@ -261,14 +275,26 @@ def student_record(trainer: Trainer, module: Distillation) -> dict[str, Any]:
 
 
 class DistillationCLI(RecipeCLI):
-    """Adds ``--file.path``."""
+    """Adds ``--checkpoint.*`` (ModelCheckpoint) and ``--file.path``."""
 
     networks = (("model.teacher", "model.teacher_weights"),)
     outputs = (("file.path", "fit"),)
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(StudentFile, "file")
+
+    @override
+    def written_files(self) -> list[tuple[Path, str]]:
+        written = self._get(self.config_init, "file").written
+        return [] if written is None else [(written, "the student")]
+
+    @override
+    def next_commands(self, checkpoint: Path) -> list[str]:
+        if tuple(self.model.stages) != EMBEDDED:
+            return []
+        return [f"LPIPS('embedded', weights={str(path)!r}) in Python" for path, _ in self.written_files()]
 
 
 def main(args: list[str] | None = None) -> None:

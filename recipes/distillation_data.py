@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from lpips_lightning._lightning import LightningDataModule
 from lpips_lightning.data.crops import crops
+from lpips_lightning.data.samplers import ResumableLoader
 from lpips_lightning.io.image_files import find_images, read_image
 from lpips_lightning.recipes.distillation_augmentations import procedural, vary
 from lpips_lightning.recipes.held_out import HeldOut
@@ -178,12 +179,14 @@ class DistillationData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Tensor]:
         images = [self.images[name] for name in self.trained_on]
         epoch = self.trainer.current_epoch if self.trainer else 0
+        every = getattr(self.trainer, "reload_dataloaders_every_n_epochs", 0)
+        epoch -= epoch % every if every else 0  # a resumed run gets the groups of the epoch of the last reload
         seed = 1_000_003 * self.seed + epoch
         banks = [
             Groups(images, count, size, self.versions, self.procedural_fraction, seed + 1009 * size)
             for size, count in self.sizes.items()
         ]
-        return DataLoader(GroupBatches(banks, self.batch_size, draw=True), batch_size=None, shuffle=True)
+        return ResumableLoader(GroupBatches(banks, self.batch_size, draw=True), batch_size=None, shuffle=True)
 
     @override
     def val_dataloader(self) -> DataLoader[Tensor]:

@@ -18,6 +18,7 @@ from lpips_lightning.io.atomic import atomic_write
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.progress import progress_report
 from lpips_lightning.recipes.command import ImageRecipeCLI, command_name, quiet_lightning
+from lpips_lightning.recipes.run_report import command_line, print_line
 from lpips_lightning.recipes.tradeoff_plot import save_plot
 from lpips_lightning.recipes.tradeoff_rows import Tradeoff, first_with_options
 from lpips_lightning.recipes.tradeoff_table import (
@@ -67,6 +68,10 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
     try:
         with quiet_lightning(), progress_report("items") as report:
             table.run(losses, options.seeds, report)
+    except (KeyboardInterrupt, SystemExit):
+        line = command_line("lpips-lightning", name, ["tradeoff", *args])
+        print_line(f"Stopped. To resume with the rows that are missing:\n  {line}", error=True)
+        raise
     finally:  # show finished rows after an interrupt too
         rows = [row for row in table.rows if row.scores or row.note]
         if rows:

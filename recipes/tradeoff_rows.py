@@ -171,7 +171,10 @@ class Tradeoff:
     def _call(self, subcommand: str, more: list[str], without: list[str], callbacks: list[Any]) -> ImageRecipeCLI:
         off = ["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"]
         args = [subcommand, *self.options, *more, *(f"--trainer.{name}=false" for name in off), "--without", *without]
-        ran = run_recipe(*self.recipe, args, trainer_defaults={"callbacks": callbacks}, save_config_callback=None)
+        cli, model, data, file = self.recipe
+        silent = type(cli.__name__, (cli,), {"reports": False})
+        options: dict[str, Any] = {"trainer_defaults": {"callbacks": callbacks}, "save_config_callback": None}
+        ran = run_recipe(silent, model, data, file, args, **options)
         return cast(ImageRecipeCLI, ran)
 
 

@@ -116,6 +116,10 @@ def _run(command: Command, args: list[str]) -> int:
         getattr(import_module(module), function)(args)
     except KeyboardInterrupt:
         return 130
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning's Trainer exits with code 1
+            return 130
+        raise
     except BrokenPipeError:
         raise
     except Exception as error:

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 from typing_extensions import override
 
 Item = dict[str, Any]
+RandomStates = list[Tensor]
+"""States of torch's random numbers: of the CPU, then of every GPU in use."""
 
 
 class Mirrored(Dataset[Item]):
@@ -78,29 +80,44 @@ class EpochSampler(DistributedSampler[int]):
         return iter(self.order()[self.rank :: self.num_replicas][self.start :].tolist())
 
 
-class ResumableLoader(DataLoader[Item]):
-    """A `DataLoader` over an `EpochSampler` that saves its position and resumes there after `load_state_dict`.
+class ResumableLoader(DataLoader[Any]):
+    """A `DataLoader` that saves its position and resumes there after `load_state_dict`.
 
-    Takes the arguments of `DataLoader`. Its length is always that of the full epoch. With another sampler (Lightning
-    sets one for ``overfit_batches``) it behaves as a plain `DataLoader`.
+    Takes the arguments of `DataLoader`. Its length is always that of the full epoch. Over an `EpochSampler` it resumes
+    at once. With another sampler, such as that of ``shuffle=True``, it saves the states of torch's random numbers; to
+    resume it loads the batches before its position once more and drops them, with the same random numbers, and then
+    restores the state at the time of saving. The training is thus the same as without the interruption, except for the
+    random numbers of persistent worker processes, which go on from epoch to epoch.
     """
 
     _yielded = 0
     _resume: tuple[int, int] | None = None  # epoch, batches
+    _replay: dict[str, Any] | None = None
+    _epoch_start: RandomStates | None = None
+    _first_batch: RandomStates | None = None
 
     @override
     def __iter__(self) -> Any:
+        if not isinstance(self.sampler, EpochSampler):
+            return self._replayed()
         # A lazy generator, because Lightning creates the first epoch's iterator before it calls set_epoch.
         return self._batches()
 
-    def state_dict(self) -> dict[str, int]:
-        """Position and configuration: epoch, batches, batch_size, items, ranks, seed; empty with another sampler."""
-        if not isinstance(self.sampler, EpochSampler):
+    def state_dict(self) -> dict[str, Any]:
+        """Position and configuration: epoch, batches, batch_size, items, ranks, seed.
+
+        With another sampler: batches, length, and states of the random numbers now and at the start of the epoch. Empty
+        for an iterable data set.
+        """
+        if isinstance(self.dataset, IterableDataset):
             return {}
+        if not isinstance(self.sampler, EpochSampler):
+            states = {"epoch_start": self._epoch_start, "first_batch": self._first_batch, "now": self._states()}
+            return {"batches": self._yielded, "length": len(self), **states}
         return {"epoch": self.sampler.epoch, "batches": self._yielded, **self._configuration(self.sampler)}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Resume the next iteration at the position of `state`; in any other epoch it starts from the beginning.
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume the next iteration at the position of `state`; over an `EpochSampler` only in the same epoch.
 
         Args:
             state: From `state_dict`.
@@ -108,7 +125,10 @@ class ResumableLoader(DataLoader[Item]):
         Raises:
             ValueError: If `state` is from mid-epoch and data, batch size, ranks or seed differ.
         """
-        if not state or not isinstance(self.sampler, EpochSampler):
+        if not isinstance(self.sampler, EpochSampler):
+            self._load_replay(state)
+            return
+        if "epoch" not in state:
             return
         epoch, batches = state["epoch"], state["batches"]
         if batches >= len(self):
@@ -120,6 +140,50 @@ class ResumableLoader(DataLoader[Item]):
                 )
         self.sampler.set_epoch(epoch)
         self._resume, self._yielded = (epoch, batches), batches
+
+    def _load_replay(self, state: dict[str, Any]) -> None:
+        if state.get("now") is None:  # of a loader over an EpochSampler
+            return
+        if 0 < state["batches"] < state["length"] != len(self):
+            raise ValueError(
+                f"length: expected {state['length']} batches, as in the checkpoint, which was written mid-epoch, got"
+                f" {len(self)}"
+            )
+        self._replay = state
+
+    def _replayed(self) -> Iterator[Any]:
+        """Iterator of the epoch; a position that was loaded is reached by loading the batches before it."""
+        replay = self._replay  # kept until a batch is drawn: Lightning may start an epoch that is already complete
+        skipped = replay["batches"] % replay["length"] if replay is not None and replay["length"] else 0
+        if replay is not None:
+            self._set_states(replay["epoch_start" if skipped else "now"])
+        self._epoch_start = self._states()
+        batches = super().__iter__()
+        if replay is not None and skipped:
+            self._set_states(replay["first_batch"])
+            self._first_batch = self._states()
+            for _ in range(skipped):
+                next(batches)
+            self._set_states(replay["now"])
+        return self._counted(batches, skipped)
+
+    def _counted(self, batches: Iterator[Any], skipped: int) -> Iterator[Any]:
+        self._yielded = skipped
+        if not skipped:
+            self._first_batch = self._states()
+        for batch in batches:
+            self._replay = None
+            self._yielded += 1
+            yield batch
+
+    def _states(self) -> RandomStates:
+        return [*random_states(), *([self.generator.get_state()] if self.generator is not None else ())]
+
+    def _set_states(self, states: RandomStates) -> None:
+        if self.generator is not None:
+            *states, own = states
+            self.generator.set_state(own.cpu())
+        set_random_states(states)
 
     def _batches(self) -> Iterator[Any]:
         resume, self._resume = self._resume, None
@@ -139,6 +203,18 @@ class ResumableLoader(DataLoader[Item]):
             "ranks": sampler.num_replicas,
             "seed": sampler.seed,
         }
+
+
+def random_states() -> RandomStates:
+    """States of torch's global random numbers."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
+
+
+def set_random_states(states: RandomStates) -> None:
+    """Restore `random_states`; those of GPUs only where equally many are in use."""
+    torch.set_rng_state(states[0].cpu())
+    if torch.cuda.is_initialized() and len(states) == 1 + torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([state.cpu() for state in states[1:]])
 
 
 def _length(data: Any) -> int:

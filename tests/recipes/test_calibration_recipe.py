@@ -90,16 +90,16 @@ def test_command_fits_resumes_and_tests(images, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     common = [*QUIET, *bapps(images), "--last.every_n_train_steps=2", "--model.lr=1e-2"]
     main(["fit", *common, "--trainer.max_epochs=2"])
-    folder = tmp_path / "outputs/calibration"
-    assert {"best.ckpt", "last.ckpt", "calibration.safetensors"} <= {path.name for path in folder.iterdir()}
+    folder = tmp_path / "outputs/calibration/version_0"
+    assert {"best.ckpt", "last.ckpt"} == {path.name for path in (folder / "checkpoints").iterdir()}
     record = read_record(folder / "calibration.safetensors")
     assert list(record["scores"]["2afc"]) == ["noise"]
     assert record["steps"] == 6
     assert LPIPS("embedded", calibration=folder / "calibration.safetensors").fingerprint
-    main(["fit", *common, "--trainer.max_epochs=3", f"--ckpt_path={folder / 'last.ckpt'}"])
+    main(["fit", *common, "--trainer.max_epochs=3", f"--ckpt_path={folder / 'checkpoints/last.ckpt'}"])
     assert read_record(folder / "calibration.safetensors")["steps"] == 9
     capsys.readouterr()
-    main(["test", *common, f"--ckpt_path={folder / 'best.ckpt'}"])
+    main(["test", *common, f"--ckpt_path={folder / 'checkpoints/best.ckpt'}"])
     said = capsys.readouterr().out
     assert "test/noise/2afc" in said
     assert "test/noise/jnd" in said

@@ -109,6 +109,19 @@ def test_each_epoch_is_logged_once_and_the_sanity_check_not(tmp_path):
     assert rows == [(2, SCORES), (5, SCORES)]
 
 
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ({}, {"val/lpips"}),
+        ({"metrics": ["ssim", "lpips"], "prefix": "a_"}, {"val/a_ssim"}),
+        ({"prog_bar": False}, set()),
+    ],
+)
+def test_the_first_score_is_on_the_progress_bar(tmp_path, options, shown):
+    fitted = fit(tmp_path, [scores(**options)], val=[loader(3), loader(3, seed=1)])
+    assert {name for name in fitted.progress_bar_metrics if name.startswith("val/")} == shown
+
+
 def test_one_callback_logs_to_every_logger(tmp_path):
     loggers = [
         board(tmp_path),

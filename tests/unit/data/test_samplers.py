@@ -179,3 +179,44 @@ def test_lightning_may_limit_or_overfit_batches(tmp_path):
     with pytest.warns(match="You requested to overfit"):
         overfitted = run(0, [SaveAt(4, tmp_path / "a.ckpt")], overfit_batches=2)
     assert [numbers for _, _, numbers in overfitted] == [[0.5, 1.5, 2.5], [3.5, 4.5, 5.5]] * 3
+
+
+class Drawn(Dataset):
+    """Items with a random number."""
+
+    def __len__(self):
+        return 7
+
+    def __getitem__(self, index):
+        return torch.cat([torch.tensor([float(index)]), torch.rand(1)])
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["global generator", "own generator"])
+@pytest.mark.parametrize(("position", "workers"), [(1, 0), (3, 0), (4, 0), (1, 2)])
+def test_a_loader_with_shuffle_resumes_with_the_same_random_numbers(position, workers, own):
+    def make():
+        generator = torch.Generator().manual_seed(4) if own else None
+        return ResumableLoader(Drawn(), batch_size=2, shuffle=True, num_workers=workers, generator=generator)
+
+    torch.manual_seed(3)
+    loader = make()
+    whole = [batch.tolist() for _ in range(2) for batch in loader] + torch.rand(1).tolist()
+    torch.manual_seed(3)
+    interrupted = make()
+    batches = iter(interrupted)
+    first = [next(batches).tolist() for _ in range(position)]
+    state = interrupted.state_dict()
+    torch.manual_seed(99)
+    resumed = make()
+    resumed.load_state_dict(state)
+    epochs = 1 if position == len(loader) else 2
+    rest = [batch.tolist() for _ in range(epochs) for batch in resumed] + torch.rand(1).tolist()
+    assert first + rest == whole
+    assert len({str(batch) for batch in whole}) == 9  # nothing is drawn twice
+
+
+def test_a_loader_with_shuffle_does_not_resume_in_an_epoch_of_another_length():
+    loader = ResumableLoader(Drawn(), batch_size=2, shuffle=True)
+    next(iter(loader))
+    with pytest.raises(ValueError, match="length: expected 4 batches, as in the checkpoint.* got 7"):
+        ResumableLoader(Drawn(), shuffle=True).load_state_dict(loader.state_dict())

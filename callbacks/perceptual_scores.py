@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias, Unpack, cast, get_args
 
@@ -20,6 +19,7 @@ from lpips_lightning.callbacks._loggers import log_hyperparameters, log_table
 from lpips_lightning.callbacks._pair_scorer import PairScorer
 from lpips_lightning.callbacks._step_outputs import Adapter, OutputReader, count_dataloaders
 from lpips_lightning.callbacks.loss_schedule import LossSchedule, perceptual_losses
+from lpips_lightning.callers import warn_user
 from lpips_lightning.distributed import dataset_indices, gather
 from lpips_lightning.images.ranges import DataRange
 from lpips_lightning.network import LPIPS
@@ -164,10 +164,9 @@ class PerceptualScores(Callback):
         scheduled = any(isinstance(callback, LossSchedule) for callback in getattr(trainer, "callbacks", []))
         for path, loss in perceptual_losses(pl_module).items():
             if (loss.weight or scheduled) and loss.net.specification.backbone_sha256 == own.backbone_sha256:
-                warnings.warn(
+                warn_user(
                     f"net_type: expected another network than that of the loss {path!r}, got {own.net_type!r} for both;"
-                    f" val/{self.prefix}lpips is biased, since the model is trained to lower it",
-                    stacklevel=2,
+                    f" val/{self.prefix}lpips is biased, since the model is trained to lower it"
                 )
 
     @override

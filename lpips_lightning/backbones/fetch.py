@@ -182,6 +182,6 @@ def _nothing_found(builder: str, record: BackboneFile | None, places: list[Path]
         f"             or, once, with a network: lpips-lightning weights fetch --net {nets[0]} --to DIR\n"
         f"             and then {FOLDER_VARIABLE}=DIR in the environment, or {PYTHON_WAYS[1]}"
         if nets
-        else f"  ways out:  put the file into DIR, and then {FOLDER_VARIABLE}=DIR in the environment, or {PYTHON_WAYS[1]}"
+        else f"  ways out:  the file in DIR, and {FOLDER_VARIABLE}=DIR in the environment or {PYTHON_WAYS[1]}"
     )
     return "\n".join(lines)

@@ -161,9 +161,13 @@ def test_configurations_name_classes_and_their_arguments():
         for block in blocks(page, "yaml"):
             for entry in yaml.safe_load(block)["trainer"]["callbacks"]:
                 module, _, name = entry["class_path"].rpartition(".")
-                assert isinstance(getattr(import_module(module), name)(**entry["init_args"]), pl.Callback)
+                options = entry["init_args"]
+                if isinstance(given := options.get("net_type"), dict):
+                    home, _, network = given["class_path"].rpartition(".")
+                    options["net_type"] = getattr(import_module(home), network)(**given["init_args"])
+                assert isinstance(getattr(import_module(module), name)(**options), pl.Callback)
                 tested += 1
-    assert tested == 2
+    assert tested == 3
 
 
 def test_the_root_page_is_short_and_begins_with_a_snippet():

@@ -14,6 +14,7 @@ from untrained import UNTRAINED
 
 from lpips_lightning import LPIPS, LearnedPerceptualImagePatchSimilarity, LPIPSDiversity, PerceptualLoss, compat
 from lpips_lightning import LearnedPerceptualImagePatchSimilarity as Metric
+from lpips_lightning.calibration import PerceptualCalibration
 from lpips_lightning.callbacks import PerceptualScores
 from lpips_lightning.evaluation.methods import parse_method
 from lpips_lightning.functional.lpips import learned_perceptual_image_patch_similarity
@@ -81,6 +82,10 @@ FIRST = {  # the first call on images on [0, 1] that takes them for [-1, 1]; the
         "say data_range=(0, 1)",
     ),
     "compat": (lambda x, y: compat.LPIPS(net="embedded", verbose=False)(x, y), "say normalize=True"),
+    "calibration": (
+        lambda x, y: PerceptualCalibration("embedded")._distances({"p0": x, "p1": y, "same": torch.ones(1)}, 0),
+        "convert with 2 * images - 1",
+    ),
     "evaluation": (lambda x, y: parse_method("embedded").distance(x, y), "convert with 2 * images - 1"),
 }
 

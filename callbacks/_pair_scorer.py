@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.batch import Features
+from lpips_lightning.callers import warn_user
 from lpips_lightning.images.hints import UNMASKED
 from lpips_lightning.images.preprocessing import ImagePolicy
 from lpips_lightning.images.ranges import DataRange, RangeChecker, RangeError, check_values, parse_range
@@ -56,7 +56,7 @@ class PairScorer:
         self.data_range = parse_range(data_range)
         self.clamp = clamp
         self.target_features = TargetFeatures(cache_bytes)
-        self._predictions = RangeChecker(immediate=True)
+        self._predictions, self._targets = RangeChecker(immediate=True), RangeChecker(immediate=True)
         self._warned = False
         self._net: LPIPS | None = None
         self._smallest = 1
@@ -103,7 +103,7 @@ class PairScorer:
         net_type = "None" if self._net is None else self._net.net_type
         self.images.check_pair(pred, target, ("pred", "target"), net_type, self._smallest)
         if self.validate_args:
-            check_values(target, "target", self.data_range, UNMASKED)
+            self._targets.observe(target, "target", self.data_range, hints=UNMASKED)
         if self.clamp and self.validate_args:
             self._predictions.observe(pred, "pred", self.data_range, "prediction", UNMASKED)
         if self.clamp or (self.validate_args and self._is_on_range(pred)):
@@ -178,7 +178,7 @@ class PairScorer:
             if not self._warned:
                 self._warned = True
                 way_out = "clamp=True scores them as an image file would hold them"
-                warnings.warn(f"{error}; they are scored as they are, {way_out}", stacklevel=2)
+                warn_user(f"{error}; they are scored as they are, {way_out}")
             return False
         return True
 

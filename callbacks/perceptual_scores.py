@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias, Unpack, cast, get_args
 
@@ -20,12 +19,14 @@ from lpips_lightning.callbacks._loggers import log_hyperparameters, log_table
 from lpips_lightning.callbacks._pair_scorer import PairScorer
 from lpips_lightning.callbacks._step_outputs import Adapter, OutputReader, count_dataloaders
 from lpips_lightning.callbacks.loss_schedule import LossSchedule, perceptual_losses
+from lpips_lightning.callers import warn_user
 from lpips_lightning.distributed import dataset_indices, gather
+from lpips_lightning.functional.luma import luma_scores_of_unit_range
 from lpips_lightning.images.ranges import DataRange
 from lpips_lightning.network import LPIPS
 from lpips_lightning.options import LPIPSOptions, with_options
 
-Score: TypeAlias = Literal["lpips", "psnr", "ssim"]
+Score: TypeAlias = Literal["lpips", "psnr", "ssim", "psnr_y", "ssim_y"]
 
 
 @with_options()
@@ -46,7 +47,8 @@ class PerceptualScores(Callback):
     only. If a target has changed, its features are recomputed. With a ``memory_budget`` nothing is cached.
 
     PSNR and SSIM use the input of the LPIPS network, after the options ``gray``, ``background`` and ``resize``; with
-    ``gray="per_channel"`` they are the mean over channels.
+    ``gray="per_channel"`` they are the mean over channels. ``"psnr_y"`` and ``"ssim_y"`` are those of superresolution
+    papers, on 8-bit luma without a `border`: see `lpips_lightning.functional.luma_scores`.
 
     Args:
         net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"`` (ships with the package); a custom backbone
@@ -54,7 +56,9 @@ class PerceptualScores(Callback):
             warning is issued if a `PerceptualLoss` of the model has the same backbone.
         data_range: Range of predictions and targets: ``(low, high)``, or ``high`` alone for ``(0, high)``; uint8 is
             always on [0, 255]. There is no default, since scores with a wrong range are wrong silently.
-        metrics: Scores to log: ``"lpips"``, ``"psnr"`` (mean of the images' PSNRs), ``"ssim"``.
+        metrics: Scores to log: ``"lpips"``, ``"psnr"`` (mean of the images' PSNRs), ``"ssim"``, ``"psnr_y"``,
+            ``"ssim_y"``.
+        border: Pixels that ``"psnr_y"`` and ``"ssim_y"`` crop on each side; papers crop the scale factor.
         per_layer: Log LPIPS by layer too.
         per_dataloader: With several dataloaders, log the scores of each one too.
         prog_bar: Show the first of `metrics`, over all dataloaders, on the progress bar.
@@ -91,6 +95,7 @@ class PerceptualScores(Callback):
         *,
         data_range: DataRange,
         metrics: Sequence[Score] = ("lpips", "psnr", "ssim"),
+        border: int = 0,
         per_layer: bool = False,
         per_dataloader: bool = True,
         prog_bar: bool = True,
@@ -108,7 +113,10 @@ class PerceptualScores(Callback):
             raise ValueError(f"metrics: expected some of {known}, got {metrics!r}")
         if per_layer and "lpips" not in metrics:
             raise ValueError(f"per_layer: expected False without 'lpips' among the metrics, got {per_layer!r}")
+        if type(border) is not int or border < 0:
+            raise ValueError(f"border: expected a number of pixels, 0 or more, got {border!r}")
         self.metrics: tuple[Score, ...] = tuple(dict.fromkeys(metrics))
+        self.border = border
         self.per_layer, self.per_dataloader, self.table, self.prefix = per_layer, per_dataloader, table, prefix
         self.prog_bar = prog_bar
         self._reader = OutputReader(pred_key, target_key, None, adapter)
@@ -143,10 +151,19 @@ class PerceptualScores(Callback):
                 terms = self._pairs.layers(pred, target, batch)
                 columns += [torch.stack(terms).sum(0), *(terms if self.per_layer else ())]
             else:
-                function = _psnr if metric == "psnr" else _ssim
-                scores = function(self._pairs.to_unit_range(pred), self._pairs.to_unit_range(target))
+                scores = self._plain(metric, self._pairs.to_unit_range(pred), self._pairs.to_unit_range(target))
                 columns.append(scores.view(len(pred), -1).mean(1) if len(scores) != len(pred) else scores)
         return torch.stack(columns, 1)
+
+    def _plain(self, metric: Score, pred: Tensor, target: Tensor) -> Tensor:
+        """PSNR or SSIM of images on [0, 1]."""
+        if metric == "psnr":
+            return _psnr(pred, target)
+        if metric == "ssim":
+            return _ssim(pred, target)
+        # Both come from one call; the other is cheap beside LPIPS.
+        scores = luma_scores_of_unit_range(pred, target, self.border)[metric == "ssim_y"]
+        return scores.to(pred.device, pred.dtype)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -167,10 +184,9 @@ class PerceptualScores(Callback):
         scheduled = any(isinstance(callback, LossSchedule) for callback in getattr(trainer, "callbacks", []))
         for path, loss in perceptual_losses(pl_module).items():
             if (loss.weight or scheduled) and loss.net.specification.backbone_sha256 == own.backbone_sha256:
-                warnings.warn(
+                warn_user(
                     f"net_type: expected another network than that of the loss {path!r}, got {own.net_type!r} for both;"
-                    f" val/{self.prefix}lpips is biased, since the model is trained to lower it",
-                    stacklevel=2,
+                    f" val/{self.prefix}lpips is biased, since the model is trained to lower it"
                 )
 
     @override

@@ -661,11 +661,12 @@ class LPIPS(SharedNetworkModule):
 def _range_of(normalize: bool | None, data_range: DataRange | None) -> tuple[float, float]:
     if normalize is None:
         return parse_range((-1, 1) if data_range is None else data_range)
-    if data_range is not None:
-        raise TypeError(f"normalize: expected None with data_range={data_range!r}; leave one of them out")
     if not isinstance(normalize, bool):
         raise ValueError(f"normalize: expected True or False, got {normalize!r}")
-    return (0.0, 1.0) if normalize else (-1.0, 1.0)
+    low_high = (0.0, 1.0) if normalize else (-1.0, 1.0)
+    if data_range is not None and parse_range(data_range) != low_high:
+        raise TypeError(f"normalize: expected None with data_range={data_range!r}; leave one of them out")
+    return low_high
 
 
 def roles_of(x: Tensor, y: Tensor | Features, role: Role = "data") -> tuple[Role, Role]:

@@ -259,7 +259,7 @@ class ImageRecipeCLI(RecipeCLI):
 
 
 def run_recipe(
-    cli: type[RecipeCLI], model: type, data: type, file: str, args: list[str] | None, **options: Any
+    cli: type[RecipeCLI], model: type, data: type, file: str, args: list[str] | None = None, **options: Any
 ) -> RecipeCLI | None:
     """Run a recipe's command line.
 
@@ -267,7 +267,7 @@ def run_recipe(
         cli: CLI class of the recipe.
         model: LightningModule of the recipe.
         data: Data module of the recipe.
-        file: File of the recipe; its stem names the subcommand, and the YAML file of the same name has the defaults.
+        file: ``__file__`` of the recipe, ours or your own; the YAML file of the same name has the defaults.
         args: Command line without the program name; None takes ``sys.argv``.
         options: Options of `LightningCLI`.
 
@@ -286,7 +286,8 @@ def run_recipe(
         # Create only the needed parser: each of the four takes 0.1 s.
         needed = {args[0]: subcommands[args[0]]}
         cli = type(cli.__name__, (cli,), {"subcommands": staticmethod(lambda: needed)})
-    command = f"lpips-lightning {command_name(file)}"
+    own = Path(file).resolve().parent != Path(__file__).resolve().parent
+    command = f"python {Path(file).name}" if own else f"lpips-lightning {command_name(file)}"
     description = f"`{command} fit --help` lists the training options."
     offline = " or ".join(f"--{option} embedded" for option, _ in cli.networks[:1])
     description += f" Offline: {offline}, or backbones from `lpips-lightning weights fetch`."

@@ -22,8 +22,8 @@ from typing_extensions import override
 from lpips_lightning import PerceptualLoss
 from lpips_lightning._lightning import LightningModule
 from lpips_lightning.distributed import dataset_indices
+from lpips_lightning.functional.luma import luma_scores
 from lpips_lightning.recipes.command import ImageRecipeCLI, run_recipe
-from lpips_lightning.recipes.luma_scores import luma_scores
 from lpips_lightning.recipes.superresolution_data import Scale, SuperResolutionData, check_scale
 
 Batch = tuple[Tensor, Tensor, Sequence[str]]  # low, high, names

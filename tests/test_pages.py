@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shlex
 import subprocess
 import sys
+import warnings
+from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import cache
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -25,6 +30,7 @@ from lpips_lightning import LPIPS
 from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.callbacks import PerceptualScores
 from lpips_lightning.cli.commands import COMMANDS, main
+from lpips_lightning.io import write_image
 from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS, EMBEDDED
 
 ROOT = Path(__file__).parents[1]
@@ -51,20 +57,26 @@ SNIPPETS = [(page, number) for page in PAGES for number in range(len(blocks(page
 
 
 @pytest.fixture(autouse=True)
-def folder(monkeypatch, tmp_path, backbones):
-    """Seeded backbones where ImageNet's are looked for."""
-    for net, tensors in backbones.items():
-        save_file(tensors, tmp_path / f"{BUILDERS[net]}.safetensors")
-        record = BACKBONE_FILES[BUILDERS[net]]
-        monkeypatch.setitem(BACKBONE_FILES, record.builder, replace(record, convolutions_sha256=None))
-    monkeypatch.setenv("LPIPS_LIGHTNING_WEIGHTS", str(tmp_path))
+def folder(monkeypatch, tmp_path):
+    """An empty folder; no weights, no network (see conftest.py)."""
+    assert "LPIPS_LIGHTNING_WEIGHTS" not in os.environ and not list(tmp_path.iterdir())
     monkeypatch.chdir(tmp_path)
 
 
+@cache
+def shown(page, number):
+    """What a snippet prints, and its names."""
+    names, out = {}, StringIO()
+    with warnings.catch_warnings(), redirect_stdout(out):
+        warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec)")  # Lightning's, 2026-11-28
+        if (page, number) == ("README.md", 1):  # the page says that it warns
+            warnings.filterwarnings("ignore", "net_type: expected another network than that of the loss")
+        exec(compile(blocks(page, "python")[number], f"{page}, snippet {number + 1}", "exec"), names)
+    return out.getvalue(), names
+
+
 def run(page, number):
-    names = {}
-    exec(compile(blocks(page, "python")[number], f"{page}, snippet {number + 1}", "exec"), names)
-    return names
+    return dict(shown(page, number)[1])
 
 
 def test_every_page_is_tested():
@@ -78,16 +90,32 @@ def test_snippets_run(page, number):
     run(page, number)
 
 
-def test_the_first_snippet_shows_how_training_lowers_lpips(capsys):
-    run("README.md", 0)
-    shown = capsys.readouterr().out
-    blurred, restored = map(float, re.fullmatch(r"LPIPS\(embedded\): (\S+) blurred, (\S+) restored\n", shown).groups())
+def test_the_first_snippet_shows_how_training_lowers_lpips():
+    printed, _ = shown("README.md", 0)
+    blurred, restored = map(
+        float, re.fullmatch(r"LPIPS\(embedded\): (\S+) blurred, (\S+) restored\n", printed).groups()
+    )
     assert blurred == 0.18  # as the comment beside it says
     assert restored < 0.12
 
 
+def test_the_second_snippet_trains_in_lightning_and_ends_with_scores():
+    printed, names = shown("README.md", 1)
+    scores = {name: float(score) for name, score in re.findall(r"'(val/\w+)': ([\d.]+)", printed.splitlines()[-1])}
+    assert set(scores) == {"val/lpips", "val/psnr", "val/ssim"}
+    assert scores["val/lpips"] < 0.1  # as the comment beside it says
+    assert names["trainer"].global_step == 64
+
+
+def test_the_second_snippet_says_that_its_loss_judges():
+    (loss,) = re.findall(r'PerceptualLoss\("(\w+)"', blocks("README.md", "python")[1])
+    (scores,) = re.findall(r'PerceptualScores\("(\w+)"', blocks("README.md", "python")[1])
+    assert loss == scores and "It warns that the network of the loss also judges here" in README
+
+
 # 2026-11-21, pytorch_lightning/trainer/connectors/data_connector.py: its advice on loaders.
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:net_type. expected another network")
 @pytest.mark.filterwarnings("ignore:pred. expected values on .*clamp=True")  # an untrained network leaves the range
 @pytest.mark.parametrize("kind", ["U-Net", "kaiming CNN", "small"])
 def test_an_ordinary_untrained_network_trains_in_the_second_snippet(kind):
@@ -109,6 +137,7 @@ def test_an_ordinary_untrained_network_trains_in_the_second_snippet(kind):
 
 # 2026-11-21, pytorch_lightning/trainer/connectors/data_connector.py: its advice on loaders.
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:net_type. expected another network")
 @pytest.mark.parametrize(("page", "number"), [("README.md", 1), ("callbacks/README.md", 4)])
 def test_modules_of_snippets_train_and_their_checkpoints_hold_the_network_alone(page, number, tmp_path):
     names = run(page, number)
@@ -124,15 +153,25 @@ def test_modules_of_snippets_train_and_their_checkpoints_hold_the_network_alone(
     assert sorted(trainer.strategy.lightning_module_state_dict()) == ["network.0.bias", "network.0.weight"]
 
 
+def test_snippets_have_one_convention_for_ranges():
+    code = [block for page in PAGES for block in blocks(page, "python")]
+    assert sum("data_range" in block for block in code) >= 7
+    assert not [block for block in code if re.search(r"normalize ?=", re.sub("#.*", "", block))]
+
+
 def test_configurations_name_classes_and_their_arguments():
     tested = 0
     for page in PAGES:
         for block in blocks(page, "yaml"):
             for entry in yaml.safe_load(block)["trainer"]["callbacks"]:
                 module, _, name = entry["class_path"].rpartition(".")
-                assert isinstance(getattr(import_module(module), name)(**entry["init_args"]), pl.Callback)
+                options = entry["init_args"]
+                if isinstance(given := options.get("net_type"), dict):
+                    home, _, network = given["class_path"].rpartition(".")
+                    options["net_type"] = getattr(import_module(home), network)(**given["init_args"])
+                assert isinstance(getattr(import_module(module), name)(**options), pl.Callback)
                 tested += 1
-    assert tested == 2
+    assert tested == 3
 
 
 def test_the_root_page_is_short_and_begins_with_a_snippet():
@@ -184,6 +223,61 @@ def test_commands_and_their_options_exist(capsys):
     named = {option for code in running if not code.startswith("pip ") for option in options_in(code)}
     assert len(named) >= 10
     assert named <= {"--help"}.union(*shown.values())
+
+
+PICTURES = {  # files and folders of the commands below
+    "a.png": 1,
+    "b.png": 1,
+    "restored": 2,
+    "truth": 2,
+    "faces": 2,
+    "samples": 3,
+    "photographs": 3,
+}
+RUN = ("compare ", "correlate ", "weights list", "completion bash", "bapps sheet")
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch, backbones):
+    """What the commands of the pages read: images, tables, and seeded backbones where ImageNet's are looked for."""
+    (tmp_path / "weights").mkdir()
+    for net, tensors in backbones.items():
+        save_file(tensors, tmp_path / "weights" / f"{BUILDERS[net]}.safetensors")
+        record = BACKBONE_FILES[BUILDERS[net]]
+        monkeypatch.setitem(BACKBONE_FILES, record.builder, replace(record, convolutions_sha256=None))
+    monkeypatch.setenv("LPIPS_LIGHTNING_WEIGHTS", str(tmp_path / "weights"))
+    for name, count in PICTURES.items():
+        for number in range(count):
+            path = tmp_path / name if name.endswith(".png") else tmp_path / name / f"{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            white = torch.ones(3, 256, 256)
+            write_image(white if name == "faces" else white * torch.rand(3, 256, 256), path)
+    (tmp_path / "list.csv").write_text("a,b\n0.png,1.png\n1.png,0.png\n")
+
+
+def short_lines():
+    """Lines of the pages that take seconds; those with another program, videos or a mirror are left out."""
+    lines = [line.partition("#")[0].strip().removeprefix("lpips-lightning ") for line in command_lines()]
+    return sorted(
+        {
+            line
+            for line in lines
+            if f"{line} ".startswith(RUN) and " " in line and not re.search(r"[|]|mp4|\.\.\.", line)
+        }
+    )
+
+
+@pytest.mark.parametrize("line", short_lines())
+def test_short_commands_run_as_the_pages_have_them(line, files, capsys):
+    if line.startswith("correlate"):
+        rows = [f"truth/{one % 2}.png,samples/{one % 3}.png,{one},{one % 2}" for one in range(12)]
+        Path("scores.csv").write_text("\n".join(["reference,distorted,score,video", *rows]))
+    assert main(shlex.split(line)) == 0, capsys.readouterr().err
+    assert all(Path(name).exists() for name in re.findall(r"--(?:out|csv|map) (\S+)", line))
+
+
+def test_many_commands_are_run():
+    assert len(short_lines()) >= 9
 
 
 def test_targets_of_make_exist():

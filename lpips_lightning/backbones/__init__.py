@@ -14,7 +14,7 @@ official calibration for them: pass ``calibration=PATH``, or ``calibrated=False`
 >>> deep.channels
 (96, 192, 384)
 >>> mine = from_module(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), ["1"], mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
->>> metric = LearnedPerceptualImagePatchSimilarity(mine, normalize=True, calibrated=False)
+>>> metric = LearnedPerceptualImagePatchSimilarity(mine, data_range=(0, 1), calibrated=False)
 
 Where weights are looked for, and what they are checked against: see `lpips_lightning.weights`.
 """

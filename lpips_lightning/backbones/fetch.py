@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.io.atomic import follow_links, replace_file
 from lpips_lightning.io.download import ProgressCallback, download, no_progress
 from lpips_lightning.weights import BackboneFile, WeightsError, read_tensors
@@ -17,6 +18,9 @@ from lpips_lightning.weights.lookup import FOLDER_VARIABLE, backbone_file, backb
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+PYTHON_WAYS = ('net_type="embedded"', "weights=DIR")
+"""Ways out that the error about a missing backbone names; the command line replaces them by its options."""
 
 _CONNECT_SECONDS = 15.0  # offline clusters drop packets instead of refusing connections
 _log = logging.getLogger("lpips_lightning")
@@ -62,7 +66,9 @@ def find_backbone(builder: str, path: str | os.PathLike[str] | None = None) -> F
         with progress_report() as report:
             fetch_backbone(record, target.parent, report=report)
     except (OSError, WeightsError) as error:
-        raise WeightsError(_nothing_found(builder, record, places, error.__cause__ or error)) from error
+        # The reason alone: what fetch_backbone adds to it is for those who asked for the file.
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise WeightsError(_nothing_found(builder, record, places, reason)) from None
     return FoundBackbone(_read(target, record), str(target))
 
 
@@ -104,7 +110,7 @@ def fetch_backbone(
             raise OSError(
                 f"{url}: expected to download it, got {error}; run again to go on where it stopped, name another"
                 f" source with --mirror, or put the file into '{named.parent}' as {record.file} yourself"
-            ) from error
+            ) from None
         _check(loaded, url, record)
         replace_file(loaded, target)
     return True
@@ -153,7 +159,7 @@ def _read(path: Path, record: BackboneFile | None) -> dict[str, Tensor]:
     try:
         return read_tensors(path)
     except WeightsError as error:
-        raise with_promise(error, path, record) from error
+        raise with_promise(error, path, record) from error.__cause__
 
 
 def _listing(places: list[Path]) -> str:
@@ -170,9 +176,12 @@ def _nothing_found(builder: str, record: BackboneFile | None, places: list[Path]
     lines.append(f"  searched:  {_listing(places)}")
     if not os.environ.get(FOLDER_VARIABLE):
         lines.append(f"             the environment variable {FOLDER_VARIABLE} is not set")
+    nets = [backbone.name for backbone in BACKBONES.values() if backbone.builder == builder]
     lines.append(
-        "  ways out:  net_type='embedded' (--net embedded) ships with the package and needs no file;\n"
-        "             on a machine with a network: lpips-lightning weights fetch --to DIR, then set\n"
-        f"             {FOLDER_VARIABLE} to that folder or pass weights=PATH (--weights PATH)"
+        f"  ways out:  {PYTHON_WAYS[0]} ships with the package and needs no file;\n"
+        f"             or, once, with a network: lpips-lightning weights fetch --net {nets[0]} --to DIR\n"
+        f"             and then {FOLDER_VARIABLE}=DIR in the environment, or {PYTHON_WAYS[1]}"
+        if nets
+        else f"  ways out:  the file in DIR, and {FOLDER_VARIABLE}=DIR in the environment or {PYTHON_WAYS[1]}"
     )
     return "\n".join(lines)

@@ -89,7 +89,7 @@ def resolve_network(
         try:
             extractor = FeatureExtractor(record, tensors, source)
         except WeightsError as error:
-            raise with_promise(error, origin, backbone_file(record.builder)) from error
+            raise with_promise(error, origin, backbone_file(record.builder)) from error.__cause__
         source = "calibration" if calibration is not own_calibration or source == "weights" else source
         values = calibration_tensors(record, version, calibration, source) if calibrated else None
         backbone_sha256 = tensors_sha256(extractor.graph.state_dict())

@@ -22,7 +22,7 @@ from lpips_lightning.calibration.model import Initialization, Mode, RankNetwork,
 from lpips_lightning.calibration.schedule import learning_rate_factor, step_seed
 from lpips_lightning.distributed import dataset_indices
 from lpips_lightning.images.preprocessing import PLAIN
-from lpips_lightning.images.ranges import check_values
+from lpips_lightning.images.ranges import RangeChecker
 from lpips_lightning.metrics.judgments import HumanCeiling, JNDScore, TwoAFCScore
 
 Batch = dict[str, Any]
@@ -101,6 +101,7 @@ class PerceptualCalibration(LightningModule):
         self.jnd_scores: dict[str, float] = {}
         self.jnd_curves: dict[str, tuple[Tensor, Tensor]] = {}
         self._sets: list[_SetScores] = []
+        self._ranges = RangeChecker(immediate=True)
 
     @property
     def calibration(self) -> dict[str, Tensor]:
@@ -228,7 +229,7 @@ class PerceptualCalibration(LightningModule):
             PLAIN.check_pair(batch[names[0]], batch[other], (names[0], other), record.name, record.smallest_side)
         if batch_idx == 0:  # synchronizes the device, so only once per epoch
             for name in names:
-                check_values(batch[name], name, _RANGE, PLAIN.hints)
+                self._ranges.observe(batch[name], name, _RANGE, hints=PLAIN.hints)
         images: list[Tensor] = [batch[name] for name in names]
         distances: tuple[Tensor, ...] = self.network(*images, generator=generator)
         return distances

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
+from lpips_lightning.cli.offline import in_options
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.streams import flush_standard_streams, has_lost_reader
 
@@ -125,7 +126,7 @@ def _run(command: Command, args: list[str]) -> int:
     except Exception as error:
         if os.environ.get(TRACEBACK_VARIABLE) or not _is_user_error(error):
             raise
-        return _fail(str(error))
+        return _fail(in_options(str(error), command.target, args))
     return 0
 
 

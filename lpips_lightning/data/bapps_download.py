@@ -102,7 +102,7 @@ def fetch(archive: Archive, root: str | Path, report: ProgressCallback = no_prog
             raise OSError(
                 f"{archive.url}: expected to download it ({archive.gigabytes} GB), got {error}; run again to resume,"
                 f" or get the file in another way, put it into '{root}' as {archive.file}, and run again"
-            ) from error
+            ) from None
     try:
         return unpack(archive, loaded, root, report)
     finally:
@@ -145,11 +145,11 @@ def unpack(archive: Archive, file: Path, root: str | Path, report: ProgressCallb
             raise ValueError(
                 f"{file}: expected plain files inside the archive, got '{error.tarinfo.name}', which is a link or"
                 " device, or points outside the archive; nothing was unpacked"
-            ) from error
+            ) from None
         except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ValueError(
                 f"{file}: expected an intact archive, got {type(error).__name__}: {error}; get it again"
-            ) from error
+            ) from None
         _check_counts(archive, made, file)
         target.parent.mkdir(parents=True, exist_ok=True)
         made.rename(target)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
 from lpips_lightning.backbones.frozen import FrozenNetwork
+from lpips_lightning.callers import warn_user
 from lpips_lightning.engine.constants import (
     FORWARD_BUDGET,
     GRADIENT_BUDGET,
@@ -127,7 +127,7 @@ def choose_plan(network: FrozenNetwork, shape: tuple[int, ...], budget: int | No
     if budget is not None:
         found = plan(network, batch, budget, gradient)
         if found.reason:
-            warnings.warn(f"memory_budget: {found.reason}", stacklevel=2)
+            warn_user(f"memory_budget: {found.reason}")
         return found
     kind = "cpu" if next(network.extractor.parameters()).device.type == "cpu" else "other"
     try:

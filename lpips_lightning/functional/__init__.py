@@ -1,6 +1,7 @@
-"""Functions of tensors: LPIPS, agreement with human judgments, and correlation with mean opinion scores.
+"""Functions of tensors: LPIPS, PSNR and SSIM on luma, agreement with judgments, correlation with mean opinion scores.
 
-`learned_perceptual_image_patch_similarity` is LPIPS with torchmetrics' name and arguments. `two_afc_score`,
+`learned_perceptual_image_patch_similarity` is LPIPS with torchmetrics' name and arguments. `luma_scores` gives PSNR and
+SSIM as superresolution papers report them. `two_afc_score`,
 `jnd_score`, `jnd_curve`, `human_ceiling` and `agreement` score distances against human judgments, with
 `bootstrap_interval` around a mean. `correlate`, `by_group` and `mean_over_groups` give SRCC, PLCC after the
 four-parameter logistic, and KRCC as `Correlations`.
@@ -20,6 +21,7 @@ __all__ = [
     "jnd_curve",
     "jnd_score",
     "learned_perceptual_image_patch_similarity",
+    "luma_scores",
     "mean_over_groups",
     "two_afc_score",
 ]
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
         two_afc_score,
     )
     from lpips_lightning.functional.lpips import learned_perceptual_image_patch_similarity
+    from lpips_lightning.functional.luma import luma_scores
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -49,5 +52,6 @@ else:
                 "two_afc_score",
             ],
             "lpips": ["learned_perceptual_image_patch_similarity"],
+            "luma": ["luma_scores"],
         },
     )

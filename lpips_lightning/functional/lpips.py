@@ -96,7 +96,7 @@ def learned_perceptual_image_patch_similarity(
         net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"`` (ships with the package); a custom backbone
             from `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network and options are used.
         reduction: Over the batch and the frames of videos: ``"mean"``, ``"sum"``, or ``"none"`` (None).
-        normalize: True for images on [0, 1], False for [-1, 1].
+        normalize: torchmetrics' argument: True is ``data_range=(0, 1)``, False is ``(-1, 1)``.
         data_range: Range of the images, instead of `normalize`: ``(low, high)``, or ``high`` alone for ``(0, high)``.
         spatial: Return distance maps, ``(1, H, W)`` for each image.
         per_layer: Return a dict of the layers' terms instead of their sum.

@@ -32,21 +32,24 @@ def choose_range(normalize: bool, data_range: DataRange | None) -> tuple[float, 
 
     Args:
         normalize: True for [0, 1], False for [-1, 1].
-        data_range: Range instead of `normalize`.
+        data_range: Range instead of `normalize`, or the same.
 
     Returns:
         ``(low, high)``.
 
     Raises:
-        ValueError: If `normalize` is not a bool, or both are given.
+        ValueError: If `normalize` is not a bool, or True with another range than (0, 1).
     """
     if not isinstance(normalize, bool):
         raise ValueError(f"normalize: expected True or False, got {normalize!r}")
     if data_range is None:
         return (0.0, 1.0) if normalize else (-1.0, 1.0)
-    if normalize:
-        raise ValueError(f"data_range: expected None with normalize=True, got {data_range!r}; leave one of them out")
-    return parse_range(data_range)
+    low_high = parse_range(data_range)
+    if normalize and low_high != (0.0, 1.0):
+        raise ValueError(
+            f"data_range: expected None with normalize=True, which is (0, 1), got {data_range!r}; leave one of them out"
+        )
+    return low_high
 
 
 def reduced(distances: Distances, reduction: Reduction) -> Tensor | dict[str, Tensor]:

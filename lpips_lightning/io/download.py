@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import re
+import socket
 import urllib.request
 from collections.abc import Callable
 from email.message import Message
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from lpips_lightning.io.atomic import follow_links, replace_file
 
@@ -15,6 +18,7 @@ ProgressCallback = Callable[[str, int, int], None]
 """``(task, done, total)``, called repeatedly; counts are bytes or items, and a `total` of 0 means unknown."""
 
 _CHUNK = 1 << 20
+_UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN)
 
 
 def no_progress(task: str, done: int, total: int) -> None:
@@ -47,13 +51,25 @@ def download(url: str, path: Path, report: ProgressCallback = no_progress, timeo
                 break
             problem = "the connection ended early"
         except urllib.error.HTTPError as error:
-            raise OSError(f"HTTP {error.code} {error.reason}") from error
+            raise OSError(f"HTTP {error.code} {error.reason}") from None
         except (OSError, http.client.HTTPException) as error:
-            problem = str(getattr(error, "reason", None) or error or type(error).__name__)
+            problem = _in_words(getattr(error, "reason", None) or error, url)
         if not part.exists() or part.stat().st_size <= before:
             raise OSError(problem)
     replace_file(part, path)
     version.unlink(missing_ok=True)
+
+
+def _in_words(error: object, url: str) -> str:
+    """What failed, as a user without a network would say it."""
+    server = urlsplit(url).hostname
+    if isinstance(error, socket.gaierror):
+        return f"no network: the name {server} could not be resolved"
+    if isinstance(error, OSError) and error.errno in _UNREACHABLE:
+        return f"no network: {server} cannot be reached ({error.strerror})"
+    if isinstance(error, TimeoutError):
+        return f"no network, or a slow one: {server} did not answer in time"
+    return str(error) or type(error).__name__
 
 
 def _receive(url: str, part: Path, version: Path, report: ProgressCallback, timeout: float) -> bool:

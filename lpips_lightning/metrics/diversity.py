@@ -33,7 +33,7 @@ class LPIPSDiversity(ImageMetric):
     Args:
         net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"`` (ships with the package); a custom backbone
             from `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network and options are used.
-        normalize: True for images on [0, 1], False for [-1, 1].
+        normalize: torchmetrics' argument: True is ``data_range=(0, 1)``, False is ``(-1, 1)``.
         data_range: Range of the images, instead of `normalize`: ``(low, high)``, or ``high`` alone for ``(0, high)``.
         options: See `lpips_lightning.options.LPIPSOptions`.
         kwargs: See `torchmetrics.Metric`.
@@ -47,7 +47,7 @@ class LPIPSDiversity(ImageMetric):
         WeightsError: If weights are missing, damaged or of another architecture.
 
     Example:
-        >>> metric = LPIPSDiversity("squeeze", normalize=True, weights="random")
+        >>> metric = LPIPSDiversity("squeeze", data_range=(0, 1), weights="random")
         >>> metric(torch.ones(4, 3, 64, 64))
         tensor(0.)
     """

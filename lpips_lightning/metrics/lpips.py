@@ -51,7 +51,7 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
             from `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network and options are used.
         reduction: Over all images and the frames of videos: ``"mean"``, ``"sum"``, or ``"none"`` (None), which stores
             one score per image, or per frame of videos, which must then have equal length.
-        normalize: True for images on [0, 1], False for [-1, 1].
+        normalize: torchmetrics' argument: True is ``data_range=(0, 1)``, False is ``(-1, 1)``.
         data_range: Range of the images, instead of `normalize`: ``(low, high)``, or ``high`` alone for ``(0, high)``.
         spatial: Return distance maps ``(1, H, W)``; all images must have the same size.
         per_layer: Return a dict of the layers' terms instead of their sum.
@@ -67,7 +67,7 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
         WeightsError: If weights are missing, damaged or of another architecture.
 
     Example:
-        >>> metric = LearnedPerceptualImagePatchSimilarity("squeeze", normalize=True, weights="random")
+        >>> metric = LearnedPerceptualImagePatchSimilarity("squeeze", data_range=(0, 1), weights="random")
         >>> metric.update(torch.ones(2, 3, 64, 64), torch.ones(2, 3, 64, 64))
         >>> metric.compute()
         tensor(0.)
@@ -103,7 +103,7 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
         low_high = choose_range(normalize, data_range)
         super().__init__(net_type, options)
         self.reduction = reduction
-        self.normalize = normalize
+        self.normalize = low_high == (0.0, 1.0)
         self.data_range = low_high
         self.spatial = spatial
         self.per_layer = per_layer

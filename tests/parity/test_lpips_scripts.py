@@ -253,9 +253,9 @@ def test_a_trainer_by_its_own_arguments_and_what_it_refuses():
         _ = trainer.net
     trainer.initialize(model="lpips", net="embedded", use_gpu=False, version="0.1", gpu_ids=[0])
     assert trainer.name() == "lpips [embedded]" and trainer.parameters == []
-    x = torch.rand(2, 3, 40, 40)
-    assert trainer.forward(x, 1 - x).shape == (2, 1, 1, 1)
-    assert len(trainer.forward(x, 1 - x, retPerLayer=True)[1]) == trainer.net.L
+    x = torch.rand(2, 3, 40, 40) * 2 - 1
+    assert trainer.forward(x, -x).shape == (2, 1, 1, 1)
+    assert len(trainer.forward(x, -x, retPerLayer=True)[1]) == trainer.net.L
     trainer.initialize(model="baseline", net="embedded", use_gpu=False)
     assert not trainer.net.lpips
     for options, said in (

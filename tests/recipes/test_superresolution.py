@@ -15,8 +15,8 @@ from pytorch_lightning import Trainer
 from small_data import write_noise
 
 from lpips_lightning.callbacks import PerceptualScores
+from lpips_lightning.functional.luma import luma_scores
 from lpips_lightning.recipes import superresolution
-from lpips_lightning.recipes.luma_scores import luma_scores
 from lpips_lightning.recipes.superresolution import EDSR, SuperResolution, main, upscale
 from lpips_lightning.recipes.superresolution_data import SuperResolutionData, downscale
 

@@ -285,11 +285,11 @@ def test_the_way_out_for_one_image_with_channels_last_fits_what_was_given():
     ) as caught:
         net(image, image)
     assert str(caught.value).endswith(".permute(2, 0, 1).unsqueeze(0)")
-    assert net(image.permute(2, 0, 1), image.permute(2, 0, 1).unsqueeze(0)).shape == (1, 1, 1, 1)
+    assert net(image.permute(2, 0, 1), image.permute(2, 0, 1).unsqueeze(0), normalize=True).shape == (1, 1, 1, 1)
     alpha = torch.rand(4, 40, 48)
     with pytest.raises(ValueError, match=r"drop the alpha channel with \[\.\.\., :3, :, :\]"):
         net(alpha, alpha)
-    assert net(alpha[..., :3, :, :], alpha[..., :3, :, :]).shape == (1, 1, 1, 1)
+    assert net(alpha[..., :3, :, :], alpha[..., :3, :, :], normalize=True).shape == (1, 1, 1, 1)
 
 
 def test_an_overshoot_that_was_warned_of_does_not_hide_a_wrong_range_later_on():

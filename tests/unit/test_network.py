@@ -349,6 +349,7 @@ def test_the_arguments_of_torchmetrics_network_are_understood(net, pair):
     low = [(image + 1) / 2 for image in (x, y)]
     assert torch.equal(net(*low, normalize=True), net(*low, data_range=(0, 1)))
     assert torch.equal(net(x, y, normalize=False), net(x, y))
+    assert torch.equal(net(*low, normalize=True, data_range=1.0), net(*low, normalize=True))
     total, layers = net(*low, retperlayer=True, normalize=True)
     expected = net(*low, data_range=(0, 1), per_layer=True)
     assert all(torch.equal(*both) for both in zip(layers, expected.values(), strict=True))
@@ -356,7 +357,7 @@ def test_the_arguments_of_torchmetrics_network_are_understood(net, pair):
     metric = LearnedPerceptualImagePatchSimilarity(net, normalize=True)
     assert torch.allclose(metric.net(*low, normalize=metric.normalize).mean(), metric(*low), rtol=1e-5)
     for options, error, message in (
-        ({"normalize": True, "data_range": (0, 1)}, TypeError, r"normalize: expected None with data_range=\(0, 1\)"),
+        ({"normalize": False, "data_range": (0, 1)}, TypeError, r"normalize: expected None with data_range=\(0, 1\)"),
         ({"normalize": 1}, ValueError, "normalize: expected True or False, got 1"),
         ({"retperlayer": True, "per_layer": True}, TypeError, "retperlayer: expected False with per_layer=True"),
     ):

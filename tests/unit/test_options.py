@@ -30,7 +30,7 @@ DTYPES = ["torch.bfloat16", "torch.float32"]
 
 
 def by_function(*net_type, **options):
-    return learned_perceptual_image_patch_similarity(X, Y, *net_type, **options)
+    return learned_perceptual_image_patch_similarity(X, Y, *net_type, data_range=(0, 1), **options)
 
 
 OWNERS = {  # what takes the options, and what makes it
@@ -126,7 +126,7 @@ def test_one_network_serves_metric_loss_callbacks_and_function():
 
 def test_each_owner_of_a_shared_network_has_its_own_range_checker():
     net = LPIPS("embedded")
-    metric, loss = LearnedPerceptualImagePatchSimilarity(net), PerceptualLoss(net, data_range=(0, 1))
+    metric, loss = LearnedPerceptualImagePatchSimilarity(net, data_range=(0, 1)), PerceptualLoss(net, data_range=(0, 1))
     assert net.range_checker.immediate and loss.net.range_checker.periodic
     assert not (metric.net.range_checker.immediate or metric.net.range_checker.periodic)
     scores = PerceptualScores(net, data_range=(0, 1))

@@ -6,14 +6,19 @@ import errno
 import fcntl
 import hashlib
 import io
+import socket
+import traceback
+import urllib.error
 import urllib.request
 
 import pytest
 import torch
 
 from lpips_lightning import LPIPS
-from lpips_lightning.backbones.fetch import fetch_backbone
+from lpips_lightning.backbones.fetch import _nothing_found, fetch_backbone
 from lpips_lightning.cli import commands as cli
+from lpips_lightning.cli.offline import in_options
+from lpips_lightning.data.bapps_download import ARCHIVES, fetch
 from lpips_lightning.weights import BACKBONE_FILES, BackboneFile, WeightsError
 
 URLOPEN = urllib.request.urlopen  # the tests have no network, but file:// is none
@@ -123,3 +128,88 @@ def test_a_lookup_that_downloads_takes_the_same_way(squeeze, tmp_path, monkeypat
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     assert LPIPS("squeeze").specification.backbone == "IMAGENET1K_V1"
     assert [path.name for path in (tmp_path / "home/hub/checkpoints").iterdir()] == [squeeze.file]
+
+
+UNREACHABLE = {
+    "no name server": (socket.gaierror(-2, "Name or service not known"), "the name .* could not be resolved"),
+    "no route": (OSError(errno.ENETUNREACH, "Network is unreachable"), r"no network: .* \(Network is unreachable\)"),
+    "no answer": (TimeoutError("timed out"), "did not answer in time"),
+}
+
+
+@pytest.fixture(params=UNREACHABLE)
+def offline(request, monkeypatch, tmp_path):
+    """What a machine without a network says."""
+    reason, said = UNREACHABLE[request.param]
+
+    def refuse(*_, **__):
+        raise urllib.error.URLError(reason) if request.param != "no answer" else reason
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("LPIPS_LIGHTNING_WEIGHTS", raising=False)
+    return said
+
+
+def test_without_a_network_one_error_names_the_reason_and_the_ways_out(offline, tmp_path):
+    calls = [
+        lambda: LPIPS("vgg"),
+        lambda: fetch_backbone(BACKBONE_FILES["vgg16"], tmp_path),
+        lambda: fetch(ARCHIVES["jnd/val"], tmp_path / "bapps"),
+    ]
+    for call in calls:
+        with pytest.raises((OSError, WeightsError), match=offline) as caught:
+            call()
+        shown = "".join(traceback.format_exception(caught.value))
+        assert shown.count("Traceback (most recent call last)") == 1
+    with pytest.raises(WeightsError) as caught:
+        LPIPS("vgg")
+    for named in (
+        'net_type="embedded"',
+        "lpips-lightning weights fetch --net vgg --to DIR",
+        "LPIPS_LIGHTNING_WEIGHTS=DIR",
+        "weights=DIR",
+        str(tmp_path / "home/hub/checkpoints/vgg16-397923af.pth"),
+    ):
+        assert named in str(caught.value)
+
+
+def test_a_backbone_that_is_not_ours_is_not_told_to_be_another():
+    assert "weights fetch" not in _nothing_found("resnet18", None, [], None)
+
+
+OFFLINE_COMMANDS = {
+    "compare a.png b.png": ["--net embedded", "--weights DIR"],
+    "correlate scores.csv": ["--net embedded", "--weights DIR"],
+    "export --out a.onnx": ["--net embedded", "--weights DIR"],
+    "superresolution validate": ["--scores.net_type embedded", "--model.loss_net embedded"],
+    "calibration fit": ["--model.net_type embedded", "--model.weights DIR"],
+    "distillation fit": ["--model.teacher embedded", "--model.teacher_weights DIR"],
+}
+
+
+@pytest.mark.parametrize("command", OFFLINE_COMMANDS)
+def test_on_the_command_line_the_ways_out_are_options_of_the_command(command, monkeypatch, capsys):
+    named = OFFLINE_COMMANDS[command]
+    message = _nothing_found("alexnet", BACKBONE_FILES["alexnet"], [], None)
+
+    def missing(*_, **__):
+        raise WeightsError(message)
+
+    name, action, *_ = command.split()
+    with pytest.raises(SystemExit):
+        cli.main([name, *[action] * (action in cli.RECIPE_ACTIONS), "--help"])
+    known = capsys.readouterr().out
+    assert all(option.split()[0] in known for option in named)
+    monkeypatch.setattr(cli.COMMANDS[name].target.replace(":", "."), missing)
+    assert cli.main(command.split()) == 2
+    said = capsys.readouterr().err
+    assert all(option in said for option in named)
+    assert "net_type=" not in said and "weights=" not in said
+
+
+def test_calibration_fast_is_told_its_own_option():
+    target = cli.COMMANDS["calibration"].target
+    message = _nothing_found("alexnet", BACKBONE_FILES["alexnet"], [], None)
+    assert "--net embedded" in in_options(message, target, ["fast", "--csv", "a.csv"])
+    assert "--model.net_type embedded" in in_options(message, target, ["fit"])

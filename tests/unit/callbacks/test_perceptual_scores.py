@@ -24,6 +24,7 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 from lpips_lightning import LPIPS, LearnedPerceptualImagePatchSimilarity
 from lpips_lightning.callbacks import LossSchedule, PerceptualScores
 from lpips_lightning.engine import dispatch, inputs
+from lpips_lightning.functional import luma_scores
 from lpips_lightning.images.preprocessing import to_backbone
 
 # 2026-11-21, pytorch_lightning/trainer/connectors/data_connector.py: its advice on loaders.
@@ -255,7 +256,7 @@ def test_targets_are_encoded_once(tmp_path, monkeypatch):
     fit(tmp_path, [scores(cache_bytes=0)], max_epochs=3)
     assert sum(sizes) == 3 * (5 + 5)
     target = next(iter(loader(seed=1)))[1]
-    features = LPIPS("embedded").encode(target)
+    features = LPIPS("embedded").encode(target, (0, 1))
     one_batch = sum(4 * tensor.numel() for tensor in (target, *features.layers.values()))
     sizes.clear()
     fit(tmp_path, [scores(cache_bytes=one_batch)], max_epochs=3)  # room for one of the batches of two
@@ -374,9 +375,10 @@ def test_two_callbacks_need_different_names(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"metrics": ["lpips", "fid"]}, ValueError, r"metrics: expected some of \('lpips', 'psnr', 'ssim'\), got"),
+        ({"metrics": ["lpips", "fid"]}, ValueError, r"metrics: expected some of \('lpips', 'psnr', .*\), got"),
         ({"metrics": []}, ValueError, "metrics: expected some of"),
         ({"metrics": "lpips"}, ValueError, "metrics: expected some of"),
+        ({"border": -1}, ValueError, "border: expected a number of pixels, 0 or more, got -1"),
         ({"metrics": ["psnr"], "per_layer": True}, ValueError, "per_layer: expected False without 'lpips'"),
         ({"cache_bytes": -1}, ValueError, "cache_bytes: expected at least 0, got -1"),
         ({"adapter": 3}, TypeError, "adapter: expected a callable .* got 3"),
@@ -482,6 +484,19 @@ def test_without_lpips_no_backbone_is_loaded(monkeypatch):
     assert scores(metrics=["psnr", "ssim"], gray="repeat").score(pred, target).isfinite().all()
     with pytest.raises(TypeError):
         scores(version="0.0")
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-1, 1), (0, 255)])
+def test_luma_scores_are_those_of_papers_on_any_range(low, high):
+    pred, target = torch.rand(2, 3, 3, 40, 40)
+    expected = torch.stack(luma_scores(pred, target, border=4), 1).float()
+    shifted = [low + (high - low) * images for images in (pred, target)]
+    found = scores(data_range=(low, high), metrics=["psnr_y", "ssim_y"], border=4).score(*shifted)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)  # a rounding to 8 bits may fall the other way
+    torch.testing.assert_close(torch.stack(luma_scores(*shifted, 4, data_range=(low, high)), 1).float(), found)
+    with pytest.warns(UserWarning, match="a NaN usually comes from a diverged network"):
+        found = scores(data_range=(low, high), metrics=["psnr_y"]).score(shifted[0] * math.nan, shifted[1])
+    assert bool(found.isnan().all())
 
 
 def test_the_callbacks_work_from_yaml(tmp_path, monkeypatch):

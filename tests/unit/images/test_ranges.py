@@ -6,13 +6,19 @@ import copy
 import math
 import pickle
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from untrained import UNTRAINED
 
-from lpips_lightning import LPIPS, LearnedPerceptualImagePatchSimilarity, PerceptualLoss
+from lpips_lightning import LPIPS, LearnedPerceptualImagePatchSimilarity, LPIPSDiversity, PerceptualLoss, compat
+from lpips_lightning import LearnedPerceptualImagePatchSimilarity as Metric
+from lpips_lightning.calibration import PerceptualCalibration
+from lpips_lightning.callbacks import PerceptualScores
+from lpips_lightning.evaluation.methods import parse_method
 from lpips_lightning.functional.lpips import learned_perceptual_image_patch_similarity
+from lpips_lightning.functional.lpips import learned_perceptual_image_patch_similarity as function
 from lpips_lightning.images import ranges
 from lpips_lightning.images.ranges import RangeChecker, RangeError
 
@@ -34,7 +40,13 @@ def loss(backbones):
 
 
 def _bright(pair):
-    return tuple((image + 1) / 2 for image in pair(1, 32, 32))
+    """Images that [-1, 1] and [0, 1] might hold: nothing below 0, and nothing near it."""
+    return tuple(0.55 + 0.45 * image for image in pair(1, 32, 32))
+
+
+def _unit(pair):
+    """Images on [0, 1], from black to white."""
+    return tuple((image - image.min()) / (image.max() - image.min()) for image in pair(1, 32, 32))
 
 
 def _repeat(loss, x, y, calls=12):
@@ -48,16 +60,87 @@ def test_a_range_below_0_that_is_never_used_warns_once(backbones, pair, metric, 
     for name, call in (("x", net), ("preds", metric.update), ("target", loss)):
         for _ in range(2):
             call(x, y)
-        with pytest.warns(UserWarning, match=rf"{name}: declared on \[-1, 1\], but no value below 0 in the first 3"):
+        with pytest.warns(UserWarning, match=rf"{name}: expected values on \[-1, 1\], got none below 0 in the first 3"):
             call(x, y)
         for _ in range(3):
             call(x, y)
     metric.compute()
 
 
+FIRST = {  # the first call on images on [0, 1] that takes them for [-1, 1]; the way out that it names
+    "network": (lambda x, y: LPIPS("embedded")(x, y), "say data_range=(0, 1)"),
+    "features": (lambda x, y: LPIPS("embedded").encode(x), "say data_range=(0, 1)"),
+    "all pairs": (lambda x, y: LPIPS("embedded").pairwise(x, y), "say data_range=(0, 1)"),
+    "loss": (lambda x, y: PerceptualLoss("embedded", data_range=(-1, 1))(2 * x - 1, y), "say data_range=(0, 1)"),
+    "metric": (lambda x, y: Metric("embedded").update(x, y), "say data_range=(0, 1) (normalize=True)"),
+    "its forward": (lambda x, y: Metric("embedded")(x, y), "say data_range=(0, 1) (normalize=True)"),
+    "its network": (lambda x, y: Metric("embedded").net(x, y), "say data_range=(0, 1)"),
+    "diversity": (lambda x, y: LPIPSDiversity("embedded").update(torch.cat((x, y))), "say data_range=(0, 1)"),
+    "function": (lambda x, y: function(x, y, LPIPS("embedded")), "say data_range=(0, 1) (normalize=True)"),
+    "callback": (
+        lambda x, y: PerceptualScores("embedded", data_range=(-1, 1)).score(2 * x - 1, y),
+        "say data_range=(0, 1)",
+    ),
+    "compat": (lambda x, y: compat.LPIPS(net="embedded", verbose=False)(x, y), "say normalize=True"),
+    "calibration": (
+        lambda x, y: PerceptualCalibration("embedded")._distances({"p0": x, "p1": y, "same": torch.ones(1)}, 0),
+        "convert with 2 * images - 1",
+    ),
+    "evaluation": (lambda x, y: parse_method("embedded").distance(x, y), "convert with 2 * images - 1"),
+}
+
+
+@pytest.mark.parametrize("entry", FIRST)
+def test_one_batch_on_0_1_is_enough_if_its_darkest_pixel_is_near_0(pair, entry):
+    call, way_out = FIRST[entry]
+    with pytest.warns(
+        UserWarning, match=r": expected values on \[-1, 1\], got none below 0 in the first batch;"
+    ) as caught:
+        call(*_unit(pair))
+    assert [str(one.message).partition("if they are on [0, 1], ")[2] for one in caught] == [way_out]
+    assert Path(caught[0].filename).name == Path(__file__).name  # the user's line
+
+
+@pytest.mark.parametrize("entry", FIRST)
+def test_one_batch_that_both_ranges_may_hold_is_not(pair, entry):
+    x, y = _bright(pair)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FIRST[entry][0](x, y)
+        FIRST[entry][0](torch.ones_like(x), torch.ones_like(y))
+
+
+def test_black_frames_on_0_255_are_not_taken_for_images_on_0_1(pair):
+    net = LPIPS("embedded")
+    x, y = (image.round() for image in _unit(pair))
+    net(x, y, 255)
+    with pytest.warns(UserWarning, match=r"x: expected values on \[0, 255\], got none above 1 in the first 2 batches"):
+        net(x * 0.99, y, 255)
+
+
+def test_images_of_another_range_than_declared_are_an_error_or_a_warning_everywhere(pair):
+    x, y = pair(1, 32, 32)
+    entries = {
+        "network": lambda x, y: LPIPS("embedded")(x, y, (0, 1)),
+        "features": lambda x, y: LPIPS("embedded").encode(x, (0, 1)),
+        "all pairs": lambda x, y: LPIPS("embedded").pairwise(x, y, (0, 1)),
+        "loss": lambda x, y: PerceptualLoss("embedded", data_range=(0, 1))(torch.zeros_like(x), y),
+        "metric": Metric("embedded", data_range=(0, 1)).update,
+        "torchmetrics' argument": Metric("embedded", normalize=True).update,
+        "function": lambda x, y: function(x, y, LPIPS("embedded"), data_range=(0, 1)),
+        "callback": PerceptualScores("embedded", data_range=(0, 1)).score,
+        "diversity": lambda x, y: LPIPSDiversity("embedded", data_range=(0, 1)).update(torch.cat((x, y))),
+    }
+    for call in entries.values():
+        with pytest.raises(RangeError, match=r"these look like \[-1, 1\]: pass data_range=\(-1, 1\)"):
+            call(x, y)
+        with pytest.raises(RangeError, match=r"these look like \[0, 255\]: pass data_range=255"):
+            call(255 * x.abs(), 255 * y.abs())
+
+
 def test_a_metric_of_few_batches_warns_when_it_computes(metric, pair):
     metric.update(*_bright(pair))
-    with pytest.warns(UserWarning, match=r"preds: declared on \[-1, 1\], but no value below 0 in the first 1 batches"):
+    with pytest.warns(UserWarning, match=r"preds: expected values on \[-1, 1\], got none below 0 in the first batch;"):
         metric.compute()
     metric.reset()
     metric.update(*_bright(pair))
@@ -66,9 +149,9 @@ def test_a_metric_of_few_batches_warns_when_it_computes(metric, pair):
 
 def test_a_range_to_255_over_values_to_1_warns(backbones, pair):
     metric = LearnedPerceptualImagePatchSimilarity("squeeze", data_range=255, weights=backbones["squeeze"])
-    metric.update(*_bright(pair))
-    with pytest.warns(UserWarning, match=r"preds: declared on \[0, 255\], but no value above 1"):
-        metric.compute()
+    with pytest.warns(UserWarning, match=r"preds: expected values on \[0, 255\], got none above 1 in the first batch;"):
+        metric.update(*_bright(pair))
+    metric.compute()
 
 
 def test_what_proves_nothing_does_not_warn(backbones, pair, metric, loss):
@@ -106,7 +189,7 @@ def test_on_a_device_a_metric_reports_when_it_computes(metric, pair, on_a_device
 def test_on_a_device_a_metric_warns_when_it_computes(metric, pair, on_a_device):
     for _ in range(4):
         metric.update(*_bright(pair))
-    with pytest.warns(UserWarning, match="no value below 0 in the first 4 batches"):
+    with pytest.warns(UserWarning, match="got none below 0 in the first 4 batches"):
         metric.compute()
 
 
@@ -359,7 +442,7 @@ def test_copies_and_pickles_remember_the_warning_but_not_the_values(pair, on_a_d
         checker.flush()
     checker.flush()
     checker.observe(_bright(pair)[0], "x", (-1.0, 1.0))
-    with pytest.warns(UserWarning, match="no value below 0"):
+    with pytest.warns(UserWarning, match="got none below 0"):
         checker.flush()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

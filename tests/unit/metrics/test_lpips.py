@@ -9,8 +9,9 @@ import torch
 from torchmetrics import MetricCollection, MetricTracker
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
-from lpips_lightning import LPIPS
+from lpips_lightning import LPIPS, LPIPSDiversity
 from lpips_lightning import LearnedPerceptualImagePatchSimilarity as Metric
+from lpips_lightning.functional.lpips import learned_perceptual_image_patch_similarity
 
 
 @pytest.fixture
@@ -49,6 +50,19 @@ def test_both_argument_names_and_positional_arguments(metric, pair):
 def test_wrong_arguments_are_value_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         Metric(**{"weights": "random", **arguments})
+
+
+@pytest.mark.parametrize(
+    "options", [{"data_range": (0, 1)}, {"data_range": 1.0, "normalize": True}, {"normalize": True}]
+)
+def test_data_range_and_torchmetrics_argument_say_the_same(options, pair):
+    x, y = ((image + 1) / 2 for image in pair())
+    metric = Metric("embedded", **options)
+    assert (metric.data_range, metric.normalize) == ((0.0, 1.0), True)  # code for torchmetrics reads the latter
+    expected = metric.net(x, y, normalize=metric.normalize).mean()
+    assert metric(x, y) == expected == learned_perceptual_image_patch_similarity(x, y, metric.net, **options)
+    diversity = LPIPSDiversity("embedded", **options)
+    assert diversity(torch.stack((x, y), 1)) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_an_unknown_argument_is_a_type_error():

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lpips_lightning.functional.luma import luma, luma_scores
 from lpips_lightning.io.image_files import find_images, read_image
-from lpips_lightning.recipes.luma_scores import luma, luma_scores
 from lpips_lightning.recipes.superresolution import upscale
 from lpips_lightning.recipes.superresolution_data import crop_to_multiple, downscale
 

@@ -19,8 +19,12 @@ of luma report about 0.02 dB and 0.001 more. On Set14 it has 30.32, 27.63, 26.09
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from lpips_lightning.images.hints import UNMASKED
+from lpips_lightning.images.ranges import DataRange, check_values, parse_range
 
 _WINDOW = 11
 
@@ -39,20 +43,35 @@ def luma(images: Tensor) -> Tensor:
     return (16 + (rgb * weights).sum(1, keepdim=True)).round()
 
 
-def luma_scores(pred: Tensor, target: Tensor, border: int) -> tuple[Tensor, Tensor]:
+def luma_scores(pred: Tensor, target: Tensor, border: int, *, data_range: DataRange = (0, 1)) -> tuple[Tensor, Tensor]:
     """PSNR in dB and SSIM of each image's luma; see the module docstring.
 
     Args:
-        pred: Shape ``(N, 3, H, W)`` on [0, 1].
-        target: Same shape and range.
+        pred: Shape ``(N, 3, H, W)``, floating on `data_range` (clamped) or uint8 on [0, 255].
+        target: Same shape, on the range.
         border: Pixels to crop on each side, usually the scale factor.
+        data_range: ``(low, high)``, or ``high`` alone for ``(0, high)``.
 
     Returns:
         PSNR ``(N,)`` and SSIM ``(N,)``, on the CPU.
 
     Raises:
-        ValueError: If the shapes differ, or the cropped images are smaller than SSIM's window.
+        ValueError: If the shapes differ, values of `target` are off the range, or the cropped images are smaller than
+            SSIM's window.
+
+    Example:
+        >>> target = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        >>> psnr, ssim = luma_scores(target * 0.9, target, border=4)
+        >>> psnr.shape, ssim.shape
+        (torch.Size([2]), torch.Size([2]))
     """
+    low_high = parse_range(data_range)
+    check_values(target, "target", low_high, UNMASKED)
+    return luma_scores_of_unit_range(_on_unit_range(pred, low_high), _on_unit_range(target, low_high), border)
+
+
+def luma_scores_of_unit_range(pred: Tensor, target: Tensor, border: int) -> tuple[Tensor, Tensor]:
+    """`luma_scores` of images on [0, 1], without a check of their values."""
     if pred.shape != target.shape:
         raise ValueError(f"pred: expected the target's shape {tuple(target.shape)}, got {tuple(pred.shape)}")
     if min(pred.shape[-2:]) - 2 * border < _WINDOW:
@@ -70,3 +89,8 @@ def luma_scores(pred: Tensor, target: Tensor, border: int) -> tuple[Tensor, Tens
     )
     half = _WINDOW // 2
     return psnr, ssim_map[..., half:-half, half:-half].mean((1, 2, 3))
+
+
+def _on_unit_range(images: Tensor, data_range: tuple[float, float]) -> Tensor:
+    low, high = (0.0, 255.0) if images.dtype == torch.uint8 else data_range
+    return images if (low, high) == (0.0, 1.0) else (images.double() - low) / (high - low)

@@ -30,8 +30,7 @@ from lpips_lightning.functional.judgments import bootstrap_interval, human_ceili
 from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.streams import is_stream, name_streams
 from lpips_lightning.recipes.command import RecipeCLI, run_recipe
-
-_FAST = "Train mode lin on pooled squared differences: the backbone runs once, then ten epochs take seconds."
+from lpips_lightning.recipes.command_lines import fast_parser
 
 
 class CalibrationCLI(RecipeCLI):
@@ -71,7 +70,7 @@ def fast(args: list[str]) -> None:
     """
     from lpips_lightning.io.console import Console
 
-    options = _fast_parser().parse_args(args)
+    options = fast_parser().parse_args(args)
     console = Console(stderr=name_streams(options, ["csv", "val_csv"], ["out"]))
     if (options.root is None) == (options.csv is None) or (options.csv is None) != (options.images is None):
         raise ValueError("csv: expected either --csv FILE with --images DIR, or --root DIR, got another combination")
@@ -116,33 +115,6 @@ def fast(args: list[str]) -> None:
     path = write_calibration(options.out, network, factor, record)
     line = f"Written to {path}: LPIPS({options.net!r}, calibration={str(path)!r})"
     console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _fast_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("lpips-lightning calibration fast", description=_FAST)
-    parser.add_argument(
-        "--csv", metavar="FILE", help="judgments (- for stdin): ref, p0, p1 and votes_p0, votes_p1 or judge"
-    )
-    parser.add_argument("--images", metavar="DIR", help="folder of the images named in --csv")
-    parser.add_argument("--val-csv", metavar="FILE", help="validation judgments (default: a fraction of --csv)")
-    parser.add_argument("--val-fraction", type=float, default=0.1, help="validation part of --csv (default 0.1)")
-    parser.add_argument("--root", metavar="DIR", help="instead of --csv: BAPPS, or a dataset from `bapps make`")
-    parser.add_argument(
-        "--sets", nargs="*", metavar="SET", help="subsets of --root for training and validation (default: all)"
-    )
-    parser.add_argument("--net", default="alex", help="network: alex (default), vgg, squeeze, embedded")
-    parser.add_argument("--weights", metavar="FILE", help="backbone weights (default: torchvision's)")
-    parser.add_argument("--size", type=int, default=64, metavar="PIXELS", help="image size (default 64, the paper's)")
-    parser.add_argument(
-        "--init", default="random", choices=("random", "official"), help="initialization (default random)"
-    )
-    parser.add_argument("--lr", type=float, default=1e-3, help="Adam learning rate (default 1e-3; paper: 1e-4)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of split, initialization and order (default 0)")
-    parser.add_argument("--rescale", action="store_true", help="scale to the mean distance of the official calibration")
-    parser.add_argument("--cache", metavar="DIR", help="cache folder for pooled differences (default: no cache)")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="image reading processes (default 0)")
-    parser.add_argument("--out", default="outputs/calibration/fast.safetensors", metavar="FILE", help="output file")
-    return parser
 
 
 def _fast_data(options: argparse.Namespace) -> BAPPSDataModule | TripletDataModule:

@@ -6,7 +6,6 @@ Examples::
     lpips-lightning demo --minutes 10 --held-out chelsea --out outputs/chelsea
 """
 
-import argparse
 import statistics
 import time
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.console import Console
 from lpips_lightning.recipes.command import quiet_lightning
+from lpips_lightning.recipes.command_lines import demo_parser
 from lpips_lightning.recipes.panel import Column, require_matplotlib, save_panel
 from lpips_lightning.recipes.superresolution import SuperResolution, upscale
 from lpips_lightning.recipes.superresolution_data import Scale, SuperResolutionData
@@ -72,18 +72,7 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: Command line without the program name; None takes ``sys.argv``.
     """
-    parser = argparse.ArgumentParser("lpips-lightning demo", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", default="outputs/demo", help="output folder (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=2.5, help="training time at most (default: %(default)s)")
-    parser.add_argument("--held-out", default="astronaut", help="photograph for evaluation (default: %(default)s)")
-    parser.add_argument("--loss-net", default=LOSS_NET, help="network of the loss (default: %(default)s)")
-    parser.add_argument(
-        "--metric-net",
-        default="auto",
-        help=f"network of the metric; auto (default): {METRIC_NET} if on this machine, else {FALLBACK_METRIC_NET}",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
-    options = parser.parse_args(args)
+    options = demo_parser().parse_args(args)
     check_output_path(options.out, "out", folder=True)
     run_demo(
         options.out,

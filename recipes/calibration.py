@@ -15,7 +15,7 @@ from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -35,14 +35,10 @@ from lpips_lightning.callbacks.calibration_file import CalibrationFile
 from lpips_lightning.callbacks.calibration_report import CalibrationReport
 from lpips_lightning.data.bapps import TRAIN_SETS, VAL_SETS
 from lpips_lightning.data.datamodules import BAPPSDataModule, TripletDataModule
-from lpips_lightning.data.triplets import SplitBy
 from lpips_lightning.io.atomic import check_output_path, new_version
 from lpips_lightning.io.streams import is_stream, name_streams
 from lpips_lightning.recipes.command import RecipeCLI, run_recipe
-
-_FAST_OUT = Path("outputs/calibration/fast.safetensors")
-_FAST = "Train mode lin on pooled squared differences: the backbone runs once, then ten epochs take seconds."
-_OFFLINE = "Offline: --net embedded, which ships with the package; or see `lpips-lightning weights fetch --help`."
+from lpips_lightning.recipes.command_lines import FAST_OUT, fast_parser
 
 
 class CalibrationCLI(RecipeCLI):
@@ -110,8 +106,8 @@ def fast(args: list[str]) -> None:
     """
     from lpips_lightning.io.console import Console
 
-    options = _fast_parser().parse_args(args)
-    options.out = options.out or str(_FAST_OUT if options.force else new_version(_FAST_OUT))
+    options = fast_parser().parse_args(args)
+    options.out = options.out or str(FAST_OUT if options.force else new_version(FAST_OUT))
     console = Console(stderr=name_streams(options, ["csv", "val_csv"], ["out"]), highlight=False, soft_wrap=True)
     _check_fast(options)
     data = _fast_data(options)
@@ -199,59 +195,6 @@ def _usage(options: argparse.Namespace, path: str) -> str:
     line = ["lpips-lightning", "compare", "a.png", "b.png", "--net", options.net, "--calibration", path]
     line += [] if options.weights is None else ["--weights", options.weights]
     return f"Python: LPIPS({options.net!r}, calibration={path!r}{weights})\nShell:  {shlex.join(line)}"
-
-
-def _fast_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("lpips-lightning calibration fast", description=_FAST, epilog=_OFFLINE)
-    parser.add_argument(
-        "--csv", metavar="FILE", help="judgments (- for stdin): ref, p0, p1 and votes_p0, votes_p1 or judge"
-    )
-    parser.add_argument(
-        "--folder",
-        "--images",
-        "--root",
-        metavar="DIR",
-        help="folder of the images named in --csv; without --csv: of BAPPS, or of a data set from `bapps make`",
-    )
-    parser.add_argument("--val-csv", metavar="FILE", help="validation judgments (default: a fraction of --csv)")
-    parser.add_argument(
-        "--val-fraction",
-        type=float,
-        default=0.1,
-        metavar="F",
-        help="fraction of the references of --csv that validate (default 0.1)",
-    )
-    parser.add_argument(
-        "--split-by",
-        choices=get_args(SplitBy),
-        default="reference",
-        help="reference (default): no reference trains and validates; triplet: only no triplet does",
-    )
-    parser.add_argument(
-        "--sets", nargs="*", metavar="SET", help="sets of the data set for training and validation (default: all)"
-    )
-    parser.add_argument("--net", default="alex", help="network: alex (default), vgg, squeeze, embedded")
-    parser.add_argument("--weights", metavar="FILE", help="backbone weights (default: torchvision's)")
-    parser.add_argument("--size", type=int, default=64, metavar="PIXELS", help="image size (default 64, the paper's)")
-    parser.add_argument(
-        "--init", default="random", choices=("random", "official"), help="initialization (default random)"
-    )
-    parser.add_argument("--lr", type=float, default=1e-3, help="Adam learning rate (default 1e-3; paper: 1e-4)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of split, initialization and order (default 0)")
-    parser.add_argument(
-        "--rescale",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="scale to the mean distance of the official calibration, so that loss weights stay (default)",
-    )
-    parser.add_argument("--cache", metavar="DIR", help="cache folder for pooled differences (default: no cache)")
-    parser.add_argument(
-        "--num-workers", "--workers", type=int, default=0, metavar="N", help="image reading processes (default 0)"
-    )
-    out = f"output file (default {_FAST_OUT}, or {_FAST_OUT.stem}-2, ... if that exists)"
-    parser.add_argument("--out", metavar="FILE", help=out)
-    parser.add_argument("--force", action="store_true", help="replace an existing file")
-    return parser
 
 
 def _fast_data(options: argparse.Namespace) -> BAPPSDataModule | TripletDataModule:

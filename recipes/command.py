@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -36,7 +37,9 @@ from lpips_lightning.callbacks import LossSchedule, PerceptualScores, SampleGall
 from lpips_lightning.callbacks.image_writer import ImageWriter
 from lpips_lightning.io.atomic import check_output_path, has_results, new_version
 from lpips_lightning.io.checkpoint_io import AtomicCheckpointIO
+from lpips_lightning.recipes.help_pages import group_names, options_page, wanted_help
 from lpips_lightning.recipes.interruption import Interruption, RandomNumbers, SaveLast
+from lpips_lightning.recipes.parser import RecipeParser, parser_groups
 from lpips_lightning.recipes.run_folder import SaveRunConfig
 from lpips_lightning.recipes.run_history import RunHistory
 from lpips_lightning.recipes.run_report import RunReport, command_line, options_with, print_line
@@ -109,9 +112,23 @@ class RecipeCLI(LightningCLI):
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self._show_help(parser, args)
         # The base class warns if args are passed while sys.argv has arguments, which is always so for a subcommand.
         self.config = parser.parse_args(args)
         self.args = list(args[1:])
+
+    def _show_help(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        """Print the help of an action and leave, if the command line asks for it."""
+        action = args[0] if args and args[0] in self._subcommand_parsers else None
+        if action is None or not any(arg == "-h" or arg.startswith("--help") for arg in args):
+            return
+        options = self._subcommand_parsers[action]
+        groups = parser_groups(options)
+        name = wanted_help(args, group_names(groups))
+        if name is not None:
+            defaults = yaml.safe_load(Path(options.default_config_files[0]).read_text(encoding="utf-8"))
+            sys.stdout.write(options_page(parser.prog, action, groups, name, defaults))
+            raise SystemExit(0)
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -299,6 +316,7 @@ def run_recipe(
             model,
             data,
             args=args,
+            parser_class=RecipeParser,
             parser_kwargs={"prog": command, "description": description} | dict.fromkeys(cli.subcommands(), defaults),
             **options,
         )

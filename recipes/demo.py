@@ -6,7 +6,6 @@ Examples::
     lpips-lightning demo --minutes 10 --held-out chelsea --out outputs/chelsea
 """
 
-import argparse
 import statistics
 import time
 from dataclasses import dataclass
@@ -27,12 +26,13 @@ from lpips_lightning.io.atomic import choose_output_folder
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.figures import require_matplotlib
 from lpips_lightning.recipes.command import quiet_lightning
+from lpips_lightning.recipes.command_lines import DEMO_OUT, demo_parser
 from lpips_lightning.recipes.panel import Column, save_panel
 from lpips_lightning.recipes.superresolution import SuperResolution, upscale
 from lpips_lightning.recipes.superresolution_data import Scale, SuperResolutionData
 from lpips_lightning.recipes.tradeoff_table import OWN
 
-_OUT, _PANEL, _CHECKPOINT = "outputs/demo", "panel.png", "superresolution.ckpt"
+_PANEL, _CHECKPOINT = "panel.png", "superresolution.ckpt"
 _FILES = (_PANEL, "panel.pdf", _CHECKPOINT)
 
 LOSS_NET = "embedded"  # ships with the package
@@ -78,23 +78,11 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: Command line without the program name; None takes ``sys.argv``.
     """
-    parser = argparse.ArgumentParser("lpips-lightning demo", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", help=f"output folder (default: {_OUT}, or {_OUT}-2, ... if that exists)")
-    parser.add_argument("--force", action="store_true", help="replace existing results")
-    parser.add_argument("--minutes", type=float, default=2.5, help="training time at most (default: %(default)s)")
-    parser.add_argument("--held-out", default="astronaut", help="photograph for evaluation (default: %(default)s)")
-    parser.add_argument("--loss-net", default=LOSS_NET, help="network of the loss (default: %(default)s)")
-    parser.add_argument(
-        "--metric-net",
-        default="auto",
-        help=f"network of the metric; auto (default): {METRIC_NET} if on this machine, else {FALLBACK_METRIC_NET}",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
-    options = parser.parse_args(args)
+    options = demo_parser().parse_args(args)
     for option, net_type in (("--loss-net", options.loss_net), ("--metric-net", options.metric_net)):
         require_backbone(net_type, option)
     run_demo(
-        choose_output_folder(options.out, _OUT, options.force, _FILES),
+        choose_output_folder(options.out, DEMO_OUT, options.force, _FILES),
         minutes=options.minutes,
         held_out=options.held_out,
         loss_net=options.loss_net,
@@ -104,7 +92,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def run_demo(
-    out: str | Path = _OUT,
+    out: str | Path = DEMO_OUT,
     *,
     minutes: float = 2.5,
     held_out: str = "astronaut",

@@ -9,7 +9,6 @@ the perceptual loss differs. The last weights are validated, without selection b
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from lpips_lightning.io.atomic import atomic_write
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.progress import progress_report
 from lpips_lightning.recipes.command import ImageRecipeCLI, command_name, quiet_lightning
+from lpips_lightning.recipes.command_lines import tradeoff_parser
 from lpips_lightning.recipes.run_report import command_line, print_line
 from lpips_lightning.recipes.tradeoff_plot import save_plot
 from lpips_lightning.recipes.tradeoff_rows import Tradeoff, first_with_options
@@ -30,8 +30,6 @@ from lpips_lightning.recipes.tradeoff_table import (
     rich_table,
     save_images,
 )
-
-_LOSSES = (UNTRAINED, PIXEL, "vgg", "alex", "embedded", BASELINE)
 
 
 def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, args: list[str]) -> None:
@@ -48,7 +46,7 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
         ValueError: If an argument is invalid, or `out` has a table with other options.
     """
     name = command_name(file)
-    parser = _parser(name)
+    parser = tradeoff_parser(name)
     options, recipe_options = parser.parse_known_args(args)
     if recipe_options and not recipe_options[0].startswith("-"):
         parser.error(f"expected options, got {recipe_options[0]!r}")
@@ -89,39 +87,6 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
             _say(console, f"Images: {', '.join(map(str, files))}")
     except ModuleNotFoundError as error:
         _say(console, f"No image: {error}")
-
-
-def _parser(name: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        f"lpips-lightning {name} tradeoff",
-        description="Train with several losses and validate each with several networks.",
-        epilog=f"All other options are those of `lpips-lightning {name} fit`. Finished rows are kept: the same command"
-        " resumes.",
-    )
-    parser.add_argument(
-        "--losses",
-        type=_comma_separated,
-        default=",".join(_LOSSES),
-        help="untrained, pixel, NET, NET:baseline (uncalibrated), or baseline: alex:baseline if alex is on this"
-        " machine, else embedded:baseline (default: %(default)s)",
-    )
-    parser.add_argument("--seeds", type=_integers, default="0", help="seeds of the trainings (default: %(default)s)")
-    parser.add_argument("--judges", type=_comma_separated, help="validation networks (default: all on this machine)")
-    parser.add_argument(
-        "--out",
-        help=f"output folder (default: outputs/{name.replace('-', '_')}/tradeoff, or tradeoff-2, ... if that has a"
-        " table with other options)",
-    )
-    parser.add_argument("--force", action="store_true", help="discard the table in the folder and start again")
-    return parser
-
-
-def _comma_separated(text: str) -> list[str]:
-    return text.split(",")
-
-
-def _integers(text: str) -> list[int]:
-    return [int(word) for word in _comma_separated(text)]
 
 
 def _resolved(loss: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lpips_lightning.cli import evaluate as evaluate_cli
 from lpips_lightning.cli.options import NETS
+from lpips_lightning.io.arguments import ArgumentParser
 from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.progress import progress_report
@@ -31,7 +32,7 @@ def main(args: list[str] | None = None) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
-    result = argparse.ArgumentParser("lpips-lightning bapps", description="Evaluate on BAPPS, or generate such data.")
+    result = ArgumentParser("lpips-lightning bapps", description="Evaluate on BAPPS, or generate such data.")
     commands = result.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_evaluate, _add_make, _add_sheet):
         add(commands)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
 from rich.table import Table
 
-from lpips_lightning.cli.offline import in_options
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.streams import flush_standard_streams, has_lost_reader
 
@@ -27,14 +27,15 @@ class Command:
     Attributes:
         summary: Its line on the help screen.
         target: ``"module:function"``, imported lazily and called with the remaining arguments.
-        parser: ``"module:function"`` that builds the argparse parser without importing torch, for shell completion.
-        actions: Actions of the subcommand, for shell completion where there is no `parser`.
+        parser: ``"module:function"`` that builds the argparse parser without importing torch.
+        actions: Actions of a recipe; the ``"module:function"`` that builds an action's parser from the recipe's name,
+            or nothing for the actions of LightningCLI.
     """
 
     summary: str
     target: str
     parser: str = ""
-    actions: tuple[str, ...] = ()
+    actions: Mapping[str, str] = field(default_factory=dict)
 
 
 def _with_parser(summary: str, module: str) -> Command:
@@ -42,23 +43,28 @@ def _with_parser(summary: str, module: str) -> Command:
 
 
 _RECIPES = "lpips_lightning.recipes"
-RECIPE_ACTIONS = ("fit", "validate", "test", "predict")  # LightningCLI's
+_TRADEOFF, _FAST = (f"{_RECIPES}.command_lines:{name}_parser" for name in ("tradeoff", "fast"))
 
 
-def _recipe(summary: str, module: str, *more: str) -> Command:
-    return Command(summary, f"{_RECIPES}.{module}:main", actions=(*RECIPE_ACTIONS, *more))
+def _recipe(summary: str, module: str, **more: str) -> Command:
+    actions = dict.fromkeys(("fit", "validate", "test", "predict"), "")  # LightningCLI's
+    return Command(
+        f"{summary}: {', '.join([*actions, *more])}", f"{_RECIPES}.{module}:main", actions={**actions, **more}
+    )
 
 
 COMMANDS = {
     "compare": _with_parser("LPIPS of two images, videos or folders, or of all pairs", "cli.compare"),
-    "demo": Command("superresolution in minutes: a table and an image", f"{_RECIPES}.demo:main"),
-    "superresolution": _recipe("enlarge images: fit, validate, test, predict", "superresolution", "tradeoff"),
-    "colorization": _recipe("colorize gray images: fit, validate, test, predict", "colorization", "tradeoff"),
-    "frame-interpolation": _recipe(
-        "interpolate frames: fit, validate, test, predict", "frame_interpolation", "tradeoff"
+    "demo": Command(
+        "superresolution in minutes: a table and an image",
+        f"{_RECIPES}.demo:main",
+        f"{_RECIPES}.command_lines:demo_parser",
     ),
-    "distillation": _recipe("distill a large backbone's distances into a small one", "distillation"),
-    "calibration": _recipe("calibrate LPIPS on judgments: fit, validate, test, fast", "calibration", "fast"),
+    "superresolution": _recipe("enlarge images", "superresolution", tradeoff=_TRADEOFF),
+    "colorization": _recipe("colorize images", "colorization", tradeoff=_TRADEOFF),
+    "frame-interpolation": _recipe("insert frames", "frame_interpolation", tradeoff=_TRADEOFF),
+    "distillation": _recipe("make a small backbone", "distillation"),
+    "calibration": _recipe("train on judgments", "calibration", fast=_FAST),
     "bapps": _with_parser("evaluate on human judgments; generate a judged data set", "cli.bapps"),
     "correlate": _with_parser("LPIPS against mean opinion scores: SRCC, PLCC, KRCC", "cli.correlate"),
     "kmeans": _with_parser("learn a backbone without labels, by stacked k-means", "cli.kmeans"),
@@ -108,13 +114,13 @@ def _dispatch(args: list[str] | None) -> int:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f"did you mean {near[0]!r}?" if near else "lpips-lightning --help lists them"
         return _fail(f"expected a subcommand, got {name!r}; {hint}")
-    return _run(COMMANDS[name], rest)
+    return _run(name, rest)
 
 
-def _run(command: Command, args: list[str]) -> int:
-    module, _, function = command.target.partition(":")
+def _run(name: str, args: list[str]) -> int:
     try:
-        getattr(import_module(module), function)(args)
+        if not _is_answered(name, args):
+            _function(COMMANDS[name].target)(args)
     except KeyboardInterrupt:
         return 130
     except SystemExit as error:
@@ -126,8 +132,70 @@ def _run(command: Command, args: list[str]) -> int:
     except Exception as error:
         if os.environ.get(TRACEBACK_VARIABLE) or not _is_user_error(error):
             raise
-        return _fail(in_options(str(error), command.target, args))
+        return _fail(_as_typed(error, name, args))
     return 0
+
+
+def _as_typed(error: Exception, name: str, args: list[str]) -> str:
+    """The error with options as they are typed in place of arguments in Python."""
+    from lpips_lightning.cli.as_typed import as_typed, parser_options, raising_group, recipe_options
+    from lpips_lightning.recipes.help_pages import LIGHTNING, RECIPES, recipe_defaults, recipe_groups
+
+    command, action = COMMANDS[name], args[0] if args else ""
+    options, group = [], ""
+    if parser := command.parser:
+        options += parser_options(_function(parser)(), args)
+    elif parser := command.actions.get(action, ""):
+        options += parser_options(_function(parser)(name), args)
+    if name in RECIPES and (action in LIGHTNING or action == "tradeoff"):
+        groups = recipe_groups(RECIPES[name], action if action in LIGHTNING else "fit")
+        options += recipe_options(groups, recipe_defaults(name), args)
+        group = raising_group(error, {one.title: one.name for one in groups})
+    return as_typed(str(error), options, group)
+
+
+def _is_answered(name: str, args: list[str]) -> bool:
+    """Whether help is all that a recipe was asked for; mistakes end here too, before the long imports."""
+    command = COMMANDS[name]
+    if not command.target.startswith(_RECIPES):  # others parse before they import
+        return False
+    if command.parser:
+        _function(command.parser)().parse_args(args)
+        return False
+    from lpips_lightning.io.arguments import refuse, unknown_choice
+    from lpips_lightning.recipes.help_pages import check_options, show_help
+
+    action = args[0] if args else ""
+    if action not in command.actions and not action.startswith("-"):
+        known = ", ".join(command.actions)
+        refuse(
+            unknown_choice(name, action, command.actions) if action else f"{name}: expected one of {known}, got none"
+        )
+    if parser := command.actions.get(action):
+        own = _function(parser)(name)
+        _, others = own.parse_known_args(args[1:])
+        if action == "tradeoff":  # takes the options of fit too
+            check_options(name, action, others, own._option_string_actions)
+        return False
+    if show_help(name, args, list(command.actions)):
+        return True
+    if action in command.actions:
+        check_options(name, action, args[1:])
+    return False
+
+
+def _parse_early(name: str, action: str, parser: Any, args: list[str]) -> None:
+    from lpips_lightning.recipes.help_pages import check_options
+
+    if action == "tradeoff":  # takes the options of fit too
+        check_options(name, action, parser.parse_known_args(args)[1], parser._option_string_actions)
+    else:
+        parser.parse_args(args)
+
+
+def _function(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
 
 
 def _broken_pipe(error: BrokenPipeError) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lpips_lightning.cli.options import add_network_options, choose_device, network_options
+from lpips_lightning.io.arguments import ArgumentParser
 from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.download import no_progress
@@ -65,7 +66,7 @@ output file: that file alone. Damaged images are named, the others kept, and the
 
 def parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
-    result = argparse.ArgumentParser(
+    result = ArgumentParser(
         "lpips-lightning compare",
         usage=_USAGE,
         description=_DESCRIPTION,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
+
+from lpips_lightning.io.arguments import ArgumentParser
 
 _DESCRIPTION = """Print a script that completes lpips-lightning's commands and options in a shell.
 
@@ -19,7 +22,7 @@ tcsh:  lpips-lightning completion tcsh > ~/.lpips-lightning.tcsh  (source it in 
 
 def parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
-    result = argparse.ArgumentParser(
+    result = ArgumentParser(
         "lpips-lightning completion",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -48,7 +51,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def combined_parser() -> argparse.ArgumentParser:
-    """One parser with all subcommands, built without importing torch; recipes contribute actions and file options."""
+    """One parser with all subcommands, actions and options, built without importing torch."""
     from lpips_lightning.cli.commands import COMMANDS
 
     combined = argparse.ArgumentParser("lpips-lightning")
@@ -56,29 +59,29 @@ def combined_parser() -> argparse.ArgumentParser:
     commands = combined.add_subparsers(metavar="COMMAND")
     for name, command in COMMANDS.items():
         if command.parser:
-            module, _, function = command.parser.partition(":")
-            result = getattr(import_module(module), function)()
-            commands.add_parser(
-                name, help=command.summary, description=result.description, parents=[result], add_help=False
-            )
+            _add(commands, name, command.summary, _function(command.parser)())
         else:
-            _add_actions(commands.add_parser(name, help=command.summary), command.actions)
+            _add_actions(commands.add_parser(name, help=command.summary), name, command.actions)
     return combined
 
 
-def _add_actions(parser: argparse.ArgumentParser, names: tuple[str, ...]) -> None:
-    """Add a recipe's actions and their common options; LightningCLI's other options would need torch."""
-    from lpips_lightning.cli.commands import RECIPE_ACTIONS
+def _add_actions(parser: argparse.ArgumentParser, recipe: str, parsers: Mapping[str, str]) -> None:
+    """Add a recipe's actions and their options."""
+    from lpips_lightning.recipes.help_pages import ACTIONS, static_parser
 
-    if not names:
-        return
     actions = parser.add_subparsers(metavar="ACTION")
-    for name in names:
-        action = actions.add_parser(name, help=f"{parser.prog.split()[-1]}: {name}")
-        if name in RECIPE_ACTIONS:
-            action.add_argument("--config", help="YAML with options")
-            action.add_argument("--ckpt_path", help="checkpoint")
-            action.add_argument("--print_config", action="store_true", help="print all options as YAML")
+    for action, place in parsers.items():
+        built = _function(place)(recipe) if place else static_parser(recipe, action)
+        _add(actions, action, ACTIONS[action], built)
+
+
+def _add(commands: Any, name: str, summary: str, parser: argparse.ArgumentParser) -> None:
+    commands.add_parser(name, help=summary, description=parser.description, parents=[parser], add_help=False)
+
+
+def _function(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
 
 
 def _complete_files(parser: argparse.ArgumentParser, files: Any) -> None:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lpips_lightning.cli.options import add_network_options, choose_device, network_options
+from lpips_lightning.io.arguments import ArgumentParser
 from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.progress import progress_report
@@ -67,7 +68,7 @@ def main(args: list[str] | None = None) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
-    result = argparse.ArgumentParser(
+    result = ArgumentParser(
         "lpips-lightning correlate",
         description="Correlate LPIPS with mean opinion scores: SRCC, KRCC, and PLCC after a 4-parameter logistic fit.",
     )

@@ -6,6 +6,7 @@ import argparse
 import math
 
 from lpips_lightning.cli.options import add_weight_options, weight_options
+from lpips_lightning.io.arguments import ArgumentParser
 from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.streams import name_streams
@@ -16,7 +17,7 @@ FORMATS = ("onnx", "torchscript", "pt2")
 
 def parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
-    result = argparse.ArgumentParser(
+    result = ArgumentParser(
         "lpips-lightning export",
         description="Write LPIPS as one file with backbone and calibration, for runtimes without this package. The"
         " file takes x and y, float32 (N, 3, H, W) of any size, and returns distance (N,). It does not check pixel"

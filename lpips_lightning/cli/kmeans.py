@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
-
 from lpips_lightning.cli.options import NETS
+from lpips_lightning.io.arguments import ArgumentParser
 from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.streams import is_stream, name_streams
 
@@ -14,15 +14,14 @@ from lpips_lightning.io.streams import is_stream, name_streams
 def parser() -> ArgumentParser:
     """Build the argument parser."""
     result = ArgumentParser(
-        prog="lpips-lightning kmeans", description="Learn backbone weights without labels, by stacked k-means."
+        "lpips-lightning kmeans", description="Learn backbone weights without labels, by stacked k-means."
     )
     add = result.add_argument
-    add("--config", action="config", help="YAML file with options")
     add("--folder", "--images", required=True, metavar="DIR", help="folder of photographs, searched recursively")
     out = "output .safetensors file, for weights= and NET:kmeans=; - for stdout"
     add("--out", required=True, metavar="FILE", help=out)
     add("--force", action="store_true", help="replace an existing file")
-    net = "sequential architecture: alex, vgg or embedded"
+    net = "sequential architecture: alex, vgg or embedded (default: alex)"
     add("--net", choices=NETS, default="alex", metavar="NET", help=net)
     for option, default, what in (
         (("--crops",), 200, "number of random crops to learn from"),
@@ -31,7 +30,7 @@ def parser() -> ArgumentParser:
         (("--iterations",), 10, "iterations of k-means"),
         (("--seed",), 0, "random seed of photographs, crops and patches"),
     ):
-        add(*option, type=int, default=default, metavar="N", help=what)
+        add(*option, type=int, default=default, metavar="N", help=f"{what} (default: %(default)s)")
     return result
 
 
@@ -54,7 +53,7 @@ def main(args: list[str] | None = None) -> None:
     _learn(options, stdout_is_taken)
 
 
-def _learn(options: Namespace, stdout_is_taken: bool) -> None:
+def _learn(options: argparse.Namespace, stdout_is_taken: bool) -> None:
     import torch
 
     from lpips_lightning import __version__

@@ -11,6 +11,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
+from lpips_lightning.io.arguments import ArgumentParser
 from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.progress import progress_report
@@ -18,7 +19,7 @@ from lpips_lightning.io.progress import progress_report
 
 def parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
-    result = argparse.ArgumentParser("lpips-lightning weights", description="Weight files of LPIPS on this machine.")
+    result = ArgumentParser("lpips-lightning weights", description="Weight files of LPIPS on this machine.")
     actions = result.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("list", help="list the packaged weights, and where the others are found")
     actions.add_parser("doctor", help="read and check every file; exit code 1 if one is damaged")

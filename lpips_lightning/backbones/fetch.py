@@ -72,6 +72,18 @@ def find_backbone(builder: str, path: str | os.PathLike[str] | None = None) -> F
     return FoundBackbone(_read(target, record), str(target))
 
 
+class DownloadError(OSError):
+    """A download failed.
+
+    Attributes:
+        reason: Why, without the ways out that the message names.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 def fetch_backbone(
     record: BackboneFile,
     folder: str | os.PathLike[str],
@@ -93,7 +105,8 @@ def fetch_backbone(
         Whether the file was downloaded.
 
     Raises:
-        OSError: If the file cannot be downloaded or written.
+        DownloadError: If the file cannot be downloaded.
+        OSError: If it cannot be written.
         WeightsError: If the download has a wrong sha256; it is deleted.
     """
     named = Path(folder) / record.file
@@ -107,9 +120,10 @@ def fetch_backbone(
         try:
             download(url, loaded, report, _CONNECT_SECONDS)
         except OSError as error:
-            raise OSError(
+            raise DownloadError(
                 f"{url}: expected to download it, got {error}; run again to go on where it stopped, name another"
-                f" source with --mirror, or put the file into '{named.parent}' as {record.file} yourself"
+                f" source with --mirror, or put the file into '{named.parent}' as {record.file} yourself",
+                str(error),
             ) from None
         _check(loaded, url, record)
         replace_file(loaded, target)

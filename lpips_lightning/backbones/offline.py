@@ -38,8 +38,9 @@ def require_backbone(net_type: Any, option: str, weights: Any = None) -> None:
         with progress_report() as report:
             fetch_backbone(file, backbone_places(record.builder)[-1].parent, report=report)
     except (OSError, WeightsError) as error:
+        reason = getattr(error, "reason", error)
         raise WeightsError(
             f"{option} {net_type}: expected its backbone on this machine or a network to download it from, got"
-            f" {error.__cause__ or error}; offline, use {option} embedded, or set {FOLDER_VARIABLE} to a folder that"
+            f" {reason}; offline, use {option} embedded, or set {FOLDER_VARIABLE} to a folder that"
             f" `lpips-lightning weights fetch --net {net_type} --to FOLDER` filled elsewhere"
-        ) from error
+        ) from None

@@ -17,7 +17,6 @@ import torch
 from lpips_lightning import LPIPS
 from lpips_lightning.backbones.fetch import _nothing_found, fetch_backbone
 from lpips_lightning.cli import commands as cli
-from lpips_lightning.cli.offline import in_options
 from lpips_lightning.data.bapps_download import ARCHIVES, fetch
 from lpips_lightning.weights import BACKBONE_FILES, BackboneFile, WeightsError
 
@@ -198,7 +197,7 @@ def test_on_the_command_line_the_ways_out_are_options_of_the_command(command, mo
 
     name, action, *_ = command.split()
     with pytest.raises(SystemExit):
-        cli.main([name, *[action] * (action in cli.RECIPE_ACTIONS), "--help"])
+        cli.main([name, *[action] * (action in cli.COMMANDS[name].actions), "--help=all" if cli.COMMANDS[name].actions else "--help"])
     known = capsys.readouterr().out
     assert all(option.split()[0] in known for option in named)
     monkeypatch.setattr(cli.COMMANDS[name].target.replace(":", "."), missing)
@@ -209,7 +208,7 @@ def test_on_the_command_line_the_ways_out_are_options_of_the_command(command, mo
 
 
 def test_calibration_fast_is_told_its_own_option():
-    target = cli.COMMANDS["calibration"].target
     message = _nothing_found("alexnet", BACKBONE_FILES["alexnet"], [], None)
-    assert "--net embedded" in in_options(message, target, ["fast", "--csv", "a.csv"])
-    assert "--model.net_type embedded" in in_options(message, target, ["fit"])
+    error = WeightsError(message)
+    assert "--net embedded" in cli._as_typed(error, "calibration", ["fast", "--csv", "a.csv"])
+    assert "--model.net_type embedded" in cli._as_typed(error, "calibration", ["fit"])

@@ -119,8 +119,8 @@ def _dispatch(args: list[str] | None) -> int:
 
 def _run(name: str, args: list[str]) -> int:
     try:
-        if not _is_answered(name, args):
-            _function(COMMANDS[name].target)(args)
+        _check_early(name, args)
+        _function(COMMANDS[name].target)(args)
     except KeyboardInterrupt:
         return 130
     except SystemExit as error:
@@ -139,49 +139,43 @@ def _run(name: str, args: list[str]) -> int:
 def _as_typed(error: Exception, name: str, args: list[str]) -> str:
     """The error with options as they are typed in place of arguments in Python."""
     from lpips_lightning.cli.as_typed import as_typed, parser_options, raising_group, recipe_options
-    from lpips_lightning.recipes.help_pages import LIGHTNING, RECIPES, recipe_defaults, recipe_groups
 
     command, action = COMMANDS[name], args[0] if args else ""
-    options, group = [], ""
-    if parser := command.parser:
-        options += parser_options(_function(parser)(), args)
-    elif parser := command.actions.get(action, ""):
-        options += parser_options(_function(parser)(name), args)
-    if name in RECIPES and (action in LIGHTNING or action == "tradeoff"):
-        groups = recipe_groups(RECIPES[name], action if action in LIGHTNING else "fit")
-        options += recipe_options(groups, recipe_defaults(name), args)
-        group = raising_group(error, {one.title: one.name for one in groups})
-    return as_typed(str(error), options, group)
+    place, of_recipe = command.parser or command.actions.get(action), [name] if command.actions else []
+    options = parser_options(_function(place)(*of_recipe), args) if place else []
+    if not command.actions or action == "fast":
+        return as_typed(str(error), options)
+    from lpips_lightning.recipes.help_pages import LIGHTNING, RECIPES, recipe_defaults, recipe_groups
+
+    groups = recipe_groups(RECIPES[name], action if action in LIGHTNING else "fit")
+    options += recipe_options(groups, recipe_defaults(name), args)
+    return as_typed(str(error), options, raising_group(error, {one.title: one.name for one in groups}))
 
 
-def _is_answered(name: str, args: list[str]) -> bool:
-    """Whether help is all that a recipe was asked for; mistakes end here too, before the long imports."""
+def _check_early(name: str, args: list[str]) -> None:
+    """Print help or refuse mistakes before the long imports of a recipe; other commands parse before they import.
+
+    Raises:
+        SystemExit: After help, and after a mistake.
+    """
     command = COMMANDS[name]
-    if not command.target.startswith(_RECIPES):  # others parse before they import
-        return False
+    if not command.target.startswith(_RECIPES):
+        return
     if command.parser:
         _function(command.parser)().parse_args(args)
-        return False
+        return
     from lpips_lightning.io.arguments import refuse, unknown_choice
     from lpips_lightning.recipes.help_pages import check_options, show_help
 
     action = args[0] if args else ""
     if action not in command.actions and not action.startswith("-"):
-        known = ", ".join(command.actions)
-        refuse(
-            unknown_choice(name, action, command.actions) if action else f"{name}: expected one of {known}, got none"
-        )
+        refuse(unknown_choice(name, action, command.actions))
     if parser := command.actions.get(action):
-        own = _function(parser)(name)
-        _, others = own.parse_known_args(args[1:])
-        if action == "tradeoff":  # takes the options of fit too
-            check_options(name, action, others, own._option_string_actions)
-        return False
-    if show_help(name, args, list(command.actions)):
-        return True
-    if action in command.actions:
+        _parse_early(name, action, _function(parser)(name), args[1:])
+    elif show_help(name, args, list(command.actions)):
+        raise SystemExit(0)
+    elif action in command.actions:
         check_options(name, action, args[1:])
-    return False
 
 
 def _parse_early(name: str, action: str, parser: Any, args: list[str]) -> None:

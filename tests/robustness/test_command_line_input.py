@@ -195,8 +195,11 @@ PATHS = {  # arguments after `compare --net embedded`: what is said
     "a name of other bytes": (["same.png", os.fsdecode(b"\xe9.png")], r"\xe9.png: expected a readable image, got an"),
     "a name with markup": (["same.png", "[red]x[/b] :x:.png"], "[red]x[/b] :x:.png: expected a readable image"),
     "a damaged name in a folder": (["a", "bad"], "bad/3.png: expected a readable image, got an empty file (and 1 more"),
-    "net unknown": (["same.png", "same.png", "--net", "resnet"], "argument --net: invalid choice: 'resnet'"),
-    "version unknown": (["same.png", "same.png", "--version", "0.2"], "argument --version: invalid choice: '0.2'"),
+    "net unknown": (
+        ["same.png", "same.png", "--net", "resnet"],
+        "--net: expected one of alex, vgg, squeeze, embed",
+    ),
+    "version unknown": (["same.png", "same.png", "--version", "0.2"], "--version: expected one of 0.1, 0.0, got '0.2'"),
     "version not of the net": (["same.png", "same.png", "--version", "0.0"], "version: expected one of '0.1' for net"),
     "no weights": (["same.png", "same.png", "--net", "vgg", "--weights", "a"], "looked for a/vgg16-397923af.pth"),
     "weights are an image": (["same.png", "same.png", "--weights", "same.png"], "same.png: expected a whole file of"),
@@ -225,7 +228,7 @@ PATHS = {  # arguments after `compare --net embedded`: what is said
     "background unknown": (["same.png", "same.png", "--background", "gray"], "background: expected white, black, or R"),
     "background is nan": (["same.png", "same.png", "--background", "0,0,nan"], "background: expected white, black, or"),
     "batch of none": (["a", "b", "--batch-size", "0"], "batch-size: expected a positive number, got 0"),
-    "batch of words": (["a", "b", "--batch-size", "x"], "argument --batch-size: invalid int value: 'x'"),
+    "batch of words": (["a", "b", "--batch-size", "x"], "--batch-size: expected an integer, got 'x'"),
     "map-max is nan": (["a", "b", "--map-max", "nan"], "map-max: expected a positive distance, got nan"),
     "SSIM of a mask": (["a", "b", "--mask", "same.png", "--ssim"], "ssim: expected no --mask with this option"),
     "PSNR of all pairs": (["a", "--pairs", "--psnr"], "psnr: expected two images, videos or folders with this option"),
@@ -268,7 +271,7 @@ PATHS = {  # arguments after `compare --net embedded`: what is said
         "map: expected two images, videos or folders with this option",
     ),
     "common names of images": (["same.png", "same.png", "--common"], "common: expected two folders with this option"),
-    "common and in order": (["a", "b", "--common", "--in-order"], "argument --in-order: not allowed with argument"),
+    "common and in order": (["a", "b", "--common", "--in-order"], "--in-order: expected this option without --common"),
     "long without pairs": (["a", "b", "--long"], "long: expected one or two folders and --pairs with this option, got"),
 }
 
@@ -290,7 +293,7 @@ def test_paths_and_options(name, folder, run):
     code, out, err = run([*COMPARE, *arguments])
     assert (code, out) == (2, "")
     assert said in err
-    assert err.startswith("usage: ") or sentence_of(err).count("\n") == 1
+    assert sentence_of(err).count("\n") == 1
     assert everything_in(folder) == before
 
 
@@ -486,7 +489,7 @@ KMEANS = ["kmeans", "--images", "a", "--net", "embedded", "--out", "k.safetensor
 OTHERS = {  # arguments: what is said
     "kmeans without folder": (
         [*KMEANS, "--images", "gone"],
-        "folder: expected an existing folder of images, got 'gone'",
+        "--images: expected an existing folder of images, got 'gone'",
     ),
     "kmeans into an image": ([*KMEANS, "--out", "same.png"], "out: expected a file that ends in .safetensors"),
     "kmeans below a file": ([*KMEANS, "--out", "same.png/k.safetensors"], "out: expected a file to write, got"),
@@ -543,7 +546,7 @@ OTHERS = {  # arguments: what is said
     ),
     "make of nothing": (
         ["bapps", "make", "--images", "gone", "--out", "m"],
-        "folder: expected an existing folder of images",
+        "--images: expected an existing folder of images",
     ),
     "weights to a file": (["weights", "fetch", "--to", "same.png"], "to: expected a folder to write, got 'same.png'"),
     "weights of nobody": (["weights", "fetch", "--to", "w", "--net", "x"], "net: expected some of alex, vgg, squeeze"),

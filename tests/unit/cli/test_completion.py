@@ -35,7 +35,13 @@ WANTED = {  # (complete words, partial word): completions
     ("compare --precision", ""): ["fp32", "bf16", "fp16"],
     ("compare a b --net", "s"): ["squeeze"],
     ("superresolution", ""): [*ACTIONS, "tradeoff"],
-    ("superresolution fit", "--c"): ["--config", "--ckpt_path"],
+    ("demo", "--m"): ["--minutes", "--metric-net"],
+    ("superresolution fit", "--model.s"): ["--model.scale"],
+    ("superresolution fit --model.scale", ""): ["2", "3", "4"],
+    ("superresolution fit", "--trainer.max_e"): ["--trainer.max_epochs"],
+    ("superresolution fit", "--w"): ["--weights_only", "--without", "--wandb"],
+    ("colorization tradeoff", "--l"): ["--losses"],
+    ("calibration fast", "--c"): ["--csv", "--cache"],
     ("superresolution fit --config", "w"): ["w.png"],
     ("distillation", "p"): ["predict"],
     ("calibration", ""): [*ACTIONS, "fast"],
@@ -113,7 +119,7 @@ def test_choices_repeated_without_torch_match_the_library():
 def test_an_unknown_shell_is_code_two(capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main(["completion", "pwsh"])
-    assert exit_.value.code == 2 and "invalid choice: 'pwsh'" in capsys.readouterr().err
+    assert exit_.value.code == 2 and "one of bash, zsh, fish, tcsh, got 'pwsh'" in capsys.readouterr().err
 
 
 def test_missing_shtab_is_an_error_with_the_install_command(monkeypatch, capsys):

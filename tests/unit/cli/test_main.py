@@ -163,7 +163,7 @@ def test_bad_input_of_recipes_is_code_two(capsys, tmp_path, monkeypatch):
         assert exit_.value.code == 2
         assert capsys.readouterr().err
     assert cli.main(["demo", "--minutes=-1"]) == 2
-    assert capsys.readouterr().err == "lpips-lightning: minutes: expected more than 0, got -1.0\n"
+    assert capsys.readouterr().err == "lpips-lightning: --minutes: expected more than 0, got -1.0\n"
 
 
 @pytest.mark.parametrize("args", [["--help"], ["--version"], ["compare", "gone.png", "gone.png"], ["compere"]])

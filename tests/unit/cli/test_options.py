@@ -97,4 +97,4 @@ def test_correlate_applies_the_network_options(rated, tmp_path, capsys, memory):
 def test_an_unknown_network_is_code_two(rated, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main(["correlate", str(rated), "--net=resnet"])
-    assert exit_.value.code == 2 and "invalid choice: 'resnet'" in capsys.readouterr().err
+    assert exit_.value.code == 2 and "--net: expected one of alex, vgg, squeeze, embedded" in capsys.readouterr().err

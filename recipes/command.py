@@ -37,7 +37,7 @@ from lpips_lightning.callbacks import LossSchedule, PerceptualScores, SampleGall
 from lpips_lightning.callbacks.image_writer import ImageWriter
 from lpips_lightning.io.atomic import check_output_path, has_results, new_version
 from lpips_lightning.io.checkpoint_io import AtomicCheckpointIO
-from lpips_lightning.recipes.help_pages import group_names, options_page, wanted_help
+from lpips_lightning.recipes.help_pages import PARTS, group_names, options_page, wanted_help
 from lpips_lightning.recipes.interruption import Interruption, RandomNumbers, SaveLast
 from lpips_lightning.recipes.parser import RecipeParser, parser_groups
 from lpips_lightning.recipes.run_folder import SaveRunConfig
@@ -216,7 +216,7 @@ class ImageRecipeCLI(RecipeCLI):
         parser.add_argument(
             "--without",
             nargs="*",
-            choices=[*_CALLBACKS, "baseline"],
+            choices=list(PARTS),
             default=[],
             help="callbacks to disable, or baseline: its scores beside the results",
             metavar="NAME",

@@ -40,9 +40,20 @@ _OTHER = (
     Parameter("seed_everything", "null", (), "N", "Seed of random numbers; true for a random one, false for none"),
     Parameter("optimizer", "null", (), "CLASS", "Optimizer in place of the recipe's; see --optimizer.help CLASS"),
     Parameter("lr_scheduler", "null", (), "CLASS", "With --optimizer; see --lr_scheduler.help CLASS"),
+    Parameter("force", "null", (), "", "Replace existing output files"),
 )
+PARTS = ("checkpoint", "scores", "gallery", "schedule", "images", "baseline")
+"""What ``--without`` leaves out."""
+
 _IMAGE_OPTIONS = (
-    Parameter("without", "[]", (), "NAME", "Callbacks to disable: checkpoint, scores, gallery, schedule, images", "*"),
+    Parameter(
+        "without",
+        "[]",
+        (),
+        "NAME",
+        "Callbacks to disable: checkpoint, scores, gallery, schedule, images, baseline",
+        "*",
+    ),
     Parameter("wandb", "null", ("offline", "online"), "MODE", "Also log to wandb: a folder, or your account", "?"),
 )
 _IMAGE_GROUPS = {
@@ -103,6 +114,7 @@ RECIPES = {
         {
             "model": ("lpips_lightning.recipes.distillation:Distillation",),
             "data": ("lpips_lightning.recipes.distillation_data:DistillationData",),
+            "checkpoint": (_CHECKPOINT,),
             "file": ("lpips_lightning.recipes.distillation:StudentFile",),
         }
     ),
@@ -327,12 +339,10 @@ def _add_group(
     section = parser.add_argument_group(f"{name} ({'; '.join(notes)})" if notes else name)
     for option in shown:
         few = option.choices and len(option.choices) <= _MOST_CHOICES
-        section.add_argument(
-            group.option(option),
-            nargs=option.nargs,
-            help=_about(option, defaults, len(shown) < len(group.options)) or None,
-            **({"choices": option.choices} if few else {"metavar": option.value}),  # type: ignore[arg-type]
-        )
+        kind: dict[str, Any] = {"choices": option.choices} if few else {"metavar": option.value}
+        kind = {"nargs": option.nargs, **kind} if option.value else {"action": "store_true"}
+        about = _about(option, defaults, len(shown) < len(group.options)) or None
+        section.add_argument(group.option(option), help=about, **kind)
 
 
 def _about(option: Parameter, defaults: Mapping[str, Any], short: bool) -> str:

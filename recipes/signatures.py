@@ -33,7 +33,7 @@ class Parameter:
         name: Its name.
         default: Its default, as YAML shows it.
         choices: The words it takes; empty for other types.
-        value: A word for its value in the help.
+        value: A word for its value in the help; empty for a flag.
         about: First sentence of its documentation.
         nargs: As in argparse, for an option that takes another number of values than one.
     """

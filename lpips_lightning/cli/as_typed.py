@@ -58,7 +58,10 @@ def as_typed(message: str, options: Sequence[Option], group: str = "") -> str:
         if found["name"] in _NETS:  # the networks that the message is about
             about = [one for one in chosen if one.value and f"'{one.value}" in message]
             chosen = about or chosen
-        elif len(chosen) > 1:
+        elif len(chosen) > 1:  # that of the network, such as its weights
+            groups = {one.group for net in _NETS for one in _named(net, options, group) if f"'{one.value}" in message}
+            chosen = [one for one in chosen if one.group in groups]
+        if len(chosen) != 1 and found["name"] not in _NETS:
             return found[0]
         return " ".join(one.typed if one.flag else f"{one.typed} {value}" for one in chosen) or found[0]
 

@@ -159,7 +159,7 @@ def test_fast_lin_writes_a_better_calibration(source, images, tmp_path, monkeypa
     made = eval(line)
     assert made.fingerprint.startswith("LPIPS embedded v0.1, lin custom o.safetensors sha256:")
     assert re.search("Shell:  lpips-lightning (compare a.png b.png --net embedded --calibration o.safetensors)", said)
-    assert "Written to o.png: its report" in said and read_image(tmp_path / "o.png").shape[0] == 3
+    assert "Written to o.png and o.pdf: its report" in said and read_image(tmp_path / "o.png").shape[0] == 3
     own_judgments = TripletDataModule(str(images / "own.csv"), str(images / "2afc/train/noise"), None, 0.3, size=40)
     own_judgments.setup("fit")
     train = own_judgments.train_data if source == "csv" else TwoAFCDataset(images, "train", ["noise"], 40)

@@ -340,11 +340,11 @@ def test_prediction_doubles_a_clip(tmp_path, monkeypatch):
         assert image.size == (56, 40)
 
 
-def test_the_command_shows_its_name(capsys):
+def test_a_wrong_value_is_one_line_with_its_option(capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["fit", "--data.crop_size=x"])
     assert exit_.value.code == 2
-    assert "lpips-lightning frame-interpolation" in capsys.readouterr().err
+    assert capsys.readouterr().err == "lpips-lightning: --data.crop_size: expected an integer, got 'x'\n"
 
 
 @pytest.mark.skipif(

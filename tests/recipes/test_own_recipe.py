@@ -78,8 +78,8 @@ def test_a_file_and_its_yaml_are_a_command(main, capsys):
     assert ran.model.perceptual.weight == 0.5
     assert set(ran.trainer.callback_metrics) >= {"val/lpips", "val/psnr", "val/ssim"}
     assert len(list(Path("kept").glob("*.ckpt"))) == 1
-    assert len(list(Path("val/gallery").glob("*.png"))) == 4  # best and worst, two epochs
-    main("predict", "--images.folder", "out")
+    assert len(list(Path("val/gallery").glob("*.png"))) == 6  # best, worst and sheet, two epochs
+    main("predict", "--images.out", "out")
     assert sorted(path.name for path in Path("out").iterdir()) == [f"{index:06d}.png" for index in range(4)]
     with pytest.raises(SystemExit):
         main("--help")

@@ -75,7 +75,7 @@ def rows(number):
         "fit --data.folder=nowhere",
         "fit --data.held_out=[nobody]",
         "fit --model.loss_weights=nowhere",
-        "fit --data.val_patch_size=3200",
+        "fit --data.val_crop_size=3200",
         "fit --ckpt_path=nowhere.ckpt",
         "test --data.held_out=[nobody]",
         "validate --ckpt_path=nowhere.ckpt",

@@ -497,13 +497,13 @@ OTHERS = {  # arguments: what is said
     "kmeans of small crops": ([*KMEANS, "--crop-size", "8"], "crop-size: expected at least 31, got 8"),
     "kmeans without iterations": ([*KMEANS, "--iterations", "0"], "iterations: expected at least 1, got 0"),
     "kmeans of squeeze": ([*KMEANS, "--net", "squeeze"], "net: expected a plain chain of convolutions such as alex"),
-    "fast without images": ([*FAST, "--images", "gone"], "folder: expected an existing folder of images, got 'gone'"),
+    "fast without images": ([*FAST, "--images", "gone"], "--images: expected an existing folder of images, got 'gone'"),
     "fast without CSV": ([*FAST, "--csv", "gone.csv"], "gone.csv: expected a CSV file, got no such file"),
     "fast into a folder": ([*FAST, "--out", "a"], "out: expected a file that ends in .safetensors, got 'a'"),
     "fast below a file": ([*FAST, "--out", "same.png/x.safetensors"], "out: expected a file to write, got"),
     "fast on BAPPS that is not there": (
         ["calibration", "fast", "--root", "gone", "--net", "embedded"],
-        "folder: expected the",
+        "--root: expected the",
     ),
     "evaluate nobody": (
         [*EVALUATE[:2], "resnet", *EVALUATE[3:]],
@@ -525,7 +525,7 @@ OTHERS = {  # arguments: what is said
     ),
     "evaluate nothing": (
         ["bapps", "evaluate", "--root", "a"],
-        "folder: expected sets in 2afc/val or jnd/val of 'a', got none",
+        "--root: expected sets in 2afc/val or jnd/val of 'a', got none",
     ),
     "distances without name": (["bapps", "evaluate", "--distances", "x"], "distances: expected NAME=FILE, got 'x'"),
     "distances that are not there": (

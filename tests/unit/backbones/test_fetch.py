@@ -181,7 +181,7 @@ OFFLINE_COMMANDS = {
     "compare a.png b.png": ["--net embedded", "--weights DIR"],
     "correlate scores.csv": ["--net embedded", "--weights DIR"],
     "export --out a.onnx": ["--net embedded", "--weights DIR"],
-    "superresolution validate": ["--scores.net_type embedded", "--model.loss_net embedded"],
+    "superresolution validate": ["--scores.net_type embedded", "--scores.weights DIR"],  # the loss's needs no file
     "calibration fit": ["--model.net_type embedded", "--model.weights DIR"],
     "distillation fit": ["--model.teacher embedded", "--model.teacher_weights DIR"],
 }
@@ -197,7 +197,13 @@ def test_on_the_command_line_the_ways_out_are_options_of_the_command(command, mo
 
     name, action, *_ = command.split()
     with pytest.raises(SystemExit):
-        cli.main([name, *[action] * (action in cli.COMMANDS[name].actions), "--help=all" if cli.COMMANDS[name].actions else "--help"])
+        cli.main(
+            [
+                name,
+                *[action] * (action in cli.COMMANDS[name].actions),
+                "--help=all" if cli.COMMANDS[name].actions else "--help",
+            ]
+        )
     known = capsys.readouterr().out
     assert all(option.split()[0] in known for option in named)
     monkeypatch.setattr(cli.COMMANDS[name].target.replace(":", "."), missing)

@@ -67,7 +67,7 @@ def test_two_callbacks_share_a_network_that_no_checkpoint_holds(kind, tmp_path):
     assert frozen(callbacks[0]) is frozen(callbacks[1])
     _holds_the_model_alone(checkpoint)
     assert float(fitted.callback_metrics["val/lpips"]) > 0
-    assert len(list((tmp_path / "val" / "gallery").glob("*.png"))) == 2
+    assert len(list((tmp_path / "val" / "gallery").glob("*.png"))) == 3  # worst, best, sheet
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")  # Lightning's advice on loaders, 2026-11-28

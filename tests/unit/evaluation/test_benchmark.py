@@ -412,7 +412,7 @@ def test_intervals_of_own_judgments_are_over_references():
         (["l2"], "folder: expected --folder DIR, alone or with --csv FILE, to evaluate methods, got none"),
         (["l2", "--csv", "a.csv"], "csv: expected --csv FILE together with --folder DIR, got one of them"),
         (["--distances", "a.csv"], "distances: expected NAME=FILE, got 'a.csv'"),
-        (["l2", "--root", "nowhere"], "folder: expected sets in 2afc/val or jnd/val of 'nowhere', got none"),
+        (["l2", "--root", "nowhere"], "--root: expected sets in 2afc/val or jnd/val of 'nowhere', got none"),
         (["lpips", "--root", "HERE"], "method: expected one of alex"),
         (
             ["l2", "--root", "HERE", "--distances", "l2=a.csv"],

@@ -47,8 +47,8 @@ def sample_sheet(groups: Mapping[str, Sequence[tuple[Sample, Scored]]], legend: 
             left = 0.02 + column * (width + _MIDDLE)
             _draw_titles(figure, left, cell, titles)
             top = total - _TEXT
-            for place, ((sample, scored), height) in enumerate(zip(group, heights, strict=False), 1):
-                text = f"{name} {place}: LPIPS {scored.score:.3f}, {scored.source}"
+            for rank, ((sample, scored), height) in enumerate(zip(group, heights, strict=False), 1):
+                text = f"{name} {rank}: LPIPS {scored.score:.3f}, {scored.source}"
                 _write(figure, left, top - _TEXT + 0.05, fit_name(text, width - 0.05))
                 top -= _TEXT + height
                 shown = _draw_row(figure, left, top, (cell, height), sample, legend)

@@ -307,7 +307,7 @@ def _of_group(group: Group, defaults: Mapping[str, Any]) -> Mapping[str, Any]:
     part = defaults.get(group.name) or {}
     if "class_path" in part:
         return part.get("init_args", {}) if part["class_path"].rpartition(".")[2] == group.title else {}
-    return part  # type: ignore[no-any-return]
+    return part
 
 
 def _shown(group: Group, defaults: Mapping[str, Any], in_full: bool) -> Iterator[Parameter]:

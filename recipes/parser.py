@@ -83,13 +83,15 @@ def parser_groups(parser: LightningArgumentParser) -> list[Group]:
             continue
         choices = tuple(map(str, action.choices)) if action.choices else ()
         hint = getattr(action, "_typehint", None)
-        value = {int: "N", float: "X", bool: "BOOL", str: "TEXT"}.get(hint, "VALUE")
+        values: dict[Any, str] = {int: "N", float: "X", bool: "BOOL", str: "TEXT"}
+        value = values.get(hint, "VALUE")
         about = first_sentence(action.help or "") if isinstance(action.help, str) else ""
         nargs = action.nargs if action.nargs in ("?", "*") else None
         if action.nargs != 0:
             found.setdefault(name, []).append(Parameter(rest, yaml_word(action.default), choices, value, about, nargs))
-    last = {name: found.pop(name) for name in ("trainer", "") if name in found}
-    return [Group(name, "", tuple(options)) for name, options in {**found, **last}.items()]
+    last = [name for name in ("trainer", "") if name in found]
+    order = [*(name for name in found if name not in last), *last]
+    return [Group(name, "", tuple(found[name])) for name in order]
 
 
 def _wrong_value(parser: LightningArgumentParser, key: str, reason: str) -> str:

@@ -267,14 +267,15 @@ def source_file(module: str) -> Path:
     Raises:
         LookupError: If there is no such file.
     """
-    path, origin = None, None
+    path: list[str] | None = None
+    origin: str | None = None
     parts = module.split(".")
     for number in range(1, len(parts) + 1):
         name = ".".join(parts[:number])
         loaded = sys.modules.get(name)
         spec = loaded.__spec__ if loaded is not None and loaded.__spec__ else PathFinder.find_spec(name, path)
-        origin = getattr(loaded, "__file__", None) or (spec and spec.origin)
-        path = list(getattr(loaded, "__path__", None) or (spec and spec.submodule_search_locations) or [])
+        origin = getattr(loaded, "__file__", None) or (spec.origin if spec else None)
+        path = list(getattr(loaded, "__path__", None) or (spec.submodule_search_locations if spec else None) or [])
     if origin is None or not origin.endswith(".py"):
         raise LookupError(f"{module}: expected a source file, got none")
     return Path(origin)

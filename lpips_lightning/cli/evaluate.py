@@ -147,7 +147,7 @@ def _sets(args: argparse.Namespace) -> dict[str, Dataset[dict[str, Any]]]:
     images, root = _folders(args)
     if bool(args.csv) != bool(images):
         raise ValueError("csv: expected --csv FILE together with --folder DIR, got one of them")
-    if args.csv:
+    if args.csv and images:
         found["triplets"] = TripletDataset(read_triplets(args.csv, images), images, size)
     if root:
         folder = Path(root)
@@ -173,7 +173,7 @@ def _judges(args: argparse.Namespace, sets: Mapping[str, object]) -> dict[str, J
 
     def judge(name: str) -> Judge:
         part = "jnd/val" if name.startswith("jnd/") else "2afc/val"
-        return judged_by(_folders(args)[1], part, name.removeprefix("jnd/"))
+        return judged_by(_folders(args)[1] or "", part, name.removeprefix("jnd/"))
 
     return {name: UNKNOWN if args.csv and name == "triplets" else judge(name) for name in sets}
 

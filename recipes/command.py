@@ -23,7 +23,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import pytorch_lightning
 import yaml
+from jsonargparse import ActionConfigFile
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -111,8 +113,16 @@ class RecipeCLI(LightningCLI):
         return self.networks
 
     @override
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = RecipeParser(**{"dump_header": [f"pytorch_lightning=={pytorch_lightning.__version__}"], **kwargs})
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file with options")
+        return parser
+
+    @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self._show_help(parser, args)
+        if isinstance(parser, RecipeParser) and args:
+            parser.of_action = self._subcommand_parsers.get(args[0])
         # The base class warns if args are passed while sys.argv has arguments, which is always so for a subcommand.
         self.config = parser.parse_args(args)
         self.args = list(args[1:])
@@ -316,7 +326,6 @@ def run_recipe(
             model,
             data,
             args=args,
-            parser_class=RecipeParser,
             parser_kwargs={"prog": command, "description": description} | dict.fromkeys(cli.subcommands(), defaults),
             **options,
         )

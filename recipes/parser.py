@@ -32,7 +32,13 @@ _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "tex
 
 
 class RecipeParser(LightningArgumentParser):
-    """Refuses abbreviated options, which would hide a typo; a mistake is one line, and exit code 2."""
+    """Refuses abbreviated options, which would hide a typo; a mistake is one line, and exit code 2.
+
+    Attributes:
+        of_action: The parser of the action that was typed, whose options a mistake could mean.
+    """
+
+    of_action: LightningArgumentParser | None = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **options})
@@ -41,7 +47,7 @@ class RecipeParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
             super().error(message, ex)
-        parser = getattr(ex, "subcommand_parser", None) or self
+        parser = getattr(ex, "subcommand_parser", None) or self.of_action or self
         refuse(mistake(parser, message))
 
 

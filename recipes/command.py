@@ -20,6 +20,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -243,7 +244,7 @@ class ImageRecipeCLI(RecipeCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         # Created here and not by the parser: disabled callbacks must not load their backbone.
         callbacks = [
-            callback(**self._get(self.config_init, name).as_dict())
+            callback(**_built(self._get(self.config_init, name).as_dict()))
             for name, callback in _CALLBACKS.items()
             if name not in self._disabled()
         ]
@@ -357,6 +358,15 @@ def quiet_lightning() -> Iterator[None]:
 @rank_zero_only
 def _print_once(line: str) -> None:
     print_line(line)
+
+
+def _built(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with a network in place of its class and arguments, which older versions of jsonargparse leave."""
+    network = options.get("net_type")
+    if not isinstance(network, dict):
+        return options
+    module, _, name = network["class_path"].rpartition(".")
+    return {**options, "net_type": getattr(import_module(module), name)(**network.get("init_args", {}))}
 
 
 def _as_list(configured: Any) -> list[Any]:

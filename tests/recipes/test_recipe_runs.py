@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import pytorch_lightning
 import subprocess_jobs as jobs
 import torch
+from packaging.version import Version
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from small_data import write_noise
@@ -125,6 +127,8 @@ def test_without_a_logger_a_configuration_in_the_working_folder_stays():
     ids=[*(recipe.name for recipe in RECIPES), "in a validation"],
 )
 def test_an_interrupted_run_resumes_to_the_same_weights_and_log(recipe, at, signal_at, capsys):
+    if at[1] == "on_validation_start" and Version(pytorch_lightning.__version__) < Version("2.6"):
+        pytest.skip("Lightning 2.5 does not resume exactly after a stop in a validation")
     handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
     recipe.run("fit", *PLAIN)
     signal_at(*at)

@@ -82,7 +82,7 @@ def test_nothing_found_names_file_source_places_and_ways_out(monkeypatch, tmp_pa
         str(tmp_path / "nowhere" / f"{record.builder}.safetensors"),
         str(tmp_path / "nowhere" / f"{record.builder}.pth"),
         str(empty_cache.parent / record.file),
-        "weights=PATH",
+        "weights=DIR",
         "LPIPS_LIGHTNING_WEIGHTS",
         "the tests have no network",
     ):

@@ -39,7 +39,7 @@ WANTED = {  # (complete words, partial word): completions
     ("superresolution fit", "--model.s"): ["--model.scale"],
     ("superresolution fit --model.scale", ""): ["2", "3", "4"],
     ("superresolution fit", "--trainer.max_e"): ["--trainer.max_epochs"],
-    ("superresolution fit", "--w"): ["--weights_only", "--without", "--wandb"],
+    ("superresolution fit", "--wi"): ["--without"],
     ("colorization tradeoff", "--l"): ["--losses"],
     ("calibration fast", "--c"): ["--csv", "--cache"],
     ("superresolution fit --config", "w"): ["w.png"],

@@ -60,17 +60,18 @@ def log_image(trainer: Trainer, name: str, pixels: Pixels, step: int, *, always_
             write_png(log_folder(trainer, logger) / file, pixels)
 
 
-def log_figure_file(trainer: Trainer, name: str, figure: Any, step: int) -> None:
-    """Write a matplotlib figure as PDF beside the PNG file of `log_image` with ``always_png``.
+def log_figure_file(trainer: Trainer, name: str, figure: Any, step: int | None) -> None:
+    """Write a matplotlib figure as PDF into the first logger's folder.
 
     Args:
         trainer: Trainer with the loggers.
         name: Name of the image.
         figure: Figure of `lpips_lightning.io.figures.new_figure`, within its context.
-        step: Global step of the Trainer.
+        step: Global step of the Trainer, for the file's name; None for one file, the last.
     """
     if trainer.is_global_zero and not _is_fast_dev_run(trainer):
-        save_pdf(figure, log_folder(trainer, _loggers(trainer)[0]) / _file(name, step, "pdf"))
+        file = f"{name}.pdf" if step is None else _file(name, step, "pdf")
+        save_pdf(figure, log_folder(trainer, _loggers(trainer)[0]) / file)
 
 
 def log_table(

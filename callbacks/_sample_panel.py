@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -76,22 +75,6 @@ class Sample:
     target: Pixels
     input: Pixels | None
     distances: Tensor
-
-
-def to_pixels(image: Tensor, data_range: tuple[float, float]) -> Pixels:
-    """Convert an image to uint8, clamped and rounded; NaN becomes black.
-
-    Args:
-        image: ``(3, H, W)``, or gray ``(1, H, W)``; floating on `data_range` or uint8 on [0, 255].
-        data_range: ``(low, high)``.
-
-    Returns:
-        Shape ``(H, W, 3)``.
-    """
-    if image.dtype != torch.uint8:
-        low, high = data_range
-        image = ((image.float() - low) * (255 / (high - low))).nan_to_num(0).round().clamp(0, 255).to(torch.uint8)
-    return image.expand(3, -1, -1).permute(1, 2, 0).contiguous().cpu().numpy()
 
 
 def sample_panel(sample: Sample, scored: Scored, rank: str, legend: Legend) -> Pixels:

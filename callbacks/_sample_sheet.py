@@ -10,7 +10,16 @@ import numpy as np
 from torch import Tensor
 
 from lpips_lightning.callbacks._sample_panel import Legend, Sample, Scored
-from lpips_lightning.io.figures import SMALL_SIZE, WIDTHS, fit_name, fit_names, new_figure, text_inches
+from lpips_lightning.io.figures import (
+    SMALL_SIZE,
+    WIDTHS,
+    axes_at,
+    fit_name,
+    fit_names,
+    new_figure,
+    text_inches,
+    write_at,
+)
 
 _BAR, _GAP, _MIDDLE, _TEXT = 0.64, 0.04, 0.14, 0.17  # inches: color bar, between images, between groups, a line
 _TALLEST = 1.6  # height by width beyond which images become narrower
@@ -49,7 +58,7 @@ def sample_sheet(groups: Mapping[str, Sequence[tuple[Sample, Scored]]], legend: 
             top = total - _TEXT
             for rank, ((sample, scored), height) in enumerate(zip(group, heights, strict=False), 1):
                 text = f"{name} {rank}: LPIPS {scored.score:.3f}, {scored.source}"
-                _write(figure, left, top - _TEXT + 0.05, fit_name(text, width - 0.05))
+                write_at(figure, left, top - _TEXT + 0.05, fit_name(text, width - 0.05))
                 top -= _TEXT + height
                 shown = _draw_row(figure, left, top, (cell, height), sample, legend)
                 top -= 0.05
@@ -58,7 +67,7 @@ def sample_sheet(groups: Mapping[str, Sequence[tuple[Sample, Scored]]], legend: 
         label = f"local LPIPS, {legend.net}"
         _draw_scale(figure, shown, place, fit_name(label, bar_height))
         note = f"LPIPS by {legend.net}{', which is also the network of the loss: biased' * legend.is_loss}."
-        _write(figure, 0.02, 0.06, fit_name(note, WIDTHS["text"] - 0.1), "0.35")
+        write_at(figure, 0.02, 0.06, fit_name(note, WIDTHS["text"] - 0.1), color="0.35")
         yield figure
 
 
@@ -81,7 +90,7 @@ def _draw_titles(figure: Any, left: float, cell: float, titles: Sequence[str]) -
     total = figure.get_figheight()
     for index, title in enumerate(fit_names(titles, cell)):
         middle = left + index * (cell + _GAP) + cell / 2
-        _write(figure, middle, total - _TEXT + 0.04, title, ha="center")
+        write_at(figure, middle, total - _TEXT + 0.04, title, ha="center")
 
 
 def _draw_row(
@@ -92,7 +101,7 @@ def _draw_row(
     columns = [*([] if sample.input is None else [sample.input]), *shown]
     style = {"cmap": _colors(), "vmin": 0, "vmax": legend.heatmap_max}
     for index, pixels in enumerate(columns):
-        axes = _axes(figure, left + index * (size[0] + _GAP), bottom, *size)
+        axes = axes_at(figure, left + index * (size[0] + _GAP), bottom, *size)
         drawn = axes.imshow(pixels, interpolation="nearest" if pixels.shape[0] < 100 else "antialiased", **style)
         axes.axis("off")
     return drawn
@@ -109,18 +118,6 @@ def _colors() -> Any:
 
 
 def _draw_scale(figure: Any, shown: Any, place: tuple[float, float, float, float], label: str) -> None:
-    scale = figure.colorbar(shown, cax=_axes(figure, *place), extend="max", extendfrac=0.05)
+    scale = figure.colorbar(shown, cax=axes_at(figure, *place), extend="max", extendfrac=0.05)
     scale.set_label(label, fontsize=SMALL_SIZE)
     scale.outline.set_linewidth(0.6)
-
-
-def _axes(figure: Any, left: float, bottom: float, width: float, height: float) -> Any:
-    """Axes at a place in inches."""
-    across, up = figure.get_size_inches()
-    return figure.add_axes((left / across, bottom / up, width / across, height / up))
-
-
-def _write(figure: Any, x: float, y: float, text: str, color: str = "black", ha: str = "left") -> None:
-    """Write a line at a place in inches, from its baseline."""
-    across, up = figure.get_size_inches()
-    figure.text(x / across, y / up, text, fontsize=SMALL_SIZE, color=color, ha=ha)

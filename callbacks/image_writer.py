@@ -13,11 +13,11 @@ from typing_extensions import override
 
 from lpips_lightning._lightning import BasePredictionWriter, LightningModule
 from lpips_lightning.callbacks._loggers import write_png
-from lpips_lightning.callbacks._sample_panel import to_pixels
 from lpips_lightning.callbacks._step_outputs import PREDICTION_KEYS, find_names
 from lpips_lightning.callers import warn_user
 from lpips_lightning.images.hints import UNMASKED
 from lpips_lightning.images.ranges import DataRange, RangeChecker, RangeError, check_values, parse_range
+from lpips_lightning.io.image_files import to_pixels
 
 
 def save_image(path: Path, image: Tensor, data_range: tuple[float, float] = (0.0, 1.0)) -> None:

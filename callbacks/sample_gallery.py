@@ -18,13 +18,14 @@ from lpips_lightning._lightning import Callback, LightningModule
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.callbacks._loggers import Pixels, log_figure_file, log_image, log_table
 from lpips_lightning.callbacks._pair_scorer import PairScorer
-from lpips_lightning.callbacks._sample_panel import Legend, Sample, Scored, sample_panel, to_pixels
+from lpips_lightning.callbacks._sample_panel import Legend, Sample, Scored, sample_panel
 from lpips_lightning.callbacks._sample_sheet import sample_sheet
 from lpips_lightning.callbacks._step_outputs import Adapter, OutputReader, StepOutputs
 from lpips_lightning.distributed import dataset_indices, gather
 from lpips_lightning.images.ranges import DataRange
 from lpips_lightning.io.figures import figure_pixels
 from lpips_lightning.io.heatmap import heatmap_limit
+from lpips_lightning.io.image_files import to_pixels
 from lpips_lightning.loss import PerceptualLoss
 from lpips_lightning.network import LPIPS
 from lpips_lightning.options import LPIPSOptions, with_options
@@ -40,7 +41,7 @@ class SampleGallery(Callback):
     same for all samples: ``val/gallery/worst_1``, ..., ``val/gallery/best_1``, ... It is drawn in uint8, so that it is
     identical in TensorBoard, wandb and MLflow. For loggers without images, and without a logger, it is a PNG file in
     the log folder. wandb also gets a sortable table ``val/gallery``. If matplotlib is installed, all samples together
-    are ``val/gallery/sheet``, a figure for print, which the log folder also holds as PNG and PDF.
+    are ``val/gallery/sheet``, a figure for print, whose last version is ``val/gallery/sheet.pdf`` in the log folder.
 
     A sample is named by the string that its step returns under ``"name"`` or ``"names"``, that the batch has under
     these keys, or that is the last element of the batch; else by its index in the data set. If a `PerceptualLoss` of
@@ -239,8 +240,8 @@ class SampleGallery(Callback):
         if samples and find_spec("matplotlib") is not None:
             groups = {kind: [(samples[scored], scored) for scored in chosen[kind]] for kind in _KINDS}
             with sample_sheet(groups, legend) as figure:
-                log_image(trainer, f"{name}/sheet", figure_pixels(figure), trainer.global_step, always_png=True)
-                log_figure_file(trainer, f"{name}/sheet", figure, trainer.global_step)
+                log_image(trainer, f"{name}/sheet", figure_pixels(figure), trainer.global_step)
+                log_figure_file(trainer, f"{name}/sheet", figure, None)  # a megabyte or more
 
 
 def _is_in_a_loss(net: LPIPS, module: LightningModule) -> bool:

@@ -273,8 +273,10 @@ class ImageRecipeCLI(RecipeCLI):
     def next_commands(self, checkpoint: Path) -> list[str]:
         scores = options_with(self.args, "--config", "-c", "--data", "--scores", "--without")
         given = ["--ckpt_path", str(checkpoint)]
-        predict = command_line(self.parser.prog, "predict", [*given, "--data.predict_folder", "FOLDER"])
-        return [command_line(self.parser.prog, "test", [*given, *scores]), predict]
+        commands = [command_line(self.parser.prog, "test", [*given, *scores])]
+        if "predict_folder" in (self._get(self.config, "data") or {}):  # a data module of the user's may lack it
+            commands.append(command_line(self.parser.prog, "predict", [*given, "--data.predict_folder", "FOLDER"]))
+        return commands
 
     def _disabled(self) -> set[str]:
         names = set(self._get(self.config, "without") or [])

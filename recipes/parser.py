@@ -21,6 +21,8 @@ from lpips_lightning.recipes.signatures import Parameter, first_sentence, yaml_w
 _VALUE = re.compile(r'Parser key "(?P<key>[^"]+)"(?P<element>[^:]*):(?P<reason>.*)', re.S)
 _GIVEN = re.compile(r"(?:Given value|Got value): (.*)", re.S)
 _NOT_AMONG = re.compile(r"\s*(.*) not among choices", re.S)
+_NESTED = re.compile(r"NestedArg\(key='(?P<key>[^']+)', val='?(?P<value>.*?)'?\)", re.S)
+_NO_FILE = re.compile(r"Unable to load config ['\"]([^'\"]+)")
 _CLASS_OPTION = re.compile(r"class_path '(?P<name>[^']+)'.*?(?:Option|option|Key|key) '(?P<key>[^']+)'", re.S)
 _CLASS_MISSING = re.compile(r"class_path '(?P<name>[^']+)':\s+the following arguments are required: (?P<keys>[\w, ]+)")
 _YAML_KEY = re.compile(
@@ -28,6 +30,7 @@ _YAML_KEY = re.compile(
     r"|(?:Option|Key) '(?P<key>[^']+)' is not (?:accepted|expected)"
 )
 _REQUIRED = re.compile(r"""[Kk]ey ["']([^"']+)["'] is required""")
+_PLURALS = {"integer": "integers", "number": "numbers"}
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null", dict: "a dict"}
 
 
@@ -110,15 +113,19 @@ def _wrong_value(parser: LightningArgumentParser, key: str, reason: str) -> str:
         return f"{missing}: expected for {found['name'].rpartition('.')[2]}, got none"
     given = _GIVEN.search(reason) or _NOT_AMONG.search(reason)
     hint = getattr(action, "_typehint", None)
+    if unreadable := _NO_FILE.search(reason):
+        return f"--{key}: expected a YAML file, got {unreadable[1]!r}"
     if given is None or hint is None:
         return f"--{key}: {' '.join(reason.split())}"
     value = " ".join(given[1].split()).strip("'")
+    if nested := _NESTED.fullmatch(value.strip('"')):
+        key, value = f"{key}.{nested['key']}", nested["value"]
     expected = list(dict.fromkeys(_expected(hint)))
     if len(expected) == 1 and (words := _words(hint)):
         return unknown_choice(f"--{key}", value, words)
     near = difflib.get_close_matches(value, [name for part in _parts(hint) for name in _subclasses(part)], 1)
     meant = f"; did you mean {near[0]}?" if near else ""
-    return f"--{key}: expected {' or '.join(expected)}, got {value!r}{meant}"
+    return f"--{key}: expected {' or '.join(expected)}, got {'none' if value == 'None' else repr(value)}{meant}"
 
 
 def _subclasses(hint: Any) -> Iterator[str]:
@@ -159,11 +166,8 @@ def _expected(hint: Any) -> Iterator[str]:
             inner = " or ".join(
                 dict.fromkeys(word for one in get_args(part) if one is not ... for word in _expected(one))
             )
-            yield (
-                f"a list of {inner.removeprefix('one of ').removeprefix('an ').removeprefix('a ')}"
-                if inner
-                else "a list"
-            )
+            inner = inner.removeprefix("one of ").removeprefix("an ").removeprefix("a ")
+            yield f"a list of {_PLURALS.get(inner, inner)}" if inner else "a list"
         else:
             yield f"a {getattr(part, '__name__', str(part))}"
 

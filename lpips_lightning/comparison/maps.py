@@ -18,11 +18,12 @@ from lpips_lightning.comparison.file_pairs import Pair
 from lpips_lightning.comparison.measure import PairResult, Read
 from lpips_lightning.images.preprocessing import ImagePolicy
 from lpips_lightning.io.atomic import atomic_write
-from lpips_lightning.io.comparison_figure import SIDE, Panel, comparison_figure, reduced, to_pixels
+from lpips_lightning.io.comparison_figure import SIDE, Panel, comparison_figure, reduced
 from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.figures import save_figure
 from lpips_lightning.io.heatmap import HeatmapScale, heatmap_colors, heatmap_indices
 from lpips_lightning.io.image_decoding import printable
+from lpips_lightning.io.image_files import to_pixels
 from lpips_lightning.io.image_folders import count_of
 from lpips_lightning.io.streams import is_stream
 

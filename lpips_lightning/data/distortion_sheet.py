@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lpips_lightning.data.distortions import DISTORTIONS, distort
-from lpips_lightning.io.figures import SMALL_SIZE, WIDTHS, new_figure, require_matplotlib, save_figure
+from lpips_lightning.io.figures import WIDTHS, axes_at, new_figure, require_matplotlib, save_figure, write_at
 from lpips_lightning.io.image_files import find_images, read_image, resize_image
 from lpips_lightning.io.streams import is_stream
 
@@ -67,18 +67,25 @@ def sheet_figure(rows: Sequence[Sequence[Tensor]]) -> Iterator[Any]:
         for left in (0.0, _BLOCK):
             for column, heading in enumerate(("original", *(f"{strength:g}" for strength in STRENGTHS))):
                 middle = left + _LABEL + column * (_CELL + _GAP) + _CELL / 2
-                _write(figure, middle, height - _HEADER + 0.05, heading, ha="center")
-            _write(figure, left + _LABEL + 3.5 * (_CELL + _GAP), height - 0.12, "strength", ha="center")
+                write_at(figure, middle, height - _HEADER + 0.05, heading, ha="center")
+            write_at(figure, left + _LABEL + 3.5 * (_CELL + _GAP), height - 0.12, "strength", ha="center")
         for index, (name, row) in enumerate(zip(DISTORTIONS, rows, strict=True)):
             half, place = divmod(index, _ROWS)
             left, bottom = half * _BLOCK + _LABEL, height - _HEADER - (place + 1) * (_CELL + _GAP) + _GAP
-            _write(figure, left - 0.05, bottom + _CELL / 2, name.replace("_", "\n"), ha="right", va="center")
+            write_at(
+                figure,
+                left - 0.05,
+                bottom + _CELL / 2,
+                name.replace("_", "\n"),
+                ha="right",
+                va="center",
+                linespacing=1.0,
+            )
             for column, image in enumerate(row):
-                box = (left + column * (_CELL + _GAP)) / WIDTHS["text"], bottom / height
-                axes = figure.add_axes((*box, _CELL / WIDTHS["text"], _CELL / height))
+                axes = axes_at(figure, left + column * (_CELL + _GAP), bottom, _CELL, _CELL)
                 axes.imshow(image.clamp(0, 1).permute(1, 2, 0).numpy())
                 axes.axis("off")
-        _write(figure, 0.05, 0.05, f"Patches of {_PATCH} pixels; one random seed per row.", color="0.35")
+        write_at(figure, 0.05, 0.05, f"Patches of {_PATCH} pixels; one random seed per row.", color="0.35")
         yield figure
 
 
@@ -87,9 +94,3 @@ def _at_strengths(patch: Tensor, name: str, seed: int) -> list[Tensor]:
     image = patch[None].float().div(255)
     steps = [distort(image, name, strength, torch.Generator().manual_seed(seed)) for strength in STRENGTHS]
     return [step[0] for step in (image, *steps)]
-
-
-def _write(figure: Any, x: float, y: float, text: str, **style: Any) -> None:
-    """Write text at a place in inches."""
-    width, height = figure.get_size_inches()
-    figure.text(x / width, y / height, text, fontsize=SMALL_SIZE, linespacing=1.0, **style)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -41,13 +40,6 @@ def reduced(image: Tensor, side: int = SIDE) -> Tensor:
         return image.float()
     size = [max(1, round(factor * length)) for length in (height, width)]
     return F.interpolate(image.float()[None], size, mode="area")[0]
-
-
-def to_pixels(image: Tensor, data_range: tuple[float, float]) -> npt.NDArray[np.uint8]:
-    """An image ``(3, H, W)`` on `data_range` as pixels ``(H, W, 3)``."""
-    low, high = data_range
-    unit = ((image.detach().float().cpu() - low) / (high - low)).clamp(0, 1)
-    return unit.mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
 @contextmanager

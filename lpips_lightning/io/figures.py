@@ -86,7 +86,7 @@ def require_matplotlib(what: str = "figures need") -> None:
 def new_figure(width: Width, height: float) -> Iterator[Any]:
     """Create a figure to draw in; draw and save it within the context.
 
-    Within it matplotlib has the style of the library; the process's own settings return afterwards.
+    Within it matplotlib has the style of the library, whatever the process's settings are; these return afterwards.
 
     Args:
         width: ``"column"`` (3.3 inches) or ``"text"`` (6.9 inches).
@@ -99,10 +99,12 @@ def new_figure(width: Width, height: float) -> Iterator[Any]:
         ModuleNotFoundError: If matplotlib is not installed.
     """
     require_matplotlib()
-    from matplotlib import rc_context
+    from matplotlib import rc_context, rcdefaults, rcParams
     from matplotlib.figure import Figure
 
-    with rc_context(_STYLE):
+    with rc_context():
+        rcdefaults()
+        rcParams.update(_STYLE)
         yield Figure((WIDTHS[width], height), layout="constrained")
 
 
@@ -242,6 +244,18 @@ def below_row(axes: Any, points: float = 4) -> Any:
     return offset_copy(axes.transData, axes.figure, y=-points, units="points")
 
 
+def axes_at(figure: Any, left: float, bottom: float, width: float, height: float) -> Any:
+    """Axes at a place in inches."""
+    across, up = figure.get_size_inches()
+    return figure.add_axes((left / across, bottom / up, width / across, height / up))
+
+
+def write_at(figure: Any, x: float, y: float, text: str, **style: Any) -> None:
+    """Write small text at a place in inches, from its baseline unless `style` says otherwise."""
+    across, up = figure.get_size_inches()
+    figure.text(x / across, y / up, text, fontsize=SMALL_SIZE, **style)
+
+
 def figure_pixels(figure: Any) -> npt.NDArray[np.uint8]:
     """Pixels of a figure of `new_figure`, within its context: those of the PNG, shape ``(H, W, 3)``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -310,10 +324,12 @@ def _advance(character: str) -> float:
 
 @cache
 def _font() -> Any:
-    from matplotlib.font_manager import findfont
+    from matplotlib.font_manager import FontProperties, findfont
     from matplotlib.ft2font import FT2Font
 
-    return FT2Font(findfont(_FONT))
+    # All named: what is left out comes from the process's settings, such as bold.
+    regular = FontProperties(family=_FONT, style="normal", variant="normal", weight="normal", stretch="normal")
+    return FT2Font(findfont(regular))
 
 
 def _save(figure: Any, path: str | os.PathLike[str], kind: str, metadata: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -140,3 +141,19 @@ def write_image(image: Tensor, path: str | Path) -> None:
     Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(content, form)
     with atomic_write(path) as temporary:
         temporary.write_bytes(content.getbuffer())
+
+
+def to_pixels(image: Tensor, data_range: tuple[float, float]) -> npt.NDArray[np.uint8]:
+    """Convert an image to uint8, clamped and rounded; NaN becomes black.
+
+    Args:
+        image: ``(3, H, W)``, or gray ``(1, H, W)``; floating on `data_range` or uint8 on [0, 255].
+        data_range: ``(low, high)``.
+
+    Returns:
+        Shape ``(H, W, 3)``.
+    """
+    if image.dtype != torch.uint8:
+        low, high = data_range
+        image = ((image.float() - low) * (255 / (high - low))).nan_to_num(0).round().clamp(0, 255).to(torch.uint8)
+    return image.expand(3, -1, -1).permute(1, 2, 0).contiguous().cpu().numpy()

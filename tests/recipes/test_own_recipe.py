@@ -76,6 +76,8 @@ def main(tmp_path, monkeypatch):
 def test_a_file_and_its_yaml_are_a_command(main, capsys):
     ran = main("fit", "--model.loss_weight", "0.5")
     assert ran.model.perceptual.weight == 0.5
+    said = capsys.readouterr().out
+    assert "Next: python denoising.py test" in said and "predict_folder" not in said  # its data module has none
     assert set(ran.trainer.callback_metrics) >= {"val/lpips", "val/psnr", "val/ssim"}
     assert len(list(Path("kept").glob("*.ckpt"))) == 1
     assert len(list(Path("val/gallery").glob("*.png"))) == 6  # best, worst and sheet, two epochs

@@ -143,7 +143,7 @@ def check_table_and_gallery(folder, alone):
     assert len(numbers) == 7 + 5
     assert torch.allclose(numbers, expected, rtol=TOLERANCE, atol=TOLERANCE)
     names = sorted(path.name for path in (alone / "val" / "gallery").iterdir())
-    assert len(names) == 8  # the sheet, as PNG and PDF
+    assert len(names) == 8  # the sheet too, as PNG and PDF
     assert names == sorted(path.name for path in (folder / "val" / "gallery").iterdir())
     for name in names:
         assert (folder / "val" / "gallery" / name).read_bytes() == (alone / "val" / "gallery" / name).read_bytes()

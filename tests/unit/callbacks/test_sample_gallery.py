@@ -20,10 +20,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from lpips_lightning import LPIPS, PerceptualLoss
 from lpips_lightning.callbacks import SampleGallery
 from lpips_lightning.callbacks._loggers import check_pixels, log_image
-from lpips_lightning.callbacks._sample_panel import Legend, Sample, Scored, sample_panel, to_pixels
+from lpips_lightning.callbacks._sample_panel import Legend, Sample, Scored, sample_panel
 from lpips_lightning.callbacks._sample_sheet import sample_sheet
 from lpips_lightning.callbacks._step_outputs import OutputReader
 from lpips_lightning.io.heatmap import heatmap_colors, heatmap_indices, heatmap_limit
+from lpips_lightning.io.image_files import to_pixels
 
 # 2026-11-21, pytorch_lightning/trainer/connectors/data_connector.py: its advice on loaders.
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
@@ -96,9 +97,9 @@ def test_every_logger_shows_the_same_pixels(tmp_path, drawn):
         assert np.array_equal(read(io.BytesIO(shown.encoded_image_string)), pixels)
         assert np.array_equal(read(f"{table.log_dir}/{name}_step_{step:08d}.png"), pixels)
         assert pixels.tobytes() in media
-    sheets = list((tmp_path / "board").rglob("sheet_*.png"))  # a file too, in the first logger's folder
+    assert len(list(tmp_path.rglob("sheet.pdf"))) == 1  # the last, in the first logger's folder
     media_files = list(tmp_path.rglob("files/media/**/*.png"))
-    assert len(list(tmp_path.rglob("*.png"))) == len(drawn) + len(sheets) + len(media_files) and len(sheets) == 2
+    assert len(list(tmp_path.rglob("*.png"))) == len(drawn) + len(media_files)
     tables = sorted(tmp_path.rglob("files/media/table/val/*.table.json"))
     assert len(tables) == 2
     content = json.loads(tables[0].read_text())
@@ -128,7 +129,7 @@ def test_without_a_logger_images_are_files_and_tests_have_them_too(tmp_path, dra
         assert np.array_equal(read(tmp_path / f"{name}_step_00000000.png"), pixels)
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == [
         "best_1_step_00000000.png",
-        "sheet_step_00000000.pdf",
+        "sheet.pdf",
         "sheet_step_00000000.png",
         "worst_1_step_00000000.png",
     ]

@@ -5,6 +5,7 @@ import torch
 from _helpers.figure_layout import layout_faults
 from PIL import Image
 
+from lpips_lightning.io import figures
 from lpips_lightning.io.figures import (
     WIDTHS,
     category_styles,
@@ -35,6 +36,24 @@ def test_a_figure_has_its_width_and_a_pdf_beside_it(tmp_path, width):
         assert image.info["fingerprint"] == "net"
     assert files[1].read_bytes().startswith(b"%PDF") and b"fingerprint: net" in files[1].read_bytes()
     assert dict(matplotlib.rcParams) == settings
+
+
+def test_settings_of_the_process_change_nothing():
+    def draw():
+        inches = text_inches("a name")
+        with new_figure("column", 1.5) as figure:
+            figure.subplots().plot([0, 1], [1, 0])
+            figure.suptitle(fit_name("a name that is too long for its place", 1.0))
+            return inches, figure_pixels(figure)
+
+    inches, pixels = draw()
+    figures._advance.cache_clear()
+    figures._font.cache_clear()
+    own = {"font.weight": "bold", "axes.grid": True, "figure.facecolor": "pink", "text.color": "red", "xtick.top": True}
+    with matplotlib.rc_context(own):
+        measured, drawn = draw()
+        assert {name: matplotlib.rcParams[name] for name in own} == own
+    assert measured == inches and np.array_equal(drawn, pixels)
 
 
 def test_the_files_are_named_by_the_stem(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,12 @@ def _make(options: argparse.Namespace) -> None:
         make_bapps(
             **arguments, distance=_distance(options.judge, options.weights), replace=options.force, report=report
         )
+    console = Console(highlight=False, soft_wrap=True)
+    if options.judge == "none":
+        console.print(f"Written to {options.out}; fill in the votes of judge_train.csv and judge_val.csv", markup=False)
+        return
+    console.print(f"Written to {options.out}, judged by {options.judge}", markup=False)
+    console.print(f"Next: lpips-lightning bapps evaluate --folder {shlex.quote(options.out)}", markup=False)
 
 
 def _distance(judge: str, weights: str | None) -> Distance | None:

@@ -188,7 +188,7 @@ class RangeChecker:
             known.margin = max(known.margin, rounding)
             extremes = torch.stack(torch.aminmax(images.detach())).float()
         if self.immediate or _on_host(images):
-            self._check(known, extremes)
+            self._check(known, extremes, known.calls)
             if known.calls < _FIRST_BATCHES and role != "prediction" and not self._warned:
                 self._warn_if_obvious(known, images)
         else:
@@ -236,8 +236,8 @@ class RangeChecker:
         tracked, self._tracked = self._tracked, {}
         for known in tracked.values():
             if known.gathered is not None:
-                self._check(known, known.gathered)
-            self._warn_if_suspicious(known)
+                self._check(known, known.gathered, known.calls)
+            self._warn_if_suspicious(known, known.calls)
 
     def _gather(self, known: _Extremes, extremes: Tensor) -> None:
         if known.role == "prediction":  # a batch without finite values must not hide later ones
@@ -258,9 +258,10 @@ class RangeChecker:
             (copy, done), known.copied = known.copied, None
             if done is not None:
                 done.synchronize()  # recorded calls ago: does not wait
-            self._check(known, copy)
+            self._check(known, copy, known.calls - _READ_AFTER)
 
-    def _check(self, known: _Extremes, extremes: Tensor) -> None:
+    def _check(self, known: _Extremes, extremes: Tensor, batches: int) -> None:
+        """Check the extremes of the first `batches` batches."""
         lowest, highest = (value.item() for value in extremes)  # torch.func tensors have no .tolist() in torch 2.6
         low, high = known.data_range
         if known.role == "prediction":
@@ -282,18 +283,18 @@ class RangeChecker:
                 raise RangeError(message)
             self._warn_of_values(message, "they are measured as they are")
         known.lowest, known.highest = min(known.lowest, lowest), max(known.highest, highest)
-        if known.calls == _FIRST_BATCHES or known.gathered is not None:
-            self._warn_if_suspicious(known)
+        late = known.gathered is not None and (batches > _FIRST_BATCHES or _is_near_zero(known))
+        if batches == _FIRST_BATCHES or late:
+            self._warn_if_suspicious(known, batches)
 
     def _warn_if_obvious(self, known: _Extremes, images: Tensor) -> None:
         """Warn before the third batch if images on the declared range hardly look like this."""
         low, high = known.data_range
-        near_zero = low < 0 <= known.lowest <= _NEAR_ZERO * high
         fractions = low == 0 and high >= 255 and known.lowest >= 0 and known.highest <= 1 + OVERSHOOT
-        if near_zero or (fractions and bool(((images > 0) & (images < 1)).any())):
-            self._warn_if_suspicious(known)
+        if _is_near_zero(known) or (fractions and bool(((images > 0) & (images < 1)).any())):
+            self._warn_if_suspicious(known, known.calls)
 
-    def _warn_if_suspicious(self, known: _Extremes) -> None:
+    def _warn_if_suspicious(self, known: _Extremes, batches: int) -> None:
         low, high = known.data_range
         if self._warned or known.role == "prediction" or not known.lowest < known.highest:
             return  # constant images prove nothing
@@ -304,9 +305,9 @@ class RangeChecker:
         else:
             return
         self._warned = True
-        batches = "batch" if known.calls == 1 else f"{known.calls} batches"
+        first = "batch" if batches == 1 else f"{batches} batches"
         warn_user(
-            f"{known.name}: expected values on [{low:g}, {high:g}], got {seen} in the first {batches}; if they are on "
+            f"{known.name}: expected values on [{low:g}, {high:g}], got {seen} in the first {first}; if they are on "
             f"[0, 1], {known.hints.unit_range}"
         )
 
@@ -319,6 +320,12 @@ class RangeChecker:
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles start empty; gathered values are checked by the original.
         return {**self.__dict__, "_tracked": {}, "_warned_of": set(self._warned_of)}
+
+
+def _is_near_zero(known: _Extremes) -> bool:
+    """Whether nothing is below 0, as the range allows, and the darkest value is near 0: black, on [0, 1]."""
+    low, high = known.data_range
+    return low < 0 <= known.lowest <= _NEAR_ZERO * high
 
 
 def _is_number(value: object) -> bool:

@@ -219,7 +219,7 @@ def test_on_a_device_a_nan_target_is_an_error(loss, pair, on_a_device):
 
 def test_no_call_of_a_loss_asks_a_device_between_the_looks(loss, pair, on_a_device, monkeypatch):
     asked = []
-    monkeypatch.setattr(RangeChecker, "_check", lambda self, known, extremes: asked.append(known.calls))
+    monkeypatch.setattr(RangeChecker, "_check", lambda self, known, extremes, batches: asked.append(known.calls))
     for _ in range(16):
         loss(*pair(1, 32, 32))
     assert asked == [5, 5, 13, 13]
@@ -454,3 +454,21 @@ def test_copies_and_pickles_remember_the_warning_but_not_the_values(pair, on_a_d
 def test_a_metrics_copies_check_ranges_for_themselves(metric):
     clone = metric.clone()
     assert clone.net.range_checker is not metric.net.range_checker
+
+
+def test_a_late_check_tells_how_many_batches_it_saw(monkeypatch, recwarn):
+    monkeypatch.setattr("lpips_lightning.images.ranges._on_host", lambda images: False)
+    numbers = torch.Generator().manual_seed(0)
+    bright, both = (
+        0.4 + 0.5 * torch.rand(1, 3, 8, 8, generator=numbers),
+        torch.rand(1, 3, 8, 8, generator=numbers) * 2 - 1,
+    )
+    checker = RangeChecker(periodic=True)
+    for images in (bright, both, both, both, both, both):
+        checker.observe(images, "x", (-1.0, 1.0))
+    checker.flush()
+    assert not recwarn.list  # one bright batch among others proves nothing
+    checker = RangeChecker(periodic=True)
+    for _ in range(6):
+        checker.observe(bright - bright.min(), "x", (-1.0, 1.0))
+    assert [str(one.message) for one in recwarn.list if "in the first batch; if they" in str(one.message)]

@@ -21,12 +21,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import pytorch_lightning
 import yaml
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -115,7 +115,8 @@ class RecipeCLI(LightningCLI):
 
     @override
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        parser = RecipeParser(**{"dump_header": [f"pytorch_lightning=={pytorch_lightning.__version__}"], **kwargs})
+        header = [f"pytorch_lightning=={version('pytorch-lightning')}"]
+        parser = RecipeParser(**{"dump_header": header, **kwargs})
         parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file with options")
         return parser
 

@@ -25,6 +25,12 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **options})
+        self._given: list[str] = []
+
+    @override
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(self._given, namespace)
 
     @override
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -36,7 +42,14 @@ class ArgumentParser(argparse.ArgumentParser):
 
     @override
     def error(self, message: str) -> NoReturn:
+        if _MISSING.fullmatch(message) and (mistyped := self._unknown_options()):  # perhaps the missing option itself
+            message = f"unrecognized arguments: {mistyped[0]}"
         refuse(sentence(self, message))
+
+    def _unknown_options(self) -> list[str]:
+        given = self._given[: self._given.index("--")] if "--" in self._given else self._given
+        names = (word.partition("=")[0] for word in given)
+        return [name for name in names if name.startswith("--") and name not in self._option_string_actions]
 
 
 def refuse(sentence: str) -> NoReturn:

@@ -91,6 +91,10 @@ MISTAKES = {
     "compare a.png b.png --net alx": "got 'alx'; did you mean alex?",
     "bapps mak": "got 'mak'; did you mean make?",
     "kmeans --folder x --out k.safetensors --crop 3": "did you mean --crops?",
+    "kmeans --foldr x --out k.safetensors": "got --foldr; did you mean --folder?",
+    "bapps make --folder x --ot=y": "got --ot; did you mean --out?",
+    "weights fetch --too x": "got --too; did you mean --to?",
+    "weights fetch": "expected --to, got none",
     "weights lst": "got 'lst'; did you mean list?",
 }
 

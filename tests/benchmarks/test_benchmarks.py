@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from benchmarks import contenders, machine, memory, pairwise, ratios, report, run, timing
 from benchmarks.results import Results, path_of
+from lpips_lightning.backbones.definition import BACKBONES
+from lpips_lightning.backbones.extractor import random_backbone
+from lpips_lightning.weights import tensors_sha256
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +39,10 @@ def test_a_run_measures_all_contenders_and_writes_json_markdown_and_image(out, c
     fp32 = [(name, "fp32") for name in ("floor", "ours", "lpips", "torchmetrics")]
     expected = {(*who, work) for who in (*fp32, ("floor", "bf16"), ("ours", "bf16")) for work in ("forward", "step")}
     assert names == expected
+    weights = contenders.weights_name("squeeze")
+    assert weights.startswith("random sha256:")
     for row in rows:
+        assert row["weights"] == weights
         assert row["wall_s"] > 0 and row["cpu_s"] > 0 and len(row["rounds_wall_s"]) == 2
         if row["setting"] == "fp32" and row["contender"] != "floor":
             assert row["distance_error"] < 1e-4
@@ -44,7 +51,47 @@ def test_a_run_measures_all_contenders_and_writes_json_markdown_and_image(out, c
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     text = out.with_suffix(".md").read_text()
     assert "| squeeze 1x32 step |" in text and data["machine"]["cpu"] in text
-    assert "squeeze 1x32 step, ms: floor fp32" in capsys.readouterr().out
+    assert f"- weights: squeeze {weights} (timing)" in text
+    said = capsys.readouterr().out
+    assert "squeeze 1x32 step, ms: floor fp32" in said and f"weights: squeeze {weights}" in said
+
+
+@pytest.fixture
+def forgetful():
+    """The weights are looked for anew, now and afterwards."""
+    contenders.backbone_tensors.cache_clear()
+    contenders.weights_name.cache_clear()
+    yield
+    contenders.backbone_tensors.cache_clear()
+    contenders.weights_name.cache_clear()
+
+
+def test_weights_of_this_machine_are_used_and_named(tmp_path, monkeypatch, forgetful):
+    tensors = random_backbone(BACKBONES["squeeze"], seed=5)
+    save_file(tensors, tmp_path / "squeezenet1_1.safetensors")
+    monkeypatch.setenv("LPIPS_LIGHTNING_WEIGHTS", str(tmp_path))
+    used = contenders.backbone_tensors("squeeze")
+    assert all(torch.equal(used[name], tensor) for name, tensor in tensors.items())
+    assert contenders.weights_name("squeeze") == f"custom sha256:{tensors_sha256(tensors)[:12]}"
+    assert contenders.weights_name("embedded").startswith("embedded sha256:")
+
+
+@pytest.mark.real
+def test_the_real_backbones_are_used_and_named(real_weights, monkeypatch, forgetful):
+    monkeypatch.setenv("LPIPS_LIGHTNING_WEIGHTS", str(real_weights))
+    assert contenders.weights_name("alex") == "IMAGENET1K_V1 sha256:195266a4c8e9"
+    assert contenders.weights_name("vgg").endswith(" sha256:e7a5a0521f65")
+
+
+def test_random_weights_have_the_hash_that_is_recorded(forgetful):
+    tensors = contenders.backbone_tensors("squeeze")
+    assert contenders.weights_name("squeeze") == f"random sha256:{tensors_sha256(tensors)[:12]}"
+
+
+def test_rows_from_before_say_that_their_weights_were_not_recorded():
+    rows = [row("ours", "fp32", 1.0), row("lpips", "fp32", 1.0, weights="random sha256:abc")]
+    lines = report._weights({"machine": {}, "timing": rows, "memory": rows[:1]})
+    assert lines == ["- weights: vgg not recorded (timing, memory)", "- weights: vgg random sha256:abc (timing)"]
 
 
 def test_contenders_that_do_not_compute_the_same_are_an_error():

@@ -1,4 +1,4 @@
-"""Rows of a trade-off table, as CSV, terminal table, Markdown and figure."""
+"""Rows of a trade-off table, as CSV, terminal table and Markdown."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from lpips_lightning.io.image_files import read_image
 from lpips_lightning.io.tables import read_table, write_table
-from lpips_lightning.recipes.panel import Column, save_panel
 
 UNTRAINED, PIXEL, BASELINE = "untrained", "pixel", "baseline"
 """Losses without a network: no training and pixel loss only; and the suffix for uncalibrated networks."""
@@ -128,42 +126,6 @@ def markdown(rows: Sequence[TradeoffRow], labels: dict[str, str]) -> str:
     return f"{shown}\n\n{legend(rows, labels)}\n"
 
 
-def save_images(folder: Path, rows: Sequence[TradeoffRow], labels: dict[str, str], heading: str) -> list[Path]:
-    """Draw the same detail for each loss in ``<folder>/tradeoff.png``.
-
-    Args:
-        folder: Folder with ``input.png``, ``target.png`` and an image of each row, named by its stem.
-        rows: Rows; those with scores are shown, with the first of several seeds.
-        labels: See `rich_table`.
-        heading: Title of the figure.
-
-    Returns:
-        The figure as PNG and PDF; empty without images.
-
-    Raises:
-        ModuleNotFoundError: If matplotlib is not installed.
-    """
-    # One network for all columns, preferably one that is in no loss.
-    judges = [name for name in score_names(rows) if name.startswith("lpips_")]
-    judge = next((name for name in judges if name[6:] not in {row.net for row in rows}), judges[0] if judges else None)
-    columns: list[Column] = []
-    if (folder / "input.png").exists():
-        columns.append(Column("input", "", read_image(folder / "input.png") / 255))
-    for loss in dict.fromkeys(row.loss for row in rows if not row.note):
-        row = next(row for row in rows if row.loss == loss and not row.note)
-        if (folder / f"{row.stem}.png").exists():
-            columns.append(
-                Column(label(loss, labels), _subtitle(row, judge), read_image(folder / f"{row.stem}.png") / 255)
-            )
-    if not columns or not (folder / "target.png").exists():
-        return []
-    columns.append(Column("truth", "", read_image(folder / "target.png") / 255))
-    own = any(OWN in column.subtitle for column in columns)
-    biased = f" {OWN} The network of the loss: its scores are biased." if own else ""
-    note = f"LPIPS by {judge[6:]}.{biased}" if judge else ""
-    return save_panel(columns, folder / "tradeoff.png", heading, note=note)
-
-
 def label(loss: str, labels: dict[str, str]) -> str:
     """Label of a loss, such as ``+ alex``; `labels` has others."""
     return labels.get(loss, loss if loss == PIXEL else f"+ {loss}")
@@ -207,9 +169,3 @@ def legend(rows: Sequence[TradeoffRow], labels: dict[str, str]) -> str:
         if row.note
     ]
     return "\n".join([marks, *notes])
-
-
-def _subtitle(row: TradeoffRow, judge: str | None) -> str:
-    own = OWN if judge == f"lpips_{row.net}" else ""
-    lpips = f"LPIPS {row.scores[judge]:.3f}{own}" if judge in row.scores else ""
-    return f"PSNR {row.scores['psnr']:.1f} dB\n{lpips}"

@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks import contenders, machine, memory, pairwise, ratios, report, run, timing
+from benchmarks import agreement, contenders, machine, memory, pairwise, ratios, report, run, timing
 from benchmarks.results import Results, path_of
 from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.backbones.extractor import random_backbone
+from lpips_lightning.io.image_files import write_image
 from lpips_lightning.weights import tensors_sha256
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +87,28 @@ def test_the_real_backbones_are_used_and_named(real_weights, monkeypatch, forget
 def test_random_weights_have_the_hash_that_is_recorded(forgetful):
     tensors = contenders.backbone_tensors("squeeze")
     assert contenders.weights_name("squeeze") == f"random sha256:{tensors_sha256(tensors)[:12]}"
+
+
+def test_the_tables_of_deviations_name_weights_and_hold_what_readme_says(tmp_path, capsys):
+    noise = torch.randint(256, (3, 230, 230), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    write_image(noise, tmp_path / "a.png")
+    threads = torch.get_num_threads()
+    try:
+        agreement.main(["--folder", str(tmp_path), "--nets", "squeeze"])
+    finally:
+        torch.set_num_threads(threads)
+    _, weights, *lines = capsys.readouterr().out.splitlines()
+    assert weights == f"squeeze {contenders.weights_name('squeeze')}"
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| squeeze")]
+    found = {what: [float(value) if value else None for value in values] for _, what, *values in cells[:4]}
+    assert list(found) == ["value", "layers", "map", "gradient"]
+    for what, (ours, _, _, ours64, theirs64) in found.items():
+        assert ours64 < 1e-10
+        assert ours < (1e-5 if what != "gradient" else 0.03)
+        assert (theirs64 is None) == (what in ("layers", "map"))
+    assert len(cells[4:]) == 3 and all(0 < float(error) < 1e-2 for row in cells[4:] for error in row[2:])
+    with pytest.raises(FileNotFoundError, match="folder: expected a folder with PNG files"):
+        agreement.main(["--folder", str(tmp_path / "none")])
 
 
 def test_rows_from_before_say_that_their_weights_were_not_recorded():

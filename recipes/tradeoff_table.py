@@ -18,6 +18,7 @@ UNTRAINED, PIXEL, BASELINE = "untrained", "pixel", "baseline"
 OWN = "\u2020"
 """Marks scores with the network of the loss."""
 
+_BREAKS = str.maketrans({" ": "\n", "(": "\n", ")": "", "-": "-\n"})  # LPIPS, network and arrow on lines of their own
 _PLAIN = ("loss", "seed", "weight", "seconds", "note")
 _HEADINGS = {"psnr": "PSNR \u2191", "ssim": "SSIM \u2191"}
 _DIGITS = {"psnr": 2}
@@ -108,11 +109,10 @@ def rich_table(rows: Sequence[TradeoffRow], title: str, labels: dict[str, str]) 
         labels: Labels of losses, where they differ from the name.
     """
     headings, lines = _lines(rows, labels)
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for index, heading in enumerate(headings):
-        kind, _, net = heading.partition("(")  # on two lines: LPIPS, then the network
-        shown = f"{kind} \u2193\n{net.partition(')')[0]}" if net else heading
-        table.add_column(shown, justify="right" if index else "left", overflow="fold")
+        shown = heading.translate(_BREAKS)  # 80 characters hold four networks, and a loss always
+        table.add_column(shown, justify="right" if index else "left", overflow="fold", no_wrap=not index)
     for line in lines:
         table.add_row(*line)
     return table

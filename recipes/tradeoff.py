@@ -19,6 +19,7 @@ from lpips_lightning.io.progress import progress_report
 from lpips_lightning.recipes.command import ImageRecipeCLI, command_name, quiet_lightning
 from lpips_lightning.recipes.command_lines import tradeoff_parser
 from lpips_lightning.recipes.run_report import command_line, print_line
+from lpips_lightning.recipes.tradeoff_images import save_images
 from lpips_lightning.recipes.tradeoff_plot import save_plot
 from lpips_lightning.recipes.tradeoff_rows import Tradeoff, first_with_options
 from lpips_lightning.recipes.tradeoff_table import (
@@ -28,7 +29,6 @@ from lpips_lightning.recipes.tradeoff_table import (
     legend,
     markdown,
     rich_table,
-    save_images,
 )
 
 
@@ -83,7 +83,7 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
     try:
         if files := save_plot(out / "scores.png", rows, labels):
             _say(console, f"Scores: {', '.join(map(str, files))}")
-        if files := save_images(out, rows, labels, f"{name}: the same detail under each loss"):
+        if files := save_images(out, rows, labels, f"{name}: the same detail of an image under each loss"):
             _say(console, f"Images: {', '.join(map(str, files))}")
     except ModuleNotFoundError as error:
         _say(console, f"No image: {error}")

@@ -1,4 +1,4 @@
-"""Rows of a trade-off table, as CSV, terminal table, Markdown and figure."""
+"""Rows of a trade-off table, as CSV, terminal table and Markdown."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from lpips_lightning.io.image_files import read_image
 from lpips_lightning.io.tables import read_table, write_table
-from lpips_lightning.recipes.panel import Column, save_panel
 
 UNTRAINED, PIXEL, BASELINE = "untrained", "pixel", "baseline"
 """Losses without a network: no training and pixel loss only; and the suffix for uncalibrated networks."""
@@ -20,6 +18,7 @@ UNTRAINED, PIXEL, BASELINE = "untrained", "pixel", "baseline"
 OWN = "\u2020"
 """Marks scores with the network of the loss."""
 
+_BREAKS = str.maketrans({" ": "\n", "(": "\n", ")": "", "-": "-\n"})  # LPIPS, network and arrow on lines of their own
 _PLAIN = ("loss", "seed", "weight", "seconds", "note")
 _HEADINGS = {"psnr": "PSNR \u2191", "ssim": "SSIM \u2191"}
 _DIGITS = {"psnr": 2}
@@ -110,11 +109,10 @@ def rich_table(rows: Sequence[TradeoffRow], title: str, labels: dict[str, str]) 
         labels: Labels of losses, where they differ from the name.
     """
     headings, lines = _lines(rows, labels)
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for index, heading in enumerate(headings):
-        kind, _, net = heading.partition("(")  # on two lines: LPIPS, then the network
-        shown = f"{kind} \u2193\n{net.partition(')')[0]}" if net else heading
-        table.add_column(shown, justify="right" if index else "left", overflow="fold")
+        shown = heading.translate(_BREAKS)  # 80 characters hold four networks, and a loss always
+        table.add_column(shown, justify="right" if index else "left", overflow="fold", no_wrap=not index)
     for line in lines:
         table.add_row(*line)
     return table
@@ -126,42 +124,6 @@ def markdown(rows: Sequence[TradeoffRow], labels: dict[str, str]) -> str:
     rule = ["---", *["---:"] * (len(headings) - 1)]
     shown = "\n".join(f"| {' | '.join(line)} |" for line in (headings, rule, *lines))
     return f"{shown}\n\n{legend(rows, labels)}\n"
-
-
-def save_images(folder: Path, rows: Sequence[TradeoffRow], labels: dict[str, str], heading: str) -> list[Path]:
-    """Draw the same detail for each loss in ``<folder>/tradeoff.png``.
-
-    Args:
-        folder: Folder with ``input.png``, ``target.png`` and an image of each row, named by its stem.
-        rows: Rows; those with scores are shown, with the first of several seeds.
-        labels: See `rich_table`.
-        heading: Title of the figure.
-
-    Returns:
-        The figure as PNG and PDF; empty without images.
-
-    Raises:
-        ModuleNotFoundError: If matplotlib is not installed.
-    """
-    # One network for all columns, preferably one that is in no loss.
-    judges = [name for name in score_names(rows) if name.startswith("lpips_")]
-    judge = next((name for name in judges if name[6:] not in {row.net for row in rows}), judges[0] if judges else None)
-    columns: list[Column] = []
-    if (folder / "input.png").exists():
-        columns.append(Column("input", "", read_image(folder / "input.png") / 255))
-    for loss in dict.fromkeys(row.loss for row in rows if not row.note):
-        row = next(row for row in rows if row.loss == loss and not row.note)
-        if (folder / f"{row.stem}.png").exists():
-            columns.append(
-                Column(label(loss, labels), _subtitle(row, judge), read_image(folder / f"{row.stem}.png") / 255)
-            )
-    if not columns or not (folder / "target.png").exists():
-        return []
-    columns.append(Column("truth", "", read_image(folder / "target.png") / 255))
-    own = any(OWN in column.subtitle for column in columns)
-    biased = f" {OWN} The network of the loss: its scores are biased." if own else ""
-    note = f"LPIPS by {judge[6:]}.{biased}" if judge else ""
-    return save_panel(columns, folder / "tradeoff.png", heading, note=note)
 
 
 def label(loss: str, labels: dict[str, str]) -> str:
@@ -207,9 +169,3 @@ def legend(rows: Sequence[TradeoffRow], labels: dict[str, str]) -> str:
         if row.note
     ]
     return "\n".join([marks, *notes])
-
-
-def _subtitle(row: TradeoffRow, judge: str | None) -> str:
-    own = OWN if judge == f"lpips_{row.net}" else ""
-    lpips = f"LPIPS {row.scores[judge]:.3f}{own}" if judge in row.scores else ""
-    return f"PSNR {row.scores['psnr']:.1f} dB\n{lpips}"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from unittest import mock
 
 import torch
@@ -19,7 +18,7 @@ from lpips_lightning import LPIPS, PerceptualLoss
 from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.backbones.extractor import FeatureExtractor, random_backbone
 from lpips_lightning.backbones.fetch import find_backbone
-from lpips_lightning.weights import CALIBRATIONS, load
+from lpips_lightning.weights import CALIBRATIONS, load, tensors_sha256
 
 NETS = ("alex", "vgg", "squeeze", "embedded")
 PEERS = ("lpips", "torchmetrics", "piq")
@@ -89,14 +88,23 @@ def surroundings(setting: str, device: torch.device):
 
 @cache
 def backbone_tensors(net: str) -> dict[str, Tensor]:
-    """The ImageNet backbone where LPIPS_LIGHTNING_WEIGHTS has it, else a seeded random one; speed is the same."""
+    """The ImageNet backbone where this machine has it, else a seeded random one; `weights_name` says which."""
     record = BACKBONES[net]
     if record.default_weights is not None:
         return dict(record.default_weights())
-    folder = os.environ.get("LPIPS_LIGHTNING_WEIGHTS", "")
-    if folder and any(path.name.startswith(record.builder) for path in Path(folder).glob("*")):
-        return dict(find_backbone(record.builder, folder).tensors)
+    if record.is_available:
+        return dict(find_backbone(record.builder).tensors)
     return random_backbone(record, seed=0)
+
+
+@cache
+def weights_name(net: str) -> str:
+    """Name and hash of `backbone_tensors`, as in a fingerprint: ``"IMAGENET1K_V1 sha256:195266a4c8e9"``."""
+    record = BACKBONES[net]
+    if not record.is_available:
+        return f"random sha256:{tensors_sha256(backbone_tensors(net))[:12]}"
+    network = LPIPS(net, weights=None if record.default_weights else find_backbone(record.builder).origin)
+    return re.search(r"backbone (\w+ sha256:\w+)", network.fingerprint)[1]
 
 
 def images(batch: int, side: int, device: torch.device) -> tuple[Tensor, Tensor]:

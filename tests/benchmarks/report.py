@@ -46,7 +46,7 @@ def _markdown(data: dict, by: str, image: str | None) -> list[str]:
     lines = [f"# {machine.get('gpu') or machine['cpu']}", ""]
     lines += ["Written by `tests/benchmarks/run.py`; the rounds are in the JSON beside it.", ""]
     lines += [f"- {key}: {_plain(value)}" for key, value in machine.items()]
-    lines += [f"- measured: {', '.join(dates)}", *_other_versions(data), ""]
+    lines += [f"- measured: {', '.join(dates)}", *_other_versions(data), *_weights(data), ""]
     if image:
         lines += [f"![Seconds over those of the bare convolutions]({image})", ""]
     lines += _timings(data, by)
@@ -71,6 +71,15 @@ def _other_versions(data: dict) -> list[str]:
                 case = f"{part} {row['net']} {row['batch']}x{row['side']} {row['work']}"
                 found.setdefault(which, []).append(case)
     return [f"- with {which}: {', '.join(dict.fromkeys(cases))}" for which, cases in found.items()]
+
+
+def _weights(data: dict) -> list[str]:
+    """Backbone weights by network and part; time hardly depends on them, memory and deviations may."""
+    found: dict[str, list[str]] = {}
+    for part, rows in data.items():
+        for row in rows if part != "machine" else ():
+            found.setdefault(f"{row['net']} {row.get('weights', 'not recorded')}", []).append(part)
+    return [f"- weights: {name} ({', '.join(dict.fromkeys(parts))})" for name, parts in found.items()]
 
 
 def _plain(value: object) -> str:

@@ -6,7 +6,7 @@ import itertools
 import json
 from pathlib import Path
 
-from benchmarks.contenders import NETS
+from benchmarks.contenders import NETS, weights_name
 from benchmarks.machine import hardware, slug, stamp, versions
 from lpips_lightning.io.atomic import atomic_write
 
@@ -49,9 +49,10 @@ class Results:
                 row |= {OTHER: found} if found else {}
 
     def put(self, part: str, case: dict[str, object], rows: list[dict[str, object]]) -> None:
-        """Put the rows of one case into a part, and write the file."""
+        """Put the rows of one case into a part, with the weights' name, date and commit, and write the file."""
         old = [row for row in self.data.get(part, []) if any(row[key] != case[key] for key in CASE)]
-        rows = [case | row | stamp() for row in rows]
+        weights = {"weights": weights_name(case["net"])}
+        rows = [case | row | weights | stamp() for row in rows]
         self.data[part] = sorted(old + rows, key=lambda row: (NETS.index(row["net"]), row["side"], row["batch"]))
         with atomic_write(self.path) as file:
             file.write_text(json.dumps(self.data, indent=1) + "\n")

@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = args.out or path_of(HERE / "results", described)
     results = Results(out, described)
     print(results.opening(), flush=True)
+    print("weights: " + ", ".join(f"{net} {contenders.weights_name(net)}" for net in args.nets), flush=True)
     run = {"timing": _timing, "memory": _memory, "pairwise": _pairwise, "huge": _huge, "head": _head}
     try:
         for part in args.parts:

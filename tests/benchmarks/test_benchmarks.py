@@ -11,9 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from benchmarks import contenders, machine, memory, pairwise, ratios, report, run, timing
+from benchmarks import agreement, contenders, machine, memory, pairwise, ratios, report, run, timing
 from benchmarks.results import Results, path_of
+from lpips_lightning.backbones.definition import BACKBONES
+from lpips_lightning.backbones.extractor import random_backbone
+from lpips_lightning.io.image_files import write_image
+from lpips_lightning.weights import tensors_sha256
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +40,10 @@ def test_a_run_measures_all_contenders_and_writes_json_markdown_and_image(out, c
     fp32 = [(name, "fp32") for name in ("floor", "ours", "lpips", "torchmetrics")]
     expected = {(*who, work) for who in (*fp32, ("floor", "bf16"), ("ours", "bf16")) for work in ("forward", "step")}
     assert names == expected
+    weights = contenders.weights_name("squeeze")
+    assert weights.startswith("random sha256:")
     for row in rows:
+        assert row["weights"] == weights
         assert row["wall_s"] > 0 and row["cpu_s"] > 0 and len(row["rounds_wall_s"]) == 2
         if row["setting"] == "fp32" and row["contender"] != "floor":
             assert row["distance_error"] < 1e-4
@@ -44,7 +52,69 @@ def test_a_run_measures_all_contenders_and_writes_json_markdown_and_image(out, c
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     text = out.with_suffix(".md").read_text()
     assert "| squeeze 1x32 step |" in text and data["machine"]["cpu"] in text
-    assert "squeeze 1x32 step, ms: floor fp32" in capsys.readouterr().out
+    assert f"- weights: squeeze {weights} (timing)" in text
+    said = capsys.readouterr().out
+    assert "squeeze 1x32 step, ms: floor fp32" in said and f"weights: squeeze {weights}" in said
+
+
+@pytest.fixture
+def forgetful():
+    """The weights are looked for anew, now and afterwards."""
+    contenders.backbone_tensors.cache_clear()
+    contenders.weights_name.cache_clear()
+    yield
+    contenders.backbone_tensors.cache_clear()
+    contenders.weights_name.cache_clear()
+
+
+def test_weights_of_this_machine_are_used_and_named(tmp_path, monkeypatch, forgetful):
+    tensors = random_backbone(BACKBONES["squeeze"], seed=5)
+    save_file(tensors, tmp_path / "squeezenet1_1.safetensors")
+    monkeypatch.setenv("LPIPS_LIGHTNING_WEIGHTS", str(tmp_path))
+    used = contenders.backbone_tensors("squeeze")
+    assert all(torch.equal(used[name], tensor) for name, tensor in tensors.items())
+    assert contenders.weights_name("squeeze") == f"custom sha256:{tensors_sha256(tensors)[:12]}"
+    assert contenders.weights_name("embedded").startswith("embedded sha256:")
+
+
+@pytest.mark.real
+def test_the_real_backbones_are_used_and_named(real_weights, monkeypatch, forgetful):
+    monkeypatch.setenv("LPIPS_LIGHTNING_WEIGHTS", str(real_weights))
+    assert contenders.weights_name("alex") == "IMAGENET1K_V1 sha256:195266a4c8e9"
+    assert contenders.weights_name("vgg").endswith(" sha256:e7a5a0521f65")
+
+
+def test_random_weights_have_the_hash_that_is_recorded(forgetful):
+    tensors = contenders.backbone_tensors("squeeze")
+    assert contenders.weights_name("squeeze") == f"random sha256:{tensors_sha256(tensors)[:12]}"
+
+
+def test_the_tables_of_deviations_name_weights_and_hold_what_readme_says(tmp_path, capsys):
+    noise = torch.randint(256, (3, 230, 230), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    write_image(noise, tmp_path / "a.png")
+    threads = torch.get_num_threads()
+    try:
+        agreement.main(["--folder", str(tmp_path), "--nets", "squeeze"])
+    finally:
+        torch.set_num_threads(threads)
+    _, weights, *lines = capsys.readouterr().out.splitlines()
+    assert weights == f"squeeze {contenders.weights_name('squeeze')}"
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| squeeze")]
+    found = {what: [float(value) if value else None for value in values] for _, what, *values in cells[:4]}
+    assert list(found) == ["value", "layers", "map", "gradient"]
+    for what, (ours, _, _, ours64, theirs64) in found.items():
+        assert ours64 < 1e-10
+        assert ours < (1e-5 if what != "gradient" else 0.03)
+        assert (theirs64 is None) == (what in ("layers", "map"))
+    assert len(cells[4:]) == 3 and all(0 < float(error) < 1e-2 for row in cells[4:] for error in row[2:])
+    with pytest.raises(FileNotFoundError, match="folder: expected a folder with PNG files"):
+        agreement.main(["--folder", str(tmp_path / "none")])
+
+
+def test_rows_from_before_say_that_their_weights_were_not_recorded():
+    rows = [row("ours", "fp32", 1.0), row("lpips", "fp32", 1.0, weights="random sha256:abc")]
+    lines = report._weights({"machine": {}, "timing": rows, "memory": rows[:1]})
+    assert lines == ["- weights: vgg not recorded (timing, memory)", "- weights: vgg random sha256:abc (timing)"]
 
 
 def test_contenders_that_do_not_compute_the_same_are_an_error():

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from small_data import write_noise
 from torch import Tensor
 
 from lpips_lightning import LPIPS, PerceptualLoss
 from lpips_lightning.recipes.superresolution import SuperResolution, main
-from lpips_lightning.recipes.tradeoff_table import TradeoffRow, markdown, read_rows, write_rows
+from lpips_lightning.recipes.tradeoff_table import TradeoffRow, markdown, read_rows, rich_table, write_rows
 
 OUT = Path("outputs/superresolution/tradeoff")
 SMALL = [
@@ -223,6 +224,22 @@ def test_seeds_share_one_line_with_mean_and_standard_deviation(tmp_path):
     alex = "26.50 \u00b1 0.71 | 0.800 \u00b1 0.000 | 0.150 \u00b1 0.071\u2020 | 0.200 \u00b1 0.000 | 4.000 \u00b1 1.414"
     assert table[3] == f"| + alex | 0.05 | 65 s | {alex} |"
     assert "over the seeds 0, 1." in table[-1]
+
+
+def test_the_table_of_four_networks_fits_80_characters_with_every_loss_on_one_line():
+    names = ("psnr", "ssim", "lpips_alex", "lpips_squeeze", "lpips_vgg", "lpips_embedded")
+    scores = dict.fromkeys(names, 0.123456) | {"psnr": 27.471}
+    losses = ("untrained", "pixel", "alex", "vgg:baseline", "embedded", "squeeze:baseline")
+    scored = [TradeoffRow(loss, 0, 0.00454, 516.0, scores=scores) for loss in losses]
+    console = Console(width=80)
+    with console.capture() as shown:
+        console.print(rich_table(scored, "scores by loss", {"untrained": "bicubic"}))
+    lines = [line.rstrip() for line in shown.get().splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert lines[3].split() == ["loss", "weight", "time", *["\u2191"] * 2, *["\u2193"] * 4]
+    values = ["0.0045", "516", "s", "27.47", "0.123", "0.123", "0.123\u2020", "0.123", "0.123"]
+    assert lines[-1].split() == ["+", "squeeze:baseline", *values]
+    assert len(lines) == 5 + len(losses)
 
 
 def test_a_damaged_table_is_refused(tmp_path):

@@ -1,0 +1,94 @@
+"""The figure of a trade-off table: which detail it shows, its captions, and that it fits."""
+
+from __future__ import annotations
+
+from unittest.mock import patch
+
+import pytest
+import torch
+from figure_layout import HOSTILE_NAMES, saved_faults
+from matplotlib.text import Text
+
+from lpips_lightning.io.image_files import write_image
+from lpips_lightning.recipes.tradeoff_images import most_different, save_images
+from lpips_lightning.recipes.tradeoff_table import TradeoffRow
+
+SCORES = {"psnr": 26.84, "ssim": 0.8, "lpips_alex": 0.124, "lpips_squeeze": 0.145, "lpips_vgg": 0.2}
+LOSSES = ("untrained", "pixel", "alex", "vgg", "squeeze", "embedded", "alex:baseline", "vgg:baseline")
+
+
+def table(folder, losses, height=72, width=96, **more):
+    """Rows of `losses`, with their images in `folder`."""
+    rows = [TradeoffRow(loss, 0, 0.05, 60, scores=SCORES, **more) for loss in losses]
+    for name, size in {**dict.fromkeys([row.stem for row in rows], 1), "target": 1, "input": 4}.items():
+        write_image(torch.randint(256, (3, height // size, width // size), dtype=torch.uint8), folder / f"{name}.png")
+    return rows
+
+
+def texts_and_views(folder, rows, labels=None):
+    """Texts of the figure, and the limits of its axes."""
+    seen = {}
+
+    def look(figure, path, kind, metadata):
+        seen["texts"] = [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+        seen["views"] = [(*axes.get_xlim(), *axes.get_ylim()) for axes in figure.axes]
+
+    with patch("lpips_lightning.io.figures._save", look):
+        save_images(folder, rows, labels or {}, "heading")
+    return seen["texts"], seen["views"]
+
+
+def test_the_detail_is_where_the_images_of_the_losses_differ_most(tmp_path):
+    one = torch.zeros(3, 96, 128)
+    two, three = one.clone(), one.clone()
+    two[:, 10:20, 90:100] = 0.9  # differs strongly, but only here
+    three[:, 40:72, 50:82] = 0.4
+    assert most_different([one, two, three], 32) == (40, 50)
+    assert most_different([one, two, one], 10) == (10, 90)
+    rows = table(tmp_path, LOSSES[:4], 96, 128)
+    for row, image in zip(rows, [1 - one, one, two, three], strict=True):  # the untrained model's has no say
+        write_image(image, tmp_path / f"{row.stem}.png")
+    _, views = texts_and_views(tmp_path, rows)
+    assert views[0] == (0, 128, 96, 0)
+    assert views[1:] == [(50, 82, 72, 40)] * 6  # truth, input, and the four rows
+
+
+def test_with_one_trained_loss_the_detail_is_where_it_differs_from_the_others_and_the_truth(tmp_path):
+    rows = table(tmp_path, ["pixel"], 96, 128)
+    flat = torch.full((3, 96, 128), 0.5)
+    other = flat.clone()
+    other[:, 60:92, 10:42] = 0.7
+    write_image(flat, tmp_path / "target.png")
+    write_image(other, tmp_path / "pixel_seed0.png")
+    assert texts_and_views(tmp_path, rows)[1][1] == (10, 42, 92, 60)
+
+
+def test_captions_name_loss_and_scores_and_mark_the_network_of_the_loss(tmp_path):
+    rows = table(tmp_path, LOSSES)
+    failed = TradeoffRow("squeeze", 1, note="failed: ValueError")
+    second = TradeoffRow("alex", 1, 0.05, 60, scores=dict.fromkeys(SCORES, 9.0))
+    texts, _ = texts_and_views(tmp_path, [*rows, failed, second], {"untrained": "bicubic"})
+    plain = "26.8 dB \u00b7 vgg 0.200 \u00b7 alex 0.124"
+    captions = [text for text in texts if "dB" in text]
+    alex, vgg = f"{plain}\u2020", plain.replace("200", "200\u2020")
+    assert captions == [plain, plain, alex, vgg, plain, plain, alex, vgg]
+    for title in ("bicubic", "pixel", "+ LPIPS(alex)", "+ LPIPS(vgg, uncalibrated)", "input", "truth"):
+        assert title in texts
+    assert texts[-1].endswith("means over all validation images. \u2020 The network of the loss: biased.")
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 30])
+def test_nothing_is_cut_off_however_many_losses(tmp_path, count):
+    names = [f"net{number}" for number in range(count)]
+    rows = table(tmp_path, names)
+    labels = dict(zip(names, HOSTILE_NAMES, strict=False)) | {"net0": HOSTILE_NAMES[-1]}
+    assert saved_faults(lambda path: save_images(tmp_path, rows, labels, HOSTILE_NAMES[-1]), tmp_path) == []
+
+
+def test_without_images_there_is_no_figure(tmp_path):
+    rows = table(tmp_path, ["pixel", "alex"])
+    (tmp_path / "alex_seed0.png").unlink()
+    assert [text for text in texts_and_views(tmp_path, rows)[0] if "LPIPS(" in text] == []
+    (tmp_path / "target.png").unlink()
+    assert save_images(tmp_path, rows, {}, "heading") == []
+    assert not (tmp_path / "tradeoff.png").exists()

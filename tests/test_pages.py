@@ -32,7 +32,7 @@ from lpips_lightning.callbacks import PerceptualScores
 from lpips_lightning.cli.commands import COMMANDS, main
 from lpips_lightning.io import write_image
 from lpips_lightning.recipes.help_pages import LIGHTNING
-from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS, EMBEDDED
+from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS, EMBEDDED, tensors_sha256
 
 ROOT = Path(__file__).parents[1]
 # Python snippets by page.
@@ -245,8 +245,8 @@ def files(tmp_path, monkeypatch, backbones):
     (tmp_path / "weights").mkdir()
     for net, tensors in backbones.items():
         save_file(tensors, tmp_path / "weights" / f"{BUILDERS[net]}.safetensors")
-        record = BACKBONE_FILES[BUILDERS[net]]
-        monkeypatch.setitem(BACKBONE_FILES, record.builder, replace(record, convolutions_sha256=None))
+        record = replace(BACKBONE_FILES[BUILDERS[net]], convolutions_sha256=tensors_sha256(tensors))
+        monkeypatch.setitem(BACKBONE_FILES, record.builder, record)
     monkeypatch.setenv("LPIPS_LIGHTNING_WEIGHTS", str(tmp_path / "weights"))
     for name, count in PICTURES.items():
         for number in range(count):
@@ -301,8 +301,8 @@ def test_every_calibration_is_listed_with_its_sha256():
         assert f"`{shown}`" in page
     assert found.specification.backbone_sha256 == EMBEDDED.backbone_sha256
     assert f"backbone `{EMBEDDED.backbone_sha256[:12]}`" in page
-    shown = [record.convolutions_sha256 for record in RECORDS.values() if record.convolutions_sha256]
-    assert len(shown) == 2 and all(f"`{digest[:12]}`" in page for digest in shown)
+    shown = [record.convolutions_sha256 for record in RECORDS.values()]
+    assert len(shown) == 3 and all(f"`{digest[:12]}`" in page for digest in shown)
 
 
 @pytest.mark.parametrize("page", PAGES)

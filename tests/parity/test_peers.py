@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+from collections import Counter
 from itertools import product
 from pathlib import Path
 from unittest import mock
@@ -13,6 +15,7 @@ import torch
 from conftest import NETS
 from PIL import Image
 from references import (
+    BUILDERS,
     TOLERANCE,
     peer_lpips,
     peer_torchmetrics,
@@ -20,6 +23,7 @@ from references import (
     slow_distance,
     slow_features,
 )
+from safetensors.torch import load_file
 
 from lpips_lightning import LPIPS, LearnedPerceptualImagePatchSimilarity
 from lpips_lightning.functional.lpips import learned_perceptual_image_patch_similarity
@@ -202,11 +206,13 @@ def test_calibrations_are_those_of_the_lpips_wheel(net, version):
 
 
 def _golden(real_weights):
-    table = real_weights.parent / "golden" / "lpips_0.1.4.csv"
-    if not table.is_file():
-        pytest.skip(f"{table} is not there")
-    with table.open(newline="") as stream:
-        return table.parent, list(csv.DictReader(stream))
+    folder, rows = real_weights.parent / "golden", []
+    for table in (folder / "lpips_0.1.4.csv", folder / "lpips_0.1.4_vgg.csv"):
+        if not table.is_file():
+            pytest.skip(f"{table} is not there")
+        with table.open(newline="") as stream:
+            rows += csv.DictReader(stream)
+    return folder, rows
 
 
 def _read(path):
@@ -218,7 +224,7 @@ def _read(path):
 @pytest.mark.real
 def test_golden_values_with_the_real_backbones(real_weights):
     folder, rows = _golden(real_weights)
-    assert len(rows) == 16
+    assert Counter(row["net"] for row in rows) == {"alex": 8, "squeeze": 8, "vgg": 8}
     for row in rows:
         x, y = _read(folder / row["ref"]), _read(folder / row["dist"])
         net = LPIPS(row["net"], version=row["version"], weights=real_weights)
@@ -235,10 +241,26 @@ def test_golden_values_with_the_real_backbones(real_weights):
 
 
 @pytest.mark.real
-def test_published_example_of_the_reference(real_weights):
+@pytest.mark.parametrize(("name", "published"), [("alex", (0.722, 0.138)), ("vgg", (0.569, 0.422))])
+def test_published_examples_of_the_reference(real_weights, name, published):
     folder, _ = _golden(real_weights)
     ref, p0, p1 = (_read(folder / f"ex_{name}.png") for name in ("ref", "p0", "p1"))
-    net = LPIPS("alex", weights=real_weights)
-    assert round(float(net(ref, p0)), 3) == 0.722
-    assert round(float(net(ref, p1)), 3) == 0.138
+    net = LPIPS(name, weights=real_weights)
+    assert (round(float(net(ref, p0)), 3), round(float(net(ref, p1)), 3)) == published
     assert "backbone IMAGENET1K_V1" in net.fingerprint
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("net", NETS)
+def test_gradients_and_nearly_equal_images_with_the_real_backbones(real_weights, pair, net):
+    tensors = load_file(real_weights / f"{BUILDERS[net]}.safetensors")
+    peer, ours = peer_lpips(net, tensors, version="0.1", lpips=True), LPIPS(net, weights=tensors)
+    oracle = copy.deepcopy(peer).double()
+    x, y = pair(2, 65, 71, torch.float64)
+    x1, x2 = x.clone().requires_grad_(), x.clone().requires_grad_()
+    ours(x1, y).sum().backward()
+    oracle(x2, y).sum().backward()
+    assert float((x1.grad - x2.grad).norm() / x2.grad.norm()) < 1e-10
+    x, y, exact = nearly_equal(pair, oracle, 1e-2)
+    assert relative_difference(ours(x.double(), y.double()), exact) < 1e-10
+    assert root_mean_square(ours(x, y), exact) < twice_that_of_lpips(peer, x, y, exact)

@@ -208,13 +208,16 @@ def test_what_is_no_backbone_is_refused(make, error, message):
         make()
 
 
-def test_weights_are_looked_for_under_the_builders_name(tmp_path, monkeypatch, pair):
+def test_weights_are_looked_for_under_the_builders_name(tmp_path, monkeypatch, pair, caplog):
     backbone = from_torchvision("resnet18", ["relu", "layer1"])
     with pytest.raises(WeightsError, match=r"(?s)'resnet18' was not found.*resnet18-f37072fd.pth"):
         LPIPS(backbone, calibrated=False)
     torch.save({"state_dict": models.resnet18(weights=None).state_dict(), "epoch": 3}, tmp_path / "resnet18.pth")
     monkeypatch.setenv("LPIPS_LIGHTNING_WEIGHTS", str(tmp_path))
-    assert bool(LPIPS(backbone, calibrated=False)(*pair()).isfinite().all())
+    net = LPIPS(backbone, calibrated=False)
+    assert bool(net(*pair()).isfinite().all())
+    assert "backbone unverified" in net.fingerprint
+    assert "resnet18.pth: whether these are torchvision's IMAGENET1K_V1 is not known" in caplog.text
 
 
 @pytest.mark.parametrize(

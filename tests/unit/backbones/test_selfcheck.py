@@ -25,7 +25,7 @@ def test_the_embedded_network_passes_from_every_face():
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("net", ["alex", "squeeze"])
+@pytest.mark.parametrize("net", ["alex", "vgg", "squeeze"])
 @pytest.mark.parametrize("version", ["0.1", "0.0"])
 def test_the_imagenet_backbones_pass(real_weights, net, version):
     found = LPIPS(net, version=version, weights=real_weights).selfcheck()

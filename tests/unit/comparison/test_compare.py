@@ -73,6 +73,7 @@ def test_the_golden_files_print_the_reference_implementations_numbers(run, real_
         pytest.skip("LPIPS_LIGHTNING_DATA does not name the folder of golden/lpips_0.1.4.csv")
     monkeypatch.setenv("LPIPS_LIGHTNING_WEIGHTS", str(real_weights))
     header, *rows = rows_of(golden / "lpips_0.1.4.csv")
+    rows += rows_of(golden / "lpips_0.1.4_vgg.csv")[1:]
     here = [row for row in rows if (real_weights / f"{BACKBONES[row[2]].builder}.safetensors").is_file()]
     for ref, distorted, net_type, version, distance, _, baseline, *layers in here:
         options = [golden / ref, golden / distorted, "--version", version]

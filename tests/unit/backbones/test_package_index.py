@@ -524,7 +524,8 @@ def test_the_command_writes_what_the_lookup_finds(tmp_path, monkeypatch, capsys,
     assert cli.main(command) == 0
     said = capsys.readouterr().out
     assert f"alex: fetched: {folder / 'alexnet.safetensors'}\nvgg: fetched: {folder / 'vgg16.safetensors'}\n" in said
-    assert "squeeze: not in this package" in said and f"export LPIPS_LIGHTNING_WEIGHTS='{folder}'\n" in said
+    assert f"weights fetch --net squeeze --to '{folder}'\n" in said
+    assert f"export LPIPS_LIGHTNING_WEIGHTS='{folder}'\n" in said
     assert_fetched(place, folder)
     monkeypatch.setenv("LPIPS_LIGHTNING_WEIGHTS", str(folder))
     assert LPIPS("alex").specification.backbone == "IMAGENET1K_V1"

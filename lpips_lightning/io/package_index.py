@@ -87,7 +87,7 @@ def pip_configuration() -> PipConfiguration:
 
 
 def _settings_of_pip() -> dict[str, str]:
-    command = [sys.executable, "-m", "pip", "config", "list"]
+    command = [sys.executable, "-P", "-m", "pip", "config", "list"]  # -P: no pip.py of the working directory
     try:
         ended = subprocess.run(command, capture_output=True, errors="replace", timeout=_PIP_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

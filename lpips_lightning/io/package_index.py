@@ -80,7 +80,7 @@ def pip_configuration() -> PipConfiguration:
     return PipConfiguration(
         tuple(filter(None, indexes)),
         tuple(found.get("find-links", "").split()),
-        found.get("cert", ""),
+        found.get("cert") or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE", ""),  # as pip
         found.get("proxy", ""),
         tuple(found.get("trusted-host", "").split()),
     )

@@ -102,7 +102,8 @@ def pip(monkeypatch, tmp_path):
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))  # no ~/.netrc
-    monkeypatch.delenv("NETRC", raising=False)
+    for name in ("NETRC", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
     lines = []
 
     def run(command, **_):
@@ -259,6 +260,10 @@ def test_later_sections_of_pips_configuration_win(pip, monkeypatch):
     assert (found.indexes, found.cert, found.proxy) == (("https://c/simple",), "/a.pem", "http://p:1")
     assert found.trusted_hosts == ("one", "two")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/b.pem")
+    assert pip_configuration().cert == "/a.pem"
+    pip.remove("global.cert='/a.pem'")
+    assert pip_configuration().cert == "/b.pem"
     monkeypatch.setenv("PIP_FIND_LINKS", "here there")
     found = pip_configuration()
     assert (found.indexes, found.find_links) == ((), ("here", "there"))

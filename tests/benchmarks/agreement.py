@@ -41,8 +41,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, required=True, help="photographs of at least 228 x 228 pixels")
     parser.add_argument("--nets", nargs="+", choices=NETS, default=NETS)
     args = parser.parse_args(argv)
+    try:
+        x = crops(args.folder)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     torch.set_num_threads(1)
-    x = crops(args.folder)
     print(f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}")
     print(", ".join(f"{net} {weights_name(net)}" for net in args.nets))
     _heading("what", "ours", "lpips", "torchmetrics", "ours, float64", "torchmetrics, float64")
@@ -58,7 +61,10 @@ def crops(folder: Path, count: int = 8, side: int = 128) -> Tensor:
     files = sorted(folder.glob("*.png"))[:count]
     if not files:
         raise FileNotFoundError(f"folder: expected a folder with PNG files, got {folder}")
-    return torch.stack([read_image(file)[:, 100 : 100 + side, 100 : 100 + side] for file in files]).float() / 127.5 - 1
+    images = [read_image(file)[:, 100 : 100 + side, 100 : 100 + side] for file in files]
+    if small := [str(file) for file, image in zip(files, images, strict=True) if image.shape[1:] != (side, side)]:
+        raise ValueError(f"folder: expected images of at least {100 + side} x {100 + side} pixels, got {small[0]}")
+    return torch.stack(images).float() / 127.5 - 1
 
 
 def blurred(x: Tensor) -> Tensor:

@@ -107,8 +107,14 @@ def test_the_tables_of_deviations_name_weights_and_hold_what_readme_says(tmp_pat
         assert ours < (1e-5 if what != "gradient" else 0.03)
         assert (theirs64 is None) == (what in ("layers", "map"))
     assert len(cells[4:]) == 3 and all(0 < float(error) < 1e-2 for row in cells[4:] for error in row[2:])
-    with pytest.raises(FileNotFoundError, match="folder: expected a folder with PNG files"):
-        agreement.main(["--folder", str(tmp_path / "none")])
+
+
+def test_folders_without_fitting_photographs_are_one_sentence(tmp_path, capsys):
+    for wrong in ("folder with PNG files, got", "images of at least 228 x 228 pixels, got .*small.png"):
+        with pytest.raises(SystemExit):
+            agreement.main(["--folder", str(tmp_path)])
+        assert re.search(f"error: folder: expected (a )?{wrong}", capsys.readouterr().err)
+        write_image(torch.zeros(3, 64, 64, dtype=torch.uint8), tmp_path / "small.png")
 
 
 def test_rows_from_before_say_that_their_weights_were_not_recorded():

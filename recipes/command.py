@@ -35,7 +35,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 from typing_extensions import override
 
-from lpips_lightning.backbones.offline import require_backbone
+from lpips_lightning.backbones.offline import packaged_net, require_backbone
 from lpips_lightning.callbacks import LossSchedule, PerceptualScores, SampleGallery
 from lpips_lightning.callbacks.image_writer import ImageWriter
 from lpips_lightning.io.atomic import check_output_path, has_results, new_version
@@ -75,12 +75,14 @@ class RecipeCLI(LightningCLI):
         args: The command line after the subcommand.
         networks: Options that name a network, and options of its backbone weights. A missing backbone is downloaded
             before anything is built, or an error names the option.
+        offline: Network that ships, for the first of `networks`.
         outputs: Options that name an output file or folder, and the subcommand that writes it.
     """
 
     reports = True
     args: Sequence[str] = ()
     networks: tuple[tuple[str, str], ...] = ()
+    offline = "embedded"
     outputs: tuple[tuple[str, str], ...] = ()
 
     @override
@@ -95,7 +97,12 @@ class RecipeCLI(LightningCLI):
             if self.subcommand == subcommand and config.get(option) is not None:
                 config[option] = self._output(config, option)
         for option, weights in self.needed_networks():
-            require_backbone(config.get(option), f"--{option}", config.get(weights))
+            require_backbone(config.get(option), f"--{option}", config.get(weights), self.packaged(option, config))
+
+    def packaged(self, option: str, config: Any) -> str:
+        """The network that ships, for an option of `networks`; for scores, not that of the loss."""
+        loss_net = config.get("model.loss_net") if option == "scores.net_type" else None
+        return packaged_net(str(config.get(option)), other_than=loss_net)
 
     def _output(self, config: Any, option: str) -> str:
         """A given output path, or a new version of the recipe's default one if that exists."""
@@ -213,6 +220,7 @@ class ImageRecipeCLI(RecipeCLI):
     """
 
     untrained = "untrained"
+    offline = "embedded-vgg"  # not the network of the recipes' losses, which would be biased
     networks: tuple[tuple[str, str], ...] = (
         ("scores.net_type", "scores.weights"),
         ("model.loss_net", "model.loss_weights"),
@@ -320,8 +328,9 @@ def run_recipe(
     own = Path(file).resolve().parent != Path(__file__).resolve().parent
     command = f"python {Path(file).name}" if own else f"lpips-lightning {command_name(file)}"
     description = f"`{command} fit --help` lists the training options."
-    offline = " or ".join(f"--{option} embedded" for option, _ in cli.networks[:1])
-    description += f" Offline: {offline}, or backbones from `lpips-lightning weights fetch`."
+    if cli.networks:
+        option = f"--{cli.networks[0][0]} {cli.offline}"
+        description += f" Offline: {option}, or backbones from `lpips-lightning weights fetch`."
     if issubclass(cli, ImageRecipeCLI):
         description += f" `{command} tradeoff` trains with several losses and prints a table of scores."
     defaults = {"default_config_files": [str(Path(file).with_suffix(".yaml"))]}

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from lpips_lightning.io.arguments import ArgumentParser
 
-NETS = ("alex", "vgg", "squeeze", "embedded")
+NETS = ("alex", "vgg", "squeeze", "embedded", "embedded-vgg")
 """Names of the backbones, without importing torch."""
 
-LOSSES = ("untrained", "pixel", "vgg", "alex", "embedded", "baseline")
+LOSSES = ("untrained", "pixel", "vgg", "alex", "embedded", "embedded-vgg", "baseline")
 """Default rows of the trade-off table."""
 
 DEMO_OUT, FAST_OUT = "outputs/demo", Path("outputs/calibration/fast.safetensors")
@@ -39,14 +39,15 @@ def demo_parser() -> ArgumentParser:
         choices=NETS,
         default="embedded",
         metavar="NET",
-        help="network of the loss: alex, vgg, squeeze, embedded (default: %(default)s)",
+        help="network of the loss: alex, vgg, squeeze, embedded, embedded-vgg (default: %(default)s)",
     )
     parser.add_argument(
         "--metric-net",
         choices=("auto", *NETS),
         default="auto",
         metavar="NET",
-        help="network of the metric; auto (default): alex if on this machine, else embedded",
+        help="network of the metric; auto (default): alex if on this machine, else embedded-vgg, or embedded"
+        " if that is the network of the loss",
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     return parser
@@ -83,7 +84,11 @@ def fast_parser(name: str = "calibration") -> ArgumentParser:
         "--sets", nargs="*", metavar="SET", help="sets of the data set for training and validation (default: all)"
     )
     parser.add_argument(
-        "--net", choices=NETS, default="alex", metavar="NET", help="network: alex (default), vgg, squeeze, embedded"
+        "--net",
+        choices=NETS,
+        default="alex",
+        metavar="NET",
+        help=f"network: {', '.join(NETS)} (default: %(default)s)",
     )
     parser.add_argument("--weights", metavar="FILE", help="backbone weights (default: torchvision's)")
     parser.add_argument("--size", type=int, default=64, metavar="PIXELS", help="image size (default 64, the paper's)")

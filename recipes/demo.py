@@ -21,7 +21,7 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 
 from lpips_lightning import LPIPS
 from lpips_lightning.backbones.definition import BACKBONES
-from lpips_lightning.backbones.offline import require_backbone
+from lpips_lightning.backbones.offline import packaged_net, require_backbone
 from lpips_lightning.io.atomic import choose_output_folder
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.figures import require_matplotlib
@@ -37,7 +37,6 @@ _FILES = (_PANEL, "panel.pdf", _CHECKPOINT)
 
 LOSS_NET = "embedded"  # ships with the package
 METRIC_NET = "alex"  # if its weights are on this machine
-FALLBACK_METRIC_NET = "embedded"  # otherwise, although it is the network of the loss
 
 SCALE: Scale = 4
 STEPS_PER_MINUTE = 300  # speed of 2 cores; slower machines take fewer steps, faster ones finish earlier
@@ -111,7 +110,8 @@ def run_demo(
         minutes: Training time on the CPU; the number of steps follows from a few timed steps.
         held_out: Name of the photograph for evaluation.
         loss_net: Network of the loss.
-        metric_net: Network of the metric; "auto" takes "alex" if its weights are on this machine, else "embedded".
+        metric_net: Network of the metric; "auto" takes "alex" if its weights are on this machine, else the network
+            that ships and is not that of the loss.
         seed: Seed of the initial network and the crops.
         loss_weights: Backbone weights of the loss, see `LPIPS`.
         metric_weights: Backbone weights of the metric, see `LPIPS`.
@@ -149,7 +149,7 @@ def _run(
     console: Console,
 ) -> DemoResult:
     start = time.monotonic()
-    metric_net_name = choose_metric_net(metric_net, console)
+    metric_net_name = choose_metric_net(metric_net, loss_net, console)
     metric = LPIPS(metric_net_name, weights=metric_weights)
     data = SuperResolutionData(held_out=[held_out], scale=SCALE)
     model = SuperResolution(SCALE, loss_net=loss_net, loss_weights=loss_weights)
@@ -179,15 +179,16 @@ def _say(console: Console, line: str) -> None:
     console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def choose_metric_net(metric_net: str, console: Console) -> str:
+def choose_metric_net(metric_net: str, loss_net: str, console: Console) -> str:
     """Resolve the network of the metric; for "auto", print a fallback and its reason."""
     if metric_net != "auto":
         return metric_net
     if BACKBONES[METRIC_NET].is_available:
         return METRIC_NET
+    fallback = packaged_net(METRIC_NET, other_than=loss_net)
     missing = f"The weights of {METRIC_NET!r} are not on this machine"
-    _say(console, f"{missing}: the metric uses {FALLBACK_METRIC_NET!r}; --metric-net {METRIC_NET} downloads them.")
-    return FALLBACK_METRIC_NET
+    _say(console, f"{missing}: the metric uses {fallback!r}; --metric-net {METRIC_NET} downloads them.")
+    return fallback
 
 
 def _fit(model: SuperResolution, data: SuperResolutionData, seconds: float, max_steps: int | None) -> Trainer:

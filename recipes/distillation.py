@@ -1,17 +1,19 @@
-"""Distills the distances of a large backbone into a small one; this made ``weights/embedded.safetensors``.
+"""Distills the distances of a large backbone into a small one; this made the embedded networks.
 
-    lpips-lightning distillation fit --data.folder Kodak     # remake the shipped file; options in the YAML
-    lpips-lightning distillation fit --model.teacher vgg --model.initialize random --data.folder my/images
+    lpips-lightning distillation fit --data.folder Kodak     # weights/embedded.safetensors; options in the YAML
+    lpips-lightning distillation fit --config recipes/distillation_vgg.yaml --data.folder Kodak    # embedded_vgg
 
 The student has the form of LPIPS: features normalized to unit length over channels, weights >= 0 on the squared
 difference, mean over space, sum over layers. It is trained to match the teacher's distances, their ratios within a
-group, and the distance and map of every layer.
+group, and the distance and map of every layer; and, to be a good loss, on images that it optimized itself.
 """
 
 import copy
 import math
+import sys
 from dataclasses import asdict
 from datetime import date
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -20,25 +22,37 @@ import torch.nn.functional as F
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 from typing_extensions import override
 
 from lpips_lightning import __version__
 from lpips_lightning._lightning import Callback, LightningModule, MisconfigurationException
+from lpips_lightning.backbones.definition import get_backbone
 from lpips_lightning.backbones.frozen import FrozenNetwork
 from lpips_lightning.backbones.loading import resolve_network, version_name
-from lpips_lightning.backbones.plain import EMBEDDED, Stage
+from lpips_lightning.backbones.plain import EMBEDDED, EMBEDDED_VGG, Stage
 from lpips_lightning.callbacks._loggers import log_folder
 from lpips_lightning.callbacks.calibration_file import check_tensor_file
 from lpips_lightning.images.preprocessing import to_backbone
 from lpips_lightning.io.tensor_files import write_tensors
 from lpips_lightning.recipes.command import RecipeCLI, run_recipe
 from lpips_lightning.recipes.distillation_data import DistillationData
-from lpips_lightning.recipes.distillation_student import Student, pair_maps, prune_into
+from lpips_lightning.recipes.distillation_student import Student, load_into, pair_maps, prune_into
+from lpips_lightning.recipes.distillation_targets import (
+    OptimizedGroups,
+    Replay,
+    Targets,
+    answers,
+    feature_error,
+    gradient_error,
+    gradient_of,
+    weighted_features,
+)
 
-Initialization = Literal["teacher", "random"]
+TeacherDtype = Literal["float32", "bfloat16"]
+_ARCHITECTURES = {EMBEDDED: "embedded", EMBEDDED_VGG: "embedded-vgg"}
 
 
 class Distillation(LightningModule):
@@ -53,7 +67,10 @@ class Distillation(LightningModule):
         teacher_weights: Backbone weights of the teacher: a path, ``"random"``, or None for torchvision's.
         teacher_calibration: Calibration of the teacher: a path, or None for the official one.
         stages: Convolutions of the student, each with the fields of `Stage`; None for those of the embedded net.
-        initialize: ``"teacher"``: from the teacher's most important channels (alex only); or ``"random"``.
+        normalize: Normalize the output of every convolution over the batch during training; the file has the weights
+            of the same network without it. For students that start from random weights.
+        initialize: ``"teacher"``: from the teacher's most important channels (alex only); ``"random"``; or the path of
+            a student's file of the same stages, to train it further.
         lr: Highest learning rate of AdamW; twice as high for the calibration.
         warmup_steps: Linear warm-up to `lr`; then cosine decay.
         decay: Decay of the moving average per step.
@@ -63,9 +80,21 @@ class Distillation(LightningModule):
         group_weight: Weight of the log ratio minus its mean over the group, which orders the versions of an image.
         layer_weight: Weight of the log ratios of layers, if student and teacher have equally many layers.
         map_weight: Weight of the difference of the layers' maps, if they have equally many layers.
+        gradient_weight: Weight of the difference of the gradients w.r.t. the images, for a student that is to be a
+            loss. They are compared on the optimized group of a step, or on all groups of a step without one.
+        feature_weight: Weight of the part of the teacher's features that a linear map of the student's does not give,
+            if they have equally many layers.
+        teacher_dtype: ``"float32"``, or ``"bfloat16"``, which takes half the time on processors that have it.
+        replay: Groups of each step, drawn from those of the last steps; 0 trains on the fresh groups alone. With a slow
+            teacher, its answers are then used several times.
+        replay_megapixels: Megapixels of images to draw from.
+        optimized: Groups whose versions the student optimizes during training (see `OptimizedGroups`); one of them is
+            added in every step of the smallest size. 0 for none.
+        optimized_steps: Steps until such a group is replaced.
 
     Raises:
-        ValueError: If `initialize` is unknown.
+        ValueError: If `initialize` or `teacher_dtype` has another value, or features are compared between unequal
+            numbers of layers.
     """
 
     def __init__(
@@ -74,8 +103,9 @@ class Distillation(LightningModule):
         teacher_version: str | float = "0.1",
         teacher_weights: str | None = None,
         teacher_calibration: str | None = None,
-        stages: list[dict[str, int]] | None = None,
-        initialize: Initialization = "teacher",
+        stages: list[dict[str, int | bool]] | None = None,
+        initialize: str = "teacher",
+        normalize: bool = False,
         lr: float = 1e-3,
         warmup_steps: int = 100,
         decay: float = 0.998,
@@ -85,19 +115,39 @@ class Distillation(LightningModule):
         group_weight: float = 1.0,
         layer_weight: float = 0.5,
         map_weight: float = 0.5,
+        gradient_weight: float = 0.0,
+        feature_weight: float = 0.0,
+        teacher_dtype: TeacherDtype = "float32",
+        replay: int = 0,
+        replay_megapixels: float = 24.0,
+        optimized: int = 0,
+        optimized_steps: int = 300,
     ) -> None:
         super().__init__()
-        if initialize not in get_args(Initialization):
-            raise ValueError(f"initialize: expected one of {get_args(Initialization)}, got {initialize!r}")
+        if initialize not in ("teacher", "random") and Path(initialize).suffix != ".safetensors":
+            raise ValueError(f"initialize: expected teacher, random or a .safetensors file, got {initialize!r}")
+        if teacher_dtype not in get_args(TeacherDtype):
+            raise ValueError(f"teacher_dtype: expected one of {get_args(TeacherDtype)}, got {teacher_dtype!r}")
         teacher_version = version_name(teacher_version)
         self.save_hyperparameters()
         self.stages = (
             [Stage(**cast("dict[str, Any]", stage)) for stage in stages] if stages is not None else list(EMBEDDED)
         )
-        self.student = Student(self.stages).to(memory_format=torch.channels_last)
+        self.student = Student(self.stages, normalize).to(memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.student).requires_grad_(False)
         self._teacher: list[FrozenNetwork] = []  # a list, so that it is no submodule and not in checkpoints
         self._seen: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self._replay = Replay(int(replay_megapixels * 1e6))
+        self._optimized = OptimizedGroups(optimized, optimized_steps)
+        self._smallest = sys.maxsize
+        self.projections = self._new_projections(teacher) if feature_weight else nn.ModuleList()
+
+    def _new_projections(self, teacher: str) -> nn.ModuleList:
+        """Linear maps from the student's features to the teacher's; they are not part of the student."""
+        pairs = list(zip_longest(self.student.channels, get_backbone(teacher).channels))
+        if any(None in pair for pair in pairs):
+            raise ValueError(f"feature_weight: expected 0, unless the student has as many layers as {teacher!r}")
+        return nn.ModuleList(nn.Conv2d(own, given, 1) for own, given in pairs)
 
     @property
     def teacher(self) -> FrozenNetwork:
@@ -108,7 +158,7 @@ class Distillation(LightningModule):
             _, network = resolve_network(
                 options["teacher"], options["teacher_version"], True, options["teacher_weights"], calibration, seed=0
             )
-            self._teacher = [network.moved(self.device, torch.float32)]
+            self._teacher = [network.moved(self.device, getattr(torch, options["teacher_dtype"]))]
         return self._teacher[0]
 
     @override
@@ -123,8 +173,17 @@ class Distillation(LightningModule):
         return to_backbone(images, data_range, teacher.shift, teacher.scale, torch.float32, clamp=False)
 
     @override
+    def on_train_epoch_start(self) -> None:
+        self.averaged.eval()  # not in __init__: Lightning would warn
+
+    @override
     def on_fit_start(self) -> None:
+        self._smallest = min(_data_of(self.trainer).sizes)
         if self.trainer.ckpt_path is not None:  # resumed: the student comes from the checkpoint
+            return
+        if self.hparams["initialize"] not in ("teacher", "random"):
+            load_into(self.student, self.hparams["initialize"])
+            self.averaged.load_state_dict(self.student.state_dict())
             return
         batch = next(iter(_data_of(self.trainer).val_dataloader())).to(self.device)
         versions, images = batch.shape[1] - 1, self.to_backbone(batch.flatten(0, 1))
@@ -132,7 +191,7 @@ class Distillation(LightningModule):
             prune_into(self.student, self.teacher, images, versions)
         with torch.no_grad():
             student = pair_maps(self.student.encode(images), dict(self.student.calibration), versions)
-            teacher = pair_maps(self.teacher.extractor(images), self.teacher.calibration or {}, versions)
+            teacher = pair_maps(self._encode_by_teacher(images), self.teacher.calibration or {}, versions)
             level = torch.stack([m.mean() for m in teacher]).sum() / torch.stack([m.mean() for m in student]).sum()
             for index, weight in enumerate(self.student.calibration.values()):
                 weight.mul_(teacher[index].mean() / student[index].mean() if len(student) == len(teacher) else level)
@@ -140,15 +199,56 @@ class Distillation(LightningModule):
 
     @override
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        versions, images = batch.shape[1] - 1, self.to_backbone(augment(batch.flatten(0, 1)))
-        with torch.no_grad():
-            teacher = pair_maps(self.teacher.extractor(images), self.teacher.calibration or {}, versions)
-        student = pair_maps(self.student.encode(images), dict(self.student.calibration), versions)
-        terms = self.terms(student, teacher, versions)
+        images = self.to_backbone(augment(batch.flatten(0, 1))).unflatten(0, batch.shape[:2])
+        optimize = bool(self.hparams["optimized"]) and images.shape[-1] == self._smallest
+        fresh = self._ask(images, gradients=not optimize)
+        terms = self._feature_terms(fresh)
+        groups = [self._replayed(fresh)]
+        if optimize:
+            groups.append(self._ask(self._optimized.advance(images, self._student_gradient), gradients=True))
+        own = self._ask_student(torch.cat([group.images for group in groups]))
+        terms |= self.terms(own.maps, _joined(groups), images.shape[1] - 1)
+        if groups[-1].gradients is not None:
+            self.student.eval()
+            own = self._ask_student(groups[-1].images, gradients=True)
+            self.student.train()
+            terms["gradient"] = gradient_error(cast("Tensor", own.gradients), groups[-1].gradients)
         loss = torch.stack([self.hparams[f"{name}_weight"] * term for name, term in terms.items()]).sum()
         self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
+
+    def _ask(self, images: Tensor, gradients: bool) -> Targets:
+        """The teacher's answers; gradients only if they are trained on."""
+        gradients = gradients and self.hparams["gradient_weight"] > 0
+        return answers(self._encode_by_teacher, self.teacher.calibration or {}, images, gradients)
+
+    def _ask_student(self, images: Tensor, gradients: bool = False) -> Targets:
+        """The student's answers, to be trained on."""
+        return answers(self.student.encode, dict(self.student.calibration), images, gradients, create_graph=True)
+
+    def _student_gradient(self, images: Tensor) -> Tensor:
+        return gradient_of(self.averaged.encode, dict(self.averaged.calibration), images)
+
+    def _encode_by_teacher(self, images: Tensor) -> dict[str, Tensor]:
+        dtype = getattr(torch, self.hparams["teacher_dtype"])
+        return {layer: features.float() for layer, features in self.teacher.extractor(images.to(dtype)).items()}
+
+    def _feature_terms(self, fresh: Targets) -> dict[str, Tensor]:
+        if not self.hparams["feature_weight"]:
+            return {}
+        own = self.student.encode(fresh.images.flatten(0, 1))
+        weighted = weighted_features(own, {name: w.detach() for name, w in self.student.calibration.items()})
+        projected = [projection(f) for projection, f in zip(self.projections, weighted, strict=True)]
+        return {"feature": feature_error(projected, weighted_features(fresh.features, self.teacher.calibration or {}))}
+
+    def _replayed(self, fresh: Targets) -> Targets:
+        """Groups of the last steps, or the fresh ones."""
+        count, size = self.hparams["replay"], fresh.images.shape[-1]
+        if not count:
+            return fresh
+        self._replay.add(fresh)
+        return self._replay.draw(size, max(1, round(count * (self._smallest / size) ** 2)))
 
     def terms(self, student: list[Tensor], teacher: list[Tensor], versions: int) -> dict[str, Tensor]:
         """Loss terms by name from the `pair_maps` of student and teacher."""
@@ -177,11 +277,13 @@ class Distillation(LightningModule):
         with torch.no_grad():
             for average, value in zip(self.averaged.parameters(), self.student.parameters(), strict=True):
                 average.lerp_(value, 1 - decay)
+            for average, value in zip(self.averaged.buffers(), self.student.buffers(), strict=True):
+                average.copy_(value.lerp(average, decay) if value.is_floating_point() else value)
 
     @override
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         versions, images = batch.shape[1] - 1, self.to_backbone(batch.flatten(0, 1))
-        teacher = pair_maps(self.teacher.extractor(images), self.teacher.calibration or {}, versions)
+        teacher = pair_maps(self._encode_by_teacher(images), self.teacher.calibration or {}, versions)
         student = pair_maps(self.averaged.encode(images), dict(self.averaged.calibration), versions)
         distance, target = (
             torch.stack([m.mean((2, 3)) for m in maps]).sum(0)[:, :versions].flatten() for maps in (student, teacher)
@@ -202,6 +304,7 @@ class Distillation(LightningModule):
         lr = self.hparams["lr"]
         groups = [
             {"params": list(self.student.features.parameters()), "lr": lr},
+            {"params": list(self.projections.parameters()), "lr": lr},
             {"params": list(self.student.calibration.parameters()), "lr": 2 * lr},
         ]
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0)
@@ -249,10 +352,10 @@ class StudentFile(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, Distillation) or not trainer.is_global_zero:
             return
-        net_type = "embedded" if tuple(pl_module.stages) == EMBEDDED else "custom"
+        net_type = _ARCHITECTURES.get(tuple(pl_module.stages), "custom")
         record = student_record(trainer, pl_module)
         self.written = Path(self.path or log_folder(trainer, trainer.logger) / "student.safetensors")
-        write_tensors(self.written, pl_module.averaged.state_dict(), record, net_type=net_type, version="0.1")
+        write_tensors(self.written, pl_module.averaged.folded(), record, net_type=net_type, version="0.1")
 
 
 def student_record(trainer: Trainer, module: Distillation) -> dict[str, Any]:
@@ -292,9 +395,10 @@ class DistillationCLI(RecipeCLI):
 
     @override
     def next_commands(self, checkpoint: Path) -> list[str]:
-        if tuple(self.model.stages) != EMBEDDED:
+        net = _ARCHITECTURES.get(tuple(self.model.stages))
+        if net is None:
             return []
-        return [f"LPIPS('embedded', weights={str(path)!r}) in Python" for path, _ in self.written_files()]
+        return [f"LPIPS({net!r}, weights={str(path)!r}) in Python" for path, _ in self.written_files()]
 
 
 def main(args: list[str] | None = None) -> None:
@@ -311,6 +415,10 @@ def _data_of(trainer: Trainer) -> DistillationData:
     if not isinstance(data, DistillationData):
         raise MisconfigurationException("datamodule: expected DistillationData, got none; pass it to Trainer.fit")
     return data
+
+
+def _joined(targets: list[Targets]) -> list[Tensor]:
+    return [torch.cat(maps) for maps in zip(*(one.maps for one in targets), strict=True)]
 
 
 def _huber(error: Tensor) -> Tensor:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lpips_lightning.backbones.frozen import FrozenNetwork
 from lpips_lightning.backbones.plain import PlainBackbone, Stage
 from lpips_lightning.distance import unit_normalize
+from lpips_lightning.weights import read_tensors
 
 
 class Student(PlainBackbone):
@@ -18,21 +21,72 @@ class Student(PlainBackbone):
 
     Args:
         stages: Convolutions from input to output.
+        normalize: Normalize the output of every convolution over the batch during training, which keeps channels
+            alive and gradients small; `folded` has the weights of the same network without it.
     """
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
+    def __init__(self, stages: Sequence[Stage], normalize: bool = False) -> None:
         super().__init__(stages)
         values = {
             layer: nn.Parameter(torch.ones(count))
             for layer, count in zip(self.feature_layers, self.channels, strict=True)
         }
         self.calibration = nn.ParameterDict(values)
+        convolutions = [layer for layer in self.features if isinstance(layer, nn.Conv2d)]
+        for layer in convolutions:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.constant_(cast("Tensor", layer.bias), 0.25)  # fewer dead channels, and norms away from 0
+        self.norms = nn.ModuleList(nn.BatchNorm2d(layer.out_channels) for layer in convolutions if normalize)
+
+    @override
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        names = {index: name for name, index in self.feature_layers.items()}
+        norms, result = iter(self.norms), {}
+        for index, layer in enumerate(self.features):
+            images = layer(images)
+            if isinstance(layer, nn.Conv2d) and len(self.norms):
+                images = next(norms)(images)
+            if index in names:
+                result[names[index]] = images
+        return result
+
+    @torch.no_grad()
+    def folded(self) -> dict[str, Tensor]:
+        """Tensors of the network without normalization, which computes the same."""
+        tensors = {name: tensor.clone() for name, tensor in self.state_dict().items() if not name.startswith("norms.")}
+        indices = [index for index, layer in enumerate(self.features) if isinstance(layer, nn.Conv2d)]
+        for index, norm in zip(indices, self.norms, strict=False):
+            weight, bias = f"features.{index}.weight", f"features.{index}.bias"
+            factor = norm.weight / (norm.running_var + norm.eps).sqrt()
+            tensors[weight] = tensors[weight] * factor.view(-1, 1, 1, 1)
+            tensors[bias] = (tensors[bias] - norm.running_mean) * factor + norm.bias
+        return tensors
 
     @torch.no_grad()
     def clamp_calibration(self) -> None:
         """Clamp weights to >= 0, so that a larger difference never lowers the distance."""
         for weight in self.calibration.values():
             weight.clamp_(min=0)
+
+
+def load_into(student: Student, path: str) -> None:
+    """Initialize the student with the weights of a student's file.
+
+    Args:
+        student: Student of the same stages.
+        path: File that this recipe wrote.
+
+    Raises:
+        WeightsError: If the file cannot be read or is damaged.
+        ValueError: If it is of a student of other stages, or the student is normalized.
+    """
+    if len(student.norms):
+        raise ValueError("normalize: expected False to train a student's file further, since files have no such layers")
+    tensors = read_tensors(Path(path))
+    expected, found = ({name: tuple(t.shape) for name, t in d.items()} for d in (student.state_dict(), tensors))
+    if expected != found:
+        raise ValueError(f"initialize: expected a student of the same stages, got one of other stages in {path}")
+    student.load_state_dict(tensors)
 
 
 def pair_maps(features: Mapping[str, Tensor], calibration: Mapping[str, Tensor], versions: int) -> list[Tensor]:

@@ -99,6 +99,17 @@ EMBEDDED = Weights(
 )
 """The embedded network: backbone as ``features.*`` and calibration as ``calibration.*`` in one file."""
 
+EMBEDDED_VGG = Weights(
+    "embedded_vgg.safetensors",
+    "e555714353d73a20e3fd1d469e3fdb764fb13d7f31a0f439676c06639eb8330e",
+    "recipes/distillation.py, from random weights; the file's metadata say more",
+    "BSD-2-Clause AND BSD-3-Clause",
+    "distilled from LPIPS-vgg v0.1, input scaled",
+    "80a7db55368714647e08762592269fefbd732ca8c30ab0a380ccded388006aa1",
+    "6ac1c423a6d072fcd50718ebabf0e2a07789d99260535116d79d668da28dd309",
+)
+"""The embedded network for losses, likewise."""
+
 EXAMPLES = Weights(
     "examples.safetensors",
     "d6d06769ca9141672ce66188af28968eb01bead9b213861f0f194e1cb40e6edd",
@@ -146,6 +157,7 @@ CALIBRATIONS: dict[tuple[str, str], Weights] = {
         "2c988386a6af4cc8c544a2ce5c4af50fdc8aa8ace3baf2f6d09a7e2d7df3caa5",
     ),
     ("embedded", "0.1"): EMBEDDED,
+    ("embedded-vgg", "0.1"): EMBEDDED_VGG,
 }
 """Calibrations by (net_type, version). Tensors are named as the net's layers, shape ``(C,)``."""
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpips_lightning.backbones.plain import embedded_backbone
-from lpips_lightning.weights import EMBEDDED, load
+from lpips_lightning.backbones.plain import EMBEDDED, EMBEDDED_VGG, PlainBackbone, Stage
+from lpips_lightning.weights import CALIBRATIONS, load
 from lpips_lightning.weights.lookup import backbone_places
 
 
@@ -38,7 +38,7 @@ class Backbone:
 
     Attributes:
         name: The ``net_type``.
-        builder: Name of the torchvision model, which names the weight files; ``"embedded"`` ships with the package.
+        builder: Name of the torchvision model, which names the weight files; the name of a backbone that ships.
         feature_layers: Graph node by layer name, in execution order; nodes are named as by
             `torchvision.models.feature_extraction.get_graph_node_names`. The layer is the output of the node.
         channels: Channels of each feature layer.
@@ -76,13 +76,12 @@ def _sequential(
     return Backbone(name, builder, nodes, channels, side, TorchvisionBuilder(builder))
 
 
-def _embedded() -> Backbone:
+def _embedded(name: str, stages: tuple[Stage, ...], side: int) -> Backbone:
     with torch.device("meta"):  # only names are needed; importing must not draw random numbers
-        backbone = embedded_backbone()
+        backbone = PlainBackbone(stages)
     nodes = {layer: f"features.{index}" for layer, index in backbone.feature_layers.items()}
-    return Backbone(
-        "embedded", "embedded", nodes, backbone.channels, 31, embedded_backbone, default_weights=partial(load, EMBEDDED)
-    )
+    weights = partial(load, CALIBRATIONS[name, "0.1"])
+    return Backbone(name, name, nodes, backbone.channels, side, partial(PlainBackbone, stages), default_weights=weights)
 
 
 BACKBONES: dict[str, Backbone] = {
@@ -109,7 +108,8 @@ BACKBONES: dict[str, Backbone] = {
             (64, 128, 256, 384, 384, 512, 512),
             17,
         ),
-        _embedded(),
+        _embedded("embedded", EMBEDDED, 31),
+        _embedded("embedded-vgg", EMBEDDED_VGG, 16),
     )
 }
 """Backbones by net_type. Feature layers are those of ``lpips/pretrained_networks.py``, by index in ``.features``."""
@@ -119,7 +119,7 @@ def get_backbone(net_type: str | Backbone) -> Backbone:
     """Look up a backbone by name; a `Backbone` is returned as it is.
 
     Args:
-        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"`` or ``"embedded"``, or a backbone from
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``, ``"embedded"`` or ``"embedded-vgg"``, or a backbone from
             `lpips_lightning.backbones.custom`.
 
     Returns:

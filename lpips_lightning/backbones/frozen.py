@@ -37,9 +37,9 @@ class Specification:
         net_type: Name of the backbone.
         version: ``"0.1"``, or ``"0.0"``, which does not scale its input.
         calibrated: False for the baseline.
-        backbone: Readable name of the backbone weights: ``"IMAGENET1K_V1"`` (verified by hash), ``"embedded"``,
-            ``"random"``, ``"custom"`` (passed by the user), or ``"unverified"`` (found by name, without a recorded
-            sha256).
+        backbone: Readable name of the backbone weights: ``"IMAGENET1K_V1"`` (verified by hash), the name of a net
+            that ships, ``"random"``, ``"custom"`` (passed by the user), or ``"unverified"`` (found by name, without a
+            recorded sha256).
         backbone_sha256: `tensors_sha256` of the backbone weights.
         calibration_sha256: `tensors_sha256` of the calibration; empty for the baseline.
         calibration: Readable name of the calibration: ``"official"``, ``"custom"``, or empty for the baseline.

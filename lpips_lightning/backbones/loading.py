@@ -26,7 +26,7 @@ WeightsSource: TypeAlias = str | os.PathLike[str] | Mapping[str, Tensor] | None
 
 
 _PREFIX = "calibration."  # of calibration tensors in a file that holds a backbone too
-_NO_FILES = ("tensors", "random", "embedded", "custom")  # origins of weights
+_NO_FILES = ("tensors", "random", "packaged", "custom")  # origins of weights
 _log = logging.getLogger("lpips_lightning")
 
 
@@ -115,7 +115,7 @@ def _backbone_tensors(record: Backbone, weights: WeightsSource, seed: int) -> tu
     if weights == "random":
         return random_backbone(record, seed), "random"
     if weights is None and record.default_weights is not None:
-        return record.default_weights(), "embedded" if record is BACKBONES["embedded"] else "custom"
+        return record.default_weights(), "packaged" if BACKBONES.get(record.name) is record else "custom"
     found = find_backbone(record.builder, None if weights is None else _path(weights, "weights"))
     return found.tensors, found.origin
 
@@ -136,7 +136,9 @@ def _split(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor
 
 def _backbone_name(record: Backbone, backbone_sha256: str, origin: str, looked_up: bool) -> str:
     """Readable name of the weights; an error if their hash contradicts the name of their file."""
-    if origin in ("random", "embedded"):
+    if origin == "packaged":
+        return record.name
+    if origin == "random":
         return origin
     official = backbone_file(record.builder)
     if official is None:

@@ -10,13 +10,29 @@ from lpips_lightning.weights import WeightsError
 from lpips_lightning.weights.lookup import FOLDER_VARIABLE, backbone_file, backbone_places
 
 
-def require_backbone(net_type: Any, option: str, weights: Any = None) -> None:
+def packaged_net(near: str, other_than: Any = None) -> str:
+    """The network that ships and comes nearest to another one.
+
+    Args:
+        near: Name of a backbone.
+        other_than: A network that it must not be, such as that of a loss, which is biased as a judge.
+
+    Example:
+        >>> packaged_net("alex"), packaged_net("vgg"), packaged_net("alex", other_than="embedded")
+        ('embedded', 'embedded-vgg', 'embedded-vgg')
+    """
+    nets = ("embedded-vgg", "embedded") if near == "vgg" else ("embedded", "embedded-vgg")
+    return next(net for net in nets if net != other_than)
+
+
+def require_backbone(net_type: Any, option: str, weights: Any = None, instead: str | None = None) -> None:
     """Download a backbone that is not on this machine, and say in one line how to run without it.
 
     Args:
         net_type: Name of a backbone; anything else needs no file of torchvision.
-        option: The command's option that chose it, such as ``"--net"``; it also takes ``embedded``.
+        option: The command's option that chose it, such as ``"--net"``; it also takes `instead`.
         weights: Given backbone weights; None for torchvision's.
+        instead: The network that ships, to name as a way out; None for the one that comes nearest.
 
     Raises:
         WeightsError: If it cannot be downloaded.
@@ -28,11 +44,13 @@ def require_backbone(net_type: Any, option: str, weights: Any = None) -> None:
     if file is None:
         return
 
+    instead = instead or packaged_net(record.name)
+
     from lpips_lightning.io.console import Console
     from lpips_lightning.io.progress import progress_report
 
     console = Console(stderr=True)
-    note = f"{option} {net_type}: its backbone is not on this machine; downloading it ({option} embedded needs none)"
+    note = f"{option} {net_type}: its backbone is not on this machine; downloading it ({option} {instead} needs none)"
     console.print(f"lpips-lightning: note: {note}", soft_wrap=True, highlight=False, markup=False, emoji=False)
     try:
         with progress_report() as report:
@@ -41,6 +59,6 @@ def require_backbone(net_type: Any, option: str, weights: Any = None) -> None:
         reason = getattr(error, "reason", error)
         raise WeightsError(
             f"{option} {net_type}: expected its backbone on this machine or a network to download it from, got"
-            f" {reason}; offline, use {option} embedded, or set {FOLDER_VARIABLE} to a folder that"
+            f" {reason}; offline, use {option} {instead}, or set {FOLDER_VARIABLE} to a folder that"
             f" `lpips-lightning weights fetch --net {net_type} --to FOLDER` filled elsewhere"
         ) from None

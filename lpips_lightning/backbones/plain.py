@@ -1,7 +1,8 @@
-"""The embedded backbone: small enough to ship, so that a perceptual distance needs no download.
+"""The embedded backbones: small enough to ship, so that a perceptual distance needs no download.
 
-A chain of convolutions and ReLUs, distilled from LPIPS-alex by ``recipes/distillation.py``, which can train any chain
-of `Stage`. `EMBEDDED` is the architecture of ``weights/embedded.safetensors``.
+Chains of convolutions and ReLUs, distilled from LPIPS-alex and LPIPS-vgg by ``recipes/distillation.py``, which can
+train any chain of `Stage`. `EMBEDDED` and `EMBEDDED_VGG` are the architectures of ``weights/embedded.safetensors`` and
+``weights/embedded_vgg.safetensors``.
 """
 
 from __future__ import annotations
@@ -15,27 +16,31 @@ from typing_extensions import override
 
 @dataclass(frozen=True)
 class Stage:
-    """A convolution and a ReLU, whose output is a feature layer.
+    """A convolution and a ReLU.
 
     Attributes:
         channels: Output channels.
         kernel: Kernel size.
         stride: Stride of the convolution.
         padding: Zeros on each side.
-        pool: Whether a 3 x 3 max-pool with stride 2 precedes the convolution.
+        pool: Size of a pool with stride 2 before the convolution; 0 for none.
+        average: Whether the pool averages, instead of taking the maximum.
+        compared: Whether the output is a feature layer.
     """
 
     channels: int
     kernel: int = 3
     stride: int = 1
     padding: int = 1
-    pool: bool = False
+    pool: int = 0
+    average: bool = False
+    compared: bool = True
 
 
 EMBEDDED = (
     Stage(48, kernel=11, stride=4, padding=2),
-    Stage(64, pool=True),
-    Stage(128, pool=True),
+    Stage(64, pool=3),
+    Stage(128, pool=3),
     Stage(128),
     Stage(96),
 )
@@ -44,13 +49,28 @@ EMBEDDED = (
 The first layer matters most: 48 channels of 11 x 11 agree with the teacher far better than 32 at the same total cost.
 """
 
+EMBEDDED_VGG = (
+    Stage(16),
+    Stage(32, pool=2, average=True, compared=False),
+    Stage(32),
+    Stage(64, pool=2, average=True, compared=False),
+    Stage(64),
+    Stage(128, pool=2, average=True, compared=False),
+    Stage(128),
+    Stage(128, pool=2, average=True),
+)
+"""VGG16's feature layers at their resolutions: the first one sees every pixel, as a loss has to.
+
+At full resolution every channel is expensive: 16 instead of 12 or 24, and one convolution instead of two.
+"""
+
 
 class PlainBackbone(nn.Module):
     """A chain of stages: preprocessed images ``(N, 3, H, W)`` -> output of the last ReLU ``(N, C, h, w)``.
 
     Attributes:
         features: All layers; weights are named ``features.<index>.weight`` and ``.bias``.
-        feature_layers: Index in `features` of every ReLU, by layer name ``relu1``, ``relu2``, ...
+        feature_layers: Index in `features` of every compared ReLU, by layer name: ``relu1`` follows the first stage.
         channels: Channels of every feature layer.
 
     Args:
@@ -60,7 +80,7 @@ class PlainBackbone(nn.Module):
         ValueError: If `stages` is empty.
 
     Example:
-        >>> backbone = PlainBackbone([Stage(8, stride=2), Stage(16, pool=True)])
+        >>> backbone = PlainBackbone([Stage(8, stride=2), Stage(16, pool=3)])
         >>> backbone.feature_layers, backbone.channels
         ({'relu1': 1, 'relu2': 4}, (8, 16))
     """
@@ -74,11 +94,12 @@ class PlainBackbone(nn.Module):
         inputs = 3
         for number, stage in enumerate(stages, start=1):
             if stage.pool:
-                layers.append(nn.MaxPool2d(3, stride=2))
+                layers.append((nn.AvgPool2d if stage.average else nn.MaxPool2d)(stage.pool, stride=2))
             layers += [nn.Conv2d(inputs, stage.channels, stage.kernel, stage.stride, stage.padding), nn.ReLU()]
-            self.feature_layers[f"relu{number}"] = len(layers) - 1
+            if stage.compared:
+                self.feature_layers[f"relu{number}"] = len(layers) - 1
             inputs = stage.channels
-        self.channels = tuple(stage.channels for stage in stages)
+        self.channels = tuple(stage.channels for stage in stages if stage.compared)
         self.features = nn.Sequential(*layers)
 
     @override
@@ -95,13 +116,3 @@ class PlainBackbone(nn.Module):
             if index in names:
                 result[names[index]] = images
         return result
-
-
-def embedded_backbone() -> PlainBackbone:
-    """The architecture of ``weights/embedded.safetensors`` with random weights.
-
-    Example:
-        >>> sum(parameter.numel() for parameter in embedded_backbone().parameters())
-        377312
-    """
-    return PlainBackbone(EMBEDDED)

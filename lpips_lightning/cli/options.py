@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from lpips_lightning.options import LPIPSOptions
 
-NETS = ("alex", "vgg", "squeeze", "embedded")
+NETS = ("alex", "vgg", "squeeze", "embedded", "embedded-vgg")
 """Names of the backbones, without importing torch."""
 
 _VERSIONS = ("0.1", "0.0")
@@ -48,7 +48,7 @@ def add_weight_options(group: argparse._ArgumentGroup) -> None:
         choices=NETS,
         default="alex",
         metavar="NET",
-        help="alex (default), vgg, squeeze, or embedded, which needs no download",
+        help="alex (default), vgg, squeeze; or embedded, embedded-vgg, which need no download",
     )
     add("--version", choices=_VERSIONS, default="0.1", metavar="V", help="0.1 (default) or 0.0")
     add("--baseline", action="store_true", help="uncalibrated LPIPS (the baseline of the paper)")

@@ -76,11 +76,11 @@ def main(args: list[str] | None = None) -> None:
 
 def _list(console: Console) -> None:
     from lpips_lightning.backbones.definition import BACKBONES
-    from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS, EMBEDDED
+    from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS
     from lpips_lightning.weights.lookup import FOLDER_VARIABLE, backbone_places
 
     shipped = Table(title="Packaged calibrations", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
-    for heading in ("net", "version", "file", "sha256 of file", "in fingerprints"):
+    for heading in ("net", "version", "file", "sha256 of it", "fingerprint"):
         shipped.add_column(heading, no_wrap=True)
     for (net_type, version), record in CALIBRATIONS.items():
         shipped.add_row(net_type, version, record.file, record.sha256[:12], record.calibration_sha256[:12])
@@ -98,7 +98,9 @@ def _list(console: Console) -> None:
             shown = f" (in fingerprints {digest[:12]})" if digest else ""
             line = f"{backbone.name}: torchvision {official.name}, {official.license}: {where}{shown}"
             console.print(line, markup=False)
-    console.print(f"embedded: packaged (in fingerprints {EMBEDDED.backbone_sha256[:12]})")
+    for (net_type, _), record in CALIBRATIONS.items():
+        if record.backbone_sha256:
+            console.print(f"{net_type}: packaged (in fingerprints {record.backbone_sha256[:12]})")
     folder = os.environ.get(FOLDER_VARIABLE) or "not set"
     console.print(f"{FOLDER_VARIABLE}, the folder searched first: {folder}", markup=False)
 
@@ -188,7 +190,7 @@ def _chosen(given: str | None, available: Collection[str]) -> dict[str, str]:
     known = {net.name: net.builder for net in BACKBONES.values() if net.builder in available}
     names = list(dict.fromkeys(name.strip() for name in given.split(","))) if given is not None else list(known)
     if unknown := [name for name in names if name not in known]:
-        why = "; it is packaged, there is nothing to fetch" if unknown[0] == "embedded" else ""
+        why = "; it is packaged, there is nothing to fetch" if unknown[0] in BACKBONES else ""
         for net in BACKBONES.values():
             if net.name == unknown[0] and net.builder in BACKBONE_FILES:
                 file = BACKBONE_FILES[net.builder].file

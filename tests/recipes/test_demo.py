@@ -57,13 +57,13 @@ def test_few_steps_give_scores_a_figure_and_a_model(tmp_path, console):
         assert words in said
 
 
-def test_metric_net_is_alex_if_its_weights_are_here_else_embedded(tmp_path, console, monkeypatch):
-    assert demo.choose_metric_net("vgg", console) == "vgg"
-    assert demo.choose_metric_net("auto", console) == "embedded"
-    assert "'alex' are not on this machine: the metric uses 'embedded'" in console.file.getvalue()
+def test_metric_net_is_alex_if_its_weights_are_here_else_one_that_the_loss_does_not_use(tmp_path, console, monkeypatch):
+    assert demo.choose_metric_net("vgg", "embedded", console) == "vgg"
+    assert demo.choose_metric_net("auto", "embedded", console) == "embedded-vgg"
+    assert "'alex' are not on this machine: the metric uses 'embedded-vgg'" in console.file.getvalue()
     (tmp_path / "alexnet.safetensors").write_bytes(b"")
     monkeypatch.setenv("LPIPS_LIGHTNING_WEIGHTS", str(tmp_path))
-    assert demo.choose_metric_net("auto", console) == "alex"
+    assert demo.choose_metric_net("auto", "embedded", console) == "alex"
 
 
 def test_table_notes_a_network_shared_by_loss_and_metric(console):

@@ -13,6 +13,7 @@ from PIL import Image
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from lpips_lightning import LPIPS
 from lpips_lightning.backbones.loading import resolve_network
@@ -22,7 +23,7 @@ from lpips_lightning.recipes.distillation import Distillation, StudentFile, augm
 from lpips_lightning.recipes.distillation_data import DistillationData, Groups, public_domain_photographs
 from lpips_lightning.recipes.distillation_student import Student, pair_maps, prune_into
 
-TINY = [{"channels": 8, "kernel": 11, "stride": 4, "padding": 2}, {"channels": 8, "pool": 1}]
+TINY = [{"channels": 8, "kernel": 11, "stride": 4, "padding": 2}, {"channels": 8, "pool": 3}]
 pytestmark = [
     # 2026-11-21, pytorch_lightning/trainer/connectors/data_connector.py: noise for a few images.
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
@@ -78,7 +79,7 @@ def test_pair_maps_match_lpips():
 
 
 def test_a_student_as_wide_as_its_teacher_starts_as_its_teacher():
-    stages = [Stage(64, 11, 4, 2), Stage(192, 5, 1, 2, pool=True), Stage(384, pool=True), Stage(256), Stage(256)]
+    stages = [Stage(64, 11, 4, 2), Stage(192, 5, 1, 2, pool=3), Stage(384, pool=3), Stage(256), Stage(256)]
     student, teacher = Student(stages), random_alex()
     prune_into(student, teacher, images(), versions=2)
     mine, given = student.encode(images()), teacher.extractor(images())
@@ -293,5 +294,55 @@ def test_training_without_the_data_module_is_refused_before_the_first_step(data,
 
 
 def test_an_unknown_initialization_is_refused():
-    with pytest.raises(ValueError, match=r"initialize: expected one of \('teacher', 'random'\), got 'warm'"):
+    with pytest.raises(ValueError, match=r"initialize: expected teacher, random or a .safetensors file, got 'warm'"):
         Distillation(initialize="warm")
+
+
+def test_a_student_learns_from_features_gradients_and_what_it_optimizes(folder, tmp_path):
+    options = {"stages": [{**stage} for stage in TINY], "initialize": "random", "teacher": "alex"}
+    extras = {"replay": 6, "optimized": 2, "optimized_steps": 3, "gradient_weight": 0.1}
+    torch.manual_seed(0)
+    data = DistillationData([str(folder)], public_domain=False, sizes={64: 8, 96: 2}, val_groups=4, batch_size=2)
+    model = Distillation(teacher_weights="random", teacher_dtype="bfloat16", normalize=True, **options, **extras)
+    fit = trainer(tmp_path, max_epochs=2, callbacks=[StudentFile(str(tmp_path / "student.safetensors"))])
+    fit.fit(model, data)
+    written = PlainBackbone(model.stages)
+    tensors = load_file(tmp_path / "student.safetensors")
+    written.load_state_dict({name: value for name, value in tensors.items() if name.startswith("features")})
+    pictures = images(groups=1, versions=1)
+    for layer, expected in model.averaged.eval().encode(pictures).items():
+        torch.testing.assert_close(written.encode(pictures)[layer], expected, rtol=1e-3, atol=1e-3)
+    assert {f"train/{name}" for name in ("ratio", "absolute", "group", "gradient", "loss")} <= set(fit.callback_metrics)
+    assert all(value.isfinite() for value in fit.callback_metrics.values())
+
+
+def test_features_are_compared_layer_by_layer(data, tmp_path):
+    stages = [
+        {"channels": 8, "kernel": 11, "stride": 4, "padding": 2},
+        *({"channels": 8, "pool": pool} for pool in (3, 3, 0, 0)),
+    ]
+    model = Distillation(teacher_weights="random", stages=stages, initialize="random", feature_weight=1.0)
+    fit = trainer(tmp_path, max_epochs=1)
+    fit.fit(model, data)
+    assert 0 < float(fit.callback_metrics["train/feature"]) < float("inf")
+    moments = fit.optimizers[0].state
+    assert all(moments[weight]["exp_avg"].any() for weight in model.projections.parameters())
+    assert not any("projection" in name for name in model.averaged.state_dict())
+    with pytest.raises(ValueError, match="feature_weight: expected 0, unless the student has as many layers as 'alex'"):
+        Distillation(teacher_weights="random", stages=TINY, feature_weight=1.0)
+
+
+def test_training_goes_on_from_a_students_file(data, tmp_path):
+    path = tmp_path / "first.safetensors"
+    options = {"teacher_weights": "random", "stages": TINY}
+    first = Distillation(**options, initialize="random")
+    trainer(tmp_path, max_epochs=1, callbacks=[StudentFile(str(path))]).fit(first, data)
+    second = Distillation(**options, initialize=str(path), lr=1e-12)
+    trainer(tmp_path, max_epochs=1).fit(second, data)
+    for name, value in first.averaged.state_dict().items():
+        torch.testing.assert_close(second.averaged.state_dict()[name], value)
+    with pytest.raises(ValueError, match="normalize: expected False to train a student's file further"):
+        trainer(tmp_path, max_epochs=1).fit(Distillation(**options, initialize=str(path), normalize=True), data)
+    other = Distillation(teacher_weights="random", initialize=str(path))
+    with pytest.raises(ValueError, match="initialize: expected a student of the same stages"):
+        trainer(tmp_path, max_epochs=1).fit(other, data)

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 
 from lpips_lightning import LPIPS, weights
-from lpips_lightning.backbones.plain import EMBEDDED, PlainBackbone, Stage, embedded_backbone
+from lpips_lightning.backbones.plain import EMBEDDED, PlainBackbone, Stage
 from lpips_lightning.data.distortions import DISTORTIONS, distort
 from lpips_lightning.io.image_files import read_image
 from lpips_lightning.recipes.distillation_student import Student
@@ -16,8 +16,27 @@ from lpips_lightning.recipes.photographs import bundled_photographs
 FILE = weights.FOLDER / "embedded.safetensors"
 
 
+def test_a_normalized_student_is_folded_into_plain_convolutions():
+    torch.manual_seed(0)
+    student = Student([Stage(8), Stage(12, pool=2, average=True, compared=False), Stage(16)], normalize=True)
+    images = torch.randn(4, 3, 24, 24)
+    for _ in range(3):
+        student.encode(images)  # running means and variances
+    for norm in student.norms:
+        torch.nn.init.uniform_(norm.weight, 0.5, 2)
+        torch.nn.init.normal_(norm.bias)
+    student.eval()
+    plain = Student([Stage(8), Stage(12, pool=2, average=True, compared=False), Stage(16)])
+    plain.load_state_dict(student.folded())
+    expected, found = student.encode(images), plain.encode(images)
+    assert list(found) == ["relu1", "relu3"]
+    for layer, activations in expected.items():
+        torch.testing.assert_close(found[layer], activations, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(value, plain.folded()[name]) for name, value in plain.state_dict().items())
+
+
 def test_every_convolution_has_a_feature_layer():
-    backbone = PlainBackbone([Stage(8, 5, 2, 2), Stage(16, pool=True), Stage(24)])
+    backbone = PlainBackbone([Stage(8, 5, 2, 2), Stage(16, pool=3), Stage(24)])
     assert backbone.feature_layers == {"relu1": 1, "relu2": 4, "relu3": 6}
     assert backbone.channels == (8, 16, 24)
     images = torch.randn(2, 3, 33, 40)
@@ -37,7 +56,7 @@ def test_a_backbone_without_stages_is_refused():
 
 
 def test_the_embedded_architecture_has_the_teachers_geometry_with_few_channels():
-    backbone = embedded_backbone()
+    backbone = PlainBackbone(EMBEDDED)
     assert backbone.feature_layers == {"relu1": 1, "relu2": 4, "relu3": 7, "relu4": 9, "relu5": 11}
     assert all(count % 8 == 0 for count in backbone.channels)
     assert {type(layer).__name__ for layer in backbone.features} == {"Conv2d", "ReLU", "MaxPool2d"}
@@ -65,7 +84,8 @@ def test_the_file_was_trained_and_evaluated_on_different_images():
         metadata = file.metadata()
     record = json.loads(metadata["record"])
     assert metadata["net_type"] == "embedded"
-    assert tuple(Stage(**stage) for stage in record["stages"]) == EMBEDDED
+    sizes = {0: 0, 1: 3}  # when the file was written, pool said whether there is one
+    assert tuple(Stage(**{**stage, "pool": sizes[stage["pool"]]}) for stage in record["stages"]) == EMBEDDED
     assert record["teacher"] == "LPIPS-alex v0.1"
     assert len(record["held_out"]) == 4
     assert not set(record["data"]) & set(record["held_out"])

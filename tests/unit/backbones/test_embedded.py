@@ -1,4 +1,4 @@
-"""The network that ships: everywhere a net is accepted, never in another's place, and always the same."""
+"""The networks that ship: everywhere a net is accepted, never in another's place, and always the same."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import torch
 
 from lpips_lightning import LPIPS, LearnedPerceptualImagePatchSimilarity, PerceptualLoss, weights
 from lpips_lightning.functional.lpips import learned_perceptual_image_patch_similarity
-from lpips_lightning.weights import EMBEDDED, WeightsError
+from lpips_lightning.weights import CALIBRATIONS, WeightsError
 
-RECORDED = 0.00162439961  # in float64, on 2026-11-21
+RECORDED = {"embedded": 0.00162439961, "embedded-vgg": 0.00561725328}  # in float64
+
+both = pytest.mark.parametrize("name", RECORDED)
 
 
 def waves(size=64):
@@ -23,33 +25,36 @@ def waves(size=64):
     return image, blurred
 
 
-def test_it_needs_no_file_of_this_machine_and_gives_its_recorded_value():
-    net = LPIPS("embedded")
-    assert "backbone embedded sha256:" in net.fingerprint
-    assert float(net(*waves())) == pytest.approx(RECORDED, rel=1e-5)
+@both
+def test_it_needs_no_file_of_this_machine_and_gives_its_recorded_value(name):
+    net = LPIPS(name)
+    assert f"backbone {name} sha256:" in net.fingerprint
+    assert float(net(*waves())) == pytest.approx(RECORDED[name], rel=1e-5)
 
 
-def test_it_works_everywhere():
+@both
+def test_it_works_everywhere(name):
     x, y = waves()
-    net = LPIPS("embedded")
+    net = LPIPS(name)
     distance = net(x, y)
     assert torch.allclose(sum(net(x, y, per_layer=True).values()), distance)
     assert net(x, y, spatial=True).shape == (1, 1, 64, 64)
     assert torch.allclose(net.distance(net.encode(x), net.encode(y)), distance)
     assert torch.allclose(net.pairwise(x, y), distance)
-    assert learned_perceptual_image_patch_similarity(x, y, "embedded") == distance.mean()
-    assert LearnedPerceptualImagePatchSimilarity("embedded")(x, y) == distance
-    loss = PerceptualLoss("embedded", data_range=(-1, 1))
+    assert learned_perceptual_image_patch_similarity(x, y, name) == distance.mean()
+    assert LearnedPerceptualImagePatchSimilarity(name)(x, y) == distance
+    loss = PerceptualLoss(name, data_range=(-1, 1))
     x.requires_grad_()
     loss(x, y).backward()
     assert bool(x.grad.isfinite().all())
     assert list(loss.parameters()) == []
-    assert float(LPIPS("embedded", calibrated=False)(x.detach(), y)) != pytest.approx(float(distance))
+    assert float(LPIPS(name, calibrated=False)(x.detach(), y)) != pytest.approx(float(distance))
 
 
-def test_it_has_one_version():
-    with pytest.raises(ValueError, match="version: expected one of '0.1' for net_type 'embedded', got '0.0'"):
-        LPIPS("embedded", version="0.0")
+@both
+def test_it_has_one_version(name):
+    with pytest.raises(ValueError, match=f"version: expected one of '0.1' for net_type '{name}', got '0.0'"):
+        LPIPS(name, version="0.0")
 
 
 @pytest.mark.parametrize("net", ["alex", "vgg", "squeeze"])
@@ -58,10 +63,11 @@ def test_it_never_stands_in_for_another_net(net):
         LPIPS(net)
 
 
-def test_it_is_below_2_mb_and_says_how_it_was_made():
+@both
+def test_it_is_below_2_mb_and_says_how_it_was_made(name):
     from safetensors import safe_open
 
-    path = weights.FOLDER / EMBEDDED.file
+    path = weights.FOLDER / CALIBRATIONS[name, "0.1"].file
     assert path.stat().st_size < 2e6
     with safe_open(path, "pt") as file:
         record = file.metadata()["record"]
@@ -69,24 +75,26 @@ def test_it_is_below_2_mb_and_says_how_it_was_made():
         assert f'"{word}"' in record
 
 
-def test_a_whole_network_file_brings_its_own_calibration(tmp_path):
+@both
+def test_a_whole_network_file_brings_its_own_calibration(name, tmp_path):
     from safetensors.torch import save_file
 
-    tensors = weights.load(EMBEDDED)
+    tensors = weights.load(CALIBRATIONS[name, "0.1"])
     doubled = {name: tensor * (2 if name.startswith("calibration.") else 1) for name, tensor in tensors.items()}
     save_file(doubled, tmp_path / "student.safetensors")
-    student = LPIPS("embedded", weights=tmp_path / "student.safetensors")
-    assert float(student(*waves())) == pytest.approx(2 * RECORDED, rel=1e-5)
+    student = LPIPS(name, weights=tmp_path / "student.safetensors")
+    assert float(student(*waves())) == pytest.approx(2 * RECORDED[name], rel=1e-5)
 
 
 @pytest.mark.real
-def test_it_reads_like_alex_on_photographs(real_weights):
+@pytest.mark.parametrize(("name", "teacher"), [("embedded", "alex"), ("embedded-vgg", "vgg")])
+def test_it_reads_like_its_teacher_on_photographs(name, teacher, real_weights):
     from torchmetrics.functional import spearman_corrcoef
 
     from lpips_lightning.io.image_files import read_image
     from lpips_lightning.recipes.photographs import bundled_photographs
 
-    alex, embedded = LPIPS("alex", weights=real_weights), LPIPS("embedded")
+    nets = LPIPS(name), LPIPS(teacher, weights=real_weights)
     pairs = []
     for path in bundled_photographs().values():
         image = read_image(path)[None, :, :256, :256]
@@ -97,6 +105,28 @@ def test_it_reads_like_alex_on_photographs(real_weights):
             noise = strength * torch.randn(image.shape)
             pairs.append((image, (image + noise).clamp(0, 255).byte()))
     assert len(pairs) >= 40
-    ours, theirs = (torch.cat([net(x, y) for x, y in pairs]) for net in (embedded, alex))
+    ours, theirs = (torch.cat([net(x, y) for x, y in pairs]) for net in nets)
     assert float(spearman_corrcoef(ours, theirs)) > 0.97
     assert float(ours.mean() / theirs.mean()) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(("name", "teacher"), [("embedded", "alex"), ("embedded-vgg", "vgg")])
+def test_lowering_it_lowers_its_teacher(name, teacher, real_weights):
+    from lpips_lightning.io.image_files import read_image
+    from lpips_lightning.recipes.photographs import bundled_photographs
+
+    crops = [read_image(path)[:, 100:164, 100:164].float() / 255 for path in bundled_photographs().values()]
+    target = torch.stack(crops)
+    small = torch.nn.functional.avg_pool2d(target, 4)
+    start = torch.nn.functional.interpolate(small, scale_factor=4, mode="bicubic").clamp(0, 1)
+    pixels = start.clone().requires_grad_()
+    loss, judge = PerceptualLoss(name, data_range=(0, 1)), LPIPS(teacher, weights=real_weights)
+    optimizer = torch.optim.Adam([pixels], lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss(pixels, target).backward()
+        optimizer.step()
+    with torch.no_grad():
+        before, after = (judge(images, target, data_range=(0, 1)).mean() for images in (start, pixels.clamp(0, 1)))
+    assert after < 0.6 * before

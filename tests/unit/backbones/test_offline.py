@@ -47,7 +47,8 @@ def test_the_error_is_one_line_with_the_option_and_comes_before_any_work(name, c
     _, err = capsys.readouterr()
     error = err[err.rindex("lpips-lightning: ") :]
     assert error.startswith(f"lpips-lightning: {chosen}: expected its backbone on this machine or a network")
-    assert f"offline, use {chosen.split()[0]} embedded, or set LPIPS_LIGHTNING_WEIGHTS to a folder" in error
+    instead = "embedded-vgg" if "vgg" in chosen or "scores" in chosen else "embedded"  # scores: not the loss's network
+    assert f"offline, use {chosen.split()[0]} {instead}, or set LPIPS_LIGHTNING_WEIGHTS to a folder" in error
     assert error.count("\n") == 1 and "the tests have no network" in error
     assert f"{chosen}: its backbone is not on this machine; downloading it" in err
     assert set(Path().rglob("*")) == before

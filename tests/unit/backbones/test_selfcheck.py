@@ -7,7 +7,8 @@ import torch
 
 from lpips_lightning import LPIPS, LearnedPerceptualImagePatchSimilarity, PerceptualLoss
 from lpips_lightning.backbones.custom import from_module
-from lpips_lightning.backbones.plain import embedded_backbone
+from lpips_lightning.backbones.plain import EMBEDDED as STAGES
+from lpips_lightning.backbones.plain import PlainBackbone
 from lpips_lightning.backbones.selfcheck import GOLDEN
 from lpips_lightning.weights import EMBEDDED, WeightsError, load
 
@@ -51,6 +52,6 @@ def test_one_layer_that_was_trained_on_fails(layer):
 
 
 def test_a_backbone_of_your_own_has_no_golden_distance():
-    module = from_module(embedded_backbone(), ["features.1"], name="mine")
+    module = from_module(PlainBackbone(STAGES), ["features.1"], name="mine")
     with pytest.raises(ValueError, match="selfcheck: expected one of 'alex', 'vgg', .* got the backbone 'mine'"):
         LPIPS(module, calibrated=False).selfcheck()

@@ -17,7 +17,7 @@ from lpips_lightning.kernels.head import layer_sum, layer_sum_gradient
 from lpips_lightning.network import measure
 
 EXACT = 1e-12  # relative, in float64: a thousand times its rounding of 24 channels and 35 positions
-NETS = ("alex", "squeeze", "embedded")
+NETS = ("alex", "squeeze", "embedded", "embedded-vgg")
 
 
 def features(kind, shape=(3, 24, 7, 5), dtype=torch.float64):

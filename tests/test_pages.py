@@ -32,7 +32,7 @@ from lpips_lightning.callbacks import PerceptualScores
 from lpips_lightning.cli.commands import COMMANDS, main
 from lpips_lightning.io import write_image
 from lpips_lightning.recipes.help_pages import LIGHTNING
-from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS, EMBEDDED, tensors_sha256
+from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS, tensors_sha256
 
 ROOT = Path(__file__).parents[1]
 # Python snippets by page.
@@ -295,12 +295,13 @@ def test_every_calibration_is_listed_with_its_sha256():
     page = TEXTS["weights/README.md"]
     assert all(f"`{record.sha256}`" in page for record in CALIBRATIONS.values())
     for (net, version), record in CALIBRATIONS.items():
-        found = LPIPS(net, version=version, weights=None if net == "embedded" else "random")
+        found = LPIPS(net, version=version, weights=None if record.backbone_sha256 else "random")
         shown = found.fingerprint.split(", ")[1]
         assert shown == f"lin sha256:{record.calibration_sha256[:12]}"
         assert f"`{shown}`" in page
-    assert found.specification.backbone_sha256 == EMBEDDED.backbone_sha256
-    assert f"backbone `{EMBEDDED.backbone_sha256[:12]}`" in page
+        if record.backbone_sha256:
+            assert found.specification.backbone_sha256 == record.backbone_sha256
+            assert f"backbone `{record.backbone_sha256[:12]}`" in page
     shown = [record.convolutions_sha256 for record in RECORDS.values()]
     assert len(shown) == 3 and all(f"`{digest[:12]}`" in page for digest in shown)
 
@@ -374,8 +375,10 @@ def test_the_guide_quotes_messages_that_exist():
 
 def test_the_guide_names_the_smallest_sides():
     sides = re.search(
-        r"(\d+) pixels for alex and embedded, (\d+) for vgg, (\d+) for squeeze", TEXTS["recipes/GUIDE.md"]
+        r"(\d+) pixels for alex and embedded, (\d+) for vgg and embedded-vgg, (\d+) for squeeze",
+        TEXTS["recipes/GUIDE.md"],
     )
     assert sides is not None
     wanted = [BACKBONES[net].smallest_side for net in ("alex", "vgg", "squeeze")]
     assert [*map(int, sides.groups())] == wanted and BACKBONES["embedded"].smallest_side == wanted[0]
+    assert BACKBONES["embedded-vgg"].smallest_side == wanted[1]

@@ -277,8 +277,8 @@ class Distillation(LightningModule):
         with torch.no_grad():
             for average, value in zip(self.averaged.parameters(), self.student.parameters(), strict=True):
                 average.lerp_(value, 1 - decay)
-            for average, value in zip(self.averaged.buffers(), self.student.buffers(), strict=True):
-                average.copy_(value.lerp(average, decay) if value.is_floating_point() else value)
+            for kept, now in zip(self.averaged.buffers(), self.student.buffers(), strict=True):
+                kept.copy_(now.lerp(kept, decay) if now.is_floating_point() else now)
 
     @override
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -55,11 +55,12 @@ class Student(PlainBackbone):
         """Tensors of the network without normalization, which computes the same."""
         tensors = {name: tensor.clone() for name, tensor in self.state_dict().items() if not name.startswith("norms.")}
         indices = [index for index, layer in enumerate(self.features) if isinstance(layer, nn.Conv2d)]
-        for index, norm in zip(indices, self.norms, strict=False):
+        for index, norm in zip(indices, cast("Iterable[nn.BatchNorm2d]", self.norms), strict=False):
+            mean, variance = cast("Tensor", norm.running_mean), cast("Tensor", norm.running_var)
             weight, bias = f"features.{index}.weight", f"features.{index}.bias"
-            factor = norm.weight / (norm.running_var + norm.eps).sqrt()
+            factor = norm.weight / (variance + norm.eps).sqrt()
             tensors[weight] = tensors[weight] * factor.view(-1, 1, 1, 1)
-            tensors[bias] = (tensors[bias] - norm.running_mean) * factor + norm.bias
+            tensors[bias] = (tensors[bias] - mean) * factor + norm.bias
         return tensors
 
     @torch.no_grad()

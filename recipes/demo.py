@@ -256,8 +256,8 @@ def scores_table(scores: dict[str, Scores], held_out: str, metric: str, same_net
     if same_network:
         table.caption = "Loss and metric share a network: a metric with another network would be stronger evidence."
     table.add_column("")
-    for heading in ("PSNR (dB) \u2191", "SSIM \u2191", f"{metric} \u2193", "against bicubic"):
-        table.add_column(heading, justify="right")
+    for heading in ("PSNR (dB) \u2191", "SSIM \u2191", f"{metric} \u2193", "vs. bicubic"):
+        table.add_column(heading, justify="right", no_wrap=True)
     reference = scores["bicubic"].lpips
     for name, row in scores.items():
         change = "" if name == "bicubic" else f"{row.lpips / reference - 1:+.1%}"

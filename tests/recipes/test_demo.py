@@ -115,3 +115,11 @@ def test_panel_without_matplotlib_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr("lpips_lightning.io.figures.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "lpips_lightning\[recipes\]"'):
         save_panel([Column("a", "b", torch.rand(3, 40, 40))], tmp_path / "panel.png", "heading")
+
+
+def test_the_table_of_the_longest_network_fits_80_characters():
+    scores = {name: demo.Scores(25.0, 0.8, 0.3) for name in ("bicubic", "before", "after")}
+    narrow = Console(file=io.StringIO(), width=80)
+    narrow.print(demo.scores_table(scores, "astronaut", "LPIPS(embedded-vgg)", same_network=False))
+    shown = narrow.file.getvalue()
+    assert "LPIPS(embedded-vgg) \u2193" in shown and "vs. bicubic" in shown and "\u2026" not in shown

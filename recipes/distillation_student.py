@@ -32,30 +32,23 @@ class Student(PlainBackbone):
             for layer, count in zip(self.feature_layers, self.channels, strict=True)
         }
         self.calibration = nn.ParameterDict(values)
-        convolutions = [layer for layer in self.features if isinstance(layer, nn.Conv2d)]
-        for layer in convolutions:
+        convolutions = {str(i): layer for i, layer in enumerate(self.features) if isinstance(layer, nn.Conv2d)}
+        for layer in convolutions.values():
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.constant_(cast("Tensor", layer.bias), 0.25)  # fewer dead channels, and norms away from 0
-        self.norms = nn.ModuleList(nn.BatchNorm2d(layer.out_channels) for layer in convolutions if normalize)
+        norms = {index: nn.BatchNorm2d(layer.out_channels) for index, layer in convolutions.items() if normalize}
+        self.norms = nn.ModuleDict(norms)
 
     @override
-    def encode(self, images: Tensor) -> dict[str, Tensor]:
-        names = {index: name for name, index in self.feature_layers.items()}
-        norms, result = iter(self.norms), {}
-        for index, layer in enumerate(self.features):
-            images = layer(images)
-            if isinstance(layer, nn.Conv2d) and len(self.norms):
-                images = next(norms)(images)
-            if index in names:
-                result[names[index]] = images
-        return result
+    def output_of(self, index: int, images: Tensor) -> Tensor:
+        output = super().output_of(index, images)
+        return self.norms[str(index)](output) if str(index) in self.norms else output
 
     @torch.no_grad()
     def folded(self) -> dict[str, Tensor]:
         """Tensors of the network without normalization, which computes the same."""
         tensors = {name: tensor.clone() for name, tensor in self.state_dict().items() if not name.startswith("norms.")}
-        indices = [index for index, layer in enumerate(self.features) if isinstance(layer, nn.Conv2d)]
-        for index, norm in zip(indices, cast("Iterable[nn.BatchNorm2d]", self.norms), strict=False):
+        for index, norm in cast("Iterable[tuple[str, nn.BatchNorm2d]]", self.norms.items()):
             mean, variance = cast("Tensor", norm.running_mean), cast("Tensor", norm.running_var)
             weight, bias = f"features.{index}.weight", f"features.{index}.bias"
             factor = norm.weight / (variance + norm.eps).sqrt()

@@ -107,12 +107,17 @@ class PlainBackbone(nn.Module):
         output: Tensor = self.features(images)
         return output
 
+    def output_of(self, index: int, images: Tensor) -> Tensor:
+        """Output of one layer of `features`, for its input."""
+        output: Tensor = self.features[index](images)
+        return output
+
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         """Features ``(N, C, h, w)`` by layer name."""
         names = {index: name for name, index in self.feature_layers.items()}
         result = {}
-        for index, layer in enumerate(self.features):
-            images = layer(images)
+        for index in range(len(self.features)):
+            images = self.output_of(index, images)
             if index in names:
                 result[names[index]] = images
         return result

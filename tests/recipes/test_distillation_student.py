@@ -22,7 +22,7 @@ def test_a_normalized_student_is_folded_into_plain_convolutions():
     images = torch.randn(4, 3, 24, 24)
     for _ in range(3):
         student.encode(images)  # running means and variances
-    for norm in student.norms:
+    for norm in student.norms.values():
         torch.nn.init.uniform_(norm.weight, 0.5, 2)
         torch.nn.init.normal_(norm.bias)
     student.eval()

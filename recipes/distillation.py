@@ -221,7 +221,9 @@ class Distillation(LightningModule):
     def _ask(self, images: Tensor, gradients: bool) -> Targets:
         """The teacher's answers; gradients only if they are trained on."""
         gradients = gradients and self.hparams["gradient_weight"] > 0
-        return answers(self._encode_by_teacher, self.teacher.calibration or {}, images, gradients)
+        features = self.hparams["feature_weight"] > 0
+        calibration = self.teacher.calibration or {}
+        return answers(self._encode_by_teacher, calibration, images, gradients, keep_features=features)
 
     def _ask_student(self, images: Tensor, gradients: bool = False) -> Targets:
         """The student's answers, to be trained on."""

@@ -42,6 +42,7 @@ def answers(
     images: Tensor,
     gradients: bool = False,
     create_graph: bool = False,
+    keep_features: bool = False,
 ) -> Targets:
     """Distance maps of groups, and the gradients of the distances between images and versions.
 
@@ -51,6 +52,7 @@ def answers(
         images: Groups ``(G, 1 + versions, 3, S, S)``.
         gradients: Whether to compute gradients.
         create_graph: Keep the graph, so that the answers can be trained on.
+        keep_features: Keep the features as well, without a graph.
     """
     versions = images.shape[1] - 1
     with torch.set_grad_enabled(gradients or create_graph):
@@ -60,7 +62,7 @@ def answers(
         if gradients:
             distance = torch.stack([m[:, :versions].mean((2, 3)).sum() for m in maps]).sum()
             (found,) = torch.autograd.grad(distance, inputs, create_graph=create_graph)
-    kept = {layer: f.detach() for layer, f in features.items()}
+    kept = {layer: f.detach() for layer, f in features.items()} if keep_features else {}
     return Targets(images, maps if create_graph else [m.detach() for m in maps], found if gradients else None, kept)
 
 
@@ -135,7 +137,8 @@ class Replay:
             one = Targets(
                 targets.images[index].half(),
                 [m[index].half() for m in targets.maps],
-                None if gradients is None else _packed(gradients[index]),
+                # bfloat16 has float32's range: gradients of means over many pixels are small
+                None if gradients is None else gradients[index].to(torch.bfloat16),
             )
             kept.append(one)
         limit = max(1, self.pixels // targets.images[0, :, 0].numel())
@@ -149,11 +152,6 @@ class Replay:
         gradients = [one.gradients.float() for one in chosen if one.gradients is not None]
         images = torch.stack([one.images for one in chosen]).float()
         return Targets(images, maps, torch.stack(gradients) if gradients else None)
-
-
-def _packed(gradient: Tensor) -> Tensor:
-    """In bfloat16, which has float32's range: gradients of means over many pixels are small."""
-    return gradient.to(torch.bfloat16)
 
 
 class OptimizedGroups:

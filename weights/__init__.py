@@ -101,12 +101,12 @@ EMBEDDED = Weights(
 
 EMBEDDED_VGG = Weights(
     "embedded_vgg.safetensors",
-    "e555714353d73a20e3fd1d469e3fdb764fb13d7f31a0f439676c06639eb8330e",
+    "9a3dd16361124c89955609252fc5d774be978105ba957aef8841cf2d4cab8b53",
     "recipes/distillation.py, from random weights; the file's metadata say more",
     "BSD-2-Clause AND BSD-3-Clause",
     "distilled from LPIPS-vgg v0.1, input scaled",
-    "80a7db55368714647e08762592269fefbd732ca8c30ab0a380ccded388006aa1",
-    "6ac1c423a6d072fcd50718ebabf0e2a07789d99260535116d79d668da28dd309",
+    "530fad0fbdd27fc4ca72b85ddfe6ea1b57d8a38382fb1922e5efb58a4c1a9fe1",
+    "e679574416dd17ec2f2804cf0d15d4b9a44e7a656a0494c7e5262604e68b0025",
 )
 """The embedded network for losses, likewise."""
 

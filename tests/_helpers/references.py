@@ -109,8 +109,10 @@ def _fill(module: nn.Module, tensors):
 @contextlib.contextmanager
 def _untrained_torchvision():
     """The peers' torchvision calls warn of old arguments; their initializers take seconds and are overwritten."""
-    with warnings.catch_warnings(), mock.patch("torch.nn.init.kaiming_normal_"), mock.patch("torch.nn.init.normal_"):
+    with warnings.catch_warnings(), contextlib.ExitStack() as patches:
         warnings.simplefilter("ignore")
+        for name in ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_"):
+            patches.enter_context(mock.patch(f"torch.nn.init.{name}"))
         yield
 
 

@@ -7,10 +7,10 @@ import csv
 import math
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+import forked_python
 import pytest
 import torch
 import yaml
@@ -216,15 +216,8 @@ def test_two_processes_give_the_single_process_scores(recipe):
     # Without wandb's: an old one leaves the address of its server there, at which a new process waits when it ends.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     environment = {**inherited, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable,
-        str(Path(__file__).parents[1] / "_helpers" / "recipe_jobs.py"),
-        recipe.name,
-        *fit,
-        "--then",
-        *test,
-    ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    script = Path(__file__).parents[1] / "_helpers" / "recipe_jobs.py"
+    done = forked_python.run([script, recipe.name, *fit, "--then", *test], env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr[-2000:]
 
     for subcommand in ("validate", "test"):

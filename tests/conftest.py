@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lpips_lightning.backbones import extractor
 from lpips_lightning.backbones.definition import BACKBONES
@@ -42,6 +43,15 @@ def backbones():
             if name.endswith("bias"):
                 tensor.normal_(0, 0.05, generator=generator)
     return made
+
+
+@pytest.fixture(scope="session")
+def backbone_files(backbones, tmp_path_factory):
+    """A folder of them, in which `weights=` finds each."""
+    folder = tmp_path_factory.mktemp("backbones")
+    for net, tensors in backbones.items():
+        save_file(tensors, folder / f"{BACKBONES[net].builder}.safetensors")
+    return folder
 
 
 @pytest.fixture(scope="session")

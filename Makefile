@@ -12,14 +12,15 @@ BIN := $(VENV)/bin
 demo: $(VENV)/recipes.stamp
 	$(BIN)/lpips-lightning demo
 
+# Bytecode is kept, whatever the environment says: else each process that a test starts compiles the package anew.
 test: $(VENV)/test.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --durations=10
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --durations=10
 
 test-all: $(VENV)/test.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "" --durations=20
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto -m "" --durations=20
 
 test-lowest: .venv-lowest/lowest.stamp
-	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -q -n auto tests
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= .venv-lowest/bin/pytest -q -n auto tests
 
 .venv-lowest/lowest.stamp: pyproject.toml tests/lowest.txt $(wildcard lpips_lightning/* lpips_lightning/*/* callbacks/* recipes/* weights/*)
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest

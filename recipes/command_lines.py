@@ -8,10 +8,7 @@ from __future__ import annotations
 from argparse import BooleanOptionalAction
 from pathlib import Path
 
-from lpips_lightning.io.arguments import ArgumentParser
-
-NETS = ("alex", "vgg", "squeeze", "embedded", "embedded-vgg")
-"""Names of the backbones, without importing torch."""
+from lpips_lightning.io.arguments import NETS, ArgumentParser
 
 LOSSES = ("untrained", "pixel", "vgg", "alex", "embedded", "embedded-vgg", "baseline")
 """Default rows of the trade-off table."""

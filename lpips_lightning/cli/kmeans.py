@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from lpips_lightning.cli.options import NETS
-from lpips_lightning.io.arguments import ArgumentParser
+from lpips_lightning.io.arguments import NETS, ArgumentParser
 from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.streams import is_stream, name_streams
 

@@ -6,13 +6,12 @@ import argparse
 import re
 from typing import TYPE_CHECKING, Any
 
+from lpips_lightning.io.arguments import NETS
+
 if TYPE_CHECKING:
     import torch
 
     from lpips_lightning.options import LPIPSOptions
-
-NETS = ("alex", "vgg", "squeeze", "embedded", "embedded-vgg")
-"""Names of the backbones, without importing torch."""
 
 _VERSIONS = ("0.1", "0.0")
 _PRECISIONS = ("fp32", "bf16", "fp16")  # not "autocast": a command runs outside any autocast context

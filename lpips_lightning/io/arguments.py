@@ -11,6 +11,9 @@ from typing import Any, NoReturn
 
 from typing_extensions import override
 
+NETS = ("alex", "vgg", "squeeze", "embedded", "embedded-vgg")
+"""Names of the networks, for command lines that are read without importing torch."""
+
 _TYPES = {"int": "an integer", "float": "a number", "integers": "integers with commas between them"}
 _BAD_CHOICE = re.compile(r"argument (\S+): invalid choice: (.*?)(?: \(choose from .*\)|, maybe you meant .*)?", re.S)
 _BAD_TYPE = re.compile(r"argument (\S+): invalid (\w+) value: (.*)", re.S)

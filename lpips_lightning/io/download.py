@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import http.client
 import re
 import socket
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from email.message import Message
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,33 @@ def no_progress(task: str, done: int, total: int) -> None:
     """A `ProgressCallback` that does nothing."""
 
 
+class WriteError(OSError):
+    """What was received could not be written here: a matter of this machine, not of the server."""
+
+
+class TooLargeError(OSError):
+    """The server has a larger file than the caller takes."""
+
+
+def partial_file(path: Path) -> Path:
+    """Where `download` keeps what it has received so far of the file `path`."""
+    path = follow_links(path)
+    return path.with_name(f"{path.name}.part")
+
+
+def remove_partial(path: Path) -> None:
+    """Delete what `download` has received so far of the file `path`."""
+    for file in _partial_files(path):
+        file.unlink(missing_ok=True)
+
+
 def download(
     url: str,
     path: Path,
     report: ProgressCallback = no_progress,
     timeout: float = 60.0,
     open_url: Callable[..., Any] | None = None,
+    most: int = 0,
 ) -> None:
     """Download `url` to `path`; the file appears under that name when complete.
 
@@ -45,27 +67,57 @@ def download(
         report: Progress callback, in bytes.
         timeout: Seconds without data before the connection counts as lost.
         open_url: Called as ``open_url(request, timeout=...)``; None for `urllib.request.urlopen`.
+        most: Largest number of bytes that is taken; 0 for any.
 
     Raises:
         OSError: If the server is unreachable or refuses, or the connection is lost twice at the same byte.
+        TooLargeError: If the file is larger than `most`; what was received is deleted.
+        WriteError: If the file cannot be written.
     """
     path = follow_links(path)
-    part = path.with_name(f"{path.name}.part")
-    version = path.with_name(f"{path.name}.part.version")
+    part, version = _partial_files(path)
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            if _receive(url, part, version, report, timeout, open_url):
+            if _receive(url, (part, version), report, timeout, open_url, most):
                 break
             problem = "the connection ended early"
+        except WriteError:
+            raise
+        except TooLargeError:
+            remove_partial(path)
+            raise
+        except _LostError as error:
+            problem = in_words(error.args[0], url)
         except urllib.error.HTTPError as error:
             raise OSError(f"HTTP {error.code} {error.reason}") from None
         except (OSError, http.client.HTTPException) as error:
             problem = in_words(getattr(error, "reason", None) or error, url)
         if not part.exists() or part.stat().st_size <= before:
             raise OSError(problem)
-    replace_file(part, path)
-    version.unlink(missing_ok=True)
+    with _writing():
+        replace_file(part, path)
+        version.unlink(missing_ok=True)
+
+
+def _partial_files(path: Path) -> tuple[Path, Path]:
+    """What was received, and the server's version of it."""
+    part = partial_file(path)
+    return part, part.with_name(f"{part.name}.version")
+
+
+class _LostError(Exception):
+    """The connection was lost while a file was being written; its argument says how."""
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except TooLargeError:
+        raise
+    except OSError as error:
+        raise WriteError(str(error)) from None
 
 
 def in_words(error: object, url: str) -> str:
@@ -86,9 +138,15 @@ def in_words(error: object, url: str) -> str:
 
 
 def _receive(
-    url: str, part: Path, version: Path, report: ProgressCallback, timeout: float, open_url: Callable[..., Any] | None
+    url: str,
+    files: tuple[Path, Path],
+    report: ProgressCallback,
+    timeout: float,
+    open_url: Callable[..., Any] | None,
+    most: int,
 ) -> bool:
     """Request the missing bytes and append them; return whether the file is complete."""
+    part, version = files
     have = part.stat().st_size if part.exists() and version.exists() else 0
     request = urllib.request.Request(url)
     if have:
@@ -103,20 +161,36 @@ def _receive(
         if int(total_size[1]) == have:
             return True
         part.unlink()  # longer than the file on the server, so not a prefix of it
-        return _receive(url, part, version, report, timeout, open_url)
+        return _receive(url, files, report, timeout, open_url, most)
     with response:
         rest = re.match(rf"bytes {have}-\d+/(\d+)", response.headers.get("Content-Range", ""))
         if response.status == 206 and rest is not None:
             mode, total = "ab", int(rest[1])
         else:
             mode, have, total = "wb", 0, int(response.headers.get("Content-Length") or 0)
-        _save_version(response.headers, version)
-        with part.open(mode) as out:
-            while chunk := response.read(_CHUNK):
-                out.write(chunk)
-                have += len(chunk)
-                report(f"downloading {url.rpartition('/')[2]}", have, total)
+        _check_size(total, most)
+        _check_size(total, most)
+        with _writing():
+            _save_version(response.headers, version)
+            with part.open(mode) as out:
+                while chunk := _read(response):
+                    have += len(chunk)
+                    _check_size(have, most)
+                    out.write(chunk)
+                    report(f"downloading {urlsplit(url).path.rpartition('/')[2]}", have, total)
     return have == total or not total
+
+
+def _read(response: Any) -> bytes:
+    try:
+        return bytes(response.read(_CHUNK))
+    except (OSError, http.client.HTTPException) as error:
+        raise _LostError(error) from None
+
+
+def _check_size(size: int, most: int) -> None:
+    if most and size > most:
+        raise TooLargeError(f"a file of {size} bytes or more, expected {most} at most")
 
 
 def _save_version(headers: Message, version: Path) -> None:

@@ -25,7 +25,14 @@ from urllib.parse import quote, unquote, urldefrag, urljoin, urlsplit, urlunspli
 
 from typing_extensions import override
 
-from lpips_lightning.io.download import ProgressCallback, download, in_words, no_progress
+from lpips_lightning.io.download import (
+    ProgressCallback,
+    WriteError,
+    download,
+    in_words,
+    no_progress,
+    partial_file,
+)
 from lpips_lightning.weights import WeightsError
 from lpips_lightning.weights.lookup import file_sha256
 
@@ -35,8 +42,9 @@ _PIP_SECONDS = 120.0  # pip starts slowly on network file systems
 _SECTIONS = ("global", "install", "download", ":env:")  # of pip's configuration; later ones win
 _SETTINGS = (
     *("index-url", "extra-index-url", "find-links", "no-index"),
-    *("cert", "proxy", "trusted-host", "timeout", "default-timeout"),
+    *("cert", "client-cert", "proxy", "trusted-host", "timeout", "default-timeout"),
 )
+_PAGE_BYTES = 64 << 20  # the pages of large projects have some 10 MB
 _log = logging.getLogger("lpips_lightning")
 
 
@@ -48,11 +56,13 @@ class PackageFile:
         project: Normalized name of the project.
         file: Name of the file.
         sha256: sha256 of the file.
+        size: Its bytes; what is more than twice as large is not downloaded.
     """
 
     project: str
     file: str
     sha256: str
+    size: int
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,7 @@ class PipConfiguration:
         indexes: URLs or folders of package indexes.
         find_links: Folders, pages or files that pip searches besides.
         cert: File or folder of certificates; empty for the system's.
+        client_cert: File of the certificate, with its key, that shows who asks; empty for none.
         proxy: Proxy URL; empty for that of the environment.
         trusted_hosts: Hosts whose certificate is not verified.
         timeout: Seconds without data before a connection counts as lost.
@@ -71,6 +82,7 @@ class PipConfiguration:
     indexes: tuple[str, ...] = ()
     find_links: tuple[str, ...] = ()
     cert: str = ""
+    client_cert: str = ""
     proxy: str = ""
     trusted_hosts: tuple[str, ...] = ()
     timeout: float = _CONNECT_SECONDS
@@ -88,6 +100,7 @@ def pip_configuration() -> PipConfiguration:
         tuple(filter(None, indexes)),
         tuple(found.get("find-links", "").split()),
         found.get("cert") or os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE", ""),  # as pip
+        found.get("client-cert", ""),
         found.get("proxy", ""),
         tuple(found.get("trusted-host", "").split()),
         float(found.get("timeout") or found.get("default-timeout") or _CONNECT_SECONDS),
@@ -121,10 +134,10 @@ def _default_index() -> str:
 def fetch_package(
     package: PackageFile, path: Path, mirror: str | None = None, report: ProgressCallback = no_progress
 ) -> None:
-    """Download a file of a package index, from the first place that has it, and verify its sha256.
+    """Download a file of a package index, from the first place that has it with the right sha256.
 
     Places are what pip is configured to use; credentials in their URLs, else those in ``~/.netrc``, go to their host
-    alone. An interrupted download resumes.
+    alone. An interrupted download resumes. One process at a time: the caller holds a lock.
 
     Args:
         package: The file.
@@ -133,9 +146,9 @@ def fetch_package(
         report: Progress callback.
 
     Raises:
-        OSError: If no place has the file, or it cannot be downloaded.
-        ValueError: If the URL of an index is invalid.
-        WeightsError: If it has another sha256; the download is deleted.
+        OSError: If no place has the file, or it cannot be downloaded or written.
+        ValueError: If the URL of an index is invalid, or `mirror` is neither a URL nor there.
+        WeightsError: If no place has the file, and one has another of its name; the download is deleted.
     """
     if path.is_file() and file_sha256(path) == package.sha256:
         return
@@ -145,20 +158,35 @@ def fetch_package(
         raise OSError(_no_place(package))
     session = _Session(pip)
     problems: dict[tuple[str, str], str] = {}  # by host and reason: a mirror has two pages
+    is_other = False
     for page in pages:
-        shown = _without_credentials(page)
+        shown = _shown(page)
         try:
             link = _find(package, page, session)
-            shown = _without_credentials(link)
-            download(session.address(link), path, report, pip.timeout, session.open)
-        except OSError as error:
+            shown = _shown(link)
+            download(session.address(link), path, report, pip.timeout, session.open, 2 * package.size)
+            _check(package, path)
+        except WriteError as error:
+            raise OSError(f"{path.parent}: expected to write {package.file} here, got {error}") from None
+        except (OSError, WeightsError) as error:
             problems.setdefault((urlsplit(shown).netloc, str(error)), f"{shown} ({error})")
-            continue
-        _check(package, path, shown)
-        return
-    raise OSError(
-        f"{package.file}: expected to download it, got {', '.join(problems.values())}; run again to go on where a"
-        " download stopped, or name a package index, or a folder with this file, with --mirror"
+            is_other |= isinstance(error, WeightsError)
+        else:
+            return
+    raise _not_found(package, path, ", ".join(problems.values()), is_other)
+
+
+def _not_found(package: PackageFile, path: Path, got: str, is_other: bool) -> Exception:
+    """The error that names every place and what it had; `is_other`: one had a file of that name with another sha256."""
+    if is_other:
+        return WeightsError(
+            f"{package.file}: expected a file of sha256 {package.sha256}, got {got}; name another index, or a folder"
+            " with the right file, with --mirror"
+        )
+    again = "run again to go on where a download stopped, or " if partial_file(path).exists() else ""
+    return OSError(
+        f"{package.file}: expected to download it, got {got}; {again}name a package index, or a folder with this file,"
+        " with --mirror"
     )
 
 
@@ -177,6 +205,11 @@ def _pages(project: str, pip: PipConfiguration, mirror: str | None) -> list[str]
     """URLs of pages, folders and files to search, in order."""
     if mirror is None:
         return [_url(place) for place in pip.find_links] + [_project_page(index, project) for index in pip.indexes]
+    if "://" not in mirror and not mirror.startswith("file:") and not Path(mirror).expanduser().exists():
+        raise ValueError(
+            f"mirror: expected a URL that begins with https:// or http://, or a folder or file that exists, got"
+            f" {mirror!r}"
+        )
     return [_url(mirror), _project_page(mirror, project)][:: 1 if _is_local(mirror) or _is_file(mirror) else -1]
 
 
@@ -226,10 +259,18 @@ def _links_in_folder(url: str) -> list[str]:
     page = path / "index.html" if path.is_dir() else path
     links = [file.as_uri() for file in path.iterdir()] if path.is_dir() else []
     if page.is_file() and page.suffix in (".html", ".htm"):
-        links += _links_of_html(page.read_text(encoding="utf-8", errors="replace"), page.as_uri())
+        with page.open("rb") as stream:
+            links += _links_of_html(_read_page(stream), page.as_uri())
     elif not path.exists():
         raise OSError("no such folder")
     return links
+
+
+def _read_page(stream: Any) -> str:
+    content = stream.read(_PAGE_BYTES + 1)
+    if len(content) > _PAGE_BYTES:
+        raise OSError(f"a page of more than {_PAGE_BYTES >> 20} MiB")
+    return str(content, "utf-8", "replace")
 
 
 class _HtmlLinks(HTMLParser):
@@ -284,7 +325,8 @@ class _Session:
         """A URL without its credentials, which are kept for its host."""
         parts = urlsplit(url)
         path = quote(parts.path, safe="%/:=&~+!$,;'@()*[]")  # as pip does with spaces and umlauts
-        bare = _without_credentials(parts._replace(path=path).geturl())
+        query = quote(parts.query, safe="%/:=&~+!$,;'@()*[]?")
+        bare = _without_credentials(parts._replace(path=path, query=query).geturl())
         user, password = unquote(parts.username or ""), unquote(parts.password or "")
         server = urlsplit(bare).netloc
         if not user and parts.hostname and not self._credentials.knows(server):
@@ -298,7 +340,7 @@ class _Session:
         request = urllib.request.Request(self.address(page), headers={"Accept": _ACCEPT})
         try:
             with self.open(request, self._timeout) as response:
-                text, url = response.read().decode("utf-8", "replace"), response.url
+                text, url = _read_page(response), response.url
                 is_json = response.headers.get_content_type().endswith("json")
         except urllib.error.HTTPError as error:
             raise OSError(f"HTTP {error.code} {error.reason}") from None
@@ -345,16 +387,29 @@ class _VerifiedHttps(urllib.request.HTTPSHandler):
         except OSError as error:
             raise OSError(f"{pip.cert}: expected certificates, as pip is configured, got {error}") from None
         super().__init__(context=self._verified)
+        self._unverified = ssl.create_default_context()
+        self._unverified.check_hostname, self._unverified.verify_mode = False, ssl.CERT_NONE  # the sha256 is verified
         self._trusted_hosts = pip.trusted_hosts
+        if pip.client_cert:
+            for context in (self._verified, self._unverified):
+                _show_certificate(context, pip.client_cert)
 
     @override
     def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        context = self._verified
         server = urlsplit(request.full_url)  # request.host is the proxy, if there is one
-        if server.netloc in self._trusted_hosts or (server.hostname or "") in self._trusted_hosts:
-            context = ssl.create_default_context()
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the file's sha256 is verified
+        trusted = server.netloc in self._trusted_hosts or (server.hostname or "") in self._trusted_hosts
+        context = self._unverified if trusted else self._verified
         return self.do_open(http.client.HTTPSConnection, request, context=context)
+
+
+def _show_certificate(context: ssl.SSLContext, file: str) -> None:
+    try:
+        context.load_cert_chain(Path(file).expanduser(), password="")  # else OpenSSL asks for it on the terminal
+    except OSError as error:
+        raise OSError(
+            f"{file}: expected a client certificate with its key, which has no password, as pip is configured, got"
+            f" {error}"
+        ) from None
 
 
 def _credentials_of_netrc(host: str) -> tuple[str, str]:
@@ -370,12 +425,14 @@ def _without_credentials(url: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment=""))
 
 
-def _check(package: PackageFile, path: Path, shown: str) -> None:
+def _shown(url: str) -> str:
+    """A URL as messages show it: credentials and query strings, which may hold tokens, are left out."""
+    return urlunsplit(urlsplit(_without_credentials(url))._replace(query=""))
+
+
+def _check(package: PackageFile, path: Path) -> None:
     found = file_sha256(path)
     if found != package.sha256:
         size = path.stat().st_size
         path.unlink()
-        raise WeightsError(
-            f"{shown}: expected a file of sha256 {package.sha256}, got {found} ({size} bytes); the download was"
-            " deleted; name another index, or a folder with the right file, with --mirror"
-        )
+        raise WeightsError(f"sha256 {found}, {size} bytes; the download was deleted")

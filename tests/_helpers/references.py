@@ -37,7 +37,8 @@ def relative_distance(value, expected):
 
 def slow_features(net, tensors, images, version="0.1"):
     """Feature layers by running torchvision's own modules one after the other in float64."""
-    features = models.get_model(BUILDERS[net], weights=None).features.double().eval()
+    with _untrained_torchvision():
+        features = models.get_model(BUILDERS[net], weights=None).features.double().eval()
     features.load_state_dict({name.removeprefix("features."): value for name, value in tensors.items()})
     x = images.double()
     if version == "0.1":
@@ -109,8 +110,10 @@ def _fill(module: nn.Module, tensors):
 @contextlib.contextmanager
 def _untrained_torchvision():
     """The peers' torchvision calls warn of old arguments; their initializers take seconds and are overwritten."""
-    with warnings.catch_warnings(), mock.patch("torch.nn.init.kaiming_normal_"), mock.patch("torch.nn.init.normal_"):
+    with warnings.catch_warnings(), contextlib.ExitStack() as patches:
         warnings.simplefilter("ignore")
+        for name in ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_"):
+            patches.enter_context(mock.patch(f"torch.nn.init.{name}"))
         yield
 
 

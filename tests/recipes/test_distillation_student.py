@@ -107,7 +107,7 @@ def test_gradients_are_finite_on_flat_identical_and_noisy_images(value):
 @pytest.mark.real
 def test_it_agrees_with_alex_on_twenty_distortions_of_a_held_out_photograph(real_weights):
     photograph = read_image(bundled_photographs()["motorcycle"]) / 255
-    corners = [(40, 60), (200, 100), (300, 400), (120, 500), (350, 250), (60, 300)]
+    corners = [(40, 60), (300, 400), (120, 500)]
     patches = torch.stack([photograph[:, y : y + 128, x : x + 128] for y, x in corners])
     nets, found = (LPIPS("embedded"), LPIPS("alex", weights=real_weights)), []
     for seed, name in enumerate(DISTORTIONS):
@@ -115,7 +115,7 @@ def test_it_agrees_with_alex_on_twenty_distortions_of_a_held_out_photograph(real
             distorted = distort(patches, name, strength, torch.Generator().manual_seed(seed))
             found.append(torch.stack([net(patches, distorted, data_range=(0, 1)) for net in nets]))
     both = torch.cat(found, dim=1)
-    assert both.shape == (2, 600)
+    assert both.shape == (2, 300)
     assert float(torch.corrcoef(both.argsort(1).argsort(1).float())[0, 1]) > 0.98
     assert float(torch.corrcoef(both)[0, 1]) > 0.97
     assert float(both[0].mean() / both[1].mean()) == pytest.approx(1, abs=0.1)

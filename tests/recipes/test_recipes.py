@@ -7,10 +7,10 @@ import csv
 import math
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+import forked_python
 import pytest
 import torch
 import yaml
@@ -34,6 +34,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
 ]
 every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=[recipe.name for recipe in RECIPES])
+# What the recipes share is tried with the first one; with all of them by ``-m ""``.
+one_recipe = pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(recipe, id=recipe.name, marks=[SLOW] * (recipe is not RECIPES[0])) for recipe in RECIPES],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +98,7 @@ def test_packaged_yaml_takes_one_step(recipe):
     recipe.run("fit", "--trainer.fast_dev_run=true")
 
 
-@every_recipe
+@one_recipe
 def test_printed_config_is_a_config(recipe, capsys):
     with pytest.raises(SystemExit):
         recipe.run("fit", "--print_config")
@@ -112,7 +117,7 @@ def test_callbacks_of_the_yaml_are_enabled(recipe, fitted):
     assert list(fitted.rglob("val/gallery/worst_1_step_*.png"))
 
 
-@every_recipe
+@one_recipe
 def test_callbacks_can_be_disabled(recipe):
     own = {"class_path": "lpips_lightning.callbacks.PerceptualScores", "init_args": {"metrics": ["psnr"]}}
     own["init_args"] |= {"data_range": [0, 1], "prefix": "own_"}
@@ -131,7 +136,7 @@ def test_the_pixel_loss_loads_no_backbone_and_has_no_schedule(recipe):
     assert "loss/perceptual/weight" not in numbers()
 
 
-@every_recipe
+@one_recipe
 def test_scoring_with_the_network_of_the_loss_warns(recipe):
     options = ["--model.loss_net=embedded", "--scores.net_type=embedded", "--trainer.max_epochs=1"]
     with pytest.warns(UserWarning, match="net_type: expected another network than that of the loss 'perceptual'"):
@@ -192,7 +197,7 @@ def test_a_test_gives_scores(recipe):
     assert {name.replace("val", "test") for name in SCORES} <= set(numbers())
 
 
-@every_recipe
+@one_recipe
 def test_wandb_writes_a_folder_only_with_its_flag(recipe):
     before = "wandb" in sys.modules  # wandb 0.19 cannot be imported twice
     recipe.run("validate")
@@ -206,7 +211,7 @@ def test_wandb_writes_a_folder_only_with_its_flag(recipe):
         sys.modules["wandb"].finish()  # else the next logger of this process would go on with this run
 
 
-@pytest.mark.parametrize("recipe", [RECIPES[0], *(pytest.param(recipe, marks=SLOW) for recipe in RECIPES[1:])])
+@one_recipe
 def test_two_processes_give_the_single_process_scores(recipe):
     judge = ["--scores.net_type=embedded", "--model.loss_net=embedded", "--without", "gallery", "schedule"]
     once = ["--trainer.max_epochs=1", "--trainer.logger.init_args.save_dir=two", *judge]
@@ -216,15 +221,8 @@ def test_two_processes_give_the_single_process_scores(recipe):
     # Without wandb's: an old one leaves the address of its server there, at which a new process waits when it ends.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     environment = {**inherited, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable,
-        str(Path(__file__).parents[1] / "_helpers" / "recipe_jobs.py"),
-        recipe.name,
-        *fit,
-        "--then",
-        *test,
-    ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    script = Path(__file__).parents[1] / "_helpers" / "recipe_jobs.py"
+    done = forked_python.run([script, recipe.name, *fit, "--then", *test], env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr[-2000:]
 
     for subcommand in ("validate", "test"):
@@ -235,7 +233,7 @@ def test_two_processes_give_the_single_process_scores(recipe):
     assert together == {name: pytest.approx(value, rel=1e-5) for name, value in alone.items()}
 
 
-@every_recipe
+@one_recipe
 def test_the_tradeoff_table_is_made(recipe):
     options = recipe.line("tradeoff", "--losses=untrained,embedded", "--judges=embedded", "--out=table", backbones=())
     recipe.main(options)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
+
+import forked_python
 
 ROOT = Path(__file__).parents[2]
 CODE = """
@@ -100,7 +100,7 @@ def modules():
 def test_imports_a_metric_a_loss_and_a_comparison_change_nothing_of_the_process(tmp_path):
     names = list(modules())
     assert len(names) > 100
-    command = [sys.executable, "-c", f"import os; os.umask(0o027)\n{CODE}", ",".join(names), str(tmp_path)]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    code = f"import os; os.umask(0o027)\n{CODE}"
+    ran = forked_python.run(["-c", code, ",".join(names), tmp_path], cwd=ROOT, capture_output=True)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.splitlines()[-1] == f"{len(names)} 0o640"  # new files follow the umask

@@ -8,8 +8,7 @@ import math
 import pytest
 import torch
 from conftest import NETS
-from references import BUILDERS, peer_lpips, peer_torchmetrics, relative_difference
-from safetensors.torch import save_file
+from references import peer_lpips, peer_torchmetrics, relative_difference
 from torch import nn
 
 from lpips_lightning import LPIPS, LearnedPerceptualImagePatchSimilarity, PerceptualLoss, compat
@@ -28,9 +27,8 @@ def test_arguments_and_their_order_match_the_reference():
 
 @pytest.mark.parametrize("options", [{}, {"version": "0.0"}, {"lpips": False}, {"spatial": True}])
 @pytest.mark.parametrize("net", NETS)
-def test_values_and_shapes_match_the_reference(backbones, pair, tmp_path, net, options):
-    save_file(backbones[net], tmp_path / f"{BUILDERS[net]}.safetensors")
-    peer, ours = peer_lpips(net, backbones[net], **options), compat.LPIPS(net=net, weights=tmp_path, **options)
+def test_values_and_shapes_match_the_reference(backbones, pair, backbone_files, net, options):
+    peer, ours = peer_lpips(net, backbones[net], **options), compat.LPIPS(net=net, weights=backbone_files, **options)
     x, y = pair(2, 64, 40)
     for normalize, (a, b) in ((False, (x, y)), (True, ((x + 1) / 2, (y + 1) / 2))):
         total, layers = ours(a, b, retPerLayer=True, normalize=normalize)
@@ -55,9 +53,8 @@ def test_training_arguments_are_refused(options, message):
         compat.LPIPS(**{"pnet_rand": True, **options})
 
 
-def test_as_a_loss_it_gives_the_references_number_and_gradient_off_the_range_too(backbones, pair, tmp_path):
-    save_file(backbones["alex"], tmp_path / f"{BUILDERS['alex']}.safetensors")
-    peer, ours = peer_lpips("alex", backbones["alex"]), compat.LPIPS(net="alex", weights=tmp_path)
+def test_as_a_loss_it_gives_the_references_number_and_gradient_off_the_range_too(backbones, pair, backbone_files):
+    peer, ours = peer_lpips("alex", backbones["alex"]), compat.LPIPS(net="alex", weights=backbone_files)
     x, y = pair(2, 64, 40)
     for scale in (1.05, 3.0):
         for swapped in (False, True):
@@ -77,9 +74,8 @@ def test_as_a_loss_it_gives_the_references_number_and_gradient_off_the_range_too
         ours(x, math.nan * y)
 
 
-def test_without_gradients_a_small_overshoot_warns_once_and_another_range_is_an_error(backbones, pair, tmp_path):
-    save_file(backbones["alex"], tmp_path / f"{BUILDERS['alex']}.safetensors")
-    peer, ours = peer_lpips("alex", backbones["alex"]), compat.LPIPS(net="alex", weights=tmp_path)
+def test_without_gradients_a_small_overshoot_warns_once_and_another_range_is_an_error(backbones, pair, backbone_files):
+    peer, ours = peer_lpips("alex", backbones["alex"]), compat.LPIPS(net="alex", weights=backbone_files)
     x, y = pair(2, 64, 40)
     with pytest.warns(UserWarning, match="in0: expected values on .*; they are measured as they are") as caught:
         found = ours(1.2 * x, 1.2 * y)
@@ -94,16 +90,15 @@ def test_without_gradients_a_small_overshoot_warns_once_and_another_range_is_an_
     ):
         with pytest.raises(RangeError, match="in0: expected values on"):
             ours(change(x), change(y), normalize=normalize)
-    unchecked = compat.LPIPS(net="alex", weights=tmp_path, validate_args=False)
+    unchecked = compat.LPIPS(net="alex", weights=backbone_files, validate_args=False)
     assert relative_difference(unchecked(127.5 * (x + 1), y), peer(127.5 * (x + 1), y)) < 1e-5
 
 
-def test_without_gradients_either_batch_may_be_a_prediction(backbones, pair, tmp_path):
-    save_file(backbones["alex"], tmp_path / f"{BUILDERS['alex']}.safetensors")
+def test_without_gradients_either_batch_may_be_a_prediction(backbones, pair, backbone_files):
     peer = peer_lpips("alex", backbones["alex"])
     x, y = pair(2, 64, 40)
     for name, swap in (("in0", False), ("in1", True)):
-        ours = compat.LPIPS(net="alex", weights=tmp_path)
+        ours = compat.LPIPS(net="alex", weights=backbone_files)
         wild = (y, 4 * x) if swap else (4 * x, y)
         with pytest.warns(UserWarning, match=f"{name}: expected values on .* since the other images are on the range"):
             found = ours(*wild)
@@ -147,11 +142,11 @@ def test_other_unknown_keys_stay_errors(backbones):
             new.load_state_dict({**new.state_dict(), key: torch.zeros(1)}, strict=True)
 
 
-def test_attributes_are_those_of_the_reference(backbones, tmp_path):
+def test_attributes_are_those_of_the_reference(backbones, backbone_files):
     for net in NETS:
-        save_file(backbones[net], tmp_path / f"{BUILDERS[net]}.safetensors")
         for options in ({}, {"version": "0.0"}, {"lpips": False}):
-            peer, ours = peer_lpips(net, backbones[net], **options), compat.LPIPS(net=net, weights=tmp_path, **options)
+            peer = peer_lpips(net, backbones[net], **options)
+            ours = compat.LPIPS(net=net, weights=backbone_files, **options)
             for name in ("version", "lpips", "L", "chns", "pnet_type", "pnet_tune", "spatial"):
                 assert getattr(ours, name) == getattr(peer, name), name
             for name in ("shift", "scale"):
@@ -234,9 +229,8 @@ def test_a_number_as_version_and_an_unknown_net(pair):
 
 
 @pytest.mark.parametrize("version", ["0.1", "0.0"])
-def test_one_channel_is_what_it_is_to_the_reference(backbones, pair, tmp_path, version):
-    save_file(backbones["alex"], tmp_path / f"{BUILDERS['alex']}.safetensors")
-    ours = compat.LPIPS(net="alex", version=version, weights=tmp_path)
+def test_one_channel_is_what_it_is_to_the_reference(backbones, pair, backbone_files, version):
+    ours = compat.LPIPS(net="alex", version=version, weights=backbone_files)
     x, y = (one[:, :1] for one in pair(2, 64, 64))
     if version == "0.0":
         with pytest.raises(ValueError, match=r"gray images: repeat the channel with .expand\(-1, 3, -1, -1\)"):

@@ -180,8 +180,9 @@ def test_compiled_autograd_gives_the_gradient():
         x.grad = None
 
 
-OTHERS = {"encode": False, "layers of compat": False, "function": False, "two dtypes": False}
-OTHERS |= dict.fromkeys(("network", "maps and layers", "measure", "pairwise", "compat", "function of a network"), True)
+OTHERS = {"encode": False, "layers of compat": False, "function": False}
+SLOW = ("network", "maps and layers", "measure", "pairwise", "compat", "function of a network", "two dtypes")
+OTHERS |= dict.fromkeys(SLOW, True)
 
 
 def others():

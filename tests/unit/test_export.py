@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
+import forked_python
 import pytest
 import torch
 
@@ -105,7 +104,7 @@ run = torch.jit.load({str(file.path)!r})
 x = torch.rand(2, 3, 50, 60)
 print(run(x, x).tolist(), [name for name in sys.modules if name.startswith("lpips")])
 """
-    shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
+    shown = forked_python.run(["-c", code], cwd=tmp_path, check=True, capture_output=True)
     assert shown.stdout == "[0.0, 0.0] []\n"
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import subprocess
 import sys
 from importlib import import_module
 
 import boring_module as boring
+import forked_python
 import pytest
 import pytorch_lightning
 import torch
@@ -136,14 +136,10 @@ for package in (L, pl):
 """
 
 
-def test_the_order_of_imports_does_not_matter():
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    running = [
-        subprocess.Popen([sys.executable, "-W", "ignore", "-c", code + CHECK], **options) for code in ORDERS.values()
-    ]
-    for name, process in zip(ORDERS, running, strict=True):
-        errors = process.communicate(timeout=300)[1]
-        assert process.returncode == 0, f"{name}: {errors}"
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_order_of_imports_does_not_matter(order):
+    done = forked_python.run(["-W", "ignore", "-c", ORDERS[order] + CHECK], capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_lightning_the_classes_are_those_of_pytorch_lightning(monkeypatch):

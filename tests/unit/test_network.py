@@ -294,6 +294,7 @@ def test_traces_in_one_graph_with_equal_values(backbones, pair, name):
 
 # 2025-01, torch/fx/graph.py of torch 2.6: the constants of a program that owns no module.
 @pytest.mark.filterwarnings("ignore:.*get_attr")
+@pytest.mark.slow  # test_tracing.py exports the embedded network
 def test_exports_with_dynamic_sizes(backbones, pair):
     net = LPIPS("squeeze", weights=backbones["squeeze"])
     auto = torch.export.Dim.AUTO

@@ -198,7 +198,9 @@ def test_shapes_are_checked_while_tracing_and_values_are_not(pair):
     torch.testing.assert_close(traced(x, y), net(x, y), rtol=RTOL, atol=0)
 
 
-@pytest.mark.parametrize("net", ["embedded", "alex", "squeeze", pytest.param("vgg", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(  # test_export.py exports alex and squeeze
+    "net", ["embedded", *(pytest.param(net, marks=pytest.mark.slow) for net in NETS[1:])]
+)
 def test_the_older_onnx_exporter_gives_the_numbers_of_the_network(net, backbones, pair):
     module = built(net, backbones)
     assert_equal_values(run_onnx(module, pair(2, 64, 64), dynamo=False), module, pair)

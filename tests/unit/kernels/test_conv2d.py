@@ -181,11 +181,11 @@ def test_the_processor_and_the_size_of_an_image_choose_not_the_batch(monkeypatch
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
     fast, plain, exact = made(channels, channels)
     chosen = []
-    for x in (images(fast, (side, side + 1), count) for side in (3, 12) for count in (1, 2, 5)):
+    for x in (images(fast, (side, side + 1), count) for side in (3, 12) for count in (1, 3)):
         calls.clear()
         assert relative_distance(fast(x), exact(x.double())) < limit(plain, x)
         chosen.append(len(calls))
-    assert chosen[::3] == chosen[1::3] == chosen[2::3] and set(chosen) == {0, taken}
+    assert chosen[::2] == chosen[1::2] and set(chosen) == {0, taken}
 
 
 LAYERS = [

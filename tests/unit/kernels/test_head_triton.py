@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked_python
 import interpreted_head
 import pytest
 import torch
@@ -23,10 +24,11 @@ CASES = interpreted_head.cases()
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def python(code_or_file, **variables):
-    command = [sys.executable, *([str(code_or_file)] if isinstance(code_or_file, Path) else ["-c", code_or_file])]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def python(code):
+    done = forked_python.run(["-c", code], env=ENVIRONMENT, capture_output=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -35,9 +37,11 @@ def python(code_or_file, **variables):
 def interpreted():
     if not TRITON:
         pytest.skip("Triton is not installed")
-    return json.loads(
-        python(ROOT / "tests" / "_helpers" / "interpreted_head.py", TRITON_INTERPRET="1").splitlines()[-1]
-    )
+    command = [sys.executable, str(ROOT / "tests" / "_helpers" / "interpreted_head.py")]
+    environment = {**ENVIRONMENT, "TRITON_INTERPRET": "1"}  # before Triton is imported, as torch does
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_the_cases_cover_every_choice(interpreted):

@@ -40,6 +40,7 @@ OTHERS = ("plain mean", "diversity", "2afc", "human", "jnd")
 def cases(backbones, pair):
     """Every metric in every way to reduce, by name."""
     weights = {"weights": backbones["squeeze"]}
+    net = LPIPS("squeeze", **weights)
     columns = {}
     for kind, frames in (("images", 1), ("videos", 2)):
         x, y = pair(COUNT * frames, 32, 40)
@@ -47,16 +48,15 @@ def cases(backbones, pair):
 
     def lpips(kind, options, reduction):
         def reference(preds, target):
-            return learned_perceptual_image_patch_similarity(preds, target, "squeeze", reduction, **weights, **options)
+            return learned_perceptual_image_patch_similarity(preds, target, net, reduction, **options)
 
         preds, target = columns[kind]
         return MetricCase(
-            lambda: LearnedPerceptualImagePatchSimilarity("squeeze", reduction, **weights, **options),
+            lambda: LearnedPerceptualImagePatchSimilarity(net, reduction, **options),
             {"preds": preds, "target": target},
             reference,
         )
 
-    net = LPIPS("squeeze", **weights)
     generator = torch.Generator().manual_seed(3)
     d0, d1, judge = (torch.rand(COUNT, generator=generator, dtype=torch.float64).mul(6).round() / 6 for _ in range(3))
     judge[2] = 1  # somebody saw no difference, in every part that is scored alone

@@ -59,7 +59,8 @@ def caffe_alexnet_of_file(
 
 
 def _free_settings() -> set[str]:
-    return CaffeAlexNet().settings.keys() - {"channels", "groups"}
+    with torch.device("meta"):
+        return CaffeAlexNet().settings.keys() - {"channels", "groups"}
 
 
 def _architecture(foreign: ForeignAlexNet, chosen: dict[str, Any], path: Path) -> CaffeAlexNet:
@@ -126,7 +127,7 @@ def _fitting(
     if numbers or fits:
         way_out = f"; --set normalization={' or '.join(fits)} fits" if fits else ""
         raise WeightsError(
-            f"{path}: expected batch normalization behind {len(expected)} convolutions (channels {expected}), got"
-            f" {len(sizes)} of {sizes}{way_out}"
+            f"{path}: expected batch normalizations of {expected or 'no'} channels, got those of"
+            f" {sizes or 'none'}{way_out}"
         )
     return []

@@ -130,6 +130,9 @@ def _list(console: Console) -> None:
     for (net_type, _), record in CALIBRATIONS.items():
         if record.backbone_sha256:
             console.print(f"{net_type}: packaged (in fingerprints {record.backbone_sha256[:12]})")
+    console.print(
+        "caffe-alexnet: none ships; weights convert makes files for --weights of published ones", markup=False
+    )
     folder = os.environ.get(FOLDER_VARIABLE) or "not set"
     console.print(f"{FOLDER_VARIABLE}, the folder searched first: {folder}", markup=False)
 

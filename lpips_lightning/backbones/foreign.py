@@ -11,12 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from lpips_lightning.backbones.caffe_alexnet import MEANS, CaffeAlexNet
+from lpips_lightning.backbones.caffe_file import is_caffe_file
 from lpips_lightning.backbones.foreign_layers import ForeignAlexNet, read_foreign
 from lpips_lightning.backbones.published import METHODS
 from lpips_lightning.weights import WeightsError
 
 _NORMALIZED = {"none": (), "batch": (1, 2, 3, 4, 5), "batch_345": (3, 4, 5), "batch_after": (1, 2, 3, 4)}
 """Convolutions that have a batch normalization."""
+
+
+_TORCHVISION = [64, 192, 384, 256, 256]
 
 
 def caffe_alexnet_of_file(
@@ -51,6 +55,8 @@ def caffe_alexnet_of_file(
     given = dict(settings or {})
     if unknown := sorted(given.keys() - _free_settings()):
         raise ValueError(f"set: expected some of {', '.join(sorted(_free_settings()))}, got {unknown[0]!r}")
+    if is_caffe_file(path):
+        raise WeightsError(f"{path}: expected a file of another program, got one for LPIPS(weights=FILE) as it is")
     foreign = read_foreign(path, prefix)
     chosen = {**METHODS[method].settings, **given}
     net = _architecture(foreign, chosen, path)
@@ -66,6 +72,11 @@ def _free_settings() -> set[str]:
 def _architecture(foreign: ForeignAlexNet, chosen: dict[str, Any], path: Path) -> CaffeAlexNet:
     weights = [layer["weight"] for layer in foreign.convolutions]
     channels = [len(weight) for weight in weights]
+    if channels == _TORCHVISION:
+        raise WeightsError(
+            f"{path}: expected Caffe's AlexNet, got the channels of torchvision's, {channels};"
+            " LPIPS('alex', weights=FILE) takes it"
+        )
     groups = [1, *(before // weight.shape[1] for before, weight in zip(channels, weights[1:], strict=False))]
     colors, inputs = chosen.get("colors", "bgr"), weights[0].shape[1]
     if colors in MEANS and len(MEANS[colors]) != inputs:

@@ -17,6 +17,7 @@ from torch import nn
 
 from lpips_lightning import LPIPS
 from lpips_lightning.backbones.caffe_alexnet import CaffeAlexNet
+from lpips_lightning.backbones.caffe_file import write_caffe_alexnet
 from lpips_lightning.backbones.foreign import caffe_alexnet_of_file
 from lpips_lightning.backbones.published import METHODS
 from lpips_lightning.cli import commands as cli
@@ -336,6 +337,15 @@ def test_what_is_ambiguous_or_damaged_is_refused(tmp_path):
         caffe_alexnet_of_file(tmp_path / "array.npy", "puzzle")
     with pytest.raises(WeightsError, match=r"expected a file that ends in one of \.pt, .* got '.t7'"):
         caffe_alexnet_of_file(tmp_path / "torch.t7", "puzzle")
+
+
+def test_files_that_lpips_takes_as_they_are_are_refused(tmp_path, backbones):
+    torch.save(backbones["alex"], tmp_path / "alexnet.pth")
+    with pytest.raises(WeightsError, match=r"channels of torchvision's, .*; LPIPS\('alex', weights=FILE\) takes"):
+        caffe_alexnet_of_file(tmp_path / "alexnet.pth", "puzzle")
+    path = write_caffe_alexnet(tmp_path / "ours.safetensors", CaffeAlexNet(SMALL), "puzzle")
+    with pytest.raises(WeightsError, match="expected a file of another program, got one for LPIPS"):
+        caffe_alexnet_of_file(path, "puzzle")
 
 
 def test_a_truncated_caffemodel_is_refused(tmp_path):

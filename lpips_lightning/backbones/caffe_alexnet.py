@@ -242,6 +242,12 @@ def caffe_backbone(
     return measured_backbone(NET_TYPE, "", nodes, build, default_weights, (mean, std), smallest_side)
 
 
+def settings_of(backbone: Backbone) -> dict[str, Any] | None:
+    """The settings of a backbone that `caffe_backbone` made; None for others."""
+    build = backbone.build
+    return dict(build.args[0]) if isinstance(build, partial) and build.func is _ThreeChannels else None
+
+
 class _ThreeChannels(nn.Module):
     """The layers of a `CaffeAlexNet` for standardized RGB images, or for RGB images on [0, 1] that become Lab."""
 

@@ -25,6 +25,7 @@ from lpips_lightning.backbones.caffe_file import (
 )
 from lpips_lightning.backbones.lab import rgb_to_lab
 from lpips_lightning.backbones.published import METHODS
+from lpips_lightning.calibration.module import PerceptualCalibration
 from lpips_lightning.engine.state import Engine
 from lpips_lightning.engine.streaming import stream
 from lpips_lightning.engine.tiling import tiled_gradient
@@ -247,6 +248,23 @@ def test_calibrations_of_such_a_file_are_used(pair, tmp_path):
     assert torch.allclose(calibrated(x, y), LPIPS(weights=path)(x, y))
     twice = {layer: 2 * weight for layer, weight in uniform.items()}
     assert torch.allclose(LPIPS(weights=path, calibration=twice)(x, y), 2 * calibrated(x, y))
+
+
+@pytest.mark.parametrize("mode", ["lin", "tune"])
+def test_calibrations_of_such_a_file_can_be_trained(pair, tmp_path, mode):
+    path = write_caffe_alexnet(
+        tmp_path / "mine.safetensors", caffe_alexnet("split-brain", torch.float32), "split-brain"
+    )
+    module = PerceptualCalibration(weights=str(path), mode=mode)
+    x, y = pair(2)
+    (before,) = module.eval()(x, y)
+    out = module.export(tmp_path / "trained.safetensors")
+    net = LPIPS(weights=path, calibration=out) if mode == "lin" else LPIPS(weights=out)
+    assert net.calibrated and net.net_type == "caffe-alexnet"
+    assert torch.allclose(net(x, y), before, rtol=1e-5)
+    if mode == "lin":
+        with pytest.raises(WeightsError, match="a backbone file that says its architecture, got one that does not"):
+            LPIPS(weights=out)
 
 
 def test_files_and_names_that_do_not_fit_are_refused(tmp_path):

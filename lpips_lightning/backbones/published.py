@@ -25,7 +25,7 @@ class PublishedMethod:
 
 
 _TORCH = "ruthcfong/pytorch_models, models/self_supervised.py (alexnet-weakly_*.pt)"
-_CAFFENET = "Caffe's reference network (BVLC/caffe, models/bvlc_alexnet)"
+_CAFFENET = "BVLC/caffe, models/bvlc_reference_caffenet (LRN behind the pools)"
 _IMAGENET_MEAN = [255 * value for value in (0.485, 0.456, 0.406)]
 _IMAGENET_STD = [255 * value for value in (0.229, 0.224, 0.225)]
 _LRN = "whether it has LRN is not published with the weights: --set lrn=false if it has none"

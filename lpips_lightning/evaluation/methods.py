@@ -66,9 +66,10 @@ def parse_method(name: str) -> Method:
     if head in OTHERS and not variant:
         return Method(name, OTHERS[head](), paper_row(head))
     if head not in BACKBONES and head != NET_TYPE:
-        known = ", ".join([*BACKBONES, NET_TYPE, *OTHERS])
+        known = ", ".join([*BACKBONES, *OTHERS])
         raise ValueError(
-            f"method: expected one of {known}, or a network with a variant such as alex:baseline, got {name!r}"
+            f"method: expected one of {known}, or a network with a variant such as alex:baseline or"
+            f" {NET_TYPE}:weights=FILE, got {name!r}"
         )
     return _lpips(name, head, variant)
 

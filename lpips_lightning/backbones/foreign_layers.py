@@ -163,11 +163,11 @@ def _split(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _standardized(raw: Mapping[str, Mapping[str, Any]]) -> Layers:
-    """Known roles as float32 tensors."""
+    """Known roles as float32 tensors, without those of dense layers, which are large."""
     layers: Layers = {}
     for name, values in raw.items():
         for said, value in values.items():
-            role = _ROLES.get(said.lower())
+            role = _ROLES.get(said.lower()) if getattr(value, "ndim", 0) in (1, 4) else None
             if role is not None and isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
                 value = torch.from_numpy(np.array(value, np.float32))
             if role is not None and isinstance(value, Tensor):

@@ -207,7 +207,7 @@ def _convert(options: argparse.Namespace, console: Console) -> None:
     file, method = Path(options.file).expanduser(), METHODS[options.method]
     net = caffe_alexnet_of_file(file, options.method, prefix=options.prefix, settings=_settings(options.set))
     LPIPS(net.backbone(), calibrated=False).selfcheck()
-    about = {"paper": method.paper, "source": file.name, "source_sha256": file_sha256(file)}
+    about: dict[str, Any] = {"paper": method.paper, "source": file.name, "source_sha256": file_sha256(file)}
     about |= {"settings": net.settings, "settings_source": method.source, "lpips_lightning": __version__}
     path = write_caffe_alexnet(options.out, net, options.method, about)
     console.print(f"{options.method}: {method.paper}; settings of {method.source}", markup=False)

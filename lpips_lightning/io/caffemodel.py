@@ -39,7 +39,7 @@ def read_caffemodel(path: Path) -> dict[str, list[np.ndarray[Any, Any]]]:
         path: A ``.caffemodel``; also one of 2014, with ``layers`` instead of ``layer``.
 
     Returns:
-        Arrays by the name of the layer, in the order of the file.
+        Arrays in float32 by the name of the layer, in the order of the file; they may be read-only.
 
     Raises:
         OSError: If the file cannot be read.
@@ -66,7 +66,7 @@ def read_caffemodel(path: Path) -> dict[str, list[np.ndarray[Any, Any]]]:
 def _array(blob: Any) -> np.ndarray[Any, Any]:
     values = np.frombuffer(blob.double_data, "<f8") if blob.double_data else np.frombuffer(blob.data, "<f4")
     shape = tuple(blob.shape.dim) if blob.HasField("shape") else (blob.num, blob.channels, blob.height, blob.width)
-    return values.astype(np.float32).reshape(shape)  # a copy, which can be written to
+    return values.astype(np.float32, copy=False).reshape(shape)
 
 
 @cache

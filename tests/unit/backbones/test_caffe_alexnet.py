@@ -26,11 +26,14 @@ from lpips_lightning.backbones.caffe_file import (
 from lpips_lightning.backbones.lab import rgb_to_lab
 from lpips_lightning.backbones.published import METHODS
 from lpips_lightning.calibration.module import PerceptualCalibration
+from lpips_lightning.cli import commands as cli
+from lpips_lightning.comparison.compare import compare
 from lpips_lightning.engine.state import Engine
 from lpips_lightning.engine.streaming import stream
 from lpips_lightning.engine.tiling import tiled_gradient
 from lpips_lightning.evaluation.methods import parse_method
 from lpips_lightning.functional import learned_perceptual_image_patch_similarity
+from lpips_lightning.io.image_files import write_image
 from lpips_lightning.weights import WeightsError
 
 SMALL = (4, 8, 6, 8, 4)
@@ -248,6 +251,19 @@ def test_calibrations_of_such_a_file_are_used(pair, tmp_path):
     assert torch.allclose(calibrated(x, y), LPIPS(weights=path)(x, y))
     twice = {layer: 2 * weight for layer, weight in uniform.items()}
     assert torch.allclose(LPIPS(weights=path, calibration=twice)(x, y), 2 * calibrated(x, y))
+
+
+def test_commands_and_functions_take_such_a_file(pair, tmp_path, capsys):
+    net = caffe_alexnet("colorization", torch.float32)
+    path = write_caffe_alexnet(tmp_path / "mine.safetensors", net, "colorization")
+    images = [torch.randint(256, (3, 40, 48), dtype=torch.uint8) for _ in range(2)]
+    for name, image in zip("ab", images, strict=True):
+        write_image(image, tmp_path / f"{name}.png")
+    expected = float(LPIPS(weights=path)(*(image[None] for image in images), data_range=255))
+    assert expected > 0
+    assert cli.main(["compare", str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--weights", str(path)]) == 0
+    assert float(capsys.readouterr().out.split()[0]) == pytest.approx(expected, rel=1e-5)
+    assert compare(tmp_path / "a.png", tmp_path / "b.png", weights=path) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["lin", "tune"])

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lpips_lightning.backbones.definition import get_backbone
 from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.image_decoding import Header, printable, read_header
 from lpips_lightning.io.image_files import natural_order
@@ -180,7 +179,7 @@ def check_images(
             first such file and counts the others.
         FileNotFoundError: If the first such file is missing.
     """
-    smallest = get_backbone(net.net_type).smallest_side
+    smallest = net.smallest_side
     if net.images.resize is not None and min(net.images.resize) < smallest:
         raise ValueError(
             f"resize: expected sides of at least {smallest} pixels for net {net.net_type}, got {min(net.images.resize)}"

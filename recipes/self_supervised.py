@@ -1,0 +1,296 @@
+"""What the recipes of self-supervised backbones share: photographs, a small AlexNet, its file, the command line.
+
+`split_brain`, `puzzle` and `bigan` train a `CaffeAlexNet` without labels. Their models have it as ``backbone``, and
+`BackboneFile` writes it at the end, for ``LPIPS(weights=FILE)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from datetime import date
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
+
+from lpips_lightning import __version__
+from lpips_lightning._lightning import Callback, LightningDataModule, LightningModule, MisconfigurationException
+from lpips_lightning.backbones.caffe_alexnet import CaffeAlexNet
+from lpips_lightning.callbacks._loggers import log_folder
+from lpips_lightning.callbacks.calibration_file import check_tensor_file
+from lpips_lightning.data.samplers import ResumableLoader
+from lpips_lightning.io.image_files import read_image
+from lpips_lightning.recipes.command import RecipeCLI
+from lpips_lightning.recipes.held_out import HeldOut
+from lpips_lightning.recipes.photographs import split_images
+
+CHANNELS = (96, 256, 384, 384, 256)
+"""Channels of the five convolutions at width 1."""
+
+_VAL_SEED = 1  # of the validation crops, which are the same in every run
+
+
+class Crops(Dataset[Tensor]):
+    """Square crops of photographs, mirrored at random, uint8 ``(3, size, size)``.
+
+    A crop has a side of 1 to `zoom` times `size`, limited by the photograph, and is resized to `size`.
+
+    Args:
+        files: Files of the photographs.
+        size: Side of a crop.
+        zoom: Largest side before resizing, in units of `size`.
+        length: Number of crops.
+        cache: Keep decoded photographs in memory.
+        seed: For the same crops in every epoch; None draws new ones from the global generator.
+    """
+
+    def __init__(
+        self, files: Iterable[Path], size: int, zoom: float, length: int, cache: bool, seed: int | None = None
+    ) -> None:
+        self.files, self.size, self.zoom, self.length = list(files), size, zoom, length
+        self._decoded = [read_image(file) for file in self.files] if cache else None
+        fixed = seed is not None
+        self._draws = torch.rand(length, 4, generator=torch.Generator().manual_seed(seed)) if fixed else None
+
+    def __len__(self) -> int:
+        return self.length
+
+    @override
+    def __getitem__(self, index: int) -> Tensor:
+        draws = torch.rand(4) if self._draws is None else self._draws[index]
+        zoom, top, left, mirror = draws.tolist()
+        number = index % len(self.files)
+        photograph = read_image(self.files[number]) if self._decoded is None else self._decoded[number]
+        height, width = photograph.shape[1:]
+        side = min(round(self.size * self.zoom**zoom), height, width)
+        y, x = int(top * (height - side + 1)), int(left * (width - side + 1))
+        crop = photograph[None, :, y : y + side, x : x + side]
+        if side != self.size:
+            crop = F.interpolate(crop, size=(self.size, self.size), mode="bilinear", antialias=True)
+        return crop[0].flip(-1) if mirror < 0.5 else crop[0]
+
+
+class PhotographCrops(LightningDataModule):
+    """Random crops of photographs to train on, fixed crops of held-out ones to validate.
+
+    Batches are uint8, ``(N, 3, crop_size, crop_size)``.
+
+    Args:
+        folder: Folder of photographs, searched recursively; None for those that come with scikit-image.
+        held_out: Names (files without suffix) for validation; None for "astronaut" of scikit-image's photographs, or
+            an automatic split of `folder` (see `HeldOut`), which is printed.
+        val_folder: Folder for validation instead of `held_out`.
+        crop_size: Side of a crop in pixels.
+        zoom: Crops have up to `zoom` times this side before they are resized to it.
+        epoch_size: Training crops per epoch.
+        val_size: Validation crops.
+        batch_size: Crops per batch.
+        num_workers: Worker processes; 0 suits cached photographs.
+        cache: Keep decoded photographs in memory (3 bytes per pixel) instead of reading files at each access.
+
+    Raises:
+        ValueError: If a size or a name is invalid (checks that need the files: in ``setup``).
+        FileNotFoundError: If a folder does not exist or has no image (in ``setup``).
+    """
+
+    def __init__(
+        self,
+        folder: str | None = None,
+        held_out: list[str] | None = None,
+        val_folder: str | None = None,
+        crop_size: int = 128,
+        zoom: float = 2.0,
+        epoch_size: int = 4096,
+        val_size: int = 256,
+        batch_size: int = 32,
+        num_workers: int = 0,
+        cache: bool = True,
+    ) -> None:
+        super().__init__()
+        counts = {"crop_size": crop_size, "epoch_size": epoch_size, "val_size": val_size, "batch_size": batch_size}
+        for argument, count in counts.items():
+            if count < 1:
+                raise ValueError(f"{argument}: expected at least 1, got {count}")
+        if zoom < 1:
+            raise ValueError(f"zoom: expected at least 1, got {zoom}")
+        self.folder, self.held_out, self.val_folder = folder, held_out, val_folder
+        self._choice = HeldOut(held_out)
+        self.crop_size, self.zoom, self.cache = crop_size, zoom, cache
+        self.epoch_size, self.val_size = epoch_size, val_size
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.trained_on: list[str] = []
+        self.validated_on: list[str] = []
+
+    @override
+    def setup(self, stage: str) -> None:
+        train, held_out = split_images(self.folder, self._choice, self.val_folder, "astronaut")
+        self.trained_on, self.validated_on = list(train), list(held_out)
+        size, zoom, cache = self.crop_size, self.zoom, self.cache
+        if stage == "fit":
+            self.train_data = Crops(train.values(), size, zoom, self.epoch_size, cache)
+        self.val_data = Crops(held_out.values(), size, zoom, self.val_size, cache, seed=_VAL_SEED)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return self._choice.state_dict()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._choice.load_state_dict(state_dict):
+            self.setup("fit")
+
+    @override
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        return self._loader(self.train_data, shuffle=True, drop_last=self.epoch_size >= self.batch_size)
+
+    @override
+    def val_dataloader(self) -> DataLoader[Tensor]:
+        return self._loader(self.val_data)
+
+    @override
+    def test_dataloader(self) -> DataLoader[Tensor]:
+        return self.val_dataloader()
+
+    def _loader(self, data: Dataset[Tensor], shuffle: bool = False, drop_last: bool = False) -> DataLoader[Tensor]:
+        # Keyword arguments, since Lightning re-creates dataloaders with its own samplers from them.
+        self._choice.announce(self.trainer)
+        workers = self.num_workers
+        return ResumableLoader(
+            data,
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
+
+
+def new_alexnet(width: float, **variant: Any) -> CaffeAlexNet:
+    """An AlexNet with `width` times the channels, in multiples of 4, and random weights (He et al. 2015, fan-in).
+
+    Args:
+        width: Factor of `CHANNELS`.
+        variant: Further arguments of `CaffeAlexNet`.
+
+    Raises:
+        ValueError: If `width` is not positive.
+
+    Example:
+        >>> new_alexnet(0.25).channels
+        (24, 64, 96, 96, 64)
+    """
+    if not width > 0:
+        raise ValueError(f"width: expected a positive number, got {width}")
+    backbone = CaffeAlexNet([max(1, round(width * channels / 4)) * 4 for channels in CHANNELS], **variant)
+    for index in backbone.convolutions:
+        convolution = cast("nn.Conv2d", backbone.features[index])
+        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+        nn.init.zeros_(cast("Tensor", convolution.bias))
+    return backbone.to(memory_format=torch.channels_last)
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Images on [0, 1], from those or from uint8."""
+    return images if images.is_floating_point() else images.float() / 255
+
+
+def with_cosine(optimizer: Optimizer, module: LightningModule, warmup_steps: int) -> Any:
+    """What ``configure_optimizers`` returns for a linear warm-up and then a cosine decay to 0 at the end of training.
+
+    Args:
+        optimizer: The optimizer, with the highest learning rate.
+        module: Its model.
+        warmup_steps: Steps of the warm-up.
+    """
+
+    # Not OneCycleLR, which raises if a resumed run has more steps than the first run planned.
+    def factor(step: int) -> float:
+        if step <= warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        # estimated_stepping_batches creates the dataloader. Before the loops are restored from a checkpoint, that would
+        # lose the position in the epoch (2026-11-28, pytorch_lightning/loops/fit_loop.py, setup_data).
+        total = module.trainer.estimated_stepping_batches
+        return 0.5 * (1 + math.cos(math.pi * min((step - warmup_steps) / max(total - warmup_steps, 1), 1.0)))
+
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+
+class BackboneFile(Callback):
+    """Writes the backbone and its record at the end of training.
+
+    Args:
+        path: A ``.safetensors`` file, written atomically; its folder is created if missing. None for
+            ``backbone.safetensors`` in the log folder, which is a new one for every run.
+
+    Attributes:
+        written: The file, once it is written.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        self.path = path
+        self.written: Path | None = None
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not isinstance(getattr(pl_module, "backbone", None), CaffeAlexNet):
+            kind = type(pl_module).__name__
+            raise MisconfigurationException(f"BackboneFile: expected a model with a CaffeAlexNet as backbone, got {kind}")
+        if self.path is not None:
+            check_tensor_file(self.path)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+            return
+        path = self.path or log_folder(trainer, trainer.logger) / "backbone.safetensors"
+        self.written = write_backbone(path, cast("CaffeAlexNet", pl_module.backbone), _record(trainer, pl_module))
+
+
+def _record(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """How a backbone was made: settings, photographs and validation scores."""
+    data: Any = getattr(trainer, "datamodule", None)
+    scores = trainer.callback_metrics.items()
+    return {
+        "method": type(module).__name__,
+        "recipe": f"recipes/{type(module).__module__.rpartition('.')[2]}.py, lpips_lightning {__version__}",
+        "options": dict(module.hparams),
+        "steps": trainer.global_step,
+        "data": getattr(data, "trained_on", None),
+        "held_out": getattr(data, "validated_on", None),
+        "scores": {name: round(float(value), 4) for name, value in scores if name.startswith("val/")},
+        "date": date.today().isoformat(),
+    }
+
+
+class SelfSupervisedCLI(RecipeCLI):
+    """Adds ``--checkpoint.*`` (ModelCheckpoint) and ``--file.path``."""
+
+    outputs = (("file.path", "fit"),)
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BackboneFile, "file")
+
+    @override
+    def reference_models(self) -> dict[str, LightningModule]:
+        return {"untrained": self.model}
+
+    @override
+    def written_files(self) -> list[tuple[Path, str]]:
+        written = self._get(self.config_init, "file").written
+        return [] if written is None else [(written, "the backbone")]
+
+    @override
+    def next_commands(self, checkpoint: Path) -> list[str]:
+        return [f"LPIPS(weights={str(path)!r}) in Python" for path, _ in self.written_files()]

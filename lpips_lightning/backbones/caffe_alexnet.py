@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-Normalization: TypeAlias = Literal["none", "batch", "batch_345", "batch_after_pool"]
-"""Batch normalization: none; before every ReLU; before the ReLUs of conv3, 4 and 5; or after every pool."""
+from lpips_lightning.backbones.custom import measured_backbone
+from lpips_lightning.backbones.definition import Backbone
+from lpips_lightning.backbones.lab import RgbToLab, rgb_to_lab
+
+Normalization: TypeAlias = Literal["none", "batch", "batch_345", "batch_after"]
+"""Batch normalization: none; before every ReLU; before those of conv3, 4 and 5; or behind those of conv1 to conv4."""
 
 Colors: TypeAlias = Literal["bgr", "rgb", "gray", "lab", "lightness"]
 """What the first convolution sees: colors or gray on 0 to 255, CIE Lab (D65), or its lightness L alone."""
@@ -23,6 +28,9 @@ MEANS: dict[Colors, tuple[float, ...]] = {
     "lightness": (50.0,),
 }
 """Mean that is subtracted by default, by `Colors` and in the order of its channels."""
+
+NET_TYPE = "caffe-alexnet"
+"""Name of the backbone."""
 
 GRAY = (0.299, 0.587, 0.114)
 """Red, green and blue in a gray value (ITU-R BT.601)."""
@@ -48,8 +56,9 @@ class CaffeAlexNet(nn.Module):
         groups: True for 2 groups in conv2, conv4 and conv5, as Krizhevsky et al.; False for none; or the number of
             groups of every convolution (split-brain: ``(1, 2, 2, 2, 2)``).
         lrn: Local response normalization behind both pools.
-        normalization: Batch normalization. ``"batch"`` before every ReLU, ``"batch_345"`` before those of conv3, conv4
-            and conv5, ``"batch_after_pool"`` behind both pools, before LRN.
+        normalization: Batch normalization. ``"batch"`` before every ReLU; ``"batch_345"`` before those of conv3, conv4
+            and conv5; ``"batch_after"`` behind pool1, behind the LRN of pool2, and behind the ReLUs of conv3 and
+            conv4.
         leaky: Slope of the ReLUs for negative values.
         first_padding: Zeros around the image at the first convolution, after the mean was subtracted.
         first_stride: Stride of the first convolution.
@@ -93,6 +102,8 @@ class CaffeAlexNet(nn.Module):
         _check_choice("normalization", normalization, Normalization)
         self.channels = _five("channels", channels)
         by_convolution = _five("groups", _GROUPED if groups is True else groups or (1,) * 5)
+        if by_convolution[0] != 1:
+            raise ValueError(f"groups: expected 1 for the first convolution, got {by_convolution[0]}")
         self.settings: dict[str, Any] = {
             "channels": list(self.channels),
             "groups": list(by_convolution),
@@ -139,6 +150,36 @@ class CaffeAlexNet(nn.Module):
                 result[names[index]] = inputs
         return result
 
+    def with_three_channels(self) -> CaffeAlexNet:
+        """The same function, up to rounding, as a network with input ``"rgb"`` or ``"lab"``: a copy.
+
+        The order of BGR, and gray's weights of red, green and blue, become part of the first convolution; lightness is
+        Lab with zeros for a and b.
+        """
+        said, weight = dict(self.settings), self._first.weight.detach()
+        if self.colors == "bgr":
+            weight = weight.flip(1)
+            said |= {"colors": "rgb", "mean": said["mean"][::-1], "std": said["std"][::-1]}
+        elif self.colors == "gray":
+            weight = weight * weight.new_tensor(GRAY).view(1, 3, 1, 1)
+            said |= {"colors": "rgb", "mean": said["mean"] * 3, "std": said["std"] * 3}
+        elif self.colors == "lightness":
+            weight = torch.cat([weight, torch.zeros_like(weight), torch.zeros_like(weight)], 1)
+            said |= {"colors": "lab", "mean": [*said["mean"], 0.0, 0.0], "std": [*said["std"], 1.0, 1.0]}
+        clone = CaffeAlexNet(**said).to(weight.device, weight.dtype).train(self.training)
+        clone.load_state_dict({**self.state_dict(), "features.0.weight": weight})
+        return clone
+
+    def backbone(self, smallest_side: int | None = None) -> Backbone:
+        """This network with its current weights as a backbone for the `net_type` argument; see `caffe_backbone`."""
+        net = self.with_three_channels()
+        tensors = {name: tensor.detach().cpu() for name, tensor in net.state_dict().items()}
+        return caffe_backbone(net.settings, partial(dict, tensors), smallest_side)
+
+    @property
+    def _first(self) -> nn.Conv2d:
+        return cast("nn.Conv2d", self.features[0])
+
     def _append(self, number: int) -> None:
         """Append a convolution, and what follows it up to the next one."""
         said, add = self.settings, self.features.append
@@ -156,12 +197,64 @@ class CaffeAlexNet(nn.Module):
             add(nn.BatchNorm2d(outputs))
         self.feature_layers[f"relu{number}"] = len(self.features)
         add(nn.LeakyReLU(said["leaky"]) if said["leaky"] else nn.ReLU())
+        for layer in self._behind(number):
+            add(layer)
+
+    def _behind(self, number: int) -> list[nn.Module]:
+        """The layers between the ReLU of a convolution and the next convolution."""
+        said, layers = self.settings, list[nn.Module]()
         if number in _POOLED:
-            add(nn.MaxPool2d(3, stride=2, ceil_mode=True))
-            if normalization == "batch_after_pool":
-                add(nn.BatchNorm2d(outputs))
-            if said["lrn"]:
-                add(nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75))
+            layers.append(nn.MaxPool2d(3, stride=2, ceil_mode=True))
+            layers += [nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)] if said["lrn"] else []
+        if said["normalization"] == "batch_after" and number < 5:
+            # As published (egomotion): in front of the first LRN, behind the second.
+            layers.insert(1 if number == 1 else len(layers), nn.BatchNorm2d(self.channels[number - 1]))
+        return layers
+
+
+def caffe_backbone(
+    settings: Mapping[str, Any],
+    default_weights: Callable[[], Mapping[str, Tensor]] | None = None,
+    smallest_side: int | None = None,
+) -> Backbone:
+    """A `CaffeAlexNet` as a backbone: its feature layers are the five ReLUs.
+
+    Args:
+        settings: Arguments of `CaffeAlexNet`, with `colors` ``"rgb"`` or ``"lab"``; see
+            `CaffeAlexNet.with_three_channels`.
+        default_weights: Returns weights by the names of its ``state_dict``; None if there are none.
+        smallest_side: Minimum image side in pixels; None determines it.
+
+    Returns:
+        A backbone for the `net_type` argument. It has no official calibration.
+
+    Raises:
+        ValueError: If a setting is invalid.
+    """
+    build = partial(_ThreeChannels, dict(settings))
+    with torch.device("meta"):
+        net = CaffeAlexNet(**settings)
+    nodes = {layer: f"features.{index}" for layer, index in net.feature_layers.items()}
+    if net.colors == "rgb":  # the mean and standard deviation of images on [0, 1]
+        mean, std = ([value / 255 for value in net.settings[name]] for name in ("mean", "std"))
+    else:
+        mean, std = [0.0] * 3, [1.0] * 3
+    return measured_backbone(NET_TYPE, "", nodes, build, default_weights, (mean, std), smallest_side)
+
+
+class _ThreeChannels(nn.Module):
+    """The layers of a `CaffeAlexNet` for standardized RGB images, or for RGB images on [0, 1] that become Lab."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        super().__init__()
+        net = CaffeAlexNet(**settings)
+        self.lab = RgbToLab(net.settings["mean"], net.settings["std"]) if net.colors == "lab" else nn.Identity()
+        self.features = net.features
+
+    @override
+    def forward(self, images: Tensor) -> Tensor:
+        output: Tensor = self.features(self.lab(images))
+        return output
 
 
 def native(images: Tensor, colors: Colors) -> Tensor:
@@ -181,37 +274,6 @@ def native(images: Tensor, colors: Colors) -> Tensor:
     if colors == "gray":
         return (images * images.new_tensor(GRAY).view(3, 1, 1)).sum(1, keepdim=True)
     return images.flip(1) if colors == "bgr" else images
-
-
-# sRGB -> XYZ, divided by the white point D65, which becomes (1, 1, 1).
-_TO_XYZ = (
-    (0.412453 / 0.95047, 0.357580 / 0.95047, 0.180423 / 0.95047),
-    (0.212671, 0.715160, 0.072169),
-    (0.019334 / 1.08883, 0.119193 / 1.08883, 0.950227 / 1.08883),
-)
-_TO_LAB = ((0.0, 116.0, 0.0), (500.0, -500.0, 0.0), (0.0, 200.0, -200.0))
-
-
-def rgb_to_lab(images: Tensor) -> Tensor:
-    """Convert sRGB to CIE Lab (D65, 2 degrees), as scikit-image does; differentiable, also at black.
-
-    Args:
-        images: Shape ``(N, 3, H, W)`` on [0, 1].
-
-    Returns:
-        Shape ``(N, 3, H, W)``: L on [0, 100], a and b within about [-128, 127].
-
-    Example:
-        >>> rgb_to_lab(torch.ones(1, 3, 1, 1)).flatten().round().abs()
-        tensor([100.,   0.,   0.])
-    """
-    low = images / 12.92
-    high = ((images.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4
-    linear = torch.where(images > 0.04045, high, low)
-    xyz = torch.einsum("ij,njhw->nihw", images.new_tensor(_TO_XYZ), linear)
-    root = torch.where(xyz > 0.008856, xyz.clamp(min=0.008856) ** (1 / 3), 7.787 * xyz + 16 / 116)
-    offset = images.new_tensor((-16.0, 0.0, 0.0)).view(3, 1, 1)
-    return torch.einsum("ij,njhw->nihw", images.new_tensor(_TO_LAB), root) + offset
 
 
 def _check_choice(name: str, value: object, choices: Any) -> None:

@@ -53,7 +53,9 @@ def from_torchvision(
             TorchvisionBuilder(builder)()
     except ValueError as error:
         raise ValueError(f"builder: expected the name of a torchvision model, got {builder!r}") from error
-    return _record(builder, builder, feature_layers, TorchvisionBuilder(builder), None, (mean, std), smallest_side)
+    return measured_backbone(
+        builder, builder, feature_layers, TorchvisionBuilder(builder), None, (mean, std), smallest_side
+    )
 
 
 def from_module(
@@ -96,7 +98,7 @@ def from_module(
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
     build = _CopyBuilder(copy.deepcopy(module).to("cpu").eval())
-    return _record(name, "", feature_layers, build, build.state_dict, (mean, std), smallest_side)
+    return measured_backbone(name, "", feature_layers, build, build.state_dict, (mean, std), smallest_side)
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class _CopyBuilder:
         return self.module.state_dict()
 
 
-def _record(
+def measured_backbone(
     name: str,
     builder: str,
     feature_layers: Sequence[str] | Mapping[str, str],
@@ -119,6 +121,23 @@ def _record(
     scaling: tuple[Sequence[float], Sequence[float]],
     smallest_side: int | None,
 ) -> Backbone:
+    """A backbone whose channels, and whose smallest side if it is None, are found by running it.
+
+    Args:
+        name: Name in the fingerprint.
+        builder: Name of the torchvision model; empty if there is none.
+        feature_layers: Nodes whose outputs are compared; the keys of a mapping are the layer names.
+        build: Builds the model.
+        default_weights: Returns the default weights, or None.
+        scaling: Input mean and standard deviation per channel, for images in [0, 1].
+        smallest_side: Minimum image side in pixels; None determines it.
+
+    Returns:
+        The backbone.
+
+    Raises:
+        ValueError: If a node does not exist, or an output is not ``(N, C, h, w)``.
+    """
     if isinstance(feature_layers, str) or not feature_layers:
         raise ValueError(f"feature layers: expected names of parts of the backbone, got {feature_layers!r}")
     by_layer = (

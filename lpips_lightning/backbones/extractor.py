@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from lpips_lightning.backbones.definition import Backbone
+from lpips_lightning.backbones.lab import RgbToLab
 from lpips_lightning.backbones.state_dict import fitting_tensors
 
 
@@ -100,9 +101,9 @@ def cut(record: Backbone) -> tuple[nn.Module, set[str]]:
         model = record.build().eval()
     names = set(model.state_dict())
     try:
-        return create_feature_extractor(
-            model, {node: layer for layer, node in record.feature_layers.items()}
-        ).eval(), names
+        nodes = {node: layer for layer, node in record.feature_layers.items()}
+        leaves = {"leaf_modules": [RgbToLab]}  # one operation for the engine
+        return create_feature_extractor(model, nodes, tracer_kwargs=leaves).eval(), names
     except Exception as error:  # tracing runs the user's code: any error
         modules = dict(model.named_modules())
         unknown = [node for node in record.feature_layers.values() if node not in modules]

@@ -9,6 +9,7 @@ no longer if each inverts the other. The backbone is the encoder; as in the pape
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ class Discriminator(nn.Module):
         super().__init__()
         widths = [3, *(channels * factor for factor in (1, 2, 4, 8))]
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         hidden = 16 * channels
         self.of_image = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * widths[-1], hidden), nn.LeakyReLU(0.2))

@@ -26,6 +26,7 @@ from typing_extensions import override
 from lpips_lightning import __version__
 from lpips_lightning._lightning import Callback, LightningDataModule, LightningModule, MisconfigurationException
 from lpips_lightning.backbones.caffe_alexnet import CaffeAlexNet
+from lpips_lightning.backbones.caffe_file import write_caffe_alexnet
 from lpips_lightning.callbacks._loggers import log_folder
 from lpips_lightning.callbacks.calibration_file import check_tensor_file
 from lpips_lightning.data.samplers import ResumableLoader
@@ -157,10 +158,6 @@ class PhotographCrops(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Tensor]:
         return self._loader(self.val_data)
 
-    @override
-    def test_dataloader(self) -> DataLoader[Tensor]:
-        return self.val_dataloader()
-
     def _loader(self, data: Dataset[Tensor], shuffle: bool = False, drop_last: bool = False) -> DataLoader[Tensor]:
         # Keyword arguments, since Lightning re-creates dataloaders with its own samplers from them.
         self._choice.announce(self.trainer)
@@ -244,7 +241,9 @@ class BackboneFile(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not isinstance(getattr(pl_module, "backbone", None), CaffeAlexNet):
             kind = type(pl_module).__name__
-            raise MisconfigurationException(f"BackboneFile: expected a model with a CaffeAlexNet as backbone, got {kind}")
+            raise MisconfigurationException(
+                f"BackboneFile: expected a model with a CaffeAlexNet as backbone, got {kind}"
+            )
         if self.path is not None:
             check_tensor_file(self.path)
 
@@ -253,7 +252,13 @@ class BackboneFile(Callback):
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
         path = self.path or log_folder(trainer, trainer.logger) / "backbone.safetensors"
-        self.written = write_backbone(path, cast("CaffeAlexNet", pl_module.backbone), _record(trainer, pl_module))
+        backbone = cast("CaffeAlexNet", pl_module.backbone)
+        self.written = write_caffe_alexnet(path, backbone, _method(pl_module), _record(trainer, pl_module))
+
+
+def _method(module: LightningModule) -> str:
+    """Name of the method: ``split-brain`` for a model of ``split_brain.py``."""
+    return type(module).__module__.rpartition(".")[2].replace("_", "-")
 
 
 def _record(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
@@ -261,8 +266,7 @@ def _record(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     data: Any = getattr(trainer, "datamodule", None)
     scores = trainer.callback_metrics.items()
     return {
-        "method": type(module).__name__,
-        "recipe": f"recipes/{type(module).__module__.rpartition('.')[2]}.py, lpips_lightning {__version__}",
+        "lpips_lightning": __version__,
         "options": dict(module.hparams),
         "steps": trainer.global_step,
         "data": getattr(data, "trained_on", None),

@@ -51,7 +51,7 @@ class SplitBrain(LightningModule):
         self.save_hyperparameters()
         self.backbone = new_alexnet(
             width,
-            input="lab",
+            colors="lab",
             std=(25.0, 15.0, 15.0),
             groups=(1, 2, 2, 2, 2),
             normalization="batch",

@@ -20,6 +20,7 @@ from lpips_lightning._lightning import LightningModule
 from lpips_lightning.backbones.caffe_alexnet import CaffeAlexNet
 from lpips_lightning.recipes.command import run_recipe
 from lpips_lightning.recipes.self_supervised import (
+    SMALLEST_SIDE,
     PhotographCrops,
     SelfSupervisedCLI,
     new_alexnet,
@@ -69,7 +70,10 @@ class Puzzle(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.backbone = new_alexnet(width, std=(60.0, 60.0, 60.0), normalization="batch", lrn=False)
-        outputs = _outputs(self.backbone, tile)
+        if tile < SMALLEST_SIDE:
+            raise ValueError(f"tile: expected at least {SMALLEST_SIDE}, got {tile}")
+        with torch.device("meta"):
+            outputs = CaffeAlexNet(**self.backbone.settings).features(torch.empty(1, 3, tile, tile)).numel()
         self.of_tile = nn.Sequential(nn.Flatten(), nn.Linear(outputs, hidden), nn.ReLU())
         self.of_all = nn.Sequential(
             nn.Linear(_TILES * hidden, 2 * hidden), nn.ReLU(), nn.Dropout(0.5), nn.Linear(2 * hidden, permutations)
@@ -206,16 +210,6 @@ def distant_permutations(count: int, seed: int) -> Tensor:
             nearest = torch.minimum(nearest, (candidates != chosen[-1]).sum(1))
             chosen.append(candidates[nearest.argmax()])
     return torch.stack(chosen)
-
-
-def _outputs(backbone: CaffeAlexNet, tile: int) -> int:
-    """Numbers that the backbone gives for a tile."""
-    with torch.device("meta"):
-        like = CaffeAlexNet(**backbone.settings)
-        try:
-            return like.features(torch.empty(1, 3, tile, tile)).numel()
-        except RuntimeError as error:
-            raise ValueError(f"tile: expected at least 35 pixels, got {tile}") from error
 
 
 def main(args: list[str] | None = None) -> None:

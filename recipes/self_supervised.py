@@ -38,6 +38,9 @@ from lpips_lightning.recipes.photographs import split_images
 CHANNELS = (96, 256, 384, 384, 256)
 """Channels of the five convolutions at width 1."""
 
+SMALLEST_SIDE = 23
+"""Side of the smallest images, in pixels, for which an AlexNet of the recipes has an output."""
+
 _VAL_SEED = 1  # of the validation crops, which are the same in every run
 
 

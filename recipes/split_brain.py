@@ -18,6 +18,7 @@ from typing_extensions import override
 from lpips_lightning._lightning import LightningModule
 from lpips_lightning.recipes.command import run_recipe
 from lpips_lightning.recipes.self_supervised import (
+    SMALLEST_SIDE,
     PhotographCrops,
     SelfSupervisedCLI,
     new_alexnet,
@@ -117,6 +118,8 @@ class SplitBrain(LightningModule):
 
     def _predict(self, images: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """Mean a and b, mean L, and logits, each at the resolution of the last layer."""
+        if min(images.shape[-2:]) < SMALLEST_SIDE:
+            raise ValueError(f"crop_size: expected at least {SMALLEST_SIDE}, got {min(images.shape[-2:])}")
         inputs = self.backbone.preprocess(to_unit(images))
         logits = self(inputs)
         settings = self.backbone.settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lpips_lightning.backbones.definition import Backbone, get_backbone
+from lpips_lightning.backbones.caffe_file import is_caffe_file
+from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.backbones.frozen import FrozenNetwork, Specification, without_autocast
+from lpips_lightning.backbones.loading import describe_backbone
 from lpips_lightning.backbones.selfcheck import selfcheck
 from lpips_lightning.backbones.shared import SharedNetworkModule
 from lpips_lightning.batch import BatchLayout, Distances, Features, merge
@@ -36,6 +39,7 @@ from lpips_lightning.options import DEFAULTS, LPIPSOptions, Precision, check_nam
 from lpips_lightning.tracing import is_jit_tracing, is_tracing, refuse_scripts, static_sizes
 from lpips_lightning.transforms import is_differentiated
 
+_DEFAULT_NET = "alex"
 HALF_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -53,7 +57,8 @@ class LPIPS(SharedNetworkModule):
 
     Args:
         net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``, or ``"embedded"`` or ``"embedded-vgg"``, which ship with the
-            package; or a custom backbone from `lpips_lightning.backbones.custom`.
+            package; or a custom backbone from `lpips_lightning.backbones.custom`. ``"caffe-alexnet"`` is the one that
+            the file in `weights` describes, which may be left out next to such a file.
         options: See `lpips_lightning.options.LPIPSOptions`. Checking pixel values synchronizes with the device.
 
     Attributes:
@@ -79,7 +84,7 @@ class LPIPS(SharedNetworkModule):
 
     __jit_unused_properties__ = ("layers", "specification", "smallest_side", "fingerprint")
 
-    def __init__(self, net_type: str | Backbone = "alex", **options: Unpack[LPIPSOptions]) -> None:
+    def __init__(self, net_type: str | Backbone = _DEFAULT_NET, **options: Unpack[LPIPSOptions]) -> None:
         check_names(options, type(self))
         values: LPIPSOptions = {**DEFAULTS, **options}
         precision, frame_chunk = values["precision"], values["frame_chunk"]
@@ -92,8 +97,9 @@ class LPIPS(SharedNetworkModule):
             if not isinstance(switch, bool):
                 raise ValueError(f"{name}: expected True or False, got {switch!r}")
         images = ImagePolicy.parse(values["gray"], values["background"], values["resize"])
-        network = (values["version"], values["calibrated"], values["weights"], values["calibration"])
-        super().__init__(get_backbone(net_type), *network)
+        weights, calibration = values["weights"], values["calibration"]
+        backbone, calibrated = describe_backbone(net_type, weights, values["calibrated"], calibration, _DEFAULT_NET)
+        super().__init__(backbone, values["version"], calibrated, weights, calibration)
         self.net_type = self._record.name
         self.precision = precision
         self.images = images
@@ -139,6 +145,8 @@ class LPIPS(SharedNetworkModule):
         check_names(options, owner)
         if not isinstance(net_type, LPIPS):
             values: LPIPSOptions = {**defaults, **options}
+            if is_caffe_file(values.get("weights")) and net_type == _default_net(owner):
+                net_type = _DEFAULT_NET  # the file says which net it is
             return cls(net_type, **values)
         check_not_given(options, **defaults)
         clone = copy.deepcopy(net_type)
@@ -746,3 +754,10 @@ def _filled(images: Tensor, mask: Tensor, data_range: tuple[float, float]) -> Te
     """Images whose pixels outside the mask have the value of the range that is nearest to 0."""
     low, high = data_range
     return fill_masked(images, mask, min(max(low, 0.0), high) if images.is_floating_point() else 0)
+
+
+def _default_net(owner: Callable[..., Any]) -> object:
+    """Default of the argument of a class or function that chooses the net."""
+    parameters = inspect.signature(owner).parameters
+    chosen = parameters.get("net_type", parameters.get("net"))
+    return None if chosen is None else chosen.default

@@ -12,6 +12,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lpips_lightning.backbones.caffe_alexnet import NET_TYPE, CaffeAlexNet, caffe_backbone
+from lpips_lightning.backbones.caffe_file import caffe_backbone_of_file, has_calibration, is_caffe_file
 from lpips_lightning.backbones.definition import BACKBONES, Backbone, get_backbone
 from lpips_lightning.backbones.extractor import FeatureExtractor, random_backbone
 from lpips_lightning.backbones.fetch import find_backbone
@@ -41,6 +43,46 @@ def version_name(version: str | float) -> str:
         ('0.1', '0.0')
     """
     return str(version) if isinstance(version, float) else version
+
+
+def describe_backbone(
+    net_type: str | Backbone, weights: WeightsSource, calibrated: bool, calibration: WeightsSource, default: str
+) -> tuple[Backbone, bool]:
+    """The backbone of a name, or the one that the file of its weights describes.
+
+    A file of `lpips_lightning.backbones.caffe_file` says its architecture, and has no official calibration: without one
+    of the user's, the network is the baseline.
+
+    Args:
+        net_type: Name of a backbone, or a custom backbone.
+        weights: Source of the backbone weights.
+        calibrated: False for the baseline.
+        calibration: Source of the calibration.
+        default: The name that stands for none given, next to which the file decides.
+
+    Returns:
+        The backbone, and whether the network is calibrated.
+
+    Raises:
+        ValueError: If the name is unknown, or its architecture is not determined.
+        WeightsError: If the file describes another backbone than the name.
+    """
+    if isinstance(net_type, Backbone) or not (net_type == NET_TYPE or is_caffe_file(weights)):
+        return get_backbone(net_type), calibrated
+    if is_caffe_file(weights):
+        path = _path(weights, "weights")  # type: ignore[arg-type]
+        if net_type not in (default, NET_TYPE):
+            raise WeightsError(
+                f"{path}: expected weights of {net_type!r}, got those of {NET_TYPE!r}; leave the net out"
+            )
+        return caffe_backbone_of_file(path), calibrated and (calibration is not None or has_calibration(path))
+    if not isinstance(weights, str) or weights != "random":
+        raise ValueError(
+            f"weights: expected a file for {NET_TYPE!r}, of which none ships, or 'random', got {weights!r:.80};"
+            " lpips-lightning weights convert makes one of a published file"
+        )
+    settings = CaffeAlexNet(colors="rgb").settings
+    return caffe_backbone(settings), calibrated and calibration is not None
 
 
 def resolve_network(

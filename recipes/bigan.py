@@ -15,12 +15,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import RelativeSquaredError
 from typing_extensions import override
 
 from lpips_lightning._lightning import LightningModule
 from lpips_lightning.recipes.command import run_recipe
-from lpips_lightning.recipes.self_supervised import PhotographCrops, SelfSupervisedCLI, new_alexnet, to_unit
+from lpips_lightning.recipes.self_supervised import (
+    PhotographCrops,
+    RelativeError,
+    SelfSupervisedCLI,
+    new_alexnet,
+    to_unit,
+)
 
 SIDE = 64
 """Side of the images in pixels."""
@@ -104,8 +109,8 @@ class BiGAN(LightningModule):
         self.backbone = new_alexnet(width, std=(60.0, 60.0, 60.0), normalization="batch", lrn=False, leaky=0.2)
         self.to_code = nn.Sequential(nn.Flatten(), nn.Linear(9 * self.backbone.channels[-1], code))
         self.generator, self.discriminator = Generator(code, channels), Discriminator(code, channels)
-        self.val_image_error = RelativeSquaredError(num_outputs=3)
-        self.val_code_error = RelativeSquaredError(num_outputs=code)
+        self.val_image_error = RelativeError(3)
+        self.val_code_error = RelativeError(code)
 
     @override
     def forward(self, images: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
+from torchmetrics import Metric
 from typing_extensions import override
 
 from lpips_lightning import __version__
 from lpips_lightning._lightning import Callback, LightningDataModule, LightningModule, MisconfigurationException
 from lpips_lightning.backbones.caffe_alexnet import CaffeAlexNet
 from lpips_lightning.backbones.caffe_file import write_caffe_alexnet
+from lpips_lightning.batch import SUM_DTYPE
 from lpips_lightning.callbacks._loggers import log_folder
 from lpips_lightning.callbacks.calibration_file import check_tensor_file
 from lpips_lightning.data.samplers import ResumableLoader
@@ -197,6 +199,50 @@ def new_alexnet(width: float, **variant: Any) -> CaffeAlexNet:
         nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
         nn.init.zeros_(cast("Tensor", convolution.bias))
     return backbone.to(memory_format=torch.channels_last)
+
+
+class RelativeError(Metric):
+    """Squared error of predictions, divided by that of the targets' mean: 1 is no better than the mean.
+
+    Predictions and targets have the shape ``(N, columns)``; errors are added over all columns, then divided.
+
+    Args:
+        columns: Number of columns.
+
+    Example:
+        >>> metric = RelativeError(1)
+        >>> target = torch.tensor([[0.0], [1.0], [2.0]])
+        >>> metric(torch.full((3, 1), 1.0), target), metric(target, target)
+        (tensor(1.), tensor(0.))
+    """
+
+    full_state_update = False
+    higher_is_better = False
+    if TYPE_CHECKING:  # torch.jit.script reads annotations of attributes, and these are strings
+        error: Tensor
+        count: Tensor
+        total: Tensor
+        squares: Tensor
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        for name, shape in (("error", ()), ("count", ()), ("total", (columns,)), ("squares", (columns,))):
+            self.add_state(name, torch.zeros(shape, dtype=SUM_DTYPE), dist_reduce_fx="sum")
+
+    @override
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add rows, ``(N, columns)``."""
+        # Not in place: the state may be an inference tensor, since a Trainer's validate resets it in inference mode.
+        preds, target = preds.to(SUM_DTYPE), target.to(SUM_DTYPE)
+        self.error = self.error + (preds - target).square().sum()
+        self.count = self.count + len(target)
+        self.total = self.total + target.sum(0)
+        self.squares = self.squares + target.square().sum(0)
+
+    @override
+    def compute(self) -> Tensor:
+        about_mean = self.squares - self.total.square() / self.count
+        return (self.error / about_mean.sum()).float()
 
 
 def to_unit(images: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import RelativeSquaredError
 from typing_extensions import override
 
 from lpips_lightning._lightning import LightningModule
@@ -20,6 +19,7 @@ from lpips_lightning.recipes.command import run_recipe
 from lpips_lightning.recipes.self_supervised import (
     SMALLEST_SIDE,
     PhotographCrops,
+    RelativeError,
     SelfSupervisedCLI,
     new_alexnet,
     to_unit,
@@ -68,8 +68,8 @@ class SplitBrain(LightningModule):
             first.weight.mul_(sees)
         self.to_ab = nn.Conv2d(self.backbone.channels[-1] // 2, _SIDE**2, 1)
         self.to_lightness = nn.Conv2d(self.backbone.channels[-1] // 2, _LIGHTNESSES, 1)
-        self.val_ab_error = RelativeSquaredError(num_outputs=2)
-        self.val_lightness_error = RelativeSquaredError()
+        self.val_ab_error = RelativeError(2)
+        self.val_lightness_error = RelativeError(1)
 
     @property
     def _first(self) -> nn.Conv2d:
@@ -112,7 +112,7 @@ class SplitBrain(LightningModule):
         expected_ab = _expected(ab_logits, _centers_of_ab(self.device))
         expected_lightness = _expected(lightness_logits, _centers_of_lightness(self.device))
         self.val_ab_error.update(expected_ab, ab.permute(0, 2, 3, 1).reshape(-1, 2))
-        self.val_lightness_error.update(expected_lightness.flatten(), lightness.flatten())
+        self.val_lightness_error.update(expected_lightness, lightness.permute(0, 2, 3, 1).reshape(-1, 1))
         self.log("val/ab_error", self.val_ab_error, prog_bar=True)
         self.log("val/lightness_error", self.val_lightness_error, prog_bar=True)
 

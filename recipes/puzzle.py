@@ -58,7 +58,7 @@ class Puzzle(LightningModule):
         self,
         width: float = 0.5,
         tile: int = 64,
-        permutations: int = 64,
+        permutations: int = 24,
         channel_shift: int = 2,
         gray: float = 0.3,
         hidden: int = 256,
@@ -73,10 +73,13 @@ class Puzzle(LightningModule):
         if tile < SMALLEST_SIDE:
             raise ValueError(f"tile: expected at least {SMALLEST_SIDE}, got {tile}")
         with torch.device("meta"):
-            outputs = CaffeAlexNet(**self.backbone.settings).features(torch.empty(1, 3, tile, tile)).numel()
-        self.of_tile = nn.Sequential(nn.Flatten(), nn.Linear(outputs, hidden), nn.ReLU())
+            outputs = CaffeAlexNet(**self.backbone.settings).eval().features(torch.empty(1, 3, tile, tile)).numel()
+        self.of_tile = nn.Sequential(nn.Flatten(), nn.Linear(outputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU())
         self.of_all = nn.Sequential(
-            nn.Linear(_TILES * hidden, 2 * hidden), nn.ReLU(), nn.Dropout(0.5), nn.Linear(2 * hidden, permutations)
+            nn.Linear(_TILES * hidden, 2 * hidden),
+            nn.BatchNorm1d(2 * hidden),
+            nn.ReLU(),
+            nn.Linear(2 * hidden, permutations),
         )
         self.register_buffer("orders", distant_permutations(permutations, seed), persistent=False)
         self.orders: Tensor

@@ -211,7 +211,7 @@ def test_tiles_are_those_of_a_slow_loop():
 def test_a_puzzle_shows_the_tiles_in_its_order():
     model = small("puzzle")
     tiles = tiles_of(images(4, 120), 38)
-    order = torch.tensor([0, 5, 63, 5])
+    order = torch.tensor([0, 5, 23, 5])
     found = model._shuffled(tiles, order)
     for number, index in enumerate(order):
         for place, tile in enumerate(model.orders[index]):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 from typing_extensions import override
 
 from lpips_lightning._lightning import LightningModule
@@ -23,7 +24,10 @@ from lpips_lightning.recipes.self_supervised import (
     PhotographCrops,
     RelativeError,
     SelfSupervisedCLI,
+    Start,
+    check_start,
     new_alexnet,
+    start_from_kmeans,
     to_unit,
 )
 
@@ -51,6 +55,8 @@ class Generator(nn.Sequential):
 class Discriminator(nn.Module):
     """Images ``(N, 3, 64, 64)`` on [0, 1] and codes ``(N, code)`` -> scores ``(N,)``, high for images of the data.
 
+    Spectral normalization keeps it from winning so clearly that the others learn nothing.
+
     Args:
         code: Numbers of a code.
         channels: Channels of the first layer; twice as many in each later one.
@@ -58,20 +64,23 @@ class Discriminator(nn.Module):
 
     def __init__(self, code: int, channels: int) -> None:
         super().__init__()
-        widths = [3, *(channels * factor for factor in (1, 2, 4, 8))]
+        widths, hidden = [3, *(channels * factor for factor in (1, 2, 4, 8))], 16 * channels
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(widths):
-            layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        hidden = 16 * channels
-        self.of_image = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * widths[-1], hidden), nn.LeakyReLU(0.2))
-        self.of_code = nn.Sequential(nn.Linear(code, hidden), nn.LeakyReLU(0.2))
-        self.of_both = nn.Sequential(nn.Linear(2 * hidden, 2 * hidden), nn.LeakyReLU(0.2), nn.Linear(2 * hidden, 1))
+            layers += [spectral_norm(nn.Conv2d(inputs, outputs, 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
+        self.of_image = nn.Sequential(*layers, nn.Flatten(), *_linear(16 * widths[-1], hidden))
+        self.of_code = nn.Sequential(*_linear(code, hidden))
+        self.of_both = nn.Sequential(*_linear(2 * hidden, 2 * hidden), spectral_norm(nn.Linear(2 * hidden, 1)))
 
     @override
     def forward(self, images: Tensor, codes: Tensor) -> Tensor:
         both = torch.cat([self.of_image(2 * images - 1), self.of_code(codes)], 1)
         scores: Tensor = self.of_both(both)
         return scores[:, 0]
+
+
+def _linear(inputs: int, outputs: int) -> tuple[nn.Module, nn.Module]:
+    return spectral_norm(nn.Linear(inputs, outputs)), nn.LeakyReLU(0.2)
 
 
 class BiGAN(LightningModule):
@@ -84,6 +93,8 @@ class BiGAN(LightningModule):
 
     Args:
         width: Channels of the backbone, in units of AlexNet's.
+        start: Filters before the training: ``"kmeans"``, by stacked k-means on training crops (arXiv:1511.06856), or
+            ``"random"``.
         code: Numbers of a code.
         channels: Channels of the largest layer of generator and discriminator.
         lr: Learning rate of Adam.
@@ -96,18 +107,22 @@ class BiGAN(LightningModule):
     def __init__(
         self,
         width: float = 0.5,
+        start: Start = "kmeans",
         code: int = 64,
-        channels: int = 32,
-        lr: float = 2e-4,
+        channels: int = 16,
+        lr: float = 5e-4,
         betas: tuple[float, float] = (0.5, 0.999),
     ) -> None:
         super().__init__()
         for argument, count in (("code", code), ("channels", channels)):
             if count < 1:
                 raise ValueError(f"{argument}: expected at least 1, got {count}")
+        check_start(start)
         self.save_hyperparameters()
         self.backbone = new_alexnet(width, std=(60.0, 60.0, 60.0), normalization="batch", lrn=False, leaky=0.2)
-        self.to_code = nn.Sequential(nn.Flatten(), nn.Linear(9 * self.backbone.channels[-1], code))
+        # Codes have mean 0 and variance 1 from the start, as the random ones.
+        last = nn.BatchNorm1d(code, affine=False)
+        self.to_code = nn.Sequential(nn.Flatten(), nn.Linear(9 * self.backbone.channels[-1], code), last)
         self.generator, self.discriminator = Generator(code, channels), Discriminator(code, channels)
         self.val_image_error = RelativeError(3)
         self.val_code_error = RelativeError(code)
@@ -117,6 +132,11 @@ class BiGAN(LightningModule):
         """Codes ``(N, code)`` of images ``(N, 3, 64, 64)`` on [0, 1]."""
         codes: Tensor = self.to_code(self.backbone(images))
         return codes
+
+    @override
+    def on_fit_start(self) -> None:
+        if self.hparams["start"] == "kmeans":
+            start_from_kmeans(self.trainer, self.backbone)
 
     @override
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:

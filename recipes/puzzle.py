@@ -23,7 +23,10 @@ from lpips_lightning.recipes.self_supervised import (
     SMALLEST_SIDE,
     PhotographCrops,
     SelfSupervisedCLI,
+    Start,
+    check_start,
     new_alexnet,
+    start_from_kmeans,
     to_unit,
     with_cosine,
 )
@@ -40,6 +43,8 @@ class Puzzle(LightningModule):
 
     Args:
         width: Channels of the backbone, in units of AlexNet's.
+        start: Filters before the training: ``"kmeans"``, by stacked k-means on training crops (arXiv:1511.06856), or
+            ``"random"``.
         tile: Side of a tile in pixels; below a third of the crops, so that there are gaps.
         permutations: Number of orders to tell apart.
         channel_shift: In training, red, green and blue are shifted by up to so many pixels each.
@@ -57,6 +62,7 @@ class Puzzle(LightningModule):
     def __init__(
         self,
         width: float = 0.5,
+        start: Start = "kmeans",
         tile: int = 64,
         permutations: int = 24,
         channel_shift: int = 2,
@@ -68,6 +74,7 @@ class Puzzle(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_start(start)
         self.save_hyperparameters()
         self.backbone = new_alexnet(width, std=(60.0, 60.0, 60.0), normalization="batch", lrn=False)
         if tile < SMALLEST_SIDE:
@@ -90,6 +97,11 @@ class Puzzle(LightningModule):
         """Logits of the orders ``(N, permutations)``, for tiles ``(N, 9, 3, tile, tile)`` from `normalized`."""
         features = self.of_tile(self.backbone.features(tiles.flatten(0, 1)))
         return self.of_all(features.unflatten(0, (-1, _TILES)).flatten(1))
+
+    @override
+    def on_fit_start(self) -> None:
+        if self.hparams["start"] == "kmeans":
+            start_from_kmeans(self.trainer, self.backbone)
 
     @override
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:

@@ -7,10 +7,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from lpips_lightning._lightning import Callback, LightningDataModule, LightningM
 from lpips_lightning.backbones.caffe_alexnet import CaffeAlexNet
 from lpips_lightning.backbones.caffe_file import write_caffe_alexnet
 from lpips_lightning.batch import SUM_DTYPE
+from lpips_lightning.calibration.kmeans import initialize_layer
 from lpips_lightning.callbacks._loggers import log_folder
 from lpips_lightning.callbacks.calibration_file import check_tensor_file
 from lpips_lightning.data.samplers import ResumableLoader
@@ -43,7 +44,11 @@ CHANNELS = (96, 256, 384, 384, 256)
 SMALLEST_SIDE = 23
 """Side of the smallest images, in pixels, for which an AlexNet of the recipes has an output."""
 
+Start = Literal["kmeans", "random"]
+"""Filters before the training: stacked k-means, or random."""
+
 _VAL_SEED = 1  # of the validation crops, which are the same in every run
+_START_SEED, _START_CROPS, _START_PATCHES = 2, 64, 8000  # of k-means; more patches hardly change it
 
 
 class Crops(Dataset[Tensor]):
@@ -146,6 +151,11 @@ class PhotographCrops(LightningDataModule):
             self.train_data = Crops(train.values(), size, zoom, self.epoch_size, cache)
         self.val_data = Crops(held_out.values(), size, zoom, self.val_size, cache, seed=_VAL_SEED)
 
+    def start_crops(self) -> Tensor:
+        """The same crops of training photographs in every run, for `start_from_kmeans`."""
+        crops = Crops(self.train_data.files, self.crop_size, self.zoom, _START_CROPS, False, seed=_START_SEED)
+        return torch.stack([crops[number] for number in range(len(crops))])
+
     @override
     def state_dict(self) -> dict[str, Any]:
         return self._choice.state_dict()
@@ -199,6 +209,43 @@ def new_alexnet(width: float, **variant: Any) -> CaffeAlexNet:
         nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
         nn.init.zeros_(cast("Tensor", convolution.bias))
     return backbone.to(memory_format=torch.channels_last)
+
+
+def check_start(start: str) -> None:
+    """Raise a ValueError unless `start` is one of `Start`."""
+    if start not in get_args(Start):
+        raise ValueError(f"start: expected one of {', '.join(map(repr, get_args(Start)))}, got {start!r}")
+
+
+@torch.no_grad()
+def start_from_kmeans(
+    trainer: Trainer, backbone: CaffeAlexNet, blocks: Sequence[tuple[slice, slice]] | None = None
+) -> None:
+    """Set the filters of a backbone by stacked k-means on training crops, unless the training resumes.
+
+    See `lpips_lightning.calibration.kmeans`: a layer's filters are cluster centers of its whitened input patches, and
+    its outputs have mean 0 and variance 1.
+
+    Args:
+        trainer: Trainer whose data module is `PhotographCrops`.
+        backbone: The backbone, without LRN.
+        blocks: Of the first convolution, the input channels that each part of the output channels sees.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if trainer.ckpt_path is not None or not isinstance(data, PhotographCrops):
+        return
+    device = next(backbone.parameters()).device
+    backbone.to("cpu")
+    generator = torch.Generator().manual_seed(_START_SEED)
+    inputs = backbone.preprocess(to_unit(data.start_crops()))
+    for index, layer in enumerate(backbone.features):
+        if isinstance(layer, nn.Conv2d):
+            options = {"patches": _START_PATCHES, "iterations": 6, "blocks": blocks if index == 0 else None}
+            initialize_layer(layer, inputs, generator, **options)
+        is_training, layer.training = layer.training, False
+        inputs = torch.cat([layer(part) for part in inputs.split(16)])
+        layer.training = is_training
+    backbone.to(device)
 
 
 class RelativeError(Metric):

@@ -21,7 +21,10 @@ from lpips_lightning.recipes.self_supervised import (
     PhotographCrops,
     RelativeError,
     SelfSupervisedCLI,
+    Start,
+    check_start,
     new_alexnet,
+    start_from_kmeans,
     to_unit,
     with_cosine,
 )
@@ -40,15 +43,23 @@ class SplitBrain(LightningModule):
 
     Args:
         width: Channels of the backbone, in units of AlexNet's.
+        start: Filters before the training: ``"kmeans"``, by stacked k-means on training crops (arXiv:1511.06856), or
+            ``"random"``.
         lr: Highest learning rate of AdamW.
         weight_decay: Weight decay of AdamW.
         warmup_steps: Linear warm-up to `lr`; then cosine decay to 0.
     """
 
     def __init__(
-        self, width: float = 0.5, lr: float = 1e-3, weight_decay: float = 1e-2, warmup_steps: int = 50
+        self,
+        width: float = 0.5,
+        start: Start = "kmeans",
+        lr: float = 1e-3,
+        weight_decay: float = 1e-2,
+        warmup_steps: int = 50,
     ) -> None:
         super().__init__()
+        check_start(start)
         self.save_hyperparameters()
         self.backbone = new_alexnet(
             width,
@@ -88,6 +99,14 @@ class SplitBrain(LightningModule):
         features: Tensor = self.backbone.features(inputs)
         from_lightness, from_ab = features.chunk(2, dim=1)
         return self.to_ab(from_lightness), self.to_lightness(from_ab)
+
+    @override
+    def on_fit_start(self) -> None:
+        if self.hparams["start"] == "kmeans":
+            half = self._first.out_channels // 2
+            start_from_kmeans(
+                self.trainer, self.backbone, [(slice(0, 1), slice(0, half)), (slice(1, 3), slice(half, None))]
+            )
 
     @override
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:

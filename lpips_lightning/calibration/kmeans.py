@@ -153,6 +153,7 @@ def initialize_layer(
     patches: int,
     iterations: int,
     beta: float = 0.0,
+    fraction: float = 0.1,
     blocks: Sequence[tuple[slice, slice]] | None = None,
 ) -> None:
     """Set a layer's filters to cluster centers of its inputs, scaled to outputs of mean beta and variance 1.
@@ -164,6 +165,7 @@ def initialize_layer(
         patches: Patches to cluster.
         iterations: Iterations of k-means.
         beta: Mean of every output channel.
+        fraction: Regularization of `whitening`.
         blocks: Of a layer without groups, the input channels that each part of the output channels sees; the weights of
             the others are 0. None for all.
     """
@@ -172,7 +174,7 @@ def initialize_layer(
     given = [(slice(k * seen, (k + 1) * seen), slice(k * outputs, (k + 1) * outputs)) for k in range(groups)]
     for sees, makes in blocks or given:
         rows = _patches(layer, inputs[:, sees], patches, generator)
-        matrix = whitening(rows)
+        matrix = whitening(rows, fraction)
         count = len(range(layer.out_channels)[makes])
         centers = spherical_kmeans((rows - rows.mean(0)) @ matrix, count, iterations, generator)
         part = weight[makes, sees] if blocks else weight[makes]

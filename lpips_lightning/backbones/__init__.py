@@ -16,6 +16,9 @@ official calibration for them: pass ``calibration=PATH``, or ``calibrated=False`
 >>> mine = from_module(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), ["1"], mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 >>> metric = LearnedPerceptualImagePatchSimilarity(mine, data_range=(0, 1), calibrated=False)
 
+`CaffeAlexNet` is the network of most self-supervised methods. `write_caffe_alexnet` writes one as a file that says its
+architecture, for ``LPIPS(weights=FILE)``, and `load_caffe_alexnet` reads it again to go on training.
+
 Where weights are looked for, and what they are checked against: see `lpips_lightning.weights`.
 """
 
@@ -26,14 +29,19 @@ from lpips_lightning._lazy import lazy_names
 __all__ = [
     "BACKBONES",
     "Backbone",
+    "CaffeAlexNet",
     "FeatureExtractor",
     "from_module",
     "from_torchvision",
     "get_backbone",
+    "load_caffe_alexnet",
     "random_backbone",
+    "write_caffe_alexnet",
 ]
 
 if TYPE_CHECKING:
+    from lpips_lightning.backbones.caffe_alexnet import CaffeAlexNet
+    from lpips_lightning.backbones.caffe_file import load_caffe_alexnet, write_caffe_alexnet
     from lpips_lightning.backbones.custom import from_module, from_torchvision
     from lpips_lightning.backbones.definition import BACKBONES, Backbone, get_backbone
     from lpips_lightning.backbones.extractor import FeatureExtractor, random_backbone
@@ -41,6 +49,8 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "caffe_alexnet": ["CaffeAlexNet"],
+            "caffe_file": ["load_caffe_alexnet", "write_caffe_alexnet"],
             "custom": ["from_module", "from_torchvision"],
             "definition": ["BACKBONES", "Backbone", "get_backbone"],
             "extractor": ["FeatureExtractor", "random_backbone"],

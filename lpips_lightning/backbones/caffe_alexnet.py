@@ -117,10 +117,6 @@ class CaffeAlexNet(nn.Module):
             "std": _per_channel("std", (1.0,) * len(MEANS[colors]) if std is None else std, colors),
         }
         self.colors: Colors = colors
-        self.register_buffer("_mean", torch.tensor(self.settings["mean"]).view(-1, 1, 1), persistent=False)
-        self.register_buffer("_std", torch.tensor(self.settings["std"]).view(-1, 1, 1), persistent=False)
-        self._mean: Tensor
-        self._std: Tensor
         self.feature_layers: dict[str, int] = {}
         self.convolutions: list[int] = []
         self.features = nn.Sequential()
@@ -134,7 +130,9 @@ class CaffeAlexNet(nn.Module):
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Convert RGB images on [0, 1], ``(N, 3, H, W)``, to what the first convolution sees, ``(N, C, H, W)``."""
-        return (native(images, self.colors) - self._mean) / self._std
+        inputs = native(images, self.colors)
+        mean, std = (inputs.new_tensor(self.settings[name]).view(-1, 1, 1) for name in ("mean", "std"))
+        return (inputs - mean) / std
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         """Features ``(N, C, h, w)`` by layer name, of RGB images on [0, 1]."""
@@ -166,8 +164,10 @@ class CaffeAlexNet(nn.Module):
         elif self.colors == "lightness":
             weight = torch.cat([weight, torch.zeros_like(weight), torch.zeros_like(weight)], 1)
             said |= {"colors": "lab", "mean": [*said["mean"], 0.0, 0.0], "std": [*said["std"], 1.0, 1.0]}
-        clone = CaffeAlexNet(**said).to(weight.device, weight.dtype).train(self.training)
-        clone.load_state_dict({**self.state_dict(), "features.0.weight": weight})
+        with torch.device("meta"):  # draws no random numbers
+            clone = CaffeAlexNet(**said).train(self.training)
+        state = {**self.state_dict(), "features.0.weight": weight}
+        clone.load_state_dict({name: tensor.detach().clone() for name, tensor in state.items()}, assign=True)
         return clone
 
     def backbone(self, smallest_side: int | None = None) -> Backbone:
@@ -240,6 +240,12 @@ def caffe_backbone(
     else:
         mean, std = [0.0] * 3, [1.0] * 3
     return measured_backbone(NET_TYPE, "", nodes, build, default_weights, (mean, std), smallest_side)
+
+
+def settings_of(backbone: Backbone) -> dict[str, Any] | None:
+    """The settings of a backbone that `caffe_backbone` made; None for others."""
+    build = backbone.build
+    return dict(build.args[0]) if isinstance(build, partial) and build.func is _ThreeChannels else None
 
 
 class _ThreeChannels(nn.Module):

@@ -15,7 +15,9 @@ from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.io.tensor_files import read_record, write_tensors
 from lpips_lightning.weights import WeightsError, read_tensors
 
-_SETTINGS = "architecture"
+ARCHITECTURE = "architecture"
+"""Name of the settings in the record of a file."""
+
 _CALIBRATION = "calibration."
 
 
@@ -49,7 +51,7 @@ def write_caffe_alexnet(
         'caffe-alexnet'
     """
     plain = net.with_three_channels()
-    about = {"mode": mode, "trained_on": net.colors, _SETTINGS: plain.settings, **(record or {})}
+    about = {"mode": mode, "trained_on": net.colors, ARCHITECTURE: plain.settings, **(record or {})}
     return write_tensors(path, plain.state_dict(), about, net_type=NET_TYPE)
 
 
@@ -76,7 +78,7 @@ def caffe_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         WeightsError: If the file cannot be read, or does not say its architecture.
     """
-    settings = read_record(path).get(_SETTINGS)
+    settings = read_record(path).get(ARCHITECTURE)
     if not isinstance(settings, dict):
         raise WeightsError(f"{path}: expected a backbone file that says its architecture, got one that does not")
     return settings

@@ -81,7 +81,8 @@ def describe_backbone(
             f"weights: expected a file for {NET_TYPE!r}, of which none ships, or 'random', got {weights!r:.80};"
             " lpips-lightning weights convert makes one of a published file"
         )
-    settings = CaffeAlexNet(colors="rgb").settings
+    with torch.device("meta"):  # draws no random numbers
+        settings = CaffeAlexNet(colors="rgb").settings
     return caffe_backbone(settings), calibrated and calibration is not None
 
 

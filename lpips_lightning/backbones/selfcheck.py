@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from lpips_lightning.backbones.caffe_alexnet import NET_TYPE
 from lpips_lightning.backbones.frozen import FrozenNetwork
 from lpips_lightning.backbones.loading import calibration_tensors
 from lpips_lightning.distance import layer_distances
@@ -44,34 +47,69 @@ _TOLERANCE = 2e-3  # three published digits; 10-bit mantissa of TF32 convolution
 def selfcheck(net_type: str, network: FrozenNetwork) -> dict[str, float]:
     """Compare distances of the example patches with the recorded ones.
 
+    For ``"caffe-alexnet"``, of which no distances are known, its features are checked instead: their channels, that
+    they are finite, and that no layer is constant.
+
     Args:
         net_type: Key of the recorded distances.
         network: Its backbone is used, with the official v0.1 calibration and input scaling.
 
     Returns:
-        Distances to the reference patch, ``"p0"`` and ``"p1"``.
+        Distances to the reference patch, ``"p0"`` and ``"p1"``; for ``"caffe-alexnet"`` without calibration.
 
     Raises:
-        WeightsError: If the distances differ from the recorded ones.
+        WeightsError: If the distances differ from the recorded ones, or the features are not those of such a network.
         ValueError: If no distances are recorded for `net_type`.
     """
+    if net_type == NET_TYPE:
+        return _plausible_distances(network)
     if net_type not in GOLDEN:
         raise ValueError(f"selfcheck: expected one of {', '.join(map(repr, GOLDEN))}, got the backbone {net_type!r}")
-    parameter = next(network.extractor.parameters())
-    record, patches = network.record, {name: patch.to(parameter.device) for name, patch in load(EXAMPLES).items()}
-    shift, scale = (torch.tensor(values, device=parameter.device) for values in (record.shift, record.scale))
-    calibration = calibration_tensors(record, "0.1", None)
-    weights = {layer: weight.to(parameter.device) for layer, weight in calibration.items()}
-    batch = torch.stack([patches[name] for name in ("ref", "p0", "p1")])
-    with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
-        layers = network.extractor(to_backbone(batch, (0, 255), shift, scale, parameter.dtype, clamp=False))
-        reference = {layer: feature_map[:1].expand(2, -1, -1, -1) for layer, feature_map in layers.items()}
-        terms = layer_distances(reference, {layer: feature_map[1:] for layer, feature_map in layers.items()}, weights)
-    p0, p1 = torch.stack(list(terms.values())).sum(0).tolist()
+    layers = _example_features(network)
+    first = next(iter(layers.values()))
+    weights = {
+        layer: weight.to(first.device) for layer, weight in calibration_tensors(network.record, "0.1", None).items()
+    }
+    p0, p1 = _example_distances(layers, weights)
     golden = GOLDEN[net_type]
     if not (abs(p0 - golden.p0) <= _TOLERANCE * golden.p0 and abs(p1 - golden.p1) <= _TOLERANCE * golden.p1):
         raise WeightsError(
             f"selfcheck: expected distances of {golden.p0:.3f} and {golden.p1:.3f} ({golden.source}) on the example "
             f"patches, got {p0:.3f} and {p1:.3f}: these are not the weights of LPIPS {net_type}"
         )
+    return {"p0": p0, "p1": p1}
+
+
+def _example_features(network: FrozenNetwork) -> dict[str, Tensor]:
+    """Features of the three example patches by layer name."""
+    parameter = next(network.extractor.parameters())
+    record, patches = network.record, {name: patch.to(parameter.device) for name, patch in load(EXAMPLES).items()}
+    shift, scale = (torch.tensor(values, device=parameter.device) for values in (record.shift, record.scale))
+    batch = torch.stack([patches[name] for name in ("ref", "p0", "p1")])
+    with torch.no_grad(), torch.autocast(parameter.device.type, enabled=False):
+        features: dict[str, Tensor] = network.extractor(
+            to_backbone(batch, (0, 255), shift, scale, parameter.dtype, clamp=False)
+        )
+    return features
+
+
+def _example_distances(layers: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None) -> tuple[float, float]:
+    """Distances of the second and third patch to the first."""
+    reference = {layer: feature_map[:1].expand(2, -1, -1, -1) for layer, feature_map in layers.items()}
+    others = {layer: feature_map[1:] for layer, feature_map in layers.items()}
+    device = next(iter(layers.values())).device.type
+    with torch.no_grad(), torch.autocast(device, enabled=False):
+        terms = layer_distances(reference, others, weights)
+    p0, p1 = torch.stack(list(terms.values())).sum(0).tolist()
+    return p0, p1
+
+
+def _plausible_distances(network: FrozenNetwork) -> dict[str, float]:
+    layers = _example_features(network)
+    for (layer, features), channels in zip(layers.items(), network.record.channels, strict=True):
+        if features.shape[1] != channels or not bool(features.isfinite().all()):
+            raise WeightsError(f"selfcheck: expected {channels} channels of finite features at {layer}, got others")
+        if bool((features == features[:1, :, :1, :1]).all()):
+            raise WeightsError(f"selfcheck: expected features that differ at {layer}, got constant ones")
+    p0, p1 = _example_distances(layers, None)
     return {"p0": p0, "p1": p1}

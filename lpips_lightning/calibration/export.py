@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from lpips_lightning.backbones.caffe_alexnet import settings_of
+from lpips_lightning.backbones.caffe_file import ARCHITECTURE
 from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.backbones.loading import calibration_tensors
 from lpips_lightning.calibration.model import TrainableLPIPS, check_choice
@@ -102,5 +104,7 @@ def write_calibration(
     if network.mode != "lin":
         tensors = {f"calibration.{layer}": weight for layer, weight in tensors.items()}
         tensors |= network.extractor.graph.state_dict()
+    if network.mode != "lin" and (settings := settings_of(network.record)) is not None:
+        record = {**record, ARCHITECTURE: settings}
     labels = {"net_type": network.record.name, "version": _version(network)}
     return write_tensors(path, tensors, record, **labels)

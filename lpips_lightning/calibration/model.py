@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from typing_extensions import override
 
 from lpips_lightning.backbones.definition import Backbone
-from lpips_lightning.backbones.loading import WeightsSource, resolve_network, version_name
+from lpips_lightning.backbones.loading import WeightsSource, describe_backbone, resolve_network, version_name
 from lpips_lightning.distance import layer_distances, unit_normalize
 from lpips_lightning.images.preprocessing import to_backbone
 
@@ -66,9 +66,8 @@ class TrainableLPIPS(nn.Module):
         if mode == "scratch" and weights not in (None, "random"):
             raise ValueError(f"weights: expected None with mode 'scratch', which draws its own, got {weights!r}")
         source = "random" if mode == "scratch" else weights
-        _, frozen = resolve_network(
-            cast("Any", net_type), version_name(version), init == "official", source, None, seed
-        )
+        backbone, _ = describe_backbone(cast("Any", net_type), source, False, None, "alex")
+        _, frozen = resolve_network(backbone, version_name(version), init == "official", source, None, seed)
         self.mode, self.dropout = mode, dropout
         self.layers, self.record = frozen.layers, frozen.record
         self.extractor = copy.deepcopy(frozen.extractor).requires_grad_(mode != "lin")

@@ -72,7 +72,7 @@ COMMANDS = {
     "correlate": _with_parser("LPIPS against mean opinion scores: SRCC, PLCC, KRCC", "cli.correlate"),
     "kmeans": _with_parser("learn a backbone without labels, by stacked k-means", "cli.kmeans"),
     "export": _with_parser("LPIPS as one file for other runtimes: ONNX, TorchScript, pt2", "cli.export"),
-    "weights": _with_parser("list, download or check weight files", "cli.weights"),
+    "weights": _with_parser("list, download, check or convert weight files", "cli.weights"),
     "completion": _with_parser("shell completion for bash, zsh, fish and tcsh", "cli.completion"),
 }
 """Subcommands by name, in the order of the help screen."""

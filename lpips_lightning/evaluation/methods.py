@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lpips_lightning.backbones.caffe_alexnet import NET_TYPE
 from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.evaluation.table5 import paper_row
 from lpips_lightning.images.hints import EVALUATION
@@ -43,7 +44,7 @@ def parse_method(name: str) -> Method:
     ``NET`` is LPIPS with its official calibration; ``NET:baseline`` is uncalibrated; ``NET:random`` has Gaussian
     backbone weights; ``NET:calibration=FILE`` uses your own calibration; ``NET:kmeans=FILE`` and ``NET:weights=FILE``
     use other backbone weights, uncalibrated unless the file includes a calibration. ``NET`` is a network name of
-    `LPIPS`. The classical metrics are the keys of `OTHERS`.
+    `LPIPS`; ``caffe-alexnet`` needs ``random`` or ``weights=FILE``. The classical metrics are the keys of `OTHERS`.
 
     Args:
         name: Name of the method.
@@ -64,8 +65,8 @@ def parse_method(name: str) -> Method:
     head, _, variant = name.partition(":")
     if head in OTHERS and not variant:
         return Method(name, OTHERS[head](), paper_row(head))
-    if head not in BACKBONES:
-        known = ", ".join([*BACKBONES, *OTHERS])
+    if head not in BACKBONES and head != NET_TYPE:
+        known = ", ".join([*BACKBONES, NET_TYPE, *OTHERS])
         raise ValueError(
             f"method: expected one of {known}, or a network with a variant such as alex:baseline, got {name!r}"
         )
@@ -96,7 +97,7 @@ def _lpips(name: str, net_type: str, variant: str) -> Method:
         else ""
     )
     net = _net(net_type, weights=file, calibrated=has_calibration)
-    return Method(name, net, paper_row(net_type, mode) if mode else None)
+    return Method(name, net, paper_row(net.net_type, mode) if mode else None)
 
 
 def _net(net_type: str, **options: Any) -> LPIPS:

@@ -38,6 +38,14 @@ TABLE_5: dict[str, tuple[float, float, float, float, float, float]] = {
 """Scores by the paper's name of the method, in the order of `PAPER_SETS`."""
 
 _NETS = {"alex": ("Alex", "AlexNet"), "vgg": ("VGG", "VGG"), "squeeze": ("Squeeze", "SqueezeNet")}
+_SELF_SUPERVISED = {
+    "random": "Gaussian",
+    "kmeans": "K-means",
+    "watching": "Watching",
+    "split-brain": "Split-Brain",
+    "puzzle": "Puzzle",
+    "bigan": "BiGAN",
+}
 _OTHERS = {"human": "Human", "l2": "L2", "ssim": "SSIM", "fsim": "FSIMc"}
 
 
@@ -45,9 +53,11 @@ def paper_row(net_type: str, mode: str = "lin") -> str | None:
     """Row name of a method in the paper's table, or None if it has no such row.
 
     Args:
-        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``, or ``"human"``, ``"l2"``, ``"ssim"``, ``"fsim"``.
-        mode: Variant of a network: ``"lin"``, ``"tune"``, ``"scratch"``, ``"baseline"``, ``"random"`` or ``"kmeans"``;
-            the paper has the last two for AlexNet only.
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``, ``"caffe-alexnet"``, or ``"human"``, ``"l2"``, ``"ssim"``,
+            ``"fsim"``.
+        mode: Variant of a network: ``"lin"``, ``"tune"``, ``"scratch"``, ``"baseline"``; for AlexNet also ``"random"``,
+            or the method that trained the backbone without labels: ``"kmeans"``, ``"watching"``, ``"split-brain"``,
+            ``"puzzle"`` or ``"bigan"``.
 
     Returns:
         A key of `TABLE_5`, or None.
@@ -55,10 +65,14 @@ def paper_row(net_type: str, mode: str = "lin") -> str | None:
     Example:
         >>> paper_row("alex"), paper_row("squeeze", "baseline"), paper_row("vgg", "kmeans")
         ('Alex-lin', 'SqueezeNet', None)
+        >>> paper_row("caffe-alexnet", "bigan")
+        'BiGAN'
     """
+    if net_type == "caffe-alexnet":
+        return _SELF_SUPERVISED.get(mode)
     if net_type not in _NETS:
         return _OTHERS.get(net_type)
     calibrated, plain = _NETS[net_type]
-    if mode in ("random", "kmeans"):
-        return {"random": "Gaussian", "kmeans": "K-means"}[mode] if net_type == "alex" else None
+    if mode in _SELF_SUPERVISED:
+        return _SELF_SUPERVISED[mode] if net_type == "alex" else None
     return plain if mode == "baseline" else f"{calibrated}-{mode}"

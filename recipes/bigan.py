@@ -27,6 +27,7 @@ from lpips_lightning.recipes.self_supervised import (
     Start,
     check_start,
     new_alexnet,
+    parameter_groups,
     start_from_kmeans,
     to_unit,
 )
@@ -97,7 +98,8 @@ class BiGAN(LightningModule):
             ``"random"``.
         code: Numbers of a code.
         channels: Channels of the largest layer of generator and discriminator.
-        lr: Learning rate of Adam.
+        lr: Learning rate of Adam, but of the backbone.
+        backbone_lr: Learning rate of the backbone; higher ones undo the start.
         betas: Betas of Adam.
 
     Raises:
@@ -111,6 +113,7 @@ class BiGAN(LightningModule):
         code: int = 64,
         channels: int = 16,
         lr: float = 5e-4,
+        backbone_lr: float = 1e-4,
         betas: tuple[float, float] = (0.5, 0.999),
     ) -> None:
         super().__init__()
@@ -166,7 +169,9 @@ class BiGAN(LightningModule):
 
     @override
     def configure_optimizers(self) -> Any:
-        return torch.optim.Adam(self.parameters(), self.hparams["lr"], betas=self.hparams["betas"])
+        options = self.hparams
+        groups = parameter_groups(self, options["lr"], options["backbone_lr"])
+        return torch.optim.Adam(groups, betas=options["betas"])
 
 
 @contextmanager

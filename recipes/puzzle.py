@@ -26,6 +26,7 @@ from lpips_lightning.recipes.self_supervised import (
     Start,
     check_start,
     new_alexnet,
+    parameter_groups,
     start_from_kmeans,
     to_unit,
     with_cosine,
@@ -50,9 +51,10 @@ class Puzzle(LightningModule):
         channel_shift: In training, red, green and blue are shifted by up to so many pixels each.
         gray: Fraction of training puzzles without color.
         hidden: Outputs of the hidden layer for each tile, and half of those for all tiles.
-        lr: Highest learning rate of AdamW.
+        lr: Highest learning rate of AdamW, but of the backbone.
+        backbone_lr: Highest learning rate of the backbone; higher ones undo the start.
         weight_decay: Weight decay of AdamW.
-        warmup_steps: Linear warm-up to `lr`; then cosine decay to 0.
+        warmup_steps: Linear warm-up; then cosine decay to 0.
         seed: Seed of the permutations.
 
     Raises:
@@ -69,6 +71,7 @@ class Puzzle(LightningModule):
         gray: float = 0.3,
         hidden: int = 256,
         lr: float = 1e-3,
+        backbone_lr: float = 1e-4,
         weight_decay: float = 1e-2,
         warmup_steps: int = 50,
         seed: int = 0,
@@ -138,7 +141,8 @@ class Puzzle(LightningModule):
     @override
     def configure_optimizers(self) -> Any:
         options = self.hparams
-        optimizer = torch.optim.AdamW(self.parameters(), options["lr"], weight_decay=options["weight_decay"])
+        groups = parameter_groups(self, options["lr"], options["backbone_lr"])
+        optimizer = torch.optim.AdamW(groups, weight_decay=options["weight_decay"])
         return with_cosine(optimizer, self, options["warmup_steps"])
 
 

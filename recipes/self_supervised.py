@@ -300,6 +300,20 @@ def to_unit(images: Tensor) -> Tensor:
     return images if images.is_floating_point() else images.float() / 255
 
 
+def parameter_groups(module: LightningModule, lr: float, backbone_lr: float) -> list[dict[str, Any]]:
+    """All parameters for an optimizer: those of the backbone, and the others.
+
+    Args:
+        module: Model with a ``backbone``.
+        lr: Learning rate of the others.
+        backbone_lr: Learning rate of the backbone.
+    """
+    backbone = list(cast("CaffeAlexNet", module.backbone).parameters())
+    known = set(map(id, backbone))
+    others = [parameter for parameter in module.parameters() if id(parameter) not in known]
+    return [{"params": backbone, "lr": backbone_lr}, {"params": others, "lr": lr}]
+
+
 def with_cosine(optimizer: Optimizer, module: LightningModule, warmup_steps: int) -> Any:
     """What ``configure_optimizers`` returns for a linear warm-up and then a cosine decay to 0 at the end of training.
 

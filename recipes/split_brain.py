@@ -24,6 +24,7 @@ from lpips_lightning.recipes.self_supervised import (
     Start,
     check_start,
     new_alexnet,
+    parameter_groups,
     start_from_kmeans,
     to_unit,
     with_cosine,
@@ -45,9 +46,10 @@ class SplitBrain(LightningModule):
         width: Channels of the backbone, in units of AlexNet's.
         start: Filters before the training: ``"kmeans"``, by stacked k-means on training crops (arXiv:1511.06856), or
             ``"random"``.
-        lr: Highest learning rate of AdamW.
+        lr: Highest learning rate of AdamW, but of the backbone.
+        backbone_lr: Highest learning rate of the backbone; higher ones undo the start.
         weight_decay: Weight decay of AdamW.
-        warmup_steps: Linear warm-up to `lr`; then cosine decay to 0.
+        warmup_steps: Linear warm-up; then cosine decay to 0.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class SplitBrain(LightningModule):
         width: float = 0.5,
         start: Start = "kmeans",
         lr: float = 1e-3,
+        backbone_lr: float = 1e-4,
         weight_decay: float = 1e-2,
         warmup_steps: int = 50,
     ) -> None:
@@ -149,7 +152,8 @@ class SplitBrain(LightningModule):
     @override
     def configure_optimizers(self) -> Any:
         options = self.hparams
-        optimizer = torch.optim.AdamW(self.parameters(), options["lr"], weight_decay=options["weight_decay"])
+        groups = parameter_groups(self, options["lr"], options["backbone_lr"])
+        optimizer = torch.optim.AdamW(groups, weight_decay=options["weight_decay"])
         return with_cosine(optimizer, self, options["warmup_steps"])
 
 

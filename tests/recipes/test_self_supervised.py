@@ -136,7 +136,9 @@ def test_training_changes_every_network_and_lowers_the_loss_on_one_batch(name):
         model.on_after_backward()
         optimizer.step()
         losses.append(float(loss))
-    assert all(not torch.equal(value, before[key]) for key, value in model.named_parameters())
+    # Batch normalization undoes the biases of the convolutions before it.
+    same = [key for key, value in model.named_parameters() if torch.equal(value, before[key])]
+    assert not [key for key in same if not (key.startswith("backbone") and key.endswith("bias"))]
     assert losses[-1] < 0.95 * losses[0]
 
 
@@ -254,7 +256,7 @@ def test_brightness_and_contrast_of_a_tile_are_no_hints():
     tiles = images(3, 16).view(1, 3, 3, 16, 16)
     found = normalized(tiles)
     assert found.mean((-2, -1)).abs().max() < 1e-5
-    torch.testing.assert_close(normalized(0.5 * tiles + 0.3), found, rtol=0, atol=0.1)
+    torch.testing.assert_close(normalized(0.5 * tiles + 0.3), found, rtol=0.1, atol=0.05)
     assert torch.equal(normalized(torch.full((1, 1, 3, 4, 4), 0.25)), torch.zeros(1, 1, 3, 4, 4))
 
 
@@ -269,7 +271,8 @@ def test_permutations_are_far_apart_and_follow_the_seed(count, distance):
 
 
 def test_each_loss_of_a_bigan_trains_its_own_networks():
-    model, losses = small("bigan"), {}
+    model = small("bigan")
+    model.discriminator.eval()  # spectral normalization estimates its norms in training mode, with every call
     model.log_dict = lambda values, **options: None
     batch = images(4)
     torch.manual_seed(3)

@@ -81,6 +81,8 @@ class Crops(Dataset[Tensor]):
 
     @override
     def __getitem__(self, index: int) -> Tensor:
+        if not 0 <= index < self.length:
+            raise IndexError(f"index: expected 0 to {self.length - 1}, got {index}")
         draws = torch.rand(4) if self._draws is None else self._draws[index]
         zoom, top, left, mirror = draws.tolist()
         number = index % len(self.files)

@@ -113,7 +113,7 @@ class BiGAN(LightningModule):
         code: int = 64,
         channels: int = 16,
         lr: float = 5e-4,
-        backbone_lr: float = 1e-4,
+        backbone_lr: float = 2e-5,
         betas: tuple[float, float] = (0.5, 0.999),
     ) -> None:
         super().__init__()

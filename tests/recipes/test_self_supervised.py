@@ -351,7 +351,6 @@ def test_crops_are_parts_of_photographs_at_random_sizes_and_mirrored(tmp_path):
         ("split_brain", "--data.epoch_size=0", "epoch_size: expected at least 1, got 0"),
         ("split_brain", "--data.held_out=[nobody]", "held_out: expected names among a, b, c, d, got 'nobody'"),
         ("split_brain", "--data.crop_size=20", "crop_size: expected at least 23, got 20"),
-        ("bigan", "--model.start=kmean", "start: expected one of 'kmeans', 'random', got 'kmean'"),
         ("puzzle", "--model.tile=41", "tile: expected at most 40, a third of the crops' side, got 41; raise"),
         ("puzzle", "--model.tile=20", "tile: expected at least 23, got 20"),
         ("puzzle", "--model.permutations=1", "permutations: expected 2 to 1000, got 1"),
@@ -363,6 +362,12 @@ def test_bad_input_is_refused_before_any_training(name, options, said):
     with pytest.raises(ValueError, match=said.replace("[", r"\[")):
         run(name, options)
     assert not Path("outputs").exists()
+
+
+@every_recipe
+def test_an_unknown_start_is_refused(name):
+    with pytest.raises(ValueError, match="start: expected one of 'kmeans', 'random', got 'kmean'"):
+        small(name, start="kmean")
 
 
 def test_the_file_is_checked_before_the_training():

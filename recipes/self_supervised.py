@@ -73,8 +73,8 @@ class Crops(Dataset[Tensor]):
     ) -> None:
         self.files, self.size, self.zoom, self.length = list(files), size, zoom, length
         self._decoded = [read_image(file) for file in self.files] if cache else None
-        fixed = seed is not None
-        self._draws = torch.rand(length, 4, generator=torch.Generator().manual_seed(seed)) if fixed else None
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        self._draws = None if generator is None else torch.rand(length, 4, generator=generator)
 
     def __len__(self) -> int:
         return self.length

@@ -94,6 +94,18 @@ class Group:
         return f"--{self.name}.{parameter.name}" if self.name else f"--{parameter.name}"
 
 
+def _self_supervised(model: str) -> Recipe:
+    shared = "lpips_lightning.recipes.self_supervised"
+    return Recipe(
+        {
+            "model": (f"lpips_lightning.recipes.{model}",),
+            "data": (f"{shared}:PhotographCrops",),
+            "checkpoint": (_CHECKPOINT,),
+            "file": (f"{shared}:BackboneFile",),
+        }
+    )
+
+
 def _image_recipe(model: str, data: str, *linked: str) -> Recipe:
     groups = {"model": (f"lpips_lightning.recipes.{model}",), "data": (f"lpips_lightning.recipes.{data}",)}
     callbacks = (f"gallery.{option}" for option in _LINKED)
@@ -118,6 +130,9 @@ RECIPES = {
             "file": ("lpips_lightning.recipes.distillation:StudentFile",),
         }
     ),
+    "split-brain": _self_supervised("split_brain:SplitBrain"),
+    "puzzle": _self_supervised("puzzle:Puzzle"),
+    "bigan": _self_supervised("bigan:BiGAN"),
     "calibration": Recipe(
         {
             "model": ("lpips_lightning.calibration.module:PerceptualCalibration",),

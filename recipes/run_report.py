@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 # By a part of a score's name: whether larger is better. Others are shown without an arrow.
 _DIRECTIONS = {
-    **dict.fromkeys(("lpips", "loss", "ciede2000", "interpolation_error"), False),
-    **dict.fromkeys(("psnr", "ssim", "2afc", "jnd", "spearman", "pearson"), True),
+    **dict.fromkeys(("lpips", "loss", "ciede2000", "error"), False),
+    **dict.fromkeys(("psnr", "ssim", "2afc", "jnd", "spearman", "pearson", "accuracy"), True),
 }
 _ARROWS = {True: " \u2191", False: " \u2193", None: ""}
 _COLUMNS = 4  # scores that fit beside each other into 80 characters

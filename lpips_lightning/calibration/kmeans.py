@@ -9,7 +9,7 @@ affect LPIPS, which normalizes activations to unit length.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -68,7 +68,7 @@ def stacked_kmeans(
     with torch.no_grad():
         for layer in layers:
             if isinstance(layer, nn.Conv2d):
-                _initialize(layer, inputs, patches, iterations, beta, generator)
+                initialize_layer(layer, inputs, generator, patches=patches, iterations=iterations, beta=beta)
                 done += 1
                 if report is not None:
                     report(done, len(convolutions))
@@ -145,25 +145,51 @@ def _chain(record: Backbone) -> nn.Sequential:
     return layers.to_empty(device="cpu")
 
 
-def _initialize(
-    layer: nn.Conv2d, inputs: Tensor, patches: int, iterations: int, beta: float, generator: Generator
+def initialize_layer(
+    layer: nn.Conv2d,
+    inputs: Tensor,
+    generator: Generator,
+    *,
+    patches: int,
+    iterations: int,
+    beta: float = 0.0,
+    fraction: float = 0.1,
+    blocks: Sequence[tuple[slice, slice]] | None = None,
 ) -> None:
-    """Set a layer's filters to cluster centers of its inputs, scaled to outputs of mean beta and variance 1."""
-    rows = _patches(layer, inputs, patches, generator)
-    matrix = whitening(rows)
-    centers = spherical_kmeans((rows - rows.mean(0)) @ matrix, layer.out_channels, iterations, generator)
-    layer.weight.copy_((centers @ matrix).view_as(layer.weight))  # filter = whitening, then similarity to the center
-    bias = cast("Tensor", layer.bias).zero_()
+    """Set a layer's filters to cluster centers of its inputs, scaled to outputs of mean beta and variance 1.
+
+    Args:
+        layer: A convolution, with groups or without.
+        inputs: Its inputs, ``(N, C, H, W)``.
+        generator: Draws patches and initial centers.
+        patches: Patches to cluster.
+        iterations: Iterations of k-means.
+        beta: Mean of every output channel.
+        fraction: Regularization of `whitening`.
+        blocks: Of a layer without groups, the input channels that each part of the output channels sees; the weights of
+            the others are 0. None for all.
+    """
+    weight, groups = layer.weight.detach().zero_(), layer.groups
+    seen, outputs = weight.shape[1], layer.out_channels // groups
+    given = [(slice(k * seen, (k + 1) * seen), slice(k * outputs, (k + 1) * outputs)) for k in range(groups)]
+    for sees, makes in blocks or given:
+        rows = _patches(layer, inputs[:, sees], patches, generator)
+        matrix = whitening(rows, fraction)
+        count = len(range(layer.out_channels)[makes])
+        centers = spherical_kmeans((rows - rows.mean(0)) @ matrix, count, iterations, generator)
+        part = weight[makes, sees] if blocks else weight[makes]
+        part.copy_((centers @ matrix).view_as(part))  # filter = whitening, then similarity to the center
+    bias = cast("Tensor", layer.bias).detach().zero_()
     total = square = torch.zeros(layer.out_channels, dtype=torch.float64)
     count = 0
-    for part in inputs.split(_BATCH):
-        output = layer(part).double()
+    for batch in inputs.split(_BATCH):
+        output = layer(batch).double()
         total = total + output.sum((0, 2, 3))
         square = square + output.square().sum((0, 2, 3))
         count += output.shape[0] * output.shape[2] * output.shape[3]
     mean = total / count
     deviation = (square / count - mean.square()).clamp(min=1e-12).sqrt()
-    layer.weight.div_(deviation.float().view(-1, 1, 1, 1))
+    weight.div_(deviation.float().view(-1, 1, 1, 1))
     bias.copy_((beta - mean / deviation).float())
 
 

@@ -39,6 +39,9 @@ COMMAND_LINES = {
     "colorization predict": (["colorization", "predict", "--images.out", "colored"], "colored", "colored/a.png"),
     "frame-interpolation predict": (["frame-interpolation", "predict", "--images.out", "new"], "new", "new/a.png"),
     "distillation fit": (["distillation", "fit", "--file.path", "s.safetensors"], "s.safetensors", "s.safetensors"),
+    "split-brain fit": (["split-brain", "fit", "--file.path", "b.safetensors"], "b.safetensors", "b.safetensors"),
+    "puzzle fit": (["puzzle", "fit", "--file.path", "b.safetensors"], "b.safetensors", "b.safetensors"),
+    "bigan fit": (["bigan", "fit", "--file.path", "b.safetensors"], "b.safetensors", "b.safetensors"),
     "calibration fit": (["calibration", "fit", "--file.path", "c.safetensors"], "c.safetensors", "c.safetensors"),
 }
 WITHOUT_OUTPUTS = {"completion", "weights"}  # fetch keeps complete files

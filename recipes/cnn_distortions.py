@@ -14,13 +14,14 @@ from dataclasses import asdict
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser
+from rich.table import Table
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -29,22 +30,26 @@ from lpips_lightning._lightning import Callback, LightningModule, Misconfigurati
 from lpips_lightning.callbacks._loggers import log_folder
 from lpips_lightning.callbacks.calibration_file import check_tensor_file
 from lpips_lightning.data.cnn_distortions import (
+    Corruption,
     DenoisingAutoencoder,
     DistortionFamily,
     GeneratorSpec,
     draw_generator,
+    network_names,
     read_family,
     write_family,
 )
 from lpips_lightning.data.crops import seeded
 from lpips_lightning.data.family_sheet import write_family_sheet
+from lpips_lightning.io.console import Console
 from lpips_lightning.loss import PerceptualLoss
 from lpips_lightning.recipes.cnn_distortions_data import CNNDistortionsData
 from lpips_lightning.recipes.cnn_distortions_training import Trainee, TrainingSpec, draw_training
 from lpips_lightning.recipes.command import RecipeCLI, run_recipe
+from lpips_lightning.recipes.run_history import rounded
 from lpips_lightning.recipes.run_report import command_line, print_line
 
-_DRAW, _MEASURE = (1 << 32, 0), (1 << 32, 1)  # no index of a network or a step
+_DRAW, _MEASURE, _ORDER = (1 << 32, 0), (1 << 32, 1), (1 << 32, 2)  # no index of a network or a step
 _FLAT = 0.1  # contrast of outputs in units of the images' own
 _KEY = "cnn_distortions"
 
@@ -97,9 +102,13 @@ class CNNDistortions(LightningModule):
         self._perceptual: list[PerceptualLoss] = []
 
     def specs(self, index: int) -> tuple[GeneratorSpec, TrainingSpec]:
-        """What is drawn about a network."""
-        options, generator = self.hparams, seeded(self.hparams["seed"], index, *_DRAW)
-        return draw_generator(generator, options["first_channels"], options["most_channels"]), draw_training(generator)
+        """What is drawn about a network; five in a row have the five corruptions, in random order."""
+        options, known = self.hparams, get_args(Corruption)
+        row, place = divmod(index, len(known))
+        order = torch.randperm(len(known), generator=seeded(options["seed"], row, *_ORDER)).tolist()
+        generator = seeded(options["seed"], index, *_DRAW)
+        channels = options["first_channels"], options["most_channels"]
+        return draw_generator(generator, *channels, corruption=known[order[place]]), draw_training(generator)
 
     @property
     def perceptual(self) -> PerceptualLoss:
@@ -143,7 +152,7 @@ class CNNDistortions(LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
         trainee = self._current()
         if trainee is not None:
-            losses = trainee.step(batch, batch_idx, self.perceptual)
+            losses = trainee.step(batch, self.perceptual)
             self.log_dict({f"train/{name}": loss for name, loss in losses.items()})
             self.log("train/network", float(trainee.index))
         self.steps.grad = -torch.ones_like(self.steps)
@@ -153,9 +162,9 @@ class CNNDistortions(LightningModule):
     @override
     def on_train_epoch_end(self) -> None:
         trainee, finished = self._trainee, {}
-        if trainee is not None:
+        if trainee is not None and trainee.steps >= self.trainer.num_training_batches:  # fewer: stopped by max_steps
             finished[trainee.index] = self._finish(trainee)
-        self._trainee = None
+            self._trainee = None
         for part in _gathered(finished):
             self.finished.update(part)
 
@@ -252,6 +261,9 @@ class FamilyFile(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, CNNDistortions) or not trainer.is_global_zero or not pl_module.finished:
             return
+        if getattr(trainer, "fast_dev_run", False):
+            return
+        print_networks(pl_module.records(), pl_module.hparams["loss_net"])
         path = Path(self.path or log_folder(trainer, trainer.logger) / "family.safetensors")
         write_family(path, pl_module.family(), family_record(trainer, pl_module))
         self.written = [(path, "the family of networks")]
@@ -261,6 +273,27 @@ class FamilyFile(Callback):
         patches = _data_of(trainer).patches()
         files = write_family_sheet(read_family(path), patches, path.with_suffix(".png"), pl_module.hparams["seed"])
         self.written += [(file, "what each network makes of patches") for file in files]
+
+
+def print_networks(records: Sequence[dict[str, Any]], net: str) -> None:
+    """Print what was drawn about each network and how strongly it distorts; a line names those that gave up.
+
+    Args:
+        records: Record of each network.
+        net: Network of the distances.
+    """
+    table = Table(title="Distortions of the networks", title_justify="left")
+    for heading in ("network", "corruption", f"LPIPS({net})", "least", "most", "contrast"):
+        table.add_column(heading, justify="left" if heading in ("network", "corruption") else "right")
+    flat = []
+    for name, record in zip(network_names(len(records)), records, strict=True):
+        scores = record["scores"]
+        numbers = [rounded(scores[key]) for key in ("lpips", "lpips_min", "lpips_max", "contrast")]
+        table.add_row(name, record["generator"]["corruption"].replace("_", " "), *numbers)
+        flat += [name] if scores["contrast"] < _FLAT else []
+    Console().print(table)
+    if flat:
+        print_line(f"Nearly one color whatever the image: {', '.join(flat)}; more --data.steps help")
 
 
 def family_record(trainer: Trainer, module: CNNDistortions) -> dict[str, Any]:

@@ -89,12 +89,16 @@ class Trainee:
         training: Its loss.
         seed: Seed of the family.
         device: Where it is trained.
+
+    Attributes:
+        steps: Batches that it was trained on.
     """
 
     def __init__(
         self, index: int, generator: GeneratorSpec, training: TrainingSpec, seed: int, device: torch.device
     ) -> None:
         self.index, self.training, self.seed, self.device = index, training, seed, device
+        self.steps = 0
         with _random_numbers(torch.device("cpu"), seed, index, _START):
             network = DenoisingAutoencoder(generator)
             judge = PatchDiscriminator(training.discriminator_layers, generator.first_channels)
@@ -106,19 +110,18 @@ class Trainee:
     def _modules(self) -> dict[str, nn.Module]:
         return {"network": self.network, "discriminator": self.discriminator}
 
-    def step(self, images: Tensor, step: int, perceptual: Perceptual) -> dict[str, Tensor]:
-        """Train on one batch.
+    def step(self, images: Tensor, perceptual: Perceptual) -> dict[str, Tensor]:
+        """Train on the next batch.
 
         Args:
             images: Shape ``(N, 3, H, W)`` in [0, 1].
-            step: Index of the batch.
             perceptual: Perceptual loss of images on [0, 1].
 
         Returns:
             Losses by name, before weighting.
         """
-        generator = seeded(self.seed, self.index, step)
-        with _random_numbers(self.device, self.seed, self.index, step, _DROPOUT):
+        generator = seeded(self.seed, self.index, self.steps)
+        with _random_numbers(self.device, self.seed, self.index, self.steps, _DROPOUT):
             made = self.network(self.network.corrupt(images, generator))
         spec, terms = self.training, {"l1": (made - images).abs().mean()}
         loss = spec.l1_weight * terms["l1"]
@@ -129,6 +132,7 @@ class Trainee:
             terms["discriminator"] = self._train_discriminator(images, made.detach())
             loss = loss + spec.discriminator_weight * _error(self.discriminator(made), real=True)
         self._update("network", loss)
+        self.steps += 1
         return {name: term.detach() for name, term in terms.items()}
 
     def _train_discriminator(self, images: Tensor, made: Tensor) -> Tensor:
@@ -142,13 +146,14 @@ class Trainee:
         self._optimizers[name].step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Index, weights and states of the optimizers."""
+        """Index, steps, weights and states of the optimizers."""
         weights = {name: one.state_dict() for name, one in self._modules().items()}
         optimizers = {f"{name}_optimizer": one.state_dict() for name, one in self._optimizers.items()}
-        return {"index": self.index, **weights, **optimizers}
+        return {"index": self.index, "steps": self.steps, **weights, **optimizers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict` of the same network."""
+        self.steps = state["steps"]
         for name, one in self._modules().items():
             one.load_state_dict(state[name])
             self._optimizers[name].load_state_dict(state[f"{name}_optimizer"])

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Generator, Tensor, nn
@@ -110,6 +110,7 @@ def draw_generator(
     first_channels: Sequence[int] = (16, 32, 64),
     most_channels: Sequence[int] = (256, 512),
     layers: tuple[int, int] = _LAYERS,
+    corruption: Corruption | None = None,
 ) -> GeneratorSpec:
     """Draw a spec: every choice with equal probability, numbers of layers uniformly.
 
@@ -118,6 +119,7 @@ def draw_generator(
         first_channels: Choices for the channels of the first layer.
         most_channels: Choices for the most channels of a layer; at least all of `first_channels`.
         layers: Fewest and most layers.
+        corruption: The corruption; None draws it too.
 
     Example:
         >>> draw_generator(torch.Generator().manual_seed(0)) == draw_generator(torch.Generator().manual_seed(0))
@@ -137,7 +139,7 @@ def draw_generator(
 
     count = integer(*layers)
     return GeneratorSpec(
-        corruption=choice(get_args(Corruption)),
+        corruption=corruption or choice(get_args(Corruption)),
         corruption_strength=round(0.2 + 0.8 * float(torch.rand((), generator=generator)), 4),
         layers=count,
         skips=subset(count - 1),
@@ -174,6 +176,10 @@ class DenoisingAutoencoder(nn.Module):
             _decoder_layer(spec, layer, channels[layer] * (1 + (layer in self.skips)), inputs[layer], strides[layer])
             for layer in range(spec.layers)
         )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):  # torch's own start leaves deep ones gray for long
+                nn.init.kaiming_normal_(module.weight, a=0.2, nonlinearity="leaky_relu")
+                nn.init.zeros_(cast("Tensor", module.bias))
 
     def forward(self, images: Tensor) -> Tensor:
         """Restore corrupted images."""
@@ -263,6 +269,17 @@ _CORRUPTIONS: dict[str, Callable[[Tensor, float, Generator], Tensor]] = {
 }
 
 
+def network_names(count: int) -> list[str]:
+    """Names of the networks of a family.
+
+    Example:
+        >>> network_names(2), network_names(101)[:1]
+        (['cnn00', 'cnn01'], ['cnn000'])
+    """
+    digits = max(2, len(str(count - 1)))
+    return [f"cnn{index:0{digits}}" for index in range(count)]
+
+
 class DistortionFamily:
     """Trained autoencoders as distortions, named ``cnn00``, ``cnn01`` and so on.
 
@@ -277,8 +294,7 @@ class DistortionFamily:
 
     def __init__(self, networks: Sequence[DenoisingAutoencoder], record: Mapping[str, Any] | None = None) -> None:
         self.record = dict(record or {})
-        digits = max(2, len(str(len(networks) - 1)))
-        self._networks = {f"cnn{index:0{digits}}": one.eval() for index, one in enumerate(networks)}
+        self._networks = dict(zip(network_names(len(networks)), (one.eval() for one in networks), strict=True))
 
     @property
     def names(self) -> list[str]:

@@ -11,6 +11,7 @@ The paper names what was drawn, but no ranges; those here are our choice.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -177,9 +178,8 @@ class DenoisingAutoencoder(nn.Module):
             for layer in range(spec.layers)
         )
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):  # torch's own start leaves deep ones gray for long
-                nn.init.kaiming_normal_(module.weight, a=0.2, nonlinearity="leaky_relu")
-                nn.init.zeros_(cast("Tensor", module.bias))
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                _initialize(module)
 
     def forward(self, images: Tensor) -> Tensor:
         """Restore corrupted images."""
@@ -196,6 +196,16 @@ class DenoisingAutoencoder(nn.Module):
     def corrupt(self, images: Tensor, generator: Generator) -> Tensor:
         """Corrupt images as its input is; noise is drawn from `generator`."""
         return _CORRUPTIONS[self.spec.corruption](images, self.spec.corruption_strength, generator)
+
+
+def _initialize(convolution: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """Keep the variance of the signal (He et al. 2015); from torch's own start, deep networks stay gray for long."""
+    weight = convolution.weight
+    terms = convolution.in_channels * weight[0, 0].numel()  # summed in an output
+    if isinstance(convolution, nn.ConvTranspose2d):
+        terms //= convolution.stride[0] ** 2
+    nn.init.normal_(weight, std=math.sqrt(2 / terms))
+    nn.init.zeros_(cast("Tensor", convolution.bias))
 
 
 def _padded(images: Tensor, strides: Sequence[int]) -> Tensor:

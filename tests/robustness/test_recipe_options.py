@@ -85,6 +85,8 @@ MISTAKES = {
     "colorization predict --image.out x": "did you mean --images.out?",
     "frame-interpolation fit --data.layot vimeo": "did you mean --data.layout?",
     "distillation fit --data.folders x": "did you mean --data.folder?",
+    "cnn-distortions fit --model.network 8": "did you mean --model.networks?",
+    "bapps make --folder x --out y --family gan": "expected one of traditional, cnn, both, got 'gan'",
     "calibration fast --cvs a.csv": "got --cvs; did you mean --csv?",
     "demo --minute 1": "got --minute; did you mean --minutes?",
     "compare a.png b.png --mpa x": "did you mean --map?",

@@ -51,6 +51,7 @@ from lpips_lightning.recipes.run_report import command_line, print_line
 
 _DRAW, _MEASURE, _ORDER = (1 << 32, 0), (1 << 32, 1), (1 << 32, 2)  # no index of a network or a step
 _FLAT = 0.1  # contrast of outputs in units of the images' own
+_PRECISIONS = ("32-true", "bf16-mixed")
 _KEY = "cnn_distortions"
 
 
@@ -122,8 +123,9 @@ class CNNDistortions(LightningModule):
     def setup(self, stage: str) -> None:
         if stage != "fit":
             return
-        if str(self.trainer.precision).startswith("16"):
-            raise MisconfigurationException("precision: expected 32-true or bf16-mixed, got 16-mixed")
+        if self.trainer.precision not in _PRECISIONS:  # the networks are no parameters, which Lightning would convert
+            known = " or ".join(_PRECISIONS)
+            raise MisconfigurationException(f"precision: expected {known}, got {self.trainer.precision}")
         _ = self.perceptual  # a missing backbone is an error here, not in a step
         epochs = -(-self.hparams["networks"] // self.trainer.world_size)
         most = self.trainer.max_epochs

@@ -37,6 +37,7 @@ _KIND = "cnn-distortions"
 _SMALLEST_SIDE = 16
 _MOST_STRIDE = 16  # so that patches of 64 pixels keep 4 x 4 positions
 _LAYERS = (4, 8)
+_SLOPE = 0.2  # of the encoder's ReLUs, as in pix2pix
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def _initialize(convolution: nn.Conv2d | nn.ConvTranspose2d) -> None:
     terms = convolution.in_channels * weight[0, 0].numel()  # summed in an output
     if isinstance(convolution, nn.ConvTranspose2d):
         terms //= convolution.stride[0] ** 2
-    nn.init.normal_(weight, std=math.sqrt(2 / terms))
+    nn.init.normal_(weight, std=math.sqrt(2 / ((1 + _SLOPE**2) * terms)))
     nn.init.zeros_(cast("Tensor", convolution.bias))
 
 
@@ -226,7 +227,7 @@ def _normalization(spec: GeneratorSpec, channels: int) -> list[nn.Module]:
 def _encoder_layer(spec: GeneratorSpec, layer: int, inputs: int, outputs: int, stride: int) -> nn.Sequential:
     convolution = nn.Conv2d(inputs, outputs, 4 if stride == 2 else 3, stride, padding=1)
     normalization = _normalization(spec, outputs) if layer else []  # as in pix2pix
-    return nn.Sequential(convolution, *normalization, nn.LeakyReLU(0.2))
+    return nn.Sequential(convolution, *normalization, nn.LeakyReLU(_SLOPE))
 
 
 def _decoder_layer(spec: GeneratorSpec, layer: int, inputs: int, outputs: int, stride: int) -> nn.Sequential:

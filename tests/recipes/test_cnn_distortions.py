@@ -196,9 +196,10 @@ def test_an_interrupted_run_resumes_to_the_same_family(step, monkeypatch):
 
 
 def test_a_run_that_ends_in_a_network_keeps_it_for_later():
-    main([*FIT, "--trainer.max_steps=4", "--checkpoint.every_n_train_steps=1"])
+    often = "--checkpoint.every_n_train_steps=1"
+    main([*FIT, "--trainer.max_steps=4", often])
     assert family_of(0).names == ["cnn00"]
-    main([*FIT, f"--ckpt_path={last(0)}", "--file.path=later.safetensors"])
+    main([*FIT, often, f"--ckpt_path={last(0)}", "--file.path=later.safetensors"])
     main([*FIT])
     assert read_family("later.safetensors").sha256 == family_of(1).sha256
 

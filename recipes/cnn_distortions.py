@@ -9,6 +9,7 @@ discriminator), the form of the discriminator and the learning rate (Zhang et al
 network is trained shortly, so that it leaves artifacts.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
@@ -346,7 +347,10 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: Command line without the program name; None takes ``sys.argv``.
     """
-    run_recipe(CNNDistortionsCLI, CNNDistortions, CNNDistortionsData, __file__, args)
+    with warnings.catch_warnings():
+        # Checkpoints hold the networks after the step, and it is right to resume from them.
+        warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimization")
+        run_recipe(CNNDistortionsCLI, CNNDistortions, CNNDistortionsData, __file__, args)
 
 
 def _gathered(one: Any) -> list[Any]:

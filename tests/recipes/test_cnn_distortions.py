@@ -211,7 +211,7 @@ def test_a_run_that_ends_in_a_network_keeps_it_for_later():
         ("--model.most_channels=[1]", r"most_channels: expected at least all of first_channels, got \[1\] and \[2\]"),
         ("--data.size=40", "size: expected at least 48, got 40"),
         ("--data.steps=0", "steps: expected at least 1, got 0"),
-        ("--trainer.precision=16-mixed", "precision: expected 32-true or bf16-mixed, got 16-mixed"),
+        ("--trainer.precision=64-true", "precision: expected 32-true or bf16-mixed, got 64-true"),
     ],
 )
 def test_wrong_options_are_refused(option, message):

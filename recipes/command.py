@@ -185,6 +185,10 @@ class RecipeCLI(LightningCLI):
         """Predict, and report."""
         RunReport(self).predict(options)
 
+    def trained(self) -> str:
+        """What is trained, for the first line of a training."""
+        return f"{sum(one.numel() for one in self.model.parameters() if one.requires_grad):,} parameters"
+
     def reference_models(self) -> dict[str, LightningModule]:
         """Models whose scores are shown beside those of the trained one, by label; the last may be `model` itself."""
         return {}

@@ -122,6 +122,14 @@ RECIPES = {
     "frame-interpolation": _image_recipe(
         "frame_interpolation:FrameInterpolation", "frame_interpolation_data:FrameInterpolationData"
     ),
+    "cnn-distortions": Recipe(
+        {
+            "model": ("lpips_lightning.recipes.cnn_distortions:CNNDistortions",),
+            "data": ("lpips_lightning.recipes.cnn_distortions_data:CNNDistortionsData",),
+            "checkpoint": (_CHECKPOINT,),
+            "file": ("lpips_lightning.recipes.cnn_distortions:FamilyFile",),
+        }
+    ),
     "distillation": Recipe(
         {
             "model": ("lpips_lightning.recipes.distillation:Distillation",),

@@ -58,8 +58,7 @@ class RunReport:
         resumed = self._check_checkpoint(options.get("ckpt_path"))
         with self._run("fit", resumed):
             if self.speaks:
-                trained = sum(one.numel() for one in self.cli.model.parameters() if one.requires_grad)
-                print_line(f"Training {trained:,} parameters{self._place()}.")
+                print_line(f"Training {self.cli.trained()}{self._place()}.")
             self._score_references("val")
             self.trainer.fit(**options)
         if not self.speaks or getattr(self.trainer, "fast_dev_run", False):

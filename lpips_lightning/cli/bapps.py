@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from lpips_lightning.io.streams import is_stream, name_streams
 
 if TYPE_CHECKING:
     from lpips_lightning.data.bapps_generate import Distance
+    from lpips_lightning.data.cnn_distortions import DistortionFamily
 
 _JUDGES = (*NETS, "l2", "none")
 
@@ -46,7 +48,7 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _add_make(commands: Any) -> None:
-    text = "generate a data set in BAPPS' layout from any photographs, with the paper's 20 traditional distortions"
+    text = "generate a data set in BAPPS' layout from any photographs, with the paper's distortions"
     parser = commands.add_parser("make", help=text, description=f"{text[0].upper()}{text[1:]}.")
     parser.set_defaults(run=_make)
     _add_folder(parser, "folder of photographs, searched recursively")
@@ -62,11 +64,33 @@ def _add_make(commands: Any) -> None:
         help="distance that judges; none: write a CSV for people to fill in (default: %(default)s)",
     )
     parser.add_argument("--weights", help="backbone weights of --judge: a file or a folder")
-    parser.add_argument("--set", dest="set_name", default="traditional", help="name of the set (default: %(default)s)")
+    _add_family(parser, ("traditional", "cnn", "both"), "; both: half of the items in a set of each")
+    parser.add_argument("--set", dest="set_name", help="name of the set (default: that of the family)")
     parser.add_argument("--size", type=int, default=64, help="patch side in pixels (default: %(default)s)")
     parser.add_argument(
         "--seed", type=int, default=0, help="random seed; equal seeds give equal files (default: %(default)s)"
     )
+
+
+def _add_family(parser: argparse.ArgumentParser, choices: Sequence[str], more: str = "") -> None:
+    parser.add_argument(
+        "--family",
+        choices=choices,
+        default="traditional",
+        help=f"distortions: the 20 traditional ones, or cnn: trained networks{more} (default: %(default)s)",
+    )
+    parser.add_argument("--cnn", metavar="FILE", help="trained networks, from `lpips-lightning cnn-distortions fit`")
+
+
+def _family(options: argparse.Namespace) -> DistortionFamily | None:
+    """The trained networks, if the family has some; `make_bapps` says what is missing."""
+    from lpips_lightning.data.cnn_distortions import COMMAND, read_family
+
+    if options.cnn is None and options.family != "traditional":
+        raise ValueError(f"cnn: expected --cnn FILE with --family {options.family}, got none; `{COMMAND}` writes one")
+    if options.cnn is not None and options.family == "traditional":
+        raise ValueError("family: expected --family cnn with --cnn FILE, got traditional")
+    return None if options.cnn is None else read_family(options.cnn)
 
 
 def _add_folder(parser: argparse.ArgumentParser, what: str) -> None:
@@ -78,12 +102,11 @@ def _make(options: argparse.Namespace) -> None:
 
     is_data_set = Path(options.out, RECORD).is_file()  # make_bapps replaces no other folder
     check_output_path(options.out, "out", folder=True, replace=options.force or not is_data_set)
-    other = ("run", "judge", "weights", "force")
+    other = ("run", "judge", "weights", "force", "cnn")
     arguments = {name: value for name, value in vars(options).items() if name not in other}
+    family, distance = _family(options), _distance(options.judge, options.weights)
     with progress_report("items") as report:
-        make_bapps(
-            **arguments, distance=_distance(options.judge, options.weights), replace=options.force, report=report
-        )
+        make_bapps(**arguments, cnn=family, distance=distance, replace=options.force, report=report)
     console = Console(highlight=False, soft_wrap=True)
     if options.judge == "none":
         console.print(f"Written to {options.out}; fill in the votes of judge_train.csv and judge_val.csv", markup=False)
@@ -104,10 +127,11 @@ def _distance(judge: str, weights: str | None) -> Distance | None:
 
 
 def _add_sheet(commands: Any) -> None:
-    text = "draw a contact sheet of every distortion at 5 strengths"
+    text = "draw a contact sheet of every distortion at 5 strengths, or of every network of a family"
     parser = commands.add_parser("sheet", help=text, description=f"{text[0].upper()}{text[1:]}.")
     parser.set_defaults(run=_sheet)
     _add_folder(parser, "folder of photographs, or one photograph")
+    _add_family(parser, ("traditional", "cnn"))
     parser.add_argument("--out", required=True, help="PNG to write; - for stdout")
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
@@ -119,6 +143,11 @@ def _sheet(options: argparse.Namespace) -> None:
         check_output_path(path, "out", replace=options.force)
 
     from lpips_lightning.data.distortion_sheet import write_sheet
+    from lpips_lightning.data.family_sheet import photograph_patches, write_family_sheet
 
-    files = write_sheet(options.folder, options.out, options.seed)
+    family = _family(options)
+    if family is None:
+        files = write_sheet(options.folder, options.out, options.seed)
+    else:
+        files = write_family_sheet(family, photograph_patches(options.folder), options.out, options.seed)
     console.print(f"Written to {' and '.join(map(str, files))}", highlight=False, markup=False, soft_wrap=True)

@@ -63,6 +63,7 @@ COMMANDS = {
     "superresolution": _recipe("enlarge images", "superresolution", tradeoff=_TRADEOFF),
     "colorization": _recipe("colorize images", "colorization", tradeoff=_TRADEOFF),
     "frame-interpolation": _recipe("insert frames", "frame_interpolation", tradeoff=_TRADEOFF),
+    "cnn-distortions": _recipe("train the CNN-based distortions of the paper", "cnn_distortions"),
     "distillation": _recipe("make a small backbone", "distillation"),
     "split-brain": _recipe("train a backbone to predict colors", "split_brain"),
     "puzzle": _recipe("train a backbone to solve puzzles", "puzzle"),

@@ -3,7 +3,8 @@
 `BAPPSDataModule` downloads and loads BAPPS; `TripletDataModule` loads your own judgments. `TwoAFCDataset`, `JNDDataset`
 and `TripletDataset` are their data sets; `read_triplets` and `split_triplets` return lists of `Triplet`. `make_bapps`
 generates a data set in BAPPS' layout from any photographs. `distort` applies the paper's 20 traditional `DISTORTIONS`
-at continuous strength, singly or in `ordered_pairs`. `EpochSampler` and `ResumableLoader` make the order of an epoch
+at continuous strength, singly or in `ordered_pairs`; `read_family` reads a `DistortionFamily`, trained networks that
+`make_bapps` takes as the paper's CNN-based distortions. `EpochSampler` and `ResumableLoader` make the order of an epoch
 depend only on seed and epoch, and allow mid-epoch resume.
 """
 
@@ -14,6 +15,7 @@ from lpips_lightning._lazy import lazy_names
 __all__ = [
     "DISTORTIONS",
     "BAPPSDataModule",
+    "DistortionFamily",
     "EpochSampler",
     "JNDDataset",
     "ResumableLoader",
@@ -24,6 +26,7 @@ __all__ = [
     "distort",
     "make_bapps",
     "ordered_pairs",
+    "read_family",
     "read_triplets",
     "split_triplets",
 ]
@@ -31,6 +34,7 @@ __all__ = [
 if TYPE_CHECKING:
     from lpips_lightning.data.bapps import JNDDataset, TwoAFCDataset
     from lpips_lightning.data.bapps_generate import make_bapps
+    from lpips_lightning.data.cnn_distortions import DistortionFamily, read_family
     from lpips_lightning.data.datamodules import BAPPSDataModule, TripletDataModule
     from lpips_lightning.data.distortions import DISTORTIONS, distort, ordered_pairs
     from lpips_lightning.data.samplers import EpochSampler, ResumableLoader
@@ -41,6 +45,7 @@ else:
         {
             "bapps": ["JNDDataset", "TwoAFCDataset"],
             "bapps_generate": ["make_bapps"],
+            "cnn_distortions": ["DistortionFamily", "read_family"],
             "datamodules": ["BAPPSDataModule", "TripletDataModule"],
             "distortions": ["DISTORTIONS", "distort", "ordered_pairs"],
             "samplers": ["EpochSampler", "ResumableLoader"],

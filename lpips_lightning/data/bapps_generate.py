@@ -1,8 +1,8 @@
-"""Generates a data set in BAPPS' layout from photographs and the paper's traditional distortions.
+"""Generates a data set in BAPPS' layout from photographs and the paper's traditional or CNN-based distortions.
 
-As in the paper (section 2), the reference is a square patch of a photograph, and each candidate is the patch after one
-distortion, or an ordered pair of distortions, at random strength. A distance or people judge the candidates. Training
-and validation sets use different photographs.
+As in the paper (section 2), the reference is a square patch of a photograph. A candidate is the patch after one
+traditional distortion, or an ordered pair of them, at random strength; or what one network of a family makes of it. A
+distance or people judge the candidates. Training and validation sets use different photographs.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from lpips_lightning.data.crops import crops
+from lpips_lightning.data.cnn_distortions import COMMAND, DistortionFamily
+from lpips_lightning.data.crops import crops, seeded
 from lpips_lightning.data.distortions import DISTORTIONS, distort, ordered_pairs
 from lpips_lightning.io.atomic import follow_links
 from lpips_lightning.io.download import ProgressCallback, no_progress
@@ -28,6 +30,9 @@ from lpips_lightning.io.tables import write_table
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Function of two uint8 image batches ``(N, 3, H, W)`` that returns distances ``(N,)``, such as an `LPIPS`."""
+
+Family = Literal["traditional", "cnn", "both"]
+"""Distortions of a data set; ``"both"`` makes a set of each, of half the size."""
 
 RECORD = "made.json"
 """File of a data set from `make_bapps`, with its arguments."""
@@ -44,14 +49,16 @@ class _Item:
 
     Attributes:
         part: One of `_PARTS`.
+        set_name: Name of the set.
         name: File name without suffix.
         photograph: Name of the photograph.
-        candidates: Distortions and strengths of each distorted image.
+        candidates: Distortions and strengths of each distorted image; a network of a family has no strength.
         generator: Random state of the item, for crop and distortions.
         distances: Distance of each candidate to the patch; empty if people judge.
     """
 
     part: str
+    set_name: str
     name: str
     photograph: str
     candidates: list[tuple[tuple[str, ...], list[float]]]
@@ -84,7 +91,9 @@ def make_bapps(
     train: int = 1000,
     val: int = 200,
     jnd: int | None = None,
-    set_name: str = "traditional",
+    family: Family = "traditional",
+    cnn: DistortionFamily | None = None,
+    set_name: str | None = None,
     size: int = 64,
     seed: int = 0,
     replace: bool = False,
@@ -105,7 +114,10 @@ def make_bapps(
         train: Number of training triplets.
         val: Number of validation triplets.
         jnd: Number of pairs; None: 200, or 0 without a distance.
-        set_name: Name of the set.
+        family: ``"traditional"``, ``"cnn"``, or ``"both"``: half of each number in a set of each, as in the paper's
+            training set; odd ones have one more traditional item.
+        cnn: The trained networks, for ``"cnn"`` and ``"both"``; the candidates of a triplet are from different ones.
+        set_name: Name of the set; None: that of the family, and always so for ``"both"``.
         size: Side of the patches in pixels.
         seed: Random seed. Equal arguments give equal files; larger counts keep the first items unchanged.
         replace: Replace `out` if it is an earlier result of this function.
@@ -121,16 +133,20 @@ def make_bapps(
         TypeError: If `distance` does not return a tensor.
     """
     counts = _check_counts(train, val, jnd, judged=distance is not None)
-    _check_options(set_name, size, seed)
+    _check_family(family, cnn, set_name)
+    _check_options(set_name or family, size, seed)
     out = follow_links(out)
     replaceable = replace and (out / RECORD).is_file()
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not replaceable:
         raise FileExistsError(f"out: expected a new or empty folder, got '{out}', which is not empty")
     photographs = find_images(folder)
     _check_photographs(photographs, size)
-    items = _draw(counts, _split_photographs(list(photographs), counts, seed), seed)
-    record = {"images": list(photographs), "counts": counts, "set": set_name, "size": size, "seed": seed}
-    record["judge"] = _judge_name(distance)
+    names = _split_photographs(list(photographs), counts, seed)
+    items = []
+    for name, (own, networks) in _sets(family, set_name, counts, cnn).items():
+        items += _draw(own, names, seed, name, networks)
+    record = {"images": list(photographs), "counts": counts, "set": set_name or family, "size": size, "seed": seed}
+    record |= {"judge": _judge_name(distance), **_record_of_family(family, cnn)}
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -139,11 +155,11 @@ def make_bapps(
         for photograph, group in _by_photograph(items).items():
             image = read_image(photographs[photograph])
             for batch in (group[start : start + _BATCH] for start in range(0, len(group), _BATCH)):
-                _write_images(batch, image, made, set_name, size, distance)
+                _write_images(batch, image, made, size, distance, cnn)
                 done += len(batch)
                 report("making patches", done, len(items))
         for part in (part for part, count in counts.items() if count):
-            _write_tables([item for item in items if item.part == part], made, set_name)
+            _write_tables([item for item in items if item.part == part], made)
         (made / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         if replaceable:
             _move_content(out, temporary / "replaced")
@@ -184,6 +200,37 @@ def _check_counts(train: int, val: int, jnd: int | None, judged: bool) -> dict[s
     return dict(zip(_PARTS, (train, val, pairs), strict=True))
 
 
+def _check_family(family: str, cnn: DistortionFamily | None, set_name: str | None) -> None:
+    if family not in get_args(Family):
+        raise ValueError(f"family: expected one of {', '.join(get_args(Family))}, got {family!r}")
+    if family == "traditional" and cnn is not None:
+        raise ValueError("cnn: expected it with family cnn or both, got family traditional")
+    if family != "traditional" and cnn is None:
+        raise ValueError(f"cnn: expected trained networks for family {family}, got none; `{COMMAND}` trains them")
+    if cnn is not None and len(cnn) < 2:
+        raise ValueError(f"cnn: expected at least 2 networks, one for each candidate, got {len(cnn)}")
+    if family == "both" and set_name is not None:
+        raise ValueError(
+            f"set_name: expected none for family both, whose sets are traditional and cnn, got {set_name!r}"
+        )
+
+
+def _sets(
+    family: Family, set_name: str | None, counts: dict[str, int], cnn: DistortionFamily | None
+) -> dict[str, tuple[dict[str, int], DistortionFamily | None]]:
+    """Number of items per part, and the networks or None, by name of the set."""
+    if family != "both":
+        return {set_name or family: (counts, cnn)}
+    halves = {part: count // 2 for part, count in counts.items()}
+    others = {part: count - halves[part] for part, count in counts.items()}
+    return {"traditional": (others, None), "cnn": (halves, cnn)}
+
+
+def _record_of_family(family: Family, cnn: DistortionFamily | None) -> dict[str, Any]:
+    """What ``made.json`` says about it; nothing about the traditional distortions alone."""
+    return {} if cnn is None else {"family": family, "networks": {"names": cnn.names, "sha256": cnn.sha256}}
+
+
 def _check_options(set_name: str, size: int, seed: int) -> None:
     if size < _SMALLEST_SIDE:
         raise ValueError(f"size: expected at least {_SMALLEST_SIDE}, got {size}")
@@ -209,26 +256,33 @@ def _split_photographs(names: list[str], counts: dict[str, int], seed: int) -> d
             "folder: expected at least 2 photographs, since training and validation use different ones, got 1; with"
             " train=0, or val=0 and jnd=0, one is enough"
         )
-    order = torch.randperm(len(names), generator=_generator(seed, len(_PARTS))).tolist()
+    order = torch.randperm(len(names), generator=seeded(seed, len(_PARTS))).tolist()
     held_out = set(order[: max(1, round(_VAL_FRACTION * len(names)))])
     val = [name for index, name in enumerate(names) if index in held_out]
     return {"2afc/train": [name for name in names if name not in val], "2afc/val": val, "jnd/val": val}
 
 
-def _generator(*entropy: int) -> Generator:
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1)
-
-
-def _draw(counts: dict[str, int], names: dict[str, list[str]], seed: int) -> list[_Item]:
+def _draw(
+    counts: dict[str, int], names: dict[str, list[str]], seed: int, set_name: str, cnn: DistortionFamily | None
+) -> list[_Item]:
     items = []
     for code, (part, count) in enumerate(counts.items()):
         for index in range(count):
-            generator = _generator(seed, code, index)
+            generator = seeded(seed, code, index) if cnn is None else seeded(seed, code, index, 1)
             photograph = names[part][int(torch.randint(len(names[part]), (), generator=generator))]
             pair = part == "jnd/val"
-            candidates = [_draw_distortions(generator, near=pair) for _ in range(1 if pair else 2)]
-            items.append(_Item(part, f"{index:06d}", photograph, candidates, generator))
+            candidates = _draw_candidates(generator, 1 if pair else 2, near=pair, cnn=cnn)
+            items.append(_Item(part, set_name, f"{index:06d}", photograph, candidates, generator))
     return items
+
+
+def _draw_candidates(
+    generator: Generator, count: int, near: bool, cnn: DistortionFamily | None
+) -> list[tuple[tuple[str, ...], list[float]]]:
+    if cnn is None:
+        return [_draw_distortions(generator, near) for _ in range(count)]
+    order = torch.randperm(len(cnn), generator=generator).tolist()
+    return [((cnn.names[index],), []) for index in order[:count]]
 
 
 def _draw_distortions(generator: Generator, near: bool) -> tuple[tuple[str, ...], list[float]]:
@@ -267,19 +321,21 @@ def _measure(distance: Distance, references: Tensor, others: Tensor) -> list[flo
 
 
 def _write_images(
-    items: list[_Item], photograph: Tensor, made: Path, set_name: str, size: int, distance: Distance | None
+    items: list[_Item],
+    photograph: Tensor,
+    made: Path,
+    size: int,
+    distance: Distance | None,
+    cnn: DistortionFamily | None,
 ) -> None:
     """Write the patches of one photograph and their candidates; set the items' distances."""
     photographs: list[list[Tensor]] = []
     for item in items:
         patch = crops([photograph], 1, size, item.generator)
-        altered = [
-            distort(patch, names, torch.tensor(strengths).unsqueeze(1), item.generator)
-            for names, strengths in item.candidates
-        ]
+        altered = [_altered(patch, names, strengths, item.generator, cnn) for names, strengths in item.candidates]
         photographs.append([image[0].mul(255).round().to(torch.uint8) for image in (patch, *altered)])
         for kind, image in zip(item.kinds, photographs[-1], strict=True):
-            write_image(image, made / item.part / set_name / kind / f"{item.name}.png")
+            write_image(image, made / item.part / item.set_name / kind / f"{item.name}.png")
     if distance is not None:
         references = torch.stack([patch for patch, *altered in photographs for _ in altered])
         others = torch.stack([image for _, *altered in photographs for image in altered])
@@ -288,19 +344,36 @@ def _write_images(
             item.distances = tuple(next(distances) for _ in item.candidates)
 
 
-def _write_tables(items: list[_Item], made: Path, set_name: str) -> None:
+def _altered(
+    patch: Tensor, names: tuple[str, ...], strengths: list[float], generator: Generator, cnn: DistortionFamily | None
+) -> Tensor:
+    if cnn is not None and not strengths:
+        return cnn.distort(patch, names[0], generator)
+    return distort(patch, names, torch.tensor(strengths).unsqueeze(1), generator)
+
+
+def _write_tables(items: list[_Item], made: Path) -> None:
     """Write a part's judgments, or the CSV for people to judge in, and the record of its candidates."""
-    part, folder = items[0].part, made / items[0].part / set_name
+    part = items[0].part
     if not items[0].distances:
-        votes = [[*(f"{part}/{set_name}/{kind}/{item.name}.png" for kind in item.kinds), "", ""] for item in items]
         columns = ["ref", "p0", "p1", "votes_p0", "votes_p1"]
-        write_table(made / f"judge_{part.rpartition('/')[2]}.csv", columns, votes)
-    else:
-        kind = "same" if part == "jnd/val" else "judge"
+        write_table(made / f"judge_{part.rpartition('/')[2]}.csv", columns, map(_row_to_judge, items))
+    for name in dict.fromkeys(item.set_name for item in items):
+        _write_set([item for item in items if item.set_name == name], made / part / name)
+
+
+def _row_to_judge(item: _Item) -> list[str]:
+    return [*(f"{item.part}/{item.set_name}/{kind}/{item.name}.png" for kind in item.kinds), "", ""]
+
+
+def _write_set(items: list[_Item], folder: Path) -> None:
+    is_pair = items[0].part == "jnd/val"
+    if items[0].distances:
+        kind = "same" if is_pair else "judge"
         (folder / kind).mkdir()
         for item, judgment in zip(items, _judgments(items), strict=True):
             np.save(folder / kind / f"{item.name}.npy", np.float32(judgment))
-    candidates = ("p1",) if part == "jnd/val" else ("p0", "p1")
+    candidates = ("p1",) if is_pair else ("p0", "p1")
     columns = ["name", "photograph", *(f"{c}{what}" for c in candidates for what in ("", "_strength", "_distance"))]
     write_table(folder / "made.csv", columns, map(_record_row, items))
 

@@ -1,12 +1,18 @@
-"""Random crops of images."""
+"""Random crops of images, and the random states that they are drawn with."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
+
+
+def seeded(*entropy: int) -> Generator:
+    """A random state that depends on all of some numbers >= 0: a seed, and what it is for."""
+    return Generator().manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1)
 
 
 def crops(images: Sequence[Tensor], count: int, size: int, generator: Generator) -> Tensor:

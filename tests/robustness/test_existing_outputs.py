@@ -38,6 +38,11 @@ COMMAND_LINES = {
     "superresolution predict": (["superresolution", "predict", "--images.out", "large"], "large", "large/a.png"),
     "colorization predict": (["colorization", "predict", "--images.out", "colored"], "colored", "colored/a.png"),
     "frame-interpolation predict": (["frame-interpolation", "predict", "--images.out", "new"], "new", "new/a.png"),
+    "cnn-distortions fit": (
+        ["cnn-distortions", "fit", "--file.path", "n.safetensors"],
+        "n.safetensors",
+        "n.safetensors",
+    ),
     "distillation fit": (["distillation", "fit", "--file.path", "s.safetensors"], "s.safetensors", "s.safetensors"),
     "split-brain fit": (["split-brain", "fit", "--file.path", "b.safetensors"], "b.safetensors", "b.safetensors"),
     "puzzle fit": (["puzzle", "fit", "--file.path", "b.safetensors"], "b.safetensors", "b.safetensors"),

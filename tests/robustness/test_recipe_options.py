@@ -88,6 +88,8 @@ MISTAKES = {
     "split-brain fit --data.zom 3": "did you mean --data.zoom?",
     "puzzle fit --model.tiles 64": "did you mean --model.tile?",
     "bigan fit --data.folders x": "did you mean --data.folder?",
+    "cnn-distortions fit --model.network 8": "did you mean --model.networks?",
+    "bapps make --folder x --out y --family gan": "expected one of traditional, cnn, both, got 'gan'",
     "calibration fast --cvs a.csv": "got --cvs; did you mean --csv?",
     "demo --minute 1": "got --minute; did you mean --minutes?",
     "compare a.png b.png --mpa x": "did you mean --map?",

@@ -12,7 +12,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Generator, Tensor
 
 from lpips_lightning.data.crops import crops
 from lpips_lightning.data.distortions import DISTORTIONS, distort, ordered_pairs
+from lpips_lightning.data.observer import VOTES, SimulatedObserver, vote
 from lpips_lightning.io.atomic import follow_links
 from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.image_files import find_images, image_size, read_image, write_image
@@ -62,6 +63,11 @@ class _Item:
     def kinds(self) -> tuple[str, ...]:
         return ("p0", "p1") if self.part == "jnd/val" else ("ref", "p0", "p1")
 
+    @property
+    def pair_distance(self) -> tuple[float, ...]:
+        """Distance of a pair; nothing for a triplet."""
+        return self.distances if self.part == "jnd/val" else ()
+
 
 def l2(x: Tensor, y: Tensor) -> Tensor:
     """Mean squared difference of uint8 images, as a judging distance.
@@ -81,6 +87,7 @@ def make_bapps(
     out: str | Path,
     *,
     distance: Distance | None,
+    observer: SimulatedObserver | None = None,
     train: int = 1000,
     val: int = 200,
     jnd: int | None = None,
@@ -93,15 +100,18 @@ def make_bapps(
     """Write ``2afc/train/<set>``, ``2afc/val/<set>`` and ``jnd/val/<set>`` for `TwoAFCDataset` and `JNDDataset`.
 
     With a distance, ``judge`` is 1 where `p1` is nearer and 0 where `p0` is; ``same`` is 1 for the nearer half of the
-    pairs. Without a distance, ``judge_train.csv`` and ``judge_val.csv`` have empty votes for people to fill in;
-    `TripletDataModule` reads them, with `out` as its folder of images. ``made.csv`` next to the images records how each
-    was made, ``made.json`` in `out` records the arguments.
+    pairs. With simulated observers, both are fractions of votes: 2 per training triplet, 5 per validation triplet, 3
+    per pair, as in the paper. Without a distance, ``judge_train.csv`` and ``judge_val.csv`` have empty votes for people
+    to fill in; `TripletDataModule` reads them, with `out` as its folder of images. ``made.csv`` next to the images
+    records how each was made, ``made.json`` in `out` records the arguments.
 
     Args:
         folder: Folder of photographs, searched recursively.
         out: Output folder, new or empty; written atomically.
         distance: Judging distance, such as ``LPIPS("embedded")`` or `l2`: a function of two uint8 image batches
             ``(N, 3, H, W)`` that returns ``(N,)``. None: people judge.
+        observer: Observers whose votes follow the distance with noise; None: the distance judges itself. Without a
+            threshold of their own, they get the median distance of the pairs.
         train: Number of training triplets.
         val: Number of validation triplets.
         jnd: Number of pairs; None: 200, or 0 without a distance.
@@ -122,6 +132,8 @@ def make_bapps(
     """
     counts = _check_counts(train, val, jnd, judged=distance is not None)
     _check_options(set_name, size, seed)
+    if observer is not None and distance is None:
+        raise ValueError("observer: expected None without a judging distance, got simulated observers")
     out = follow_links(out)
     replaceable = replace and (out / RECORD).is_file()
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not replaceable:
@@ -142,8 +154,11 @@ def make_bapps(
                 _write_images(batch, image, made, set_name, size, distance)
                 done += len(batch)
                 report("making patches", done, len(items))
+        if observer is not None:
+            observer = observer.with_threshold(torch.tensor([d for item in items for d in item.pair_distance]))
+            record["observer"] = {**asdict(observer), "votes": dict(VOTES)}
         for part in (part for part, count in counts.items() if count):
-            _write_tables([item for item in items if item.part == part], made, set_name)
+            _write_tables([item for item in items if item.part == part], made, set_name, observer)
         (made / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         if replaceable:
             _move_content(out, temporary / "replaced")
@@ -288,7 +303,7 @@ def _write_images(
             item.distances = tuple(next(distances) for _ in item.candidates)
 
 
-def _write_tables(items: list[_Item], made: Path, set_name: str) -> None:
+def _write_tables(items: list[_Item], made: Path, set_name: str, observer: SimulatedObserver | None) -> None:
     """Write a part's judgments, or the CSV for people to judge in, and the record of its candidates."""
     part, folder = items[0].part, made / items[0].part / set_name
     if not items[0].distances:
@@ -298,7 +313,8 @@ def _write_tables(items: list[_Item], made: Path, set_name: str) -> None:
     else:
         kind = "same" if part == "jnd/val" else "judge"
         (folder / kind).mkdir()
-        for item, judgment in zip(items, _judgments(items), strict=True):
+        judgments = _judgments(items) if observer is None else _votes(items, observer)
+        for item, judgment in zip(items, judgments, strict=True):
             np.save(folder / kind / f"{item.name}.npy", np.float32(judgment))
     candidates = ("p1",) if part == "jnd/val" else ("p0", "p1")
     columns = ["name", "photograph", *(f"{c}{what}" for c in candidates for what in ("", "_strength", "_distance"))]
@@ -320,3 +336,14 @@ def _judgments(items: list[_Item]) -> list[float]:
         return [0.5 if d0 == d1 else float(d1 < d0) for d0, d1 in (item.distances for item in items)]
     middle = float(np.median([item.distances[0] for item in items]))
     return [float(item.distances[0] <= middle) for item in items]
+
+
+def _votes(items: list[_Item], observer: SimulatedObserver) -> list[float]:
+    """Fractions of the observers' votes, from the random state that each item's distortions left."""
+    distances = torch.tensor([item.distances for item in items], dtype=torch.float64)
+    pairs = distances.shape[1] == 1
+    found = observer.same(distances[:, 0]) if pairs else observer.second(distances[:, 0], distances[:, 1])
+    return [
+        vote(probability, VOTES[item.part], item.generator)
+        for item, probability in zip(items, found.tolist(), strict=True)
+    ]

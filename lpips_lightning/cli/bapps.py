@@ -75,8 +75,8 @@ def _add_make(commands: Any) -> None:
     )
 
 
-def add_observer_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of simulated observers to `parser`."""
+def add_observer_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add the options of simulated observers to a parser, or to a group of one."""
     add = parser.add_argument
     add("--noise", type=float, help="of observers: standard deviation of log distances (default: 0.75)")
     add("--lapse", type=float, help="of observers: probability of a random answer (default: 0.02)")
@@ -101,7 +101,7 @@ def _make(options: argparse.Namespace) -> None:
     observer = _observer(options)
     other = ("run", "judge", "weights", "observers", "noise", "lapse", "threshold", "force")
     arguments = {name: value for name, value in vars(options).items() if name not in other}
-    distance = _distance(options.judge, options.weights)
+    distance = judging_distance(options.judge, options.weights)
     with progress_report("items") as report:
         make_bapps(**arguments, distance=distance, observer=observer, replace=options.force, report=report)
     console = Console(highlight=False, soft_wrap=True)
@@ -126,7 +126,16 @@ def _observer(options: argparse.Namespace) -> SimulatedObserver | None:
     return SimulatedObserver(**given)
 
 
-def _distance(judge: str, weights: str | None) -> Distance | None:
+def judging_distance(judge: str, weights: str | None) -> Distance | None:
+    """The distance that judges generated data.
+
+    Args:
+        judge: Name of a network, ``"l2"`` or ``"none"``.
+        weights: Backbone weights of the network; None for the default ones.
+
+    Raises:
+        WeightsError: If its weights are missing and cannot be downloaded.
+    """
     from lpips_lightning.backbones.offline import require_backbone
     from lpips_lightning.data.bapps_generate import l2
     from lpips_lightning.network import LPIPS

@@ -63,13 +63,9 @@ def parser() -> ArgumentParser:
     add("--jnd-sets", nargs="*", metavar="SET", help="JND sets of --folder (default: all present)")
     add("--limit", type=int, metavar="N", help="at most N triplets or pairs of each set, evenly spaced (default: all)")
     add("--methods", nargs="+", metavar="METHOD", help="methods to compare (default: those of the paper)")
-    add(
-        *("--self-supervised",),
-        nargs="+",
-        default=[],
-        metavar="METHOD",
-        help="further methods, in the group of self-supervised networks: Puzzle=FILE, ...",
-    )
+    more = {"nargs": "+", "default": [], "metavar": "METHOD"}
+    add("--more", **more, help="further methods, such as files of `kmeans` and of self-supervised recipes")
+    add("--self-supervised", **more, help="further methods, in the group of self-supervised networks: Mine=FILE")
     add("--disagree", nargs=2, metavar="METHOD", help="methods of figure 6 (default: ssim and the best other one)")
     add("--size", type=int, default=64, metavar="PIXELS", help="side of the images (default 64; 0: no resizing)")
     _add_data_options(result)
@@ -110,13 +106,14 @@ def main(args: list[str] | None = None) -> None:
     options = parser().parse_args(args)
     _check(options)
     out = _output_folder(options)
+    _check_data(options)
     methods, left_out = _methods(options)
     device = choose_device(options.device)
     console = Console(highlight=False, soft_wrap=True, markup=False)
     for one in left_out:
         console.print(f"Left out: {one.name}, since {one.reason}. To get it: {one.command}")
+    root = options.folder or _make(options, out, console)
     _write_options(out, options)
-    root = options.folder or _make(options, out / _DATA, console)
     sets = data_sets(root, options.sets, options.jnd_sets, options.size or None)
     _shorten(sets.values(), options.limit)
     methods, judges, observer = _judges(root, sets, methods)
@@ -146,14 +143,27 @@ def _check(options: argparse.Namespace) -> None:
     of_folder = [name for name in ("sets", "jnd_sets", "limit") if getattr(options, name) is not None]
     if not options.folder and of_folder:
         raise ValueError(f"{of_folder[0].replace('_', '-')}: expected --folder DIR with this option, got none")
-    if options.folder and not Path(options.folder).is_dir():
-        raise FileNotFoundError(f"folder: expected the folder of a data set, got none at '{options.folder}'")
     for name, value in _DEFAULTS.items():
         if not options.folder and getattr(options, name) is None:
             setattr(options, name, value)
     for name in ("val", "jnd"):
         if not options.folder and getattr(options, name) < 1:
             raise ValueError(f"{name}: expected at least 1, got {getattr(options, name)}")
+
+
+def _check_data(options: argparse.Namespace) -> None:
+    """Refuse what `_make` or `data_sets` would refuse later; get the weights of the judge."""
+    from lpips_lightning.backbones.offline import require_backbone
+    from lpips_lightning.data.observer import SimulatedObserver
+    from lpips_lightning.io.image_files import find_images
+
+    if options.folder:
+        data_sets(options.folder, options.sets, options.jnd_sets, options.size or None)
+        return
+    SimulatedObserver(**bapps_cli.observer_options(options))
+    if options.photographs:
+        find_images(options.photographs)
+    require_backbone(options.judge, "--judge")
 
 
 def _output_folder(options: argparse.Namespace) -> Path:
@@ -183,8 +193,7 @@ def _is_unfinished(folder: Path, options: argparse.Namespace) -> bool:
 
 
 def _write_options(out: Path, options: argparse.Namespace) -> None:
-    if options.force and not _is_unfinished(out, options):
-        (out / _REPORT).unlink(missing_ok=True)  # so that an interrupted run is not taken for a complete one
+    (out / _REPORT).unlink(missing_ok=True)  # with --force; so that an interrupted run is not taken for a complete one
     with atomic_write(out / _OPTIONS) as temporary:
         temporary.write_text(json.dumps(_data_options(options), indent=1) + "\n", encoding="utf-8")
 
@@ -192,7 +201,7 @@ def _write_options(out: Path, options: argparse.Namespace) -> None:
 def _methods(options: argparse.Namespace) -> tuple[list[PaperMethod], list[Any]]:
     from lpips_lightning.evaluation.paper_methods import DEFAULT_METHODS, SELF_SUPERVISED, choose, load
 
-    choices = [choose(text) for text in options.methods or DEFAULT_METHODS]
+    choices = [choose(text) for text in [*(options.methods or DEFAULT_METHODS), *options.more]]
     methods, left_out = load([*choices, *(choose(text, SELF_SUPERVISED) for text in options.self_supervised)])
     names = [one.name for one in methods]
     for name in options.disagree or ():
@@ -215,23 +224,24 @@ def _photographs(folder: str | None) -> Iterator[str]:
         yield temporary
 
 
-def _make(options: argparse.Namespace, out: Path, console: Console) -> Path:
-    """The data set in `out`: that of an interrupted run, or a new one."""
+def _make(options: argparse.Namespace, folder: Path, console: Console) -> Path:
+    """The data set in a folder of results: that of an interrupted run, or a new one."""
     from lpips_lightning.data.bapps_generate import RECORD, make_bapps
     from lpips_lightning.data.observer import SimulatedObserver
 
-    observer = SimulatedObserver(**bapps_cli.observer_options(options))
-    if (out / RECORD).is_file() and not options.force:
+    out, replace = folder / _DATA, options.force and has_results(folder / _OPTIONS)
+    if (out / RECORD).is_file() and not options.force and _is_unfinished(folder, options):
         return out
+    observer = SimulatedObserver(**bapps_cli.observer_options(options))
     judge = _judge(options.judge)
     if judge != options.judge:
         console.print(f"Judge: {judge} (--judge chooses another one)")
     counts = {"train": 0, "val": options.val, "jnd": options.jnd, "seed": options.seed}
-    with _photographs(options.photographs) as folder, progress_report("items") as report:
+    with _photographs(options.photographs) as photographs, progress_report("items") as report:
         size = options.size or 64
         distance = bapps_cli.judging_distance(judge, None)
         options_of_data = {"distance": distance, "observer": observer, "size": size, **counts}
-        return make_bapps(folder, out, **options_of_data, replace=options.force, report=report)
+        return make_bapps(photographs, out, **options_of_data, replace=replace, report=report)
 
 
 def _judge(name: str) -> str:
@@ -273,8 +283,9 @@ def _score(
 ) -> Comparison:
     from lpips_lightning.evaluation.benchmark import score
     from lpips_lightning.evaluation.paper_report import Comparison
+    from lpips_lightning.evaluation.table5 import TABLE_5
 
-    rows = {one.name: one.method.paper for one in methods}
+    rows = {one.name: one.method.paper if one.method.paper in TABLE_5 else None for one in methods}
     scores = score(measured, rows, options.resamples, judges=judges)
     data = _describe_data(options, root, next(iter(measured.values())), judges, observer)
     return Comparison(scores, methods, left_out, judges, observer, data, {})
@@ -288,6 +299,7 @@ def _describe_data(
     observer: Mapping[str, Any],
 ) -> dict[str, str]:
     from lpips_lightning.data.judges import RECORD
+    from lpips_lightning.evaluation.paper_report import attributes
 
     about = {"folder": str(root)}
     record = Path(root, RECORD)
@@ -298,7 +310,8 @@ def _describe_data(
         about |= {"generated from": f"{len(images)} photographs: {shown}", "seed": str(content["seed"])}
         about |= {"judge": str(content["judge"])}
     if observer:
-        about["simulated observers"] = ", ".join(f"{name} {value}" for name, value in observer.items())
+        votes = ", ".join(f"{number} per item of {part}" for part, number in observer["votes"].items())
+        about["simulated observers"] = f"{attributes(observer)}; votes: {votes}"
     for name, judged in sets.items():
         what = "triplets" if judged.kind == "2afc" else "pairs"
         about[name] = f"{len(judged.shares)} {what}, judges: {judges[name].label}"

@@ -139,7 +139,8 @@ def save_scatter(scores: Sequence[Score], methods: Sequence[PaperMethod], path: 
             axis.get_major_locator().set_params(nbins=6, steps=[1, 2, 5, 10])
             axis.set_major_formatter("{x:g}")
         axes.set_title(fit_name(note, 2.7, SMALL_SIZE), fontsize=SMALL_SIZE)
-        figure.supxlabel(_with_note("", scores, WIDTHS["column"]), fontsize=SMALL_SIZE)
+        judged = _with_note("", scores, WIDTHS["column"])
+        figure.supxlabel(judged, fontsize=SMALL_SIZE)
         labels = fit_names([one.label for one in shown], 1.2)
         groups = [group for group in GROUPS if any(one.group == group for one in shown)]
         figure.set_figheight(3.0 + 0.15 * math.ceil(len(groups) / 2))
@@ -147,7 +148,8 @@ def save_scatter(scores: Sequence[Score], methods: Sequence[PaperMethod], path: 
         if not label_points(axes, places, labels):
             for legend in figure.legends:
                 legend.remove()
-            _add_names(figure, shown, labels, styles)
+            figure.supxlabel("")  # would overlap the legend
+            _add_names(figure, shown, labels, styles, judged)
         return save_figure(figure, path)
 
 
@@ -234,7 +236,7 @@ def _styles(methods: Sequence[PaperMethod]) -> dict[str, CategoryStyle]:
 
 
 def _add_names(
-    figure: Any, methods: Sequence[PaperMethod], labels: Sequence[str], styles: Mapping[str, CategoryStyle]
+    figure: Any, methods: Sequence[PaperMethod], labels: Sequence[str], styles: Mapping[str, CategoryStyle], title: str
 ) -> None:
     """Names of all points below the axes, in a taller figure."""
     from matplotlib.lines import Line2D
@@ -244,7 +246,8 @@ def _add_names(
         style, face = styles[one.name], "white" if one.is_judge else styles[one.name].color
         handles.append(Line2D([], [], color=style.color, marker=style.marker, markerfacecolor=face, linestyle="none"))
     figure.set_figheight(3.0 + 0.15 * math.ceil(len(methods) / 2))
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, handletextpad=0.2, columnspacing=1.0)
+    options = {"title": title or None, "title_fontsize": SMALL_SIZE, "handletextpad": 0.2, "columnspacing": 1.0}
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, **options)
 
 
 def _with_note(text: str, scores: Sequence[Score], inches: float) -> str:

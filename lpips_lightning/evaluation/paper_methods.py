@@ -38,6 +38,7 @@ _TASKS = {
     "watching": "Watching",
     **{name: name.capitalize() for name in ("context", "colorization", "inpainting", "egomotion", "audio", "tracking")},
 }
+_ALEXNETS = ("alex", "caffe-alexnet")  # the paper has these tasks for no other network
 _CLASSICAL = {
     "l2": ("mean squared difference of RGB on [0, 1]", "torch"),
     "l2-lab": ("mean squared difference of CIELAB / 100", "kornia"),
@@ -183,34 +184,34 @@ def _missing(choice: Choice) -> LeftOut | None:
 
 
 def _load(choice: Choice) -> PaperMethod:
-    mode = ""
-    if ":" not in choice.method and choice.method.endswith(".safetensors"):
-        method, mode = _backbone_file(choice)
-    else:
-        method = parse_method(choice.method)
-        _, _, file = choice.method.partition("=")
-        mode = str(read_record(file).get("mode", "")) if file.endswith(".safetensors") else ""
-    rows = {row.lower(): row for row in (*TABLE_5, *_TASKS.values())}
-    paper = method.paper or rows.get(choice.name.lower()) or _TASKS.get(mode)
-    group = choice.group or _group(choice.method, method, paper)
+    is_file = ":" not in choice.method and choice.method.endswith(".safetensors")
+    method = _backbone_file(choice) if is_file else parse_method(choice.method)
+    file = choice.method if is_file else choice.method.partition("=")[2]
+    task = _TASKS.get(str(read_record(file).get("mode", "")).lower()) if file.endswith(".safetensors") else None
+    named = {row.lower(): row for row in (*TABLE_5, *_TASKS.values())}.get(choice.name.lower())
+    paper = method.paper or named or (task if _is_alexnet(method) else None)
+    group = choice.group or _group(choice.method, method, named or task)
     return PaperMethod(replace(method, name=choice.name, paper=paper), group, _fingerprint(choice.method, method))
 
 
-def _backbone_file(choice: Choice) -> tuple[Method, str]:
+def _backbone_file(choice: Choice) -> Method:
     """The backbone in a file that says its architecture, uncalibrated unless the file has a calibration."""
-    record = read_record(choice.method)
-    net_type = record.get("net_type")
+    net_type = read_record(choice.method).get("net_type")
     if not isinstance(net_type, str):
         raise ValueError(
             f"methods: expected a file that says its architecture, got none in {choice.method!r}; write"
             f" NET:weights={choice.method} with the name of a network"
         )
     if net_type in BACKBONES:
-        return parse_method(f"{net_type}:weights={choice.method}"), str(record.get("mode", ""))
-    return Method(choice.name, LPIPS(net_type, weights=choice.method, calibrated=False), None), str(record.get("mode"))
+        return parse_method(f"{net_type}:weights={choice.method}")
+    return Method(choice.name, LPIPS(net_type, weights=choice.method, calibrated=False), None)
 
 
-def _group(name: str, method: Method, paper: str | None) -> str:
+def _is_alexnet(method: Method) -> bool:
+    return isinstance(method.distance, LPIPS) and method.distance.net_type in _ALEXNETS
+
+
+def _group(name: str, method: Method, task: str | None) -> str:
     if not isinstance(method.distance, LPIPS):
         return LOW_LEVEL
     variant = name.partition(":")[2]
@@ -218,9 +219,9 @@ def _group(name: str, method: Method, paper: str | None) -> str:
         return CALIBRATED
     if variant == "baseline":
         return SUPERVISED
-    if variant.startswith(("random", "kmeans")) or paper == "K-means":
+    if variant.startswith(("random", "kmeans")) or task == _TASKS["kmeans"]:
         return UNSUPERVISED
-    return SELF_SUPERVISED if paper in _TASKS.values() else OTHER_WEIGHTS
+    return SELF_SUPERVISED if task in _TASKS.values() else OTHER_WEIGHTS
 
 
 def _fingerprint(name: str, method: Method) -> str:

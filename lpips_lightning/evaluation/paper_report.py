@@ -163,7 +163,7 @@ def warning(judges: Iterable[Judge], observer: Mapping[str, object]) -> str:
     labels = [judge.label.partition(": ")[2] for judge in found if judge.kind in ("metric", "simulated")]
     if labels:
         names = ", ".join(dict.fromkeys(labels))
-        votes = f" with votes of simulated observers ({_attributes(observer)})" if observer else ""
+        votes = f" with votes of simulated observers ({attributes(observer)})" if observer else ""
         return (
             f"Judged by {names}{votes}, not by people. The numbers say how near a method is to this metric, not how"
             " near it is to people."
@@ -253,7 +253,8 @@ def _score_table(comparison: Comparison, chosen: Sequence[Score], kind: Kind) ->
     for title, members in groups_of(comparison.methods).items():
         groups.append(Group(title, [row(one.name, one.label) for one in members]))
     counts = ", ".join(f"{name} {max(cell.count for cell in chosen if cell.set == name)}" for name in sets)
-    caption = f"{TITLES[kind]}, ± half a 95 % interval{paper}. Number: {counts}."
+    first = " First row: agreement of the judges with themselves." if ceilings else ""
+    caption = f"{TITLES[kind]}, ± half a 95 % interval{paper}. Number: {counts}.{first}"
     return Table(caption, ["method", *sets, "mean"], groups)
 
 
@@ -269,7 +270,7 @@ def _paper_table(comparison: Comparison) -> Table:
         cells = [name, *(f"{value:.1f}" for value in values), f"{sum(values) / len(values):.1f}"]
         cells.append(", ".join(f"{one.label} {means[one.name]:.1f}" for one in ours) or "-")
         rows.append([Cell(text) for text in cells])
-    caption = "The paper's 2AFC scores on BAPPS, judged by people, %, and the mean that the same method has here."
+    caption = "The paper's 2AFC scores on BAPPS, judged by people, %, and the mean of the same method here."
     return Table(caption, ["method", *PAPER_SETS, "mean", "here"], [Group("", rows)])
 
 
@@ -290,6 +291,7 @@ def _interval(values: tuple[float, float, float]) -> str:
     return f"{values[0]:.2f} ({values[1]:.2f} to {values[2]:.2f})"
 
 
-def _attributes(observer: Mapping[str, object]) -> str:
+def attributes(observer: Mapping[str, object]) -> str:
+    """Noise, lapse and threshold of simulated observers, as text."""
     shown = {name: value for name, value in observer.items() if isinstance(value, int | float)}
     return ", ".join(f"{name} {value:.3g}" for name, value in shown.items())

@@ -47,7 +47,7 @@ def paper_row(net_type: str, mode: str = "lin") -> str | None:
     Args:
         net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``, or ``"human"``, ``"l2"``, ``"ssim"``, ``"fsim"``.
         mode: Variant of a network: ``"lin"``, ``"tune"``, ``"scratch"``, ``"baseline"``, ``"random"`` or ``"kmeans"``;
-            the paper has the last two for AlexNet only.
+            the paper has the last two for AlexNet only, and no others.
 
     Returns:
         A key of `TABLE_5`, or None.
@@ -61,4 +61,5 @@ def paper_row(net_type: str, mode: str = "lin") -> str | None:
     calibrated, plain = _NETS[net_type]
     if mode in ("random", "kmeans"):
         return {"random": "Gaussian", "kmeans": "K-means"}[mode] if net_type == "alex" else None
-    return plain if mode == "baseline" else f"{calibrated}-{mode}"
+    row = plain if mode == "baseline" else f"{calibrated}-{mode}"
+    return row if row in TABLE_5 else None

@@ -341,7 +341,8 @@ def _draw(
         figures["figure4"] = picture(bars, inches, "Bars of the methods' 2AFC scores", caption)
     if points_of(scores):
         scatter = save_scatter(scores, methods, out / "figure5.png", _correlation_note(comparison))
-        caption = "Mean 2AFC score against mean JND precision. Open markers: the metric that judged."
+        caption = "2AFC score against JND precision, means over the sets that were judged both ways."
+        caption += " Open marker: the metric that judged." if any(one.is_judge for one in methods) else ""
         figures["figure5"] = picture(scatter, WIDTHS["column"], "Points of the methods, 2AFC against JND", caption)
     pair = tuple(disagree) if disagree else _default_pair(comparison)
     if not triplets or pair is None:

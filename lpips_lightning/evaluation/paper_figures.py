@@ -100,7 +100,8 @@ def save_bars(scores: Sequence[Score], methods: Sequence[PaperMethod], path: str
         axes = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
         for panel, (title, sets) in zip(axes, drawn.items(), strict=True):
             _draw_bars(panel, triplets, groups, rows, sets)
-            panel.set_title(fit_name(f"{title}: {', '.join(sets)}", 0.8 * WIDTHS[width] / len(drawn), TEXT_SIZE))
+            named = f"{title}: {', '.join(sets)}" if len(sets) < 3 else f"{title}: {len(sets)} sets"
+            panel.set_title(fit_name(named, 0.8 * WIDTHS[width] / len(drawn), TEXT_SIZE))
         axes[0].set_yticks(list(rows.values()), fit_names([one.label for one in _in_order(groups)], name_inches))
         axes[0].set_ylim(max(rows.values()) + 0.7, -0.7)
         figure.supxlabel(_with_note(TITLES["2afc"], scores, WIDTHS[width]), fontsize=TEXT_SIZE)
@@ -154,9 +155,18 @@ def save_scatter(scores: Sequence[Score], methods: Sequence[PaperMethod], path: 
 
 
 def points_of(scores: Sequence[Score]) -> dict[str, tuple[float, float]]:
-    """Mean 2AFC score and mean JND precision of every method that has both, in per cent."""
+    """Mean 2AFC score and mean JND precision of every method that has both, in per cent.
+
+    As in the paper, both are means over the sets of distortions that were judged both ways; without such sets, over
+    all.
+
+    Args:
+        scores: Scores from `lpips_lightning.evaluation.benchmark.score`.
+    """
     methods = [cell for cell in scores if not cell.is_ceiling]
-    across, up = summary(methods, "2afc"), summary(methods, "jnd")
+    both = {cell.set for cell in methods if cell.kind == "2afc"} & {cell.set for cell in methods if cell.kind == "jnd"}
+    chosen = [cell for cell in methods if cell.set in both] or methods
+    across, up = summary(chosen, "2afc"), summary(chosen, "jnd")
     points = {name: (across[name], up[name]) for name in across if name in up}
     return {name: point for name, point in points.items() if all(map(math.isfinite, point))}
 
@@ -204,10 +214,8 @@ def _draw_bars(
     for label in labels:
         ceiling = None if is_exact(label) else mean_score(scores, label, sets)
         if ceiling is not None:
-            name = "people" if label == HUMAN else "judges"
-            axes.axvline(
-                ceiling.value, color="black", linestyle="dashed", linewidth=0.8, label=f"ceiling of the {name}"
-            )
+            name = "human ceiling" if label == HUMAN else "ceiling of the judges"
+            axes.axvline(ceiling.value, color="black", linestyle="dashed", linewidth=0.8, label=name)
             ends.append(ceiling.value)
     axes.axvline(CHANCE, color="0.3", linewidth=0.6)
     axes.set_xlim(value_limits(ends))

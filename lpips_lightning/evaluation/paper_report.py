@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lpips_lightning.data.judges import Judge
 from lpips_lightning.evaluation.benchmark import Kind, Score, summary
-from lpips_lightning.evaluation.paper_figures import DISTORTIONS, mean_score
+from lpips_lightning.evaluation.paper_figures import DISTORTIONS, mean_score, points_of
 from lpips_lightning.evaluation.paper_methods import LeftOut, PaperMethod, groups_of
 from lpips_lightning.evaluation.paper_tasks import (
     PASCAL,
@@ -175,7 +175,8 @@ def warning(judges: Iterable[Judge], observer: Mapping[str, object]) -> str:
 
 def jnd_correlation(comparison: Comparison) -> Correlation | None:
     """Correlation of mean 2AFC scores and mean JND precision over the methods, without the judge."""
-    columns = [comparison.without_judge(summary(_of_methods(comparison), kind)) for kind in ("2afc", "jnd")]
+    points = points_of(comparison.scores)
+    columns = [comparison.without_judge({name: point[axis] for name, point in points.items()}) for axis in (0, 1)]
     return correlation(columns[0], columns[1])
 
 

@@ -23,7 +23,7 @@ from lpips_lightning.evaluation import paper_distances
 from lpips_lightning.evaluation.benchmark import HUMAN, Score
 from lpips_lightning.evaluation.methods import OTHERS, Method
 from lpips_lightning.evaluation.paper_distances import measure_or_read
-from lpips_lightning.evaluation.paper_figures import mean_score, panels, save_bars, save_scatter
+from lpips_lightning.evaluation.paper_figures import mean_score, panels, points_of, save_bars, save_scatter
 from lpips_lightning.evaluation.paper_methods import DEFAULT_METHODS, GROUPS, PaperMethod, choose, load, mark_judge
 from lpips_lightning.evaluation.paper_tasks import PAPER_TABLE_4, PASCAL, PRINTED_2AFC, correlation, task_correlations
 from lpips_lightning.evaluation.table5 import PAPER_SETS, TABLE_5
@@ -155,6 +155,14 @@ def cells(names, sets=PAPER_SETS, judge=HUMAN):
         for at, (name, kind, one) in enumerate(values)
         if kind == "2afc" or (one in ("traditional", "cnn") and name != judge)
     ]
+
+
+def test_points_are_means_over_the_sets_that_were_judged_both_ways():
+    values = {("2afc", "cnn"): 80, ("2afc", "color"): 60, ("jnd", "cnn"): 50}
+    scores = [Score("a", one, kind, value, value, value, 9, None) for (kind, one), value in values.items()]
+    assert points_of(scores) == {"a": (80, 50)}
+    assert points_of([scores[1], scores[2]]) == {"a": (60, 50)}
+    assert points_of(scores[:2]) == {}
 
 
 def members(names, judge=None):

@@ -422,7 +422,7 @@ def _run(args: list[str] | None, device: object, start: float) -> dict[str, str]
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "versions": ", ".join(versions),
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads, device {device}",
-        "time": f"{(time.monotonic() - start) / 60:.1f} minutes",
+        "time": f"{(time.monotonic() - start) / 60:.1f} minutes, {time.process_time() / 60:.1f} minutes of CPU time",
         "peak memory": _peak_memory(),
     }
 

@@ -252,7 +252,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if "style" not in self.open:
+        if "style" not in self.open and data.strip():
             self.text += " ".join(data.split()) + " "
 
 

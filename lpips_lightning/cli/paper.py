@@ -162,7 +162,8 @@ def _check_data(options: argparse.Namespace) -> None:
         return
     SimulatedObserver(**bapps_cli.observer_options(options))
     if options.photographs:
-        find_images(options.photographs)
+        with _photographs_named():
+            find_images(options.photographs)
     require_backbone(options.judge, "--judge")
 
 
@@ -224,6 +225,17 @@ def _photographs(folder: str | None) -> Iterator[str]:
         yield temporary
 
 
+@contextmanager
+def _photographs_named() -> Iterator[None]:
+    """Errors about the argument `folder` name the option of the photographs."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        if str(error).startswith("folder: "):
+            raise type(error)(f"photographs: {str(error).removeprefix('folder: ')}") from error
+        raise
+
+
 def _make(options: argparse.Namespace, folder: Path, console: Console) -> Path:
     """The data set in a folder of results: that of an interrupted run, or a new one."""
     from lpips_lightning.data.bapps_generate import RECORD, make_bapps
@@ -241,7 +253,8 @@ def _make(options: argparse.Namespace, folder: Path, console: Console) -> Path:
         size = options.size or 64
         distance = bapps_cli.judging_distance(judge, None)
         options_of_data = {"distance": distance, "observer": observer, "size": size, **counts}
-        return make_bapps(photographs, out, **options_of_data, replace=replace, report=report)
+        with _photographs_named():
+            return make_bapps(photographs, out, **options_of_data, replace=replace, report=report)
 
 
 def _judge(name: str) -> str:

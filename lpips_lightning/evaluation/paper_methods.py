@@ -12,9 +12,11 @@ from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.data.judges import is_label
 from lpips_lightning.evaluation.methods import Method, parse_method
 from lpips_lightning.evaluation.table5 import TABLE_5
+from lpips_lightning.images.hints import EVALUATION
 from lpips_lightning.io.image_decoding import printable
 from lpips_lightning.io.tensor_files import read_record
 from lpips_lightning.network import LPIPS
+from lpips_lightning.weights import read_tensors
 from lpips_lightning.weights.lookup import FOLDER_VARIABLE
 
 LOW_LEVEL, UNSUPERVISED, SELF_SUPERVISED = "low-level", "random and unsupervised", "self-supervised"
@@ -204,7 +206,10 @@ def _backbone_file(choice: Choice) -> Method:
         )
     if net_type in BACKBONES:
         return parse_method(f"{net_type}:weights={choice.method}")
-    return Method(choice.name, LPIPS(net_type, weights=choice.method, calibrated=False), None)
+    calibrated = any(name.startswith("calibration.") for name in read_tensors(Path(choice.method).expanduser()))
+    net = LPIPS(net_type, weights=choice.method, calibrated=calibrated)
+    net.images = replace(net.images, hints=EVALUATION)
+    return Method(choice.name, net, None)
 
 
 def _is_alexnet(method: Method) -> bool:

@@ -351,7 +351,8 @@ def test_bapps_has_the_papers_values_and_no_warning(tmp_path, monkeypatch, capsy
         (["--folder=gone"], "expected sets in 2afc/val or jnd/val of 'gone', got none"),
         (["--folder=bapps", "--sets", "x"], "sets: expected some of cnn in 'bapps/2afc/val', got 'x'"),
         (["--limit=3"], "--limit: expected --folder DIR with this option, got none"),
-        (["--photographs=gone"], "gone"),
+        (["--photographs=gone"], "--photographs: expected an existing folder of images, got 'gone'"),
+        (["--photographs=small", "--judge=l2", "--methods=l2"], "--photographs: expected sides of at least 64 pixels"),
         (["--noise=-1"], "--noise: expected at least 0, got -1.0"),
         (["--val=0"], "--val: expected at least 1, got 0"),
         (["--methods", "l3"], "expected one of alex, vgg"),
@@ -364,7 +365,8 @@ def test_bapps_has_the_papers_values_and_no_warning(tmp_path, monkeypatch, capsy
 def test_bad_input_is_one_sentence_before_anything_is_written(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_bapps("bapps", {"2afc/val/cnn": 2}, size=31)
+    write_noise("small", height=20, width=20)
     assert cli.main(["paper", *words]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["bapps"]
+    assert {path.name for path in tmp_path.iterdir()} == {"bapps", "small"}

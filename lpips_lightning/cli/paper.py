@@ -63,7 +63,7 @@ def parser() -> ArgumentParser:
     add("--jnd-sets", nargs="*", metavar="SET", help="JND sets of --folder (default: all present)")
     add("--limit", type=int, metavar="N", help="at most N triplets or pairs of each set, evenly spaced (default: all)")
     add("--methods", nargs="+", metavar="METHOD", help="methods to compare (default: those of the paper)")
-    more = {"nargs": "+", "default": [], "metavar": "METHOD"}
+    more: Any = {"nargs": "+", "default": [], "metavar": "METHOD"}
     add("--more", **more, help="further methods, such as files of `kmeans` and of self-supervised recipes")
     add("--self-supervised", **more, help="further methods, in the group of self-supervised networks: Mine=FILE")
     add("--disagree", nargs=2, metavar="METHOD", help="methods of figure 6 (default: ssim and the best other one)")

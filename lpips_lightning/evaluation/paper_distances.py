@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lpips_lightning.data.bapps import JNDDataset, TwoAFCDataset
-from lpips_lightning.evaluation.benchmark import Judged, measure
+from lpips_lightning.evaluation.benchmark import Judged, Kind, measure
 from lpips_lightning.evaluation.paper_methods import PaperMethod
 from lpips_lightning.io.tensor_files import read_record, write_tensors
 from lpips_lightning.weights import WeightsError, read_tensors
@@ -91,5 +91,5 @@ def _read(file: Path, name: str, key: str) -> Judged | None:
         tensors = read_tensors(file)
     except WeightsError:  # damaged: measured again
         return None
-    kind = "jnd" if name.startswith("jnd/") else "2afc"
+    kind: Kind = "jnd" if name.startswith("jnd/") else "2afc"
     return Judged(kind, tensors["distances"], tensors["fractions"])

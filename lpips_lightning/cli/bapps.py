@@ -18,6 +18,7 @@ from lpips_lightning.io.streams import is_stream, name_streams
 if TYPE_CHECKING:
     from lpips_lightning.data.bapps_generate import Distance
     from lpips_lightning.data.cnn_distortions import DistortionFamily
+    from lpips_lightning.data.observer import SimulatedObserver
 
 _JUDGES = (*NETS, "l2", "none")
 
@@ -65,6 +66,10 @@ def _add_make(commands: Any) -> None:
     )
     parser.add_argument("--weights", help="backbone weights of --judge: a file or a folder")
     _add_family(parser, ("traditional", "cnn", "both"), "; both: half of the items in a set of each")
+    parser.add_argument(
+        "--observers", choices=("simulated",), help="judgments are votes by observers of --judge with noise and lapses"
+    )
+    add_observer_options(parser)
     parser.add_argument("--set", dest="set_name", help="name of the set (default: that of the family)")
     parser.add_argument("--size", type=int, default=64, help="patch side in pixels (default: %(default)s)")
     parser.add_argument(
@@ -93,6 +98,20 @@ def _family(options: argparse.Namespace) -> DistortionFamily | None:
     return None if options.cnn is None else read_family(options.cnn)
 
 
+def add_observer_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add the options of simulated observers to a parser, or to a group of one."""
+    add = parser.add_argument
+    add("--noise", type=float, help="of observers: standard deviation of log distances (default: 0.75)")
+    add("--lapse", type=float, help="of observers: probability of a random answer (default: 0.02)")
+    add("--threshold", type=float, help="of observers: just noticeable distance (default: median of the pairs)")
+
+
+def observer_options(options: argparse.Namespace) -> dict[str, float]:
+    """The given options of `add_observer_options`."""
+    given = {name: getattr(options, name) for name in ("noise", "lapse", "threshold")}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def _add_folder(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--folder", "--images", required=True, metavar="DIR", help=what)
 
@@ -102,20 +121,44 @@ def _make(options: argparse.Namespace) -> None:
 
     is_data_set = Path(options.out, RECORD).is_file()  # make_bapps replaces no other folder
     check_output_path(options.out, "out", folder=True, replace=options.force or not is_data_set)
-    other = ("run", "judge", "weights", "force", "cnn")
+    observer = _observer(options)
+    other = ("run", "judge", "weights", "observers", "noise", "lapse", "threshold", "force", "cnn")
     arguments = {name: value for name, value in vars(options).items() if name not in other}
-    family, distance = _family(options), _distance(options.judge, options.weights)
+    arguments |= {"cnn": _family(options), "distance": judging_distance(options.judge, options.weights)}
     with progress_report("items") as report:
-        make_bapps(**arguments, cnn=family, distance=distance, replace=options.force, report=report)
+        make_bapps(**arguments, observer=observer, replace=options.force, report=report)
     console = Console(highlight=False, soft_wrap=True)
     if options.judge == "none":
         console.print(f"Written to {options.out}; fill in the votes of judge_train.csv and judge_val.csv", markup=False)
         return
-    console.print(f"Written to {options.out}, judged by {options.judge}", markup=False)
+    judges = f"{options.judge}, votes of simulated observers" if observer else options.judge
+    console.print(f"Written to {options.out}, judged by {judges}", markup=False)
     console.print(f"Next: lpips-lightning bapps evaluate --folder {shlex.quote(options.out)}", markup=False)
 
 
-def _distance(judge: str, weights: str | None) -> Distance | None:
+def _observer(options: argparse.Namespace) -> SimulatedObserver | None:
+    from lpips_lightning.data.observer import SimulatedObserver
+
+    given = observer_options(options)
+    if options.observers is None:
+        if given:
+            raise ValueError(f"{next(iter(given))}: expected --observers simulated with this option, got none")
+        return None
+    if options.judge == "none":
+        raise ValueError("observers: expected a --judge that is a distance, got none")
+    return SimulatedObserver(**given)
+
+
+def judging_distance(judge: str, weights: str | None) -> Distance | None:
+    """The distance that judges generated data.
+
+    Args:
+        judge: Name of a network, ``"l2"`` or ``"none"``.
+        weights: Backbone weights of the network; None for the default ones.
+
+    Raises:
+        WeightsError: If its weights are missing and cannot be downloaded.
+    """
     from lpips_lightning.backbones.offline import require_backbone
     from lpips_lightning.data.bapps_generate import l2
     from lpips_lightning.network import LPIPS

@@ -70,6 +70,7 @@ COMMANDS = {
     "bigan": _recipe("train a backbone against a generator", "bigan"),
     "calibration": _recipe("train on judgments", "calibration", fast=_FAST),
     "bapps": _with_parser("evaluate on human judgments; generate a judged data set", "cli.bapps"),
+    "paper": _with_parser("the paper's figures and tables as one HTML page, on BAPPS or generated data", "cli.paper"),
     "correlate": _with_parser("LPIPS against mean opinion scores: SRCC, PLCC, KRCC", "cli.correlate"),
     "kmeans": _with_parser("learn a backbone without labels, by stacked k-means", "cli.kmeans"),
     "export": _with_parser("LPIPS as one file for other runtimes: ONNX, TorchScript, pt2", "cli.export"),

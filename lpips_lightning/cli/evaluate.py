@@ -16,6 +16,7 @@ from lpips_lightning.io.streams import STDIN, name_streams
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
+    from lpips_lightning.data.bapps import JNDDataset, TwoAFCDataset
     from lpips_lightning.data.judges import Judge
 
 _OUT = "outputs/evaluation"
@@ -139,7 +140,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _sets(args: argparse.Namespace) -> dict[str, Dataset[dict[str, Any]]]:
-    from lpips_lightning.data.bapps import JNDDataset, TwoAFCDataset
     from lpips_lightning.data.triplets import TripletDataset, read_triplets
 
     size = args.size or None
@@ -150,13 +150,33 @@ def _sets(args: argparse.Namespace) -> dict[str, Dataset[dict[str, Any]]]:
     if args.csv and images:
         found["triplets"] = TripletDataset(read_triplets(args.csv, images), images, size)
     if root:
-        folder = Path(root)
-        for name in _select_sets(folder / "2afc/val", args.sets):
-            found[name] = TwoAFCDataset(folder, "val", [name], size)
-        for name in _select_sets(folder / "jnd/val", args.jnd_sets):
-            found[f"jnd/{name}"] = JNDDataset(folder, [name], size)
-        if not found:
-            raise FileNotFoundError(f"folder: expected sets in 2afc/val or jnd/val of '{folder}', got none")
+        found |= data_sets(root, args.sets, args.jnd_sets, size)
+    return found
+
+
+def data_sets(
+    folder: str | Path, sets: Sequence[str] | None, jnd_sets: Sequence[str] | None, size: int | None
+) -> dict[str, TwoAFCDataset | JNDDataset]:
+    """The validation sets in the folder of a data set; the names of JND sets begin with ``jnd/``.
+
+    Args:
+        folder: Folder of the data set.
+        sets: 2AFC sets; None for all that are there.
+        jnd_sets: JND sets; None for all that are there.
+        size: Side to resize images to; None: no resizing.
+
+    Raises:
+        FileNotFoundError: If a set is missing, or there is none.
+    """
+    from lpips_lightning.data.bapps import JNDDataset, TwoAFCDataset
+
+    found: dict[str, TwoAFCDataset | JNDDataset] = {}
+    for name in _select_sets(Path(folder) / "2afc/val", sets):
+        found[name] = TwoAFCDataset(folder, "val", [name], size)
+    for name in _select_sets(Path(folder) / "jnd/val", jnd_sets):
+        found[f"jnd/{name}"] = JNDDataset(folder, [name], size)
+    if not found:
+        raise FileNotFoundError(f"folder: expected sets in 2afc/val or jnd/val of '{folder}', got none")
     return found
 
 

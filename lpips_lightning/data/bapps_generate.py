@@ -12,7 +12,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,6 +23,7 @@ from torch import Generator, Tensor
 from lpips_lightning.data.cnn_distortions import COMMAND, DistortionFamily
 from lpips_lightning.data.crops import crops, seeded
 from lpips_lightning.data.distortions import DISTORTIONS, distort, ordered_pairs
+from lpips_lightning.data.observer import VOTES, SimulatedObserver, vote
 from lpips_lightning.io.atomic import follow_links
 from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.image_files import find_images, image_size, read_image, write_image
@@ -69,6 +70,11 @@ class _Item:
     def kinds(self) -> tuple[str, ...]:
         return ("p0", "p1") if self.part == "jnd/val" else ("ref", "p0", "p1")
 
+    @property
+    def pair_distance(self) -> tuple[float, ...]:
+        """Distance of a pair; nothing for a triplet."""
+        return self.distances if self.part == "jnd/val" else ()
+
 
 def l2(x: Tensor, y: Tensor) -> Tensor:
     """Mean squared difference of uint8 images, as a judging distance.
@@ -88,6 +94,7 @@ def make_bapps(
     out: str | Path,
     *,
     distance: Distance | None,
+    observer: SimulatedObserver | None = None,
     train: int = 1000,
     val: int = 200,
     jnd: int | None = None,
@@ -102,15 +109,18 @@ def make_bapps(
     """Write ``2afc/train/<set>``, ``2afc/val/<set>`` and ``jnd/val/<set>`` for `TwoAFCDataset` and `JNDDataset`.
 
     With a distance, ``judge`` is 1 where `p1` is nearer and 0 where `p0` is; ``same`` is 1 for the nearer half of the
-    pairs. Without a distance, ``judge_train.csv`` and ``judge_val.csv`` have empty votes for people to fill in;
-    `TripletDataModule` reads them, with `out` as its folder of images. ``made.csv`` next to the images records how each
-    was made, ``made.json`` in `out` records the arguments.
+    pairs. With simulated observers, both are fractions of votes: 2 per training triplet, 5 per validation triplet, 3
+    per pair, as in the paper. Without a distance, ``judge_train.csv`` and ``judge_val.csv`` have empty votes for people
+    to fill in; `TripletDataModule` reads them, with `out` as its folder of images. ``made.csv`` next to the images
+    records how each was made, ``made.json`` in `out` records the arguments.
 
     Args:
         folder: Folder of photographs, searched recursively.
         out: Output folder, new or empty; written atomically.
         distance: Judging distance, such as ``LPIPS("embedded")`` or `l2`: a function of two uint8 image batches
             ``(N, 3, H, W)`` that returns ``(N,)``. None: people judge.
+        observer: Observers whose votes follow the distance with noise; None: the distance judges itself. Without a
+            threshold of their own, they get the median distance of the pairs.
         train: Number of training triplets.
         val: Number of validation triplets.
         jnd: Number of pairs; None: 200, or 0 without a distance.
@@ -135,6 +145,8 @@ def make_bapps(
     counts = _check_counts(train, val, jnd, judged=distance is not None)
     _check_family(family, cnn, set_name)
     _check_options(set_name or family, size, seed)
+    if observer is not None and distance is None:
+        raise ValueError("observer: expected None without a judging distance, got simulated observers")
     out = follow_links(out)
     replaceable = replace and (out / RECORD).is_file()
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not replaceable:
@@ -158,8 +170,11 @@ def make_bapps(
                 _write_images(batch, image, made, size, distance, cnn)
                 done += len(batch)
                 report("making patches", done, len(items))
+        if observer is not None:
+            observer = observer.with_threshold(torch.tensor([d for item in items for d in item.pair_distance]))
+            record["observer"] = {**asdict(observer), "votes": dict(VOTES)}
         for part in (part for part, count in counts.items() if count):
-            _write_tables([item for item in items if item.part == part], made)
+            _write_tables([item for item in items if item.part == part], made, observer)
         (made / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         if replaceable:
             _move_content(out, temporary / "replaced")
@@ -352,26 +367,27 @@ def _altered(
     return distort(patch, names, torch.tensor(strengths).unsqueeze(1), generator)
 
 
-def _write_tables(items: list[_Item], made: Path) -> None:
+def _write_tables(items: list[_Item], made: Path, observer: SimulatedObserver | None) -> None:
     """Write a part's judgments, or the CSV for people to judge in, and the record of its candidates."""
     part = items[0].part
     if not items[0].distances:
         columns = ["ref", "p0", "p1", "votes_p0", "votes_p1"]
         write_table(made / f"judge_{part.rpartition('/')[2]}.csv", columns, map(_row_to_judge, items))
     for name in dict.fromkeys(item.set_name for item in items):
-        _write_set([item for item in items if item.set_name == name], made / part / name)
+        _write_set([item for item in items if item.set_name == name], made / part / name, observer)
 
 
 def _row_to_judge(item: _Item) -> list[str]:
     return [*(f"{item.part}/{item.set_name}/{kind}/{item.name}.png" for kind in item.kinds), "", ""]
 
 
-def _write_set(items: list[_Item], folder: Path) -> None:
+def _write_set(items: list[_Item], folder: Path, observer: SimulatedObserver | None) -> None:
     is_pair = items[0].part == "jnd/val"
     if items[0].distances:
         kind = "same" if is_pair else "judge"
         (folder / kind).mkdir()
-        for item, judgment in zip(items, _judgments(items), strict=True):
+        judgments = _judgments(items) if observer is None else _votes(items, observer)
+        for item, judgment in zip(items, judgments, strict=True):
             np.save(folder / kind / f"{item.name}.npy", np.float32(judgment))
     candidates = ("p1",) if is_pair else ("p0", "p1")
     columns = ["name", "photograph", *(f"{c}{what}" for c in candidates for what in ("", "_strength", "_distance"))]
@@ -393,3 +409,14 @@ def _judgments(items: list[_Item]) -> list[float]:
         return [0.5 if d0 == d1 else float(d1 < d0) for d0, d1 in (item.distances for item in items)]
     middle = float(np.median([item.distances[0] for item in items]))
     return [float(item.distances[0] <= middle) for item in items]
+
+
+def _votes(items: list[_Item], observer: SimulatedObserver) -> list[float]:
+    """Fractions of the observers' votes, from the random state that each item's distortions left."""
+    distances = torch.tensor([item.distances for item in items], dtype=torch.float64)
+    pairs = distances.shape[1] == 1
+    found = observer.same(distances[:, 0]) if pairs else observer.second(distances[:, 0], distances[:, 1])
+    return [
+        vote(probability, VOTES[item.part], item.generator)
+        for item, probability in zip(items, found.tolist(), strict=True)
+    ]

@@ -1,4 +1,4 @@
-"""Who judged a data set in BAPPS' layout: people for BAPPS itself, a metric for generated data, or nobody knows."""
+"""Who judged a data set in BAPPS' layout: people, a metric, observers simulated on a metric, or nobody knows."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ class Judge:
     """Who judged a set.
 
     Attributes:
-        kind: ``"people"`` for BAPPS itself, ``"metric"`` for generated data, ``"unknown"`` for all others.
-        label: Name of the row of the judges' own agreement: ``"human"``, ``"judge: LPIPS alex v0.1"``, ``"judges"``.
+        kind: ``"people"`` for BAPPS itself, ``"metric"`` for generated data, ``"simulated"`` for generated data with
+            votes of a `SimulatedObserver`, ``"unknown"`` for all others.
+        label: Name of the row of the judges' own agreement: ``"human"``, ``"judge: LPIPS alex v0.1"``,
+            ``"simulated: LPIPS alex v0.1"``, ``"judges"``.
     """
 
-    kind: Literal["people", "metric", "unknown"]
+    kind: Literal["people", "metric", "simulated", "unknown"]
     label: str
 
 
 PEOPLE, UNKNOWN = Judge("people", "human"), Judge("unknown", "judges")
-_METRIC = "judge: "
+_METRIC, _SIMULATED = "judge: ", "simulated: "
 
 
 def judged_by(root: str | Path, part: str, name: str) -> Judge:
@@ -78,16 +80,19 @@ def _recorded(record: Path) -> Judge:
     if not isinstance(name, str) or not name or name == "none":  # the judgments came later
         return UNKNOWN
     net, *options = name.split(", ")
-    return Judge("metric", f"{_METRIC}{net}{', baseline' * ('baseline' in options)}")
+    name = f"{net}{', baseline' * ('baseline' in options)}"
+    if content.get("observer") is not None:
+        return Judge("simulated", f"{_SIMULATED}{name}")
+    return Judge("metric", f"{_METRIC}{name}")
 
 
 def is_label(name: str) -> bool:
     """Whether a name is that of judges, which a method must not have."""
-    return name in (PEOPLE.label, UNKNOWN.label) or name.startswith(_METRIC)
+    return name in (PEOPLE.label, UNKNOWN.label) or name.startswith((_METRIC, _SIMULATED))
 
 
 def judge_note(labels: Iterable[str]) -> str:
-    """What a title says about judges that are metrics; empty if there are none.
+    """What a title says about judges that are no people; empty if there are none.
 
     Args:
         labels: Labels of judges.
@@ -95,6 +100,17 @@ def judge_note(labels: Iterable[str]) -> str:
     Example:
         >>> judge_note(["judge: l2", "judge: l2", "human"])
         'judged by a metric: l2'
+        >>> judge_note(["simulated: l2"])
+        'votes simulated with a metric: l2'
     """
-    metrics = dict.fromkeys(label.removeprefix(_METRIC) for label in labels if label.startswith(_METRIC))
-    return f"judged by a metric: {', '.join(metrics)}" if metrics else ""
+    found = list(dict.fromkeys(labels))
+    notes = []
+    for kind, what in ((_METRIC, "judged by a metric"), (_SIMULATED, "votes simulated with a metric")):
+        if names := [label.removeprefix(kind) for label in found if label.startswith(kind)]:
+            notes.append(f"{what}: {', '.join(names)}")
+    return "; ".join(notes)
+
+
+def is_exact(label: str) -> bool:
+    """Whether judges with this label always agree with themselves: a metric, without simulated observers."""
+    return label.startswith(_METRIC)

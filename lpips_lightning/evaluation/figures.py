@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lpips_lightning.data.judges import judge_note
+from lpips_lightning.data.judges import is_exact, judge_note
 from lpips_lightning.evaluation.benchmark import HUMAN, Judged, Kind, Score, summary
 from lpips_lightning.evaluation.report import TITLES
 from lpips_lightning.io.figures import (
@@ -42,8 +42,8 @@ _OURS, _PAPER, _ACROSS = "#4477aa", "#ee6677", {"axis": "y", "color": "0.9", "li
 def save_scores(scores: Sequence[Score], path: str | Path, kind: Kind = "2afc") -> list[Path]:
     """Draw the score of every method on every set: a panel per set, a row per method.
 
-    Dots have their 95 % intervals; diamonds below are the paper's values, a dashed line is the
-    ceiling: the agreement of the judges with themselves. If a metric judged, there is none, and the figure says so.
+    Dots have their 95 % intervals; diamonds below are the paper's values, a dashed line is the ceiling: the agreement
+    of the judges with themselves. If a metric judged, there is none. The figure says so, and if votes are simulated.
 
     Args:
         scores: Scores from `lpips_lightning.evaluation.benchmark.score`.
@@ -219,9 +219,7 @@ def _draw_set(axes: Any, methods: Sequence[str], cells: Sequence[Score], ticks: 
     """Dots, intervals, the paper's values and the judges' agreement of one set."""
     rows = {name: row for row, name in enumerate(methods)}
     shown = [cell for cell in cells if cell.method in rows and math.isfinite(cell.value)]
-    ceilings = [
-        cell for cell in cells if cell.is_ceiling and not judge_note([cell.judge]) and math.isfinite(cell.value)
-    ]
+    ceilings = [cell for cell in cells if cell.is_ceiling and not is_exact(cell.judge) and math.isfinite(cell.value)]
     papers = [(cell.paper, rows[cell.method]) for cell in cells if cell.paper is not None and cell.method in rows]
     axes.grid(**_ACROSS)
     axes.set_axisbelow(True)

@@ -90,16 +90,22 @@ def _cells(scores: Sequence[Score], kind: Kind) -> tuple[list[str], list[list[st
 
 
 def _value(cell: Score) -> str:
-    return _with_interval(cell, 1, "±")
+    return with_interval(cell, 1, "±")
 
 
 def _cell(cell: Score) -> str:
     paper = f" ({cell.paper:.1f})" if cell.paper is not None else ""
-    return f"{_with_interval(cell, 2, ' ± ')}{paper}"
+    return f"{with_interval(cell, 2, ' ± ')}{paper}"
 
 
-def _with_interval(cell: Score, digits: int, sign: str) -> str:
-    """The score ± half its interval; both ends where the half would reach below 0 or above 100."""
+def with_interval(cell: Score, digits: int, sign: str) -> str:
+    """The score ± half its interval; both ends where the half would reach below 0 or above 100.
+
+    Args:
+        cell: The score.
+        digits: Decimals of the score and its half interval.
+        sign: What stands between them.
+    """
     half = (cell.high - cell.low) / 2
     if not (cell.value - half < 0 or cell.value + half > 100):
         return f"{cell.value:.{digits}f}{sign}{half:.{digits}f}"

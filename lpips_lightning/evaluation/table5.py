@@ -75,4 +75,5 @@ def paper_row(net_type: str, mode: str = "lin") -> str | None:
     calibrated, plain = _NETS[net_type]
     if mode in _SELF_SUPERVISED:
         return _SELF_SUPERVISED[mode] if net_type == "alex" else None
-    return plain if mode == "baseline" else f"{calibrated}-{mode}"
+    row = plain if mode == "baseline" else f"{calibrated}-{mode}"
+    return row if row in TABLE_5 else None

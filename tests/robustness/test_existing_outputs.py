@@ -16,6 +16,7 @@ OLD = b"old results"
 COMPARE = ["compare", "images/a.png", "images/b.png", "--net", "embedded"]
 FOLDERS = ["compare", "images", "images", "--net", "embedded"]
 EVALUATE = ["bapps", "evaluate", "l2", "--root", "bapps", "--resamples", "5", "--size", "0"]
+PAPER = ["--methods", "l2", "--resamples", "5", "--size", "0"]
 FAST = ["calibration", "fast", "--root", "bapps", "--net", "embedded", "--sets", "cnn", "--size", "0"]
 SMALL = ["--train", "2", "--val", "1", "--jnd", "0", "--size", "16", "--judge", "l2"]
 KMEANS = ["kmeans", "--folder", "images", "--net", "embedded", "--crops", "3", "--crop-size", "31", "--iterations", "1"]
@@ -29,6 +30,7 @@ COMMAND_LINES = {
     "compare --pairs": (["compare", "--pairs", "images", "--net", "embedded", "--csv", "m.csv"], "csv: m.csv", "m.csv"),
     "correlate": (["correlate", "mos.csv", "--net", "embedded", "--csv", "out.csv"], "csv: out.csv", "out.csv"),
     "bapps evaluate": ([*EVALUATE, "--out", "scores"], "out: scores/scores.csv", "scores/scores.csv"),
+    "paper": (["paper", "--root", "bapps", *PAPER, "--out", "p"], "out: p/report.html", "p/report.html"),
     "bapps make": (["bapps", "make", "--images", "images", "--out", "made", *SMALL], "out: made", "made/made.json"),
     "bapps sheet": (["bapps", "sheet", "--images", "images", "--out", "s.png"], "out: s.png", "s.png"),
     "kmeans": ([*KMEANS, "--patches", "200", "--out", "k.safetensors"], "out: k.safetensors", "k.safetensors"),
@@ -50,7 +52,9 @@ COMMAND_LINES = {
     "calibration fit": (["calibration", "fit", "--file.path", "c.safetensors"], "c.safetensors", "c.safetensors"),
 }
 WITHOUT_OUTPUTS = {"completion", "weights"}  # fetch keeps complete files
-QUICK = [name for name in COMMAND_LINES if COMMAND_LINES[name][0][0] in ("compare", "correlate", "bapps", "kmeans")]
+QUICK = [
+    name for name in COMMAND_LINES if COMMAND_LINES[name][0][0] in ("compare", "correlate", "bapps", "paper", "kmeans")
+]
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +123,10 @@ def test_make_replaces_the_whole_data_set(capsys):
     assert not [path for path in Path().iterdir() if path.name.startswith(".made")]
 
 
-@pytest.mark.parametrize(("line", "default", "new"), [(EVALUATE, "evaluation", "evaluation-2")])
+@pytest.mark.parametrize(
+    ("line", "default", "new"),
+    [(EVALUATE, "evaluation", "evaluation-2"), (["paper", "--root", "bapps", *PAPER], "paper", "paper-2")],
+)
 def test_default_outputs_get_a_new_version(line, default, new, capsys):
     for _ in range(2):
         assert run(line) == 0

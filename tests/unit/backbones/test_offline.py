@@ -14,6 +14,7 @@ COMMAND_LINES = {
     "compare": (["compare", "images/a.png", "images/b.png"], "--net alex"),
     "correlate": (["correlate", "mos.csv", "--net", "vgg"], "--net vgg"),
     "export": (["export", "--net", "squeeze", "--out", "net.pt"], "--net squeeze"),
+    "paper": (["paper", "--photographs", "images", "--methods", "l2", "--judge", "vgg"], "--judge vgg"),
     "bapps make": (["bapps", "make", "--images", "images", "--out", "made", "--judge", "alex"], "--judge alex"),
     "bapps evaluate": (["bapps", "evaluate", "l2", "alex:baseline", "--root", "bapps"], "METHOD alex"),
     "calibration fast": (["calibration", "fast", "--root", "bapps"], "--net alex"),

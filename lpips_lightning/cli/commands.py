@@ -63,17 +63,17 @@ COMMANDS = {
     "superresolution": _recipe("enlarge images", "superresolution", tradeoff=_TRADEOFF),
     "colorization": _recipe("colorize images", "colorization", tradeoff=_TRADEOFF),
     "frame-interpolation": _recipe("insert frames", "frame_interpolation", tradeoff=_TRADEOFF),
-    "cnn-distortions": _recipe("train the CNN-based distortions of the paper", "cnn_distortions"),
+    "cnn-distortions": _recipe("train CNN-based distortions", "cnn_distortions"),
     "distillation": _recipe("make a small backbone", "distillation"),
-    "split-brain": _recipe("train a backbone to predict colors", "split_brain"),
-    "puzzle": _recipe("train a backbone to solve puzzles", "puzzle"),
-    "bigan": _recipe("train a backbone against a generator", "bigan"),
+    "split-brain": _recipe("a backbone by colors", "split_brain"),
+    "puzzle": _recipe("a backbone by puzzles", "puzzle"),
+    "bigan": _recipe("a backbone by a GAN", "bigan"),
     "calibration": _recipe("train on judgments", "calibration", fast=_FAST),
     "bapps": _with_parser("evaluate on human judgments; generate a judged data set", "cli.bapps"),
-    "paper": _with_parser("the paper's figures and tables as one HTML page, on BAPPS or generated data", "cli.paper"),
+    "paper": _with_parser("the paper's figures and tables as one HTML page", "cli.paper"),
     "correlate": _with_parser("LPIPS against mean opinion scores: SRCC, PLCC, KRCC", "cli.correlate"),
     "kmeans": _with_parser("learn a backbone without labels, by stacked k-means", "cli.kmeans"),
-    "export": _with_parser("LPIPS as one file for other runtimes: ONNX, TorchScript, pt2", "cli.export"),
+    "export": _with_parser("LPIPS as one file: ONNX, TorchScript, pt2", "cli.export"),
     "weights": _with_parser("list, download, check or convert weight files", "cli.weights"),
     "completion": _with_parser("shell completion for bash, zsh, fish and tcsh", "cli.completion"),
 }
@@ -235,7 +235,7 @@ def _fail(message: str) -> int:
 
 def _help() -> None:
     console = Console(highlight=False)
-    console.print("Usage: lpips-lightning COMMAND ...\n\nLPIPS as a metric, a loss and ready recipes.\n")
+    console.print("Usage: lpips-lightning COMMAND ...\nLPIPS as a metric, a loss and ready recipes.\n")
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, command in COMMANDS.items():
         table.add_row(f"  [bold]{name}[/bold]", command.summary)

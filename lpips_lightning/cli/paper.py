@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from lpips_lightning.cli import bapps as bapps_cli
 from lpips_lightning.cli.evaluate import data_sets
-from lpips_lightning.cli.options import NETS, add_device_option, choose_device
-from lpips_lightning.io.arguments import ArgumentParser
+from lpips_lightning.cli.options import add_device_option, choose_device
+from lpips_lightning.io.arguments import NETS, ArgumentParser
 from lpips_lightning.io.atomic import atomic_write, choose_output_folder, has_results
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.figures import WIDTHS, require_matplotlib

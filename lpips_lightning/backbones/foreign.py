@@ -125,20 +125,25 @@ def _fill(net: CaffeAlexNet, foreign: ForeignAlexNet, path: Path) -> None:
 def _fitting(
     foreign: ForeignAlexNet, net: CaffeAlexNet, numbers: tuple[int, ...], path: Path
 ) -> list[dict[str, Tensor]]:
-    """The batch normalizations of the network: the first ones of the file, whose sizes must fit."""
+    """The batch normalizations of the network: the first ones of the file, whose sizes must fit.
+
+    Later ones belong to fully connected layers, which have other sizes, or lie behind the last ReLU, as in egomotion's.
+    Any other of a convolution's size is refused.
+    """
     sizes = [len(layer["running_mean"]) for layer in foreign.normalizations]
     expected = [net.channels[number - 1] for number in numbers]
-    if numbers and sizes[: len(expected)] == expected:
+    if _fits(sizes, numbers, net):
         return foreign.normalizations[: len(expected)]
-    fits = [
-        name
-        for name, places in _NORMALIZED.items()
-        if places and sizes[: len(places)] == [net.channels[number - 1] for number in places]
-    ]
-    if numbers or fits:
-        way_out = f"; --set normalization={' or '.join(fits)} fits" if fits else ""
-        raise WeightsError(
-            f"{path}: expected batch normalizations of {expected or 'no'} channels, got those of"
-            f" {sizes or 'none'}{way_out}"
-        )
-    return []
+    fits = [name for name, places in _NORMALIZED.items() if places and _fits(sizes, places, net)]
+    way_out = f"; --set normalization={' or '.join(fits)} fits" if fits else "; no variant of this network has those"
+    raise WeightsError(
+        f"{path}: expected batch normalizations of {expected or 'no'} channels, got those of {sizes or 'none'}{way_out}"
+    )
+
+
+def _fits(sizes: list[int], numbers: tuple[int, ...], net: CaffeAlexNet) -> bool:
+    """Whether the first sizes are those of the convolutions `numbers`, and the others of no convolution."""
+    expected = [net.channels[number - 1] for number in numbers]
+    others = [size for size in sizes[len(expected) :] if size in net.channels]
+    behind = net.channels[-1:] if numbers == _NORMALIZED["batch_after"] else ()  # behind the last ReLU
+    return sizes[: len(expected)] == expected and (not others or others == list(behind))

@@ -397,3 +397,17 @@ def test_the_command_writes_a_backbone_file_and_says_all_that_it_assumed(capsys,
     ):
         assert cli.main([*command, "--force", "--set", setting]) == 2
         assert error in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["puzzle", "egomotion", "audio"])
+@pytest.mark.parametrize("places", [(1,), (1, 2), (2, 3, 4, 5), (5,)])
+def test_no_batch_normalization_of_a_convolution_is_left_out(tmp_path, method, places):
+    state = {}
+    for number, (weight, bias) in enumerate(convolutions(), start=1):
+        state |= {f"conv{number}.weight": torch.tensor(weight), f"conv{number}.bias": torch.tensor(bias)}
+        if number in places:
+            state |= {f"bn{number}.{role}": torch.ones(len(bias)) for role in ("weight", "bias", "running_mean")}
+            state[f"bn{number}.running_var"] = torch.ones(len(bias))
+    torch.save(state, tmp_path / "net.pth")
+    with pytest.raises(WeightsError, match=r"expected batch normalizations of .*, got those of .*no variant"):
+        caffe_alexnet_of_file(tmp_path / "net.pth", method)

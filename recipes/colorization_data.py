@@ -1,7 +1,6 @@
 """Data of the colorization recipe: color images from a folder or from scikit-image."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,11 +8,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from lpips_lightning._lightning import LightningDataModule
 from lpips_lightning.data.samplers import ResumableLoader
 from lpips_lightning.io.image_files import find_images, read_image
 from lpips_lightning.recipes.held_out import HeldOut
 from lpips_lightning.recipes.photographs import split_images
+from lpips_lightning.recipes.split_data_module import SplitDataModule
 
 Sample = tuple[Tensor, str]  # image, name
 
@@ -84,7 +83,7 @@ class RandomCrops(Dataset[Sample]):
         return image[0].round().clamp(0, 255).byte()
 
 
-class ColorizationData(LightningDataModule):
+class ColorizationData(SplitDataModule):
     """Random crops of color images for training, full images for validation, test and prediction.
 
     Batches are (images, names), shape ``(N, 3, H, W)``, range [0, 1]; full images have batch size 1. The model
@@ -148,15 +147,6 @@ class ColorizationData(LightningDataModule):
                     f"crop_size: expected at most the working_size {self.working_size}, got {self.crop_size}"
                 )
             self.crops = RandomCrops(train, self.working_size, self.crop_size, self.epoch_size, self.cache)
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return self._choice.state_dict()
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self._choice.load_state_dict(state_dict):
-            self.setup(self._stage)
 
     @override
     def train_dataloader(self) -> DataLoader[Sample]:

@@ -1,20 +1,19 @@
 """Data of the distillation recipe: groups of an image and altered versions, from photographs or synthetic images."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from lpips_lightning._lightning import LightningDataModule
 from lpips_lightning.data.crops import crops
 from lpips_lightning.data.samplers import ResumableLoader
 from lpips_lightning.io.image_files import find_images, read_image
 from lpips_lightning.recipes.distillation_augmentations import procedural, vary
 from lpips_lightning.recipes.held_out import HeldOut
 from lpips_lightning.recipes.photographs import scikit_image_folder
+from lpips_lightning.recipes.split_data_module import SplitDataModule
 
 # Images inside scikit-image's wheel that are CC0 or in the public domain, according to its documentation.
 _PUBLIC_DOMAIN = (
@@ -93,7 +92,7 @@ class GroupBatches(Dataset[Tensor]):
         raise IndexError(index)
 
 
-class DistillationData(LightningDataModule):
+class DistillationData(SplitDataModule):
     """Training groups of photographs and synthetic images, validation groups of held-out photographs.
 
     Training groups are regenerated whenever Lightning reloads the dataloader: see
@@ -165,15 +164,6 @@ class DistillationData(LightningDataModule):
             raise ValueError("folder: expected images to train on, got none; pass a folder or set public_domain")
         train, held_out = (files, {}) if self.held_out == [] else self._choice.split(files, folders, candidates=own)
         self.trained_on, self.validated_on = list(train), list(held_out)
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return self._choice.state_dict()
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self._choice.load_state_dict(state_dict):
-            self.setup("fit")
 
     @override
     def train_dataloader(self) -> DataLoader[Tensor]:

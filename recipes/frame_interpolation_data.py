@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from lpips_lightning._lightning import LightningDataModule
 from lpips_lightning.data.samplers import EpochSampler, ResumableLoader
 from lpips_lightning.io.image_files import find_images
 from lpips_lightning.recipes.frame_triplets import (
@@ -23,6 +22,7 @@ from lpips_lightning.recipes.frame_triplets import (
 )
 from lpips_lightning.recipes.held_out import HeldOut
 from lpips_lightning.recipes.photographs import bundled_photographs
+from lpips_lightning.recipes.split_data_module import SplitDataModule
 from lpips_lightning.recipes.synthetic_motion import SyntheticMotion
 
 Layout: TypeAlias = Literal["photographs", "vimeo", "clips"]
@@ -43,7 +43,7 @@ class UniqueIndices(EpochSampler):
         return super().order() + self.epoch * self.count
 
 
-class FrameInterpolationData(LightningDataModule):
+class FrameInterpolationData(SplitDataModule):
     """Crops of frame triplets for training, full frames for validation and test, frame pairs for prediction.
 
     Batches are (frame 0, frame 1, middle, names), shapes ``(N, 3, H, W)``, range [0, 1]; for ``predict`` from a
@@ -116,15 +116,6 @@ class FrameInterpolationData(LightningDataModule):
         else:
             self.val_data = self._dataset(self._val_source(), self.val_size, self.val_count, validation=True)
             self.predict_data = self.val_data
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return self._choice.state_dict()
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self._choice.load_state_dict(state_dict):
-            self.setup(self._stage)
 
     @override
     def train_dataloader(self) -> DataLoader[Any]:

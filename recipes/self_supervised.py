@@ -25,7 +25,7 @@ from torchmetrics import Metric
 from typing_extensions import override
 
 from lpips_lightning import __version__
-from lpips_lightning._lightning import Callback, LightningDataModule, LightningModule, MisconfigurationException
+from lpips_lightning._lightning import Callback, LightningModule, MisconfigurationException
 from lpips_lightning.backbones.caffe_alexnet import CaffeAlexNet
 from lpips_lightning.backbones.caffe_file import write_caffe_alexnet
 from lpips_lightning.batch import SUM_DTYPE
@@ -37,6 +37,7 @@ from lpips_lightning.io.image_files import read_image
 from lpips_lightning.recipes.command import RecipeCLI
 from lpips_lightning.recipes.held_out import HeldOut
 from lpips_lightning.recipes.photographs import split_images
+from lpips_lightning.recipes.split_data_module import SplitDataModule
 
 CHANNELS = (96, 256, 384, 384, 256)
 """Channels of the five convolutions at width 1."""
@@ -96,7 +97,7 @@ class Crops(Dataset[Tensor]):
         return crop[0].flip(-1) if mirror < 0.5 else crop[0]
 
 
-class PhotographCrops(LightningDataModule):
+class PhotographCrops(SplitDataModule):
     """Random crops of photographs to train on, fixed crops of held-out ones to validate.
 
     Batches are uint8, ``(N, 3, crop_size, crop_size)``.
@@ -160,15 +161,6 @@ class PhotographCrops(LightningDataModule):
         """The same crops of training photographs in every run, for `start_from_kmeans`."""
         crops = Crops(self.train_data.files, self.crop_size, self.zoom, _START_CROPS, False, seed=_START_SEED)
         return torch.stack([crops[number] for number in range(len(crops))])
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return self._choice.state_dict()
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self._choice.load_state_dict(state_dict):
-            self.setup("fit")
 
     @override
     def train_dataloader(self) -> DataLoader[Tensor]:

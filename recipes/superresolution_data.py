@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from lpips_lightning._lightning import LightningDataModule
 from lpips_lightning.data.samplers import ResumableLoader
 from lpips_lightning.io.image_files import find_images, image_size, read_image
 from lpips_lightning.recipes.held_out import HeldOut
 from lpips_lightning.recipes.photographs import split_images
+from lpips_lightning.recipes.split_data_module import SplitDataModule
 
 Scale = Literal[2, 3, 4]
 Pair = tuple[Tensor, Tensor, str]  # low, high, name
@@ -148,7 +148,7 @@ class SmallImages(Dataset[tuple[Tensor, str]]):
         return read_image(file).float().div(255), name
 
 
-class SuperResolutionData(LightningDataModule):
+class SuperResolutionData(SplitDataModule):
     """Random crops for training, fixed crops for validation, full images for test, small images for prediction.
 
     Batches are (low, high, names), shapes ``(N, 3, h, w)`` and ``(N, 3, h * scale, w * scale)``, range [0, 1]; for
@@ -222,15 +222,6 @@ class SuperResolutionData(LightningDataModule):
             self.test_data = WholeImages(held_out, self.scale, cache=False)
         if stage == "predict":
             self.predict_data = WholeImages(held_out, self.scale, cache=False)
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return self._choice.state_dict()
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self._choice.load_state_dict(state_dict):
-            self.setup(self._stage)
 
     @override
     def train_dataloader(self) -> DataLoader[Pair]:

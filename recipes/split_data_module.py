@@ -1,0 +1,27 @@
+"""A data module that keeps its split into training and held-out images in checkpoints."""
+
+from typing import Any
+
+from typing_extensions import override
+
+from lpips_lightning._lightning import LightningDataModule
+from lpips_lightning.recipes.held_out import HeldOut
+
+
+class SplitDataModule(LightningDataModule):
+    """Data module that stores its split in checkpoints; a resumed run sets up again if its own was another one.
+
+    Subclasses set ``_choice``, and ``_stage`` to what ``setup`` was called with if it can be other than ``"fit"``.
+    """
+
+    _choice: HeldOut
+    _stage: str = "fit"
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return self._choice.state_dict()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._choice.load_state_dict(state_dict):
+            self.setup(self._stage)

@@ -70,6 +70,7 @@ COMMANDS = {
     "bigan": _recipe("a backbone by a GAN", "bigan"),
     "calibration": _recipe("train on judgments", "calibration", fast=_FAST),
     "bapps": _with_parser("evaluate on human judgments; generate a judged data set", "cli.bapps"),
+    "judge": _with_parser("people's judgments on a local page; report, ranking", "cli.judge"),
     "paper": _with_parser("the paper's figures and tables as one HTML page", "cli.paper"),
     "correlate": _with_parser("LPIPS against mean opinion scores: SRCC, PLCC, KRCC", "cli.correlate"),
     "kmeans": _with_parser("learn a backbone without labels, by stacked k-means", "cli.kmeans"),
@@ -235,7 +236,7 @@ def _fail(message: str) -> int:
 
 def _help() -> None:
     console = Console(highlight=False)
-    console.print("Usage: lpips-lightning COMMAND ...\nLPIPS as a metric, a loss and ready recipes.\n")
+    console.print("Usage: lpips-lightning COMMAND ... (LPIPS as a metric, a loss and ready recipes)\n")
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, command in COMMANDS.items():
         table.add_row(f"  [bold]{name}[/bold]", command.summary)

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FLOORS = """weights < io distance batch distributed tracing transforms callers < kernels images < data backbones
     < options < engine < network < functional comparison export < compat metrics loss evaluation < calibration
-    < callbacks < recipes"""
+    < judge < callbacks < recipes"""
 FLOOR = {part: number for number, floor in enumerate(FLOORS.split("<")) for part in floor.split()}
 WITH_LIGHTNING = ("data.datamodules", "io.checkpoint_io", "calibration.module", "callbacks", "recipes")
 LIGHTNING = {"pytorch_lightning", "lightning_fabric", "lightning", "_lightning"}

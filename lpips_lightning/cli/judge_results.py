@@ -1,0 +1,9 @@
+"""Report, export and calibrate from the answers of a study."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def add_results(commands: Any) -> None:
+    """Add the actions to the parser of ``judge``."""

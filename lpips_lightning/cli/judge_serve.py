@@ -1,0 +1,9 @@
+"""Serve the page of a study."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def add_serve(commands: Any) -> None:
+    """Add the actions to the parser of ``judge``."""

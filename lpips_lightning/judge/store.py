@@ -1,0 +1,495 @@
+"""A study in one SQLite file: what is judged, by whom, and every answer.
+
+The file is complete after every call: an answer is on the disk before `Study.answer` returns (a rollback journal with
+``synchronous=EXTRA``), and is kept once, however often it is sent. Several threads may share a `Study`; another process
+may read the file meanwhile. No observer's name or address is stored, only a pseudonym and the hash of a secret.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+Test = Literal["2afc", "jnd"]
+"""Two-alternative forced choice (which candidate is nearer to the reference?), or just noticeable differences."""
+
+Reason = Literal["practice", "sentinel", "random", "active", "repeat"]
+"""Why a trial is shown: practice and sentinels have a known answer; repeats measure an observer's consistency."""
+
+CHOICES: dict[str, tuple[str, str]] = {"2afc": ("p0", "p1"), "jnd": ("same", "different")}
+"""Possible answers by test."""
+
+_FORMAT = "1"
+_ALPHABET = "23456789ABCDEFGHJKMNPQRSTVWXYZ"  # no 0 and O, 1 and I
+_SCHEMA = """
+CREATE TABLE study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE image (id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE, sha256 TEXT NOT NULL,
+    width INTEGER NOT NULL, height INTEGER NOT NULL);
+CREATE TABLE item (id INTEGER PRIMARY KEY, purpose TEXT NOT NULL, ref INTEGER NOT NULL REFERENCES image,
+    p0 INTEGER NOT NULL REFERENCES image, p1 INTEGER REFERENCES image, expected TEXT,
+    method0 TEXT NOT NULL DEFAULT '', method1 TEXT NOT NULL DEFAULT '');
+CREATE TABLE distance (metric TEXT NOT NULL, item INTEGER NOT NULL REFERENCES item, d0 REAL NOT NULL, d1 REAL,
+    PRIMARY KEY (metric, item));
+CREATE TABLE observer (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, secret TEXT NOT NULL UNIQUE,
+    consented REAL NOT NULL, client TEXT NOT NULL);
+CREATE TABLE session (id INTEGER PRIMARY KEY, observer INTEGER NOT NULL REFERENCES observer, number INTEGER NOT NULL,
+    started REAL NOT NULL, finished REAL, passed INTEGER, UNIQUE (observer, number));
+CREATE TABLE trial (id INTEGER PRIMARY KEY, session INTEGER NOT NULL REFERENCES session, position INTEGER NOT NULL,
+    item INTEGER NOT NULL REFERENCES item, reason TEXT NOT NULL, swapped INTEGER NOT NULL, assigned REAL NOT NULL,
+    UNIQUE (session, position));
+CREATE TABLE answer (trial INTEGER PRIMARY KEY REFERENCES trial, choice TEXT NOT NULL, answered REAL NOT NULL,
+    response_ms REAL NOT NULL, slipped INTEGER NOT NULL, timing TEXT NOT NULL);
+CREATE INDEX trial_of_item ON trial (item);
+"""
+
+
+class StudyError(ValueError):
+    """The file of a study is missing, of another kind, or does not allow what was asked."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """How a study is conducted; fixed when its file is created.
+
+    Attributes:
+        test: ``"2afc"`` or ``"jnd"``.
+        trials: Trials of a session that count, without practice, sentinels and repeats.
+        sentinels: Trials of a session with a known answer.
+        pass_mark: Sentinels that must be answered right, or the session does not count.
+        practice: Trials before the first session, with feedback, that do not count.
+        repeats: Trials of a session that show an earlier one of it again.
+        votes: Answers wanted per item; items with fewer come first.
+        active: Fraction of the counting trials that are chosen where metrics are unsure; the others are random.
+        break_every: Trials between offered breaks; 0: none.
+        shown_ms: Duration of each image in a JND trial.
+        gap_ms: Gap between the two images of a JND trial.
+        slip_ms: A trial whose display differs from what was asked by more is marked as slipped.
+        title: Title of the page.
+        question: Question of a trial, such as "Which image looks more like the reference?".
+        instructions: Text before the practice; paragraphs are separated by blank lines.
+        consent: Text that an observer agrees to before anything is stored.
+        seed: Seed of orders and sides.
+    """
+
+    test: Test = "2afc"
+    trials: int = 50
+    sentinels: int = 15
+    pass_mark: int = 14
+    practice: int = 5
+    repeats: int = 5
+    votes: int = 5
+    active: float = 0.0
+    break_every: int = 25
+    shown_ms: int = 1000
+    gap_ms: int = 250
+    slip_ms: float = 20.0
+    title: str = "Image comparison"
+    question: str = ""
+    instructions: str = ""
+    consent: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.test not in get_args(Test):
+            raise StudyError(f"test: expected one of {', '.join(get_args(Test))}, got {self.test!r}")
+        for name in ("sentinels", "pass_mark", "practice", "repeats", "break_every", "gap_ms", "slip_ms", "seed"):
+            if not getattr(self, name) >= 0:
+                raise StudyError(f"{name}: expected at least 0, got {getattr(self, name)}")
+        for name in ("trials", "votes", "shown_ms"):
+            if getattr(self, name) < 1:
+                raise StudyError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.pass_mark > self.sentinels:
+            raise StudyError(f"pass_mark: expected at most sentinels = {self.sentinels}, got {self.pass_mark}")
+        if self.repeats > self.trials:
+            raise StudyError(f"repeats: expected at most trials = {self.trials}, got {self.repeats}")
+        if not 0 <= self.active <= 1:
+            raise StudyError(f"active: expected a fraction in [0, 1], got {self.active}")
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image file of a study.
+
+    Attributes:
+        id: Number of the image; random order, so that it tells nothing about the image.
+        path: File relative to `Study.folder`, with forward slashes.
+        sha256: Digest of the file; one that changed is not shown.
+        width: Width in pixels.
+        height: Height in pixels.
+    """
+
+    id: int
+    path: str
+    sha256: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a trial shows: a reference with two candidates, or with one for JND.
+
+    Attributes:
+        id: Number of the item.
+        purpose: ``"judged"``, ``"sentinel"`` or ``"practice"``.
+        ref: `Image.id` of the reference.
+        p0: `Image.id` of the first candidate.
+        p1: `Image.id` of the second candidate; None for JND.
+        expected: The right answer of a sentinel or a practice trial, one of `CHOICES`; else None.
+        method0: Name of the method that made `p0`, or the distortion; may be empty.
+        method1: The same of `p1`.
+    """
+
+    id: int
+    purpose: Literal["judged", "sentinel", "practice"]
+    ref: int
+    p0: int
+    p1: int | None = None
+    expected: str | None = None
+    method0: str = ""
+    method1: str = ""
+
+
+@dataclass(frozen=True)
+class Observer:
+    """A person under a pseudonym."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run of trials by one observer; `passed` is None until it is finished, then whether the sentinels were right."""
+
+    id: int
+    observer: int
+    number: int
+    started: float
+    finished: float | None = None
+    passed: bool | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An item shown to an observer; `swapped`: the left image is `p1`."""
+
+    id: int
+    session: int
+    position: int
+    item: int
+    reason: Reason
+    swapped: bool
+    assigned: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answered trial with all that is needed to count it.
+
+    Attributes:
+        trial: Number of the trial.
+        item: Number of the item.
+        observer: Pseudonym.
+        session: Number of the session in the file.
+        position: Position in the session, from 0.
+        reason: Why it was shown.
+        swapped: Whether the left image was `p1`.
+        choice: One of `CHOICES`, whatever side it was on.
+        answered: Time of the answer in seconds since 1970, UTC.
+        response_ms: Time from the display of the images, or from the end of it for JND, to the answer.
+        slipped: Whether the display differed from what was asked by more than `Design.slip_ms`.
+        passed: Whether the session passed its sentinels; None while it is not finished.
+        timing: What the page measured, as it was sent.
+    """
+
+    trial: int
+    item: int
+    observer: str
+    session: int
+    position: int
+    reason: Reason
+    swapped: bool
+    choice: str
+    answered: float
+    response_ms: float
+    slipped: bool
+    passed: bool | None
+    timing: dict[str, Any] = field(default_factory=dict)
+
+
+class Study:
+    """The file of a study; make one with `Study.create`, open one with `Study.open`.
+
+    Attributes:
+        path: The SQLite file.
+        design: How the study is conducted.
+        folder: Folder of the images.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path, self._connection, self._lock = path, connection, threading.RLock()
+        values = dict(connection.execute("SELECT key, value FROM study").fetchall())
+        self.design = Design(**json.loads(values["design"]))
+        self.folder = Path(values["folder"])
+
+    @classmethod
+    def create(
+        cls, path: str | Path, design: Design, folder: str | Path, images: Iterable[Image], items: Iterable[Item]
+    ) -> Study:
+        """Make the file of a new study.
+
+        Args:
+            path: The file; must not exist.
+            design: How the study is conducted.
+            folder: Folder of the images.
+            images: All images.
+            items: What is judged, and items for practice and sentinels.
+
+        Raises:
+            FileExistsError: If the file exists.
+            StudyError: If an item names an unknown image, or its answer or number of candidates do not fit the test.
+        """
+        images, items = list(images), list(items)
+        _check_items(design, images, items)
+        target = Path(path).expanduser()
+        if target.exists():
+            raise FileExistsError(f"out: expected a new file, got '{target}', which exists")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
+        try:
+            connection = _connect(temporary)
+            connection.executescript(_SCHEMA)
+            with connection:
+                values = {"format": _FORMAT, "design": json.dumps(asdict(design))}
+                values |= {"folder": str(Path(folder).expanduser().resolve()), "created": str(time.time())}
+                connection.executemany("INSERT INTO study VALUES (?, ?)", values.items())
+                _insert(connection, "image", images)
+                _insert(connection, "item", items)
+            connection.close()
+            target.hardlink_to(temporary)  # fails where another process was faster
+        finally:
+            temporary.unlink(missing_ok=True)
+        return cls.open(target)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Study:
+        """Open the file of a study.
+
+        Raises:
+            StudyError: If there is no such file, or it is of another kind or version.
+        """
+        target = Path(path).expanduser()
+        if not target.is_file():
+            raise StudyError(f"expected the file of a study, got '{target}', which does not exist")
+        try:
+            connection = _connect(target)
+            found = connection.execute("SELECT value FROM study WHERE key = 'format'").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise StudyError(f"expected the file of a study, got '{target}': {error}") from error
+        if found != (_FORMAT,):
+            raise StudyError(f"expected a study of format {_FORMAT}, got {found and found[0]!r} in '{target}'")
+        return cls(target, connection)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def images(self) -> dict[int, Image]:
+        """All images by number."""
+        return {row[0]: Image(*row) for row in self._rows("SELECT * FROM image ORDER BY id")}
+
+    def items(self, purpose: str | None = None) -> dict[int, Item]:
+        """Items by number, all or those of one purpose."""
+        rows = self._rows("SELECT * FROM item WHERE ? IN (purpose, 'all') ORDER BY id", purpose or "all")
+        return {row[0]: Item(*row) for row in rows}
+
+    def set_distances(self, metric: str, distances: Mapping[int, tuple[float, float | None]]) -> None:
+        """Store distances ``(ref, p0)`` and ``(ref, p1)`` of items by a metric, in place of earlier ones of it."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM distance WHERE metric = ?", (metric,))
+            rows = [(metric, item, *pair) for item, pair in distances.items()]
+            connection.executemany("INSERT INTO distance VALUES (?, ?, ?, ?)", rows)
+
+    def distances(self) -> dict[str, dict[int, tuple[float, float | None]]]:
+        """Stored distances by metric and item."""
+        found: dict[str, dict[int, tuple[float, float | None]]] = {}
+        for metric, item, d0, d1 in self._rows("SELECT * FROM distance ORDER BY metric, item"):
+            found.setdefault(metric, {})[item] = d0, d1
+        return found
+
+    def enroll(self, client: Mapping[str, Any] | None = None) -> tuple[Observer, str]:
+        """A new observer, who has agreed to the text of consent.
+
+        Args:
+            client: What the page knows of the screen, JSON-serializable.
+
+        Returns:
+            The observer, and the secret by which the observer comes back; only its hash is stored.
+        """
+        secret = secrets.token_urlsafe(24)
+        name = "".join(secrets.choice(_ALPHABET) for _ in range(6))
+        with self._transaction() as connection:
+            values = (name, _digest(secret), time.time(), json.dumps(dict(client or {})))
+            cursor = connection.execute(
+                "INSERT INTO observer (name, secret, consented, client) VALUES (?, ?, ?, ?)", values
+            )
+        return Observer(cast("int", cursor.lastrowid), name), secret
+
+    def observer(self, secret: str) -> Observer | None:
+        """The observer with a secret, or None."""
+        rows = self._rows("SELECT id, name FROM observer WHERE secret = ?", _digest(secret))
+        return Observer(*rows[0]) if rows else None
+
+    def observers(self) -> list[Observer]:
+        """All observers in the order in which they came."""
+        return [Observer(*row) for row in self._rows("SELECT id, name FROM observer ORDER BY id")]
+
+    def sessions(self, observer: int | None = None) -> list[Session]:
+        """Sessions of an observer, or of all, in their order."""
+        rows = self._rows("SELECT * FROM session WHERE ? IN (observer, -1) ORDER BY id", observer or -1)
+        return [Session(*row[:5], None if row[5] is None else bool(row[5])) for row in rows]
+
+    def start_session(self, observer: int) -> Session:
+        """The open session of an observer, or a new one."""
+        with self._transaction() as connection:
+            sessions = self.sessions(observer)
+            if not sessions or sessions[-1].finished is not None:
+                values = (observer, len(sessions), time.time())
+                connection.execute("INSERT INTO session (observer, number, started) VALUES (?, ?, ?)", values)
+        return self.sessions(observer)[-1]
+
+    def finish_session(self, session: int, passed: bool) -> None:
+        """Finish a session; does nothing if it is finished."""
+        with self._transaction() as connection:
+            values = (time.time(), passed, session)
+            connection.execute("UPDATE session SET finished = ?, passed = ? WHERE id = ? AND finished IS NULL", values)
+
+    def assign(self, session: int, position: int, item: int, reason: Reason, swapped: bool) -> Trial:
+        """The trial at a position of a session; made if there is none, else the one that is there."""
+        with self._transaction() as connection:
+            values = (session, position, item, reason, swapped, time.time())
+            connection.execute(
+                "INSERT OR IGNORE INTO trial (session, position, item, reason, swapped, assigned)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                values,
+            )
+        return next(trial for trial in self.trials(session) if trial.position == position)
+
+    def trials(self, session: int) -> list[Trial]:
+        """Trials of a session in their order."""
+        rows = self._rows("SELECT * FROM trial WHERE session = ? ORDER BY position", session)
+        return [Trial(*row[:5], bool(row[5]), row[6]) for row in rows]
+
+    def answer(
+        self,
+        trial: int,
+        choice: str,
+        response_ms: float,
+        *,
+        slipped: bool = False,
+        timing: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Keep an answer; the first one of a trial counts.
+
+        Args:
+            trial: Number of the trial.
+            choice: One of `CHOICES` of the test.
+            response_ms: Time to the answer in milliseconds.
+            slipped: Whether the display differed from what was asked.
+            timing: What the page measured, JSON-serializable.
+
+        Returns:
+            Whether it was kept; False if the trial has an answer, which stays.
+
+        Raises:
+            StudyError: If the choice is none of the test, or there is no such trial.
+        """
+        if choice not in CHOICES[self.design.test]:
+            raise StudyError(f"choice: expected one of {', '.join(CHOICES[self.design.test])}, got {choice!r}")
+        with self._transaction() as connection:
+            if not connection.execute("SELECT 1 FROM trial WHERE id = ?", (trial,)).fetchone():
+                raise StudyError(f"trial: expected a trial of this study, got {trial}")
+            values = (trial, choice, time.time(), response_ms, slipped, json.dumps(dict(timing or {})))
+            kept = connection.execute("INSERT OR IGNORE INTO answer VALUES (?, ?, ?, ?, ?, ?)", values).rowcount
+        return bool(kept)
+
+    def answers(self, session: int | None = None) -> list[Answer]:
+        """All answers, or those of a session, in the order in which they came."""
+        rows = self._rows(
+            "SELECT trial.id, item, name, session.id, position, reason, swapped, choice, answered, response_ms,"
+            " slipped, passed, timing FROM answer JOIN trial ON trial.id = answer.trial"
+            " JOIN session ON session.id = trial.session JOIN observer ON observer.id = session.observer"
+            " WHERE ? IN (session.id, -1) ORDER BY answered, trial.id",
+            session or -1,
+        )
+        return [
+            Answer(
+                *row[:6],
+                swapped=bool(row[6]),
+                choice=row[7],
+                answered=row[8],
+                response_ms=row[9],
+                slipped=bool(row[10]),
+                passed=None if row[11] is None else bool(row[11]),
+                timing=json.loads(row[12]),
+            )
+            for row in rows
+        ]
+
+    def answered_trials(self, session: int) -> set[int]:
+        """Numbers of the answered trials of a session."""
+        query = "SELECT trial FROM answer JOIN trial ON trial.id = answer.trial WHERE session = ?"
+        return {row[0] for row in self._rows(query, session)}
+
+    def _rows(self, query: str, *values: Any) -> list[Any]:
+        with self._lock:
+            return self._connection.execute(query, values).fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            yield self._connection
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=30, check_same_thread=False, isolation_level=None)
+    connection.execute("PRAGMA synchronous = EXTRA")
+    connection.execute("PRAGMA foreign_keys = ON")
+    return connection
+
+
+def _insert(connection: sqlite3.Connection, table: str, rows: Sequence[Image] | Sequence[Item]) -> None:
+    if rows:
+        names = [one.name for one in fields(rows[0])]
+        marks = ", ".join("?" * len(names))
+        values = [[getattr(row, name) for name in names] for row in rows]
+        connection.executemany(f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})", values)
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _check_items(design: Design, images: Sequence[Image], items: Sequence[Item]) -> None:
+    known, choices = {image.id for image in images}, CHOICES[design.test]
+    if not any(item.purpose == "judged" for item in items):
+        raise StudyError("items: expected at least one to judge, got none")
+    for item in items:
+        used = [image for image in (item.ref, item.p0, item.p1) if image is not None]
+        if len(used) != (3 if design.test == "2afc" else 2):
+            raise StudyError(f"items: expected {len(choices)} images for {design.test}, got item {item.id}")
+        if not known.issuperset(used):
+            raise StudyError(f"items: expected images of the study, got another one in item {item.id}")
+        if (item.expected is None) != (item.purpose == "judged") or item.expected not in (None, *choices):
+            raise StudyError(f"items: expected an answer for practice and sentinels alone, got item {item.id}")

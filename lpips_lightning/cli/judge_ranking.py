@@ -1,9 +1,114 @@
-"""Rank methods by the answers of a study."""
+"""The command ``lpips-lightning judge rank``: methods ranked by the answers of a study, beside the order of metrics."""
 
 from __future__ import annotations
 
-from typing import Any
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from lpips_lightning.cli.evaluate import require_backbones
+from lpips_lightning.cli.options import add_device_option, choose_device
+from lpips_lightning.io.atomic import choose_output_folder
+from lpips_lightning.io.console import Console
+from lpips_lightning.io.figures import require_matplotlib
+from lpips_lightning.io.progress import progress_report
+
+if TYPE_CHECKING:
+    import torch
+
+    from lpips_lightning.judge.metric_ranking import MetricRanking
+    from lpips_lightning.judge.ranking import Preferences, Ranking
+    from lpips_lightning.judge.store import Study
+
+_OUT = "outputs/ranking"
+_MOST_METHODS = 10  # of a table of wins in the terminal
+_DESCRIPTION = """Rank methods by people's preferences between their images (Bradley-Terry), beside the order of metrics.
+
+STUDY is the file of a study that `judge serve --methods` made. METRIC is as for `bapps evaluate`: alex, vgg,
+alex:calibration=FILE, embedded, l2, psnr, ssim, ... A score is the log-odds of being preferred over an average method.
+Intervals draw references and observers, since answers on one image and of one person depend on each other."""
 
 
 def add_ranking(commands: Any) -> None:
     """Add the actions to the parser of ``judge``."""
+    text = "rank methods by people's preferences, beside the order of metrics"
+    parser = commands.add_parser("rank", help=text, description=_DESCRIPTION)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.set_defaults(run=_rank)
+    add = parser.add_argument
+    add("study", metavar="STUDY", help="file of the study")
+    add("--metrics", nargs="*", metavar="METRIC", help="metrics to rank by (default: embedded l2 ssim)")
+    add("--active", action="store_true", help="also count trials that were chosen since metrics are unsure")
+    add("--resamples", type=int, default=1000, metavar="N", help="bootstrap resamples (default 1000)")
+    add("--seed", type=int, default=0, metavar="N", help="random seed of the intervals (default 0)")
+    add_device_option(parser)
+    add("--out", metavar="DIR", help=f"output folder (default {_OUT}, or {_OUT}-2, ... if that exists)")
+    add("--force", action="store_true", help="replace existing results")
+
+
+def _rank(options: argparse.Namespace) -> None:
+    from lpips_lightning.judge import ranking_report as report
+    from lpips_lightning.judge.ranking import rank
+    from lpips_lightning.judge.simulated import simulation_note
+    from lpips_lightning.judge.store import Study
+
+    require_matplotlib("lpips-lightning judge rank needs")
+    out = choose_output_folder(options.out, _OUT, options.force, report.FILES)
+    if options.resamples < 2:
+        raise ValueError(f"resamples: expected at least 2, got {options.resamples}")
+    names = list(dict.fromkeys(["embedded", "l2", "ssim"] if options.metrics is None else options.metrics))
+    require_backbones(names, "--metrics")
+    device = choose_device(options.device)
+    study = Study.open(options.study)
+    data = _preferences(study, options.active)
+    ranking = rank(data, options.resamples, options.seed)
+    metrics = _metrics(study, data, ranking, names, options, device)
+    note = simulation_note(study.answers())
+    _print(ranking, metrics, note)
+    files = report.save(ranking, metrics, out, note)
+    written = f"Written to {out}: {', '.join(file.name for file in files)}"
+    _console().print(written, highlight=False, markup=False, soft_wrap=True)
+
+
+def _preferences(study: Study, active: bool) -> Preferences:
+    from lpips_lightning.judge.ranking import preferences
+
+    return preferences(study, ("random", "active") if active else ("random",))
+
+
+def _metrics(
+    study: Study,
+    data: Preferences,
+    ranking: Ranking,
+    names: list[str],
+    options: argparse.Namespace,
+    device: torch.device,
+) -> list[MetricRanking]:
+    from lpips_lightning.evaluation.methods import parse_method
+    from lpips_lightning.judge.metric_ranking import measure_methods, rank_by_metric
+
+    with progress_report("references") as report:
+        measured = measure_methods(study, [parse_method(name) for name in names], data.references, report, device)
+    return [
+        rank_by_metric(name, distances, data, ranking, options.resamples, options.seed)
+        for name, distances in measured.items()
+    ]
+
+
+def _print(ranking: Ranking, metrics: list[MetricRanking], note: str) -> None:
+    from lpips_lightning.judge import ranking_report as report
+
+    console = _console()
+    console.print(report.overview(ranking), soft_wrap=True)
+    if note:
+        console.print(note, style="bold", soft_wrap=True)
+    console.print(report.method_table(ranking, metrics))
+    if len(ranking.scores) <= _MOST_METHODS:
+        console.print(report.wins_table(ranking))
+    if metrics:
+        console.print(report.agreement_table(metrics))
+    for sentence in report.sentences(ranking, metrics):
+        console.print(sentence, soft_wrap=True, markup=False)
+
+
+def _console() -> Console:
+    return Console(highlight=False)

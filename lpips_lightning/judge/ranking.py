@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -219,7 +220,7 @@ def rank(data: Preferences, resamples: int = 1000, seed: int = 0, confidence: fl
         for place, better in enumerate(order)
         for worse in order[place + 1 :]
     }
-    neighbors = _holm([pairs[pair] for pair in zip(order[:-1], order[1:], strict=True)])
+    neighbors = _holm([pairs[pair] for pair in pairwise(order)])
     fit = _goodness(data, scores)
     counts = tuple(len(column.unique()) for column in (data.references, data.observers))
     found = (tuple(rows), data.wins[order][:, order], tuple(neighbors), tuple(pairs.values()), fit)

@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeGuard
 
 from lpips_lightning.judge.store import CHOICES, Design, Item, Observer, Reason, Session, Study, StudyError, Trial
 
@@ -27,7 +27,7 @@ SIDES = ("left", "right")
 PENDING_SECONDS = 600.0
 """A trial without answer counts as a vote for this long, so that two observers do not get the last vote of an item."""
 
-_MAX_MS = 1e9  # of a response; longer ones are no numbers of a clock
+_MAX_NUMBER = 1e9  # eleven days in milliseconds
 _FAR = 5  # trials between a trial and its repeat, where the session is long enough
 
 
@@ -157,7 +157,7 @@ def record_answer(
         found = study.find_trial(trial, observer.id)
         if found is None:
             raise StudyError(f"trial: expected one of this observer, got {trial}")
-        if not (math.isfinite(response_ms) and 0 <= response_ms <= _MAX_MS):
+        if not is_number(response_ms) or response_ms < 0:
             raise StudyError(f"response_ms: expected milliseconds, got {response_ms}")
         stored = _stored(study.design, choice, found.swapped)
         study.answer(trial, stored, response_ms, slipped=has_slipped(study.design, timing), timing=timing)
@@ -187,7 +187,12 @@ def has_slipped(design: Design, timing: Mapping[str, Any]) -> bool:
     if not isinstance(shown, list) or len(shown) != 2:
         return True
     wanted = [(shown[0], design.shown_ms), (shown[1], design.shown_ms), (gap, design.gap_ms)]
-    return not all(_is_number(got) and abs(got - asked) <= design.slip_ms for got, asked in wanted)
+    return not all(is_number(got) and abs(got - asked) <= design.slip_ms for got, asked in wanted)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value from the page is a finite number, of a size that a page can measure."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MAX_NUMBER
 
 
 def candidates(study: Study, observer: Observer, rng: random.Random | None = None) -> list[int]:
@@ -373,7 +378,3 @@ def _stored(design: Design, choice: str, swapped: bool) -> str:
 def _as_shown(design: Design, choice: str, swapped: bool) -> str:
     """One of `CHOICES` as the page calls it."""
     return choice if design.test == "jnd" else SIDES[CHOICES["2afc"].index(choice) ^ swapped]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -447,6 +447,10 @@ class Study:
             for row in rows
         ]
 
+    def count_answers(self) -> int:
+        """Number of answers, of whatever kind."""
+        return int(self._rows("SELECT COUNT(*) FROM answer")[0][0])
+
     def answered_trials(self, session: int) -> set[int]:
         """Numbers of the answered trials of a session."""
         query = "SELECT trial FROM answer JOIN trial ON trial.id = answer.trial WHERE session = ?"

@@ -54,7 +54,7 @@ class TrialStep:
         trial: The trial.
         item: Its item.
         phase: Practice comes with feedback, before the first session.
-        position: Position in the phase, from 1.
+        position: Position in the phase, from 0.
         total: Trials of the phase.
         pause: Whether a break is offered before it.
     """
@@ -340,10 +340,10 @@ def _shown(study: Study, plan: Sequence[Slot], trial: Trial) -> TrialStep:
     practice, every = sum(slot.kind == "practice" for slot in plan), study.design.break_every
     item = study.items()[trial.item]
     if trial.position < practice:
-        return TrialStep(trial, item, "practice", trial.position + 1, practice, False)
+        return TrialStep(trial, item, "practice", trial.position, practice, False)
     before, total = trial.position - practice, len(plan) - practice
     pause = bool(every) and before > 0 and before % every == 0 and total - before > every // 4  # not close to the end
-    return TrialStep(trial, item, "main", before + 1, total, pause)
+    return TrialStep(trial, item, "main", before, total, pause)
 
 
 def _done(study: Study, observer: Observer, session: Session) -> DoneStep:

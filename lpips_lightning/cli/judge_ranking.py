@@ -101,10 +101,11 @@ def _print(ranking: Ranking, metrics: list[MetricRanking], note: str) -> None:
     console.print(report.overview(ranking), soft_wrap=True)
     if note:
         console.print(note, style="bold", soft_wrap=True)
-    console.print(report.method_table(ranking, metrics))
+    console.print(report.method_table(ranking))
     if len(ranking.scores) <= _MOST_METHODS:
         console.print(report.wins_table(ranking))
     if metrics:
+        console.print(report.metric_table(metrics))
         console.print(report.agreement_table(metrics))
     for sentence in report.sentences(ranking, metrics):
         console.print(sentence, soft_wrap=True, markup=False)

@@ -113,7 +113,8 @@ def _newton_step(counts: Tensor, weight: Tensor, scores: Tensor) -> Tensor:
     information = played * shares * (1 - shares)
     diagonal = information.sum(-1) + weight * own * (1 - own)
     # Without a prior the likelihood does not depend on the mean; the constant keeps the mean where it is.
-    curvature = torch.diag_embed(diagonal) - information + 1 / scores.shape[-1]
+    constant = (weight == 0).double().unsqueeze(-1) / scores.shape[-1]
+    curvature = torch.diag_embed(diagonal) - information + constant
     return torch.linalg.solve(curvature, gradient.unsqueeze(-1)).squeeze(-1)
 
 

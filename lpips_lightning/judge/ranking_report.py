@@ -35,20 +35,30 @@ _CLEAR = 0.05  # p-value of what people tell apart
 _PEOPLE, _METRIC, _OTHER = "#4477aa", "0.35", "#ee6677"
 
 
-def method_table(ranking: Ranking, metrics: Sequence[MetricRanking]) -> Table:
-    """People's scores, and the mean distance and place by every metric."""
-    table = _table(f"People's ranking ({level(ranking)} intervals)")
-    for heading, justify in (("", "right"), ("method", "left"), ("score", "right"), ("interval", "right")):
-        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    table.add_column("preferred, %", justify="right")
-    table.add_column("won", justify="right")
-    for metric in metrics:
-        table.add_column(Text(metric.metric), justify="right", overflow="fold", min_width=11)
-    for place, row in enumerate(ranking.scores):
+def method_table(ranking: Ranking) -> Table:
+    """People's scores, as log-odds and as probability of being preferred over an average method."""
+    table = _table(f"People's ranking, with {level(ranking)} intervals")
+    table.add_column("")
+    table.add_column("method", overflow="fold")
+    for heading in ("score", "preferred, %", "won"):
+        table.add_column(heading, justify="right")
+    for place, row in enumerate(ranking.scores, 1):
         preferred, low, high = (100 * value for value in row.preferred)
-        cells = [str(place + 1), Text(row.method), f"{row.score:+.2f}", f"{row.low:+.2f} to {row.high:+.2f}"]
-        cells += [f"{preferred:.0f} ({low:.0f} to {high:.0f})", f"{row.wins} of {row.wins + row.losses}"]
-        table.add_row(*cells, *(f"{one.means[place].value:.4g} ({one.places[place]})" for one in metrics))
+        cells = [str(place), Text(row.method), f"{row.score:+.2f} ({row.low:+.2f} to {row.high:+.2f})"]
+        table.add_row(*cells, f"{preferred:.0f} ({low:.0f} to {high:.0f})", f"{row.wins} of {row.wins + row.losses}")
+    return table
+
+
+def metric_table(metrics: Sequence[MetricRanking]) -> Table:
+    """Mean distance and place of every method, in people's order, by every metric."""
+    table = _table("Mean distance by each metric, and the place by it")
+    table.add_column("")
+    table.add_column("method", overflow="fold")
+    for one in metrics:
+        table.add_column(Text(one.metric), justify="right", overflow="fold", min_width=11)
+    for row, mean in enumerate(metrics[0].means):
+        cells = (f"{one.means[row].value:.3g} ({one.places[row]})" for one in metrics)
+        table.add_row(str(row + 1), Text(mean.method), *cells)
     return table
 
 
@@ -69,15 +79,15 @@ def wins_table(ranking: Ranking) -> Table:
 
 
 def agreement_table(metrics: Sequence[MetricRanking]) -> Table:
-    """Rank correlations of people and metrics."""
+    """Rank correlations of people and metrics; reversed pairs are clear where people tell the methods apart."""
     table = _table("Agreement of people's order with each metric's")
     table.add_column("metric", overflow="fold")
-    for heading in ("Kendall's tau", "Spearman's rho", "pairs in another order"):
+    for heading in ("Kendall's tau", "Spearman's rho", "pairs reversed", "of them clear"):
         table.add_column(heading, justify="right")
     for one in metrics:
         clear = sum(pair.p < _CLEAR for pair in one.differing)
-        counted = f"{len(one.differing)}, {clear} of them clear to people"
-        table.add_row(Text(one.metric), _agreement(one.kendall), _agreement(one.spearman), counted)
+        counts = (f"{len(one.differing)} of {len(one.means) * (len(one.means) - 1) // 2}", str(clear))
+        table.add_row(Text(one.metric), _agreement(one.kendall), _agreement(one.spearman), *counts)
     return table
 
 

@@ -93,15 +93,16 @@ def simulate(
     shown = _distances(study, distances)
     person = _with_threshold(person or SimulatedPerson(), study, shown)
     client = {_MARK: {**asdict(person), "seed": seed}}
-    people = [study.enroll(client)[0] for _ in range(observers)]
-    turns = [
-        _answers(study, one, _Mind(study, person, shown, random.Random(f"{seed}/{number}")), selector, sessions)
-        for number, one in enumerate(people)
-    ]
-    given = 0
-    while turns and (stop_after is None or given < stop_after):
-        turns = [turn for turn in turns if next(turn, None) is not None]
-        given += 1
+    with study.transaction():  # one for all: each answer alone would wait for the disk
+        people = [study.enroll(client)[0] for _ in range(observers)]
+        turns = [
+            _answers(study, one, _Mind(study, person, shown, random.Random(f"{seed}/{number}")), selector, sessions)
+            for number, one in enumerate(people)
+        ]
+        given = 0
+        while turns and (stop_after is None or given < stop_after):
+            turns = [turn for turn in turns if next(turn, None) is not None]
+            given += 1
     return people
 
 

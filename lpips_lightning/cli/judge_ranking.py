@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from lpips_lightning.cli.evaluate import require_backbones
@@ -13,15 +14,14 @@ from lpips_lightning.io.figures import require_matplotlib
 from lpips_lightning.io.progress import progress_report
 
 if TYPE_CHECKING:
-    import torch
-
+    from lpips_lightning.evaluation.methods import Method
     from lpips_lightning.judge.metric_ranking import MetricRanking
     from lpips_lightning.judge.ranking import Preferences, Ranking
     from lpips_lightning.judge.store import Study
 
 _OUT = "outputs/ranking"
 _MOST_METHODS = 10  # of a table of wins in the terminal
-_DESCRIPTION = """Rank methods by people's preferences between their images (Bradley-Terry), beside the order of metrics.
+_DESCRIPTION = """Rank methods by people's preferences between images (Bradley-Terry), beside the order by metrics.
 
 STUDY is the file of a study that `judge serve --methods` made. METRIC is as for `bapps evaluate`: alex, vgg,
 alex:calibration=FILE, embedded, l2, psnr, ssim, ... A score is the log-odds of being preferred over an average method.
@@ -46,8 +46,9 @@ def add_ranking(commands: Any) -> None:
 
 
 def _rank(options: argparse.Namespace) -> None:
+    from lpips_lightning.evaluation.methods import parse_method
     from lpips_lightning.judge import ranking_report as report
-    from lpips_lightning.judge.ranking import rank
+    from lpips_lightning.judge.ranking import preferences, rank
     from lpips_lightning.judge.simulated import simulation_note
     from lpips_lightning.judge.store import Study
 
@@ -56,38 +57,29 @@ def _rank(options: argparse.Namespace) -> None:
     if options.resamples < 2:
         raise ValueError(f"resamples: expected at least 2, got {options.resamples}")
     names = list(dict.fromkeys(["embedded", "l2", "ssim"] if options.metrics is None else options.metrics))
-    require_backbones(names, "--metrics")
-    device = choose_device(options.device)
-    study = Study.open(options.study)
-    data = _preferences(study, options.active)
-    ranking = rank(data, options.resamples, options.seed)
-    metrics = _metrics(study, data, ranking, names, options, device)
-    note = simulation_note(study.answers())
-    _print(ranking, metrics, note)
-    files = report.save(ranking, metrics, out, note)
+    with closing(Study.open(options.study)) as study:
+        data = preferences(study, ("random", "active") if options.active else ("random",))
+        require_backbones(names, "--metrics")
+        metrics = [parse_method(name) for name in names]
+        ranking = rank(data, options.resamples, options.seed)
+        rankings = _metric_rankings(study, data, ranking, metrics, options)
+        note = simulation_note(study.answers())
+    _print(ranking, rankings, note)
+    files = report.save(ranking, rankings, out, note)
     written = f"Written to {out}: {', '.join(file.name for file in files)}"
-    _console().print(written, highlight=False, markup=False, soft_wrap=True)
+    _console().print(written, markup=False, soft_wrap=True)
 
 
-def _preferences(study: Study, active: bool) -> Preferences:
-    from lpips_lightning.judge.ranking import preferences
-
-    return preferences(study, ("random", "active") if active else ("random",))
-
-
-def _metrics(
-    study: Study,
-    data: Preferences,
-    ranking: Ranking,
-    names: list[str],
-    options: argparse.Namespace,
-    device: torch.device,
+def _metric_rankings(
+    study: Study, data: Preferences, ranking: Ranking, metrics: list[Method], options: argparse.Namespace
 ) -> list[MetricRanking]:
-    from lpips_lightning.evaluation.methods import parse_method
     from lpips_lightning.judge.metric_ranking import measure_methods, rank_by_metric
 
+    if not metrics:
+        return []
+    device = choose_device(options.device)
     with progress_report("references") as report:
-        measured = measure_methods(study, [parse_method(name) for name in names], data.references, report, device)
+        measured = measure_methods(study, metrics, data.references, report, device)
     return [
         rank_by_metric(name, distances, data, ranking, options.resamples, options.seed)
         for name, distances in measured.items()

@@ -77,7 +77,10 @@ class MetricRanking:
 
 
 def measure_methods(
-    study: Study, metrics: Sequence[Method], references: Tensor, report: ProgressCallback = no_progress,
+    study: Study,
+    metrics: Sequence[Method],
+    references: Tensor,
+    report: ProgressCallback = no_progress,
     device: str | torch.device = "cpu",
 ) -> dict[str, dict[tuple[int, str], float]]:
     """Distances of every method's image to its reference.

@@ -79,11 +79,11 @@ def wins_table(ranking: Ranking) -> Table:
 
 
 def agreement_table(metrics: Sequence[MetricRanking]) -> Table:
-    """Rank correlations of people and metrics; reversed pairs are clear where people tell the methods apart."""
+    """Rank correlations of people and metrics; and the pairs in another order, all and those people tell apart."""
     table = _table("Agreement of people's order with each metric's")
     table.add_column("metric", overflow="fold")
-    for heading in ("Kendall's tau", "Spearman's rho", "pairs reversed", "of them clear"):
-        table.add_column(heading, justify="right")
+    for heading in ("Kendall's tau", "Spearman's rho", "reversed", "clearly"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for one in metrics:
         clear = sum(pair.p < _CLEAR for pair in one.differing)
         counts = (f"{len(one.differing)} of {len(one.means) * (len(one.means) - 1) // 2}", str(clear))
@@ -272,5 +272,3 @@ def _draw(axes: Any, values: Sequence[tuple[float, float, float]], colors: Seque
 def _finish(axes: Any, ticks: int) -> None:
     axes.xaxis.get_major_locator().set_params(nbins=ticks, min_n_ticks=2, steps=[1, 2, 5, 10])
     axes.xaxis.set_major_formatter("{x:g}")
-
-

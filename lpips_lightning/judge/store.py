@@ -269,7 +269,7 @@ class Study:
         temporary = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
         try:
             connection = _connect(temporary)
-            connection.executescript(_SCHEMA)
+            connection.executescript(f"BEGIN; {_SCHEMA}")  # one transaction, or each row would wait for the disk
             with connection:
                 values = {"format": _FORMAT, "design": json.dumps(asdict(design))}
                 values |= {"folder": str(Path(folder).expanduser().resolve()), "created": str(time.time())}

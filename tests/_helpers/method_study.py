@@ -1,4 +1,4 @@
-"""Small studies of methods with a known order: images with more and more noise."""
+"""Small studies of methods with a known order: images with more and more noise; answers from known scores."""
 
 import hashlib
 from itertools import combinations
@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from lpips_lightning.io import write_image
+from lpips_lightning.judge.ranking import Preferences
 from lpips_lightning.judge.store import Design, Image, Item, Study
 
 STRENGTHS = {"clear": 0.02, "good": 0.08, "fair": 0.16, "poor": 0.32}
@@ -57,3 +58,24 @@ def random_selector(study, candidates, rng):
 def noise_distances(item, strengths=STRENGTHS):
     """What observers perceive: the strength of the noise."""
     return strengths[item.method0], strengths[item.method1]
+
+
+NAMES = ("a", "b", "c", "d")
+
+
+def answers(count, generator, *, references=40, observers=8, by_reference=0.0, by_observer=0.0, scores=None):
+    """Answers to random pairs; what a reference or an observer prefers differs by a normal effect for each method."""
+    scores = torch.tensor([0.9, 0.3, -0.3, -0.9], dtype=torch.float64) if scores is None else scores
+    size = len(scores)
+    of_reference = by_reference * torch.randn(references, size, generator=generator, dtype=torch.float64)
+    of_observer = by_observer * torch.randn(observers, size, generator=generator, dtype=torch.float64)
+    one = torch.randint(size, (count,), generator=generator)
+    other = (one + torch.randint(1, size, (count,), generator=generator)) % size
+    reference = torch.randint(references, (count,), generator=generator)
+    observer = torch.arange(count) % observers
+    liked = scores + of_reference[reference] + of_observer[observer]
+    rows = torch.arange(count)
+    share = (liked[rows, one] - liked[rows, other]).sigmoid()
+    first = torch.rand(count, generator=generator, dtype=torch.float64) < share
+    winners, losers = torch.where(first, one, other), torch.where(first, other, one)
+    return Preferences(NAMES[:size], winners, losers, reference, observer)

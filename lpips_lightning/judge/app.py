@@ -17,10 +17,10 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from lpips_lightning.judge.guard import (
     Access,
@@ -55,8 +55,8 @@ def create_app(
     access: Access | None = None,
     limits: Limits | None = None,
     lifespan: Any = None,
-) -> Starlette:
-    """The application of a study.
+) -> ASGIApp:
+    """The ASGI application of a study.
 
     Args:
         study: The study.
@@ -77,12 +77,8 @@ def create_app(
         Route("/api/answers", page.answer, methods=["POST"]),
         Route("/api/sessions", page.session, methods=["POST"]),
     ]
-    return Starlette(
-        routes=routes,
-        middleware=[Middleware(Guard, access=access, limits=limits)],
-        exception_handlers=_HANDLERS,
-        lifespan=lifespan,
-    )
+    # The guard stands outside, so that responses to errors have its headers too.
+    return Guard(Starlette(routes=routes, exception_handlers=_HANDLERS, lifespan=lifespan), access, limits)
 
 
 class _StudyPage:

@@ -69,6 +69,7 @@ def create_app(
     page = _StudyPage(study, selector, access, limits)
     routes = [Route(path, page.file) for path in _PAGE]
     routes += [
+        Route("/favicon.ico", page.no_icon),
         Route("/image/{number:int}", page.image),
         Route("/api/study", page.study),
         Route("/api/observers", page.enroll, methods=["POST"]),
@@ -98,6 +99,9 @@ class _StudyPage:
         if self._access.token and token and self._access.is_token(token):
             self._set_cookie(response, self._access.token_cookie, token)
         return response
+
+    async def no_icon(self, request: Request) -> Response:
+        return Response(status_code=204)  # browsers ask for it unasked, and would report an error
 
     async def study(self, request: Request) -> Response:
         design = self._study.design

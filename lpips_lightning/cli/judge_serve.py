@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from lpips_lightning.io.arguments import NETS
 from lpips_lightning.io.atomic import check_output_path
-from lpips_lightning.io.console import Console
 from lpips_lightning.io.progress import progress_report
 
 if TYPE_CHECKING:
@@ -58,12 +57,8 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cnn", metavar="FILE", help="--images: distortions by trained networks of this file")
     group.add_argument("--test", choices=("2afc", "jnd"), help="2afc: which is nearer; jnd: same or different")
     group.add_argument("--count", type=int, metavar="N", help="items to judge")
-    group.add_argument(
-        "--size",
-        type=int,
-        metavar="PX",
-        help="side of patches of --images (256); others are cropped to it (512; 0: not)",
-    )
+    size = "side of patches of --images (256); larger images of others are cropped to it (512; 0: not)"
+    group.add_argument("--size", type=int, metavar="PX", help=size)
     group.add_argument("--seed", type=int, metavar="N", help="random seed of items, orders and sides (0)")
     group.add_argument("--active", type=float, metavar="F", help="fraction of trials where metrics are unsure (0)")
     group.add_argument("--net", choices=NETS, metavar="NET", help="network of --active (embedded)")
@@ -101,6 +96,13 @@ def _serve(options: argparse.Namespace) -> None:
         serve(study, selector, host=options.host, port=options.port, url=options.url, show=options.open)
     finally:
         study.close()
+
+
+def _selector(study: Study) -> Selector:
+    """What chooses the next item."""
+    from lpips_lightning.judge.selection import random_selector
+
+    return random_selector
 
 
 def _check_packages() -> None:
@@ -187,9 +189,8 @@ def _check_new(options: argparse.Namespace) -> None:
     """
     source = next((name for name in _SOURCES if getattr(options, name) is not None), None)
     if source is None:
-        raise ValueError(
-            f"out: expected the file of a study, or --images, --triplets or --methods, got '{options.out}'"
-        )
+        what = "the file of a study, or --images, --triplets or --methods for a new one"
+        raise ValueError(f"out: expected {what}, got '{options.out}', which does not exist")
     if options.test is None:
         raise ValueError("test: expected 2afc or jnd for a new study, got none")
     if options.methods is not None and options.reference is None:

@@ -17,10 +17,10 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from lpips_lightning.judge.guard import (
     Access,
@@ -55,8 +55,8 @@ def create_app(
     access: Access | None = None,
     limits: Limits | None = None,
     lifespan: Any = None,
-) -> Starlette:
-    """The application of a study.
+) -> ASGIApp:
+    """The ASGI application of a study.
 
     Args:
         study: The study.
@@ -69,6 +69,7 @@ def create_app(
     page = _StudyPage(study, selector, access, limits)
     routes = [Route(path, page.file) for path in _PAGE]
     routes += [
+        Route("/favicon.ico", page.no_icon),
         Route("/image/{number:int}", page.image),
         Route("/api/study", page.study),
         Route("/api/observers", page.enroll, methods=["POST"]),
@@ -77,12 +78,8 @@ def create_app(
         Route("/api/answers", page.answer, methods=["POST"]),
         Route("/api/sessions", page.session, methods=["POST"]),
     ]
-    return Starlette(
-        routes=routes,
-        middleware=[Middleware(Guard, access=access, limits=limits)],
-        exception_handlers=_HANDLERS,
-        lifespan=lifespan,
-    )
+    # The guard stands outside, so that responses to errors have its headers too.
+    return Guard(Starlette(routes=routes, exception_handlers=_HANDLERS, lifespan=lifespan), access, limits)
 
 
 class _StudyPage:
@@ -102,6 +99,9 @@ class _StudyPage:
         if self._access.token and token and self._access.is_token(token):
             self._set_cookie(response, self._access.token_cookie, token)
         return response
+
+    async def no_icon(self, request: Request) -> Response:
+        return Response(status_code=204)  # browsers ask for it unasked, and would report an error
 
     async def study(self, request: Request) -> Response:
         design = self._study.design

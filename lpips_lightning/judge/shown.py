@@ -18,7 +18,6 @@ from pathlib import Path
 from PIL import ExifTags
 from PIL import Image as PillowImage
 
-from lpips_lightning.io.image_files import read_image
 from lpips_lightning.judge.store import Image, Study
 
 _TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
@@ -113,6 +112,8 @@ def as_png(path: Path, data: bytes) -> bytes:
     Raises:
         ValueError: If the image is damaged or not supported.
     """
+    from lpips_lightning.io.image_files import read_image  # imports torch, which most studies do not need here
+
     pixels = read_image(path, content=data).permute(1, 2, 0).numpy()
     content = io.BytesIO()
     PillowImage.fromarray(pixels).save(content, "PNG", compress_level=1)

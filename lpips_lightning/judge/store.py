@@ -271,6 +271,7 @@ class Study:
             connection = _connect(temporary)
             connection.executescript(f"BEGIN; {_SCHEMA}")  # one transaction, or each row would wait for the disk
             with connection:
+                connection.execute("BEGIN")  # else every row is synchronized to the disk by itself
                 values = {"format": _FORMAT, "design": json.dumps(asdict(design))}
                 values |= {"folder": str(Path(folder).expanduser().resolve()), "created": str(time.time())}
                 connection.executemany("INSERT INTO study VALUES (?, ?)", values.items())

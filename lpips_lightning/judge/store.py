@@ -269,7 +269,7 @@ class Study:
         temporary = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
         try:
             connection = _connect(temporary)
-            connection.executescript(f"BEGIN; {_SCHEMA}")  # one transaction, or each row would wait for the disk
+            connection.executescript(_SCHEMA)
             with connection:
                 connection.execute("BEGIN")  # else every row is synchronized to the disk by itself
                 values = {"format": _FORMAT, "design": json.dumps(asdict(design))}

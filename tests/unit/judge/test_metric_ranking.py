@@ -27,7 +27,6 @@ from tests._helpers.method_study import (
     write_methods,
 )
 
-
 PLACES = {"a": 1, "b": 2, "c": 4, "d": 3}
 
 

@@ -210,6 +210,19 @@ def test_every_package_folder_is_mapped_and_its_data_listed():
             assert path.suffix in suffixes or path.name in suffixes, f"{path} would not be installed"
 
 
+def test_every_file_inside_a_package_is_code_or_listed_data():
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    packages = {Path(*name.split(".")): [*data["*"], *data.get(name, [])] for name in PACKAGES}
+    tracked = subprocess.run(["git", "ls-files", "lpips_lightning"], cwd=ROOT, capture_output=True, text=True)
+    files = [Path(line) for line in tracked.stdout.splitlines() if Path(line).suffix not in (".py", ".md")]
+    if not files:
+        pytest.skip("no git checkout")
+    for file in files:
+        home = next(parent for parent in file.parents if parent in packages)
+        assert any(file.relative_to(home).match(pattern) for pattern in packages[home]), f"{file} would not be installed"
+    assert {path.suffix for path in files if "page" in path.parts} == {".html", ".js", ".css"}
+
+
 def test_the_lowest_versions_are_those_that_are_tested():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
@@ -217,7 +230,7 @@ def test_the_lowest_versions_are_those_that_are_tested():
         *project["dependencies"],
         *(
             name
-            for extra in ("recipes", "piq", "onnx", "video", "completion", "docs", "test")
+            for extra in ("recipes", "piq", "onnx", "video", "judge", "completion", "docs", "test")
             for name in extras[extra]
         ),
     ]
@@ -251,3 +264,5 @@ print(float(LPIPS("alex", weights="random")(x, x)))
     assert python(code, tmp_path).strip() == "0.0"
     assert any(site.glob("*.dist-info/licenses/NOTICE"))
     assert (site / "lpips_lightning" / "py.typed").is_file()
+    page = site / "lpips_lightning" / "judge" / "page"
+    assert {path.name for path in page.iterdir()} == {"index.html", "judge.css", "judge.js"}

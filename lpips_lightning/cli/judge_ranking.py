@@ -36,7 +36,9 @@ def add_ranking(commands: Any) -> None:
     parser.set_defaults(run=_rank)
     add = parser.add_argument
     add("study", metavar="STUDY", help="file of the study")
-    add("--metrics", nargs="*", metavar="METRIC", help="metrics to rank by (default: embedded l2 ssim)")
+    nets = "metrics to rank by (default: embedded l2 ssim); none: people alone"
+    add("--net", "--nets", nargs="*", metavar="METRIC", help=nets)
+    add("--calibration", nargs="+", default=[], metavar="FILE", help="your own calibration files to rank by as well")
     add("--active", action="store_true", help="also count trials that were chosen since metrics are unsure")
     add("--resamples", type=int, default=1000, metavar="N", help="bootstrap resamples (default 1000)")
     add("--seed", type=int, default=0, metavar="N", help="random seed of the intervals (default 0)")
@@ -59,7 +61,7 @@ def _rank(options: argparse.Namespace) -> None:
     names = list(dict.fromkeys(["embedded", "l2", "ssim"] if options.metrics is None else options.metrics))
     with closing(Study.open(options.study)) as study:
         data = preferences(study, ("random", "active") if options.active else ("random",))
-        require_backbones(names, "--metrics")
+        require_backbones(names, "--net")
         metrics = [parse_method(name) for name in names]
         ranking = rank(data, options.resamples, options.seed)
         rankings = _metric_rankings(study, data, ranking, metrics, options)

@@ -154,7 +154,7 @@ def test_images_that_changed_since_are_refused(study, damage, message):
 
 
 def test_people_and_metrics_rank_methods_from_the_images_to_the_files(study, capsys):
-    assert main(["judge", "rank", "study.db", "--metrics", "l2", "ssim", "--resamples", "100"]) == 0
+    assert main(["judge", "rank", "study.db", "--net", "l2", "ssim", "--resamples", "100"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "100 answers by 5 observers on 6 references" in said
     assert "All answers are of simulated observers: they say nothing about people." in said
@@ -175,7 +175,7 @@ def test_people_and_metrics_rank_methods_from_the_images_to_the_files(study, cap
 
 
 def test_people_alone_are_ranked_without_metrics(study, capsys):
-    assert main(["judge", "rank", "study.db", "--metrics", "--resamples", "20", "--out", "alone"]) == 0
+    assert main(["judge", "rank", "study.db", "--net", "--resamples", "20", "--out", "alone"]) == 0
     said = capsys.readouterr().out
     assert "Mean distance" not in said and "Kendall" not in said and Path("alone/ranking.png").is_file()
 
@@ -186,9 +186,9 @@ def test_people_alone_are_ranked_without_metrics(study, capsys):
         (["missing.db"], "expected the file of a study, got 'missing.db', which does not exist"),
         (["note.txt"], "expected the file of a study, got 'note.txt'"),
         (["study.db", "--resamples", "1"], "--resamples: expected at least 2, got 1"),
-        (["study.db", "--metrics", "lpips"], "--metrics: expected one of alex,"),
+        (["study.db", "--net", "lpips"], "--net: expected one of alex,"),
         (
-            ["study.db", "--metrics", "ms-ssim"],
+            ["study.db", "--net", "ms-ssim"],
             "ms-ssim: expected sides of more than 160 pixels, got 32x32; use larger",
         ),
         (["study.db", "--out", "note.txt"], "--out: expected a folder to write, got 'note.txt', which is a file"),

@@ -33,7 +33,8 @@ from lpips_lightning.judge.guard import (
     read_json,
     refusal,
 )
-from lpips_lightning.judge.sessions import Selector, Step, TrialStep, is_number, next_step, record_answer, start_session
+from lpips_lightning.judge.selection import Selector
+from lpips_lightning.judge.sessions import Step, TrialStep, is_number, next_step, record_answer, start_session
 from lpips_lightning.judge.shown import ChangedImageError, ShownImages
 from lpips_lightning.judge.store import Observer, Study, StudyError
 

@@ -102,10 +102,19 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _selector(study: Study) -> Selector:
-    """What chooses the next item."""
-    from lpips_lightning.judge.selection import random_selector
+    """What chooses the next item: at random, or in part where the network of --net is unsure."""
+    from lpips_lightning.judge.selection import ActiveSelector, random_selector
 
-    return random_selector
+    if not study.design.active:
+        return random_selector
+    from lpips_lightning.calibration.model import TrainableLPIPS
+    from lpips_lightning.judge.item_features import item_features, start_calibration
+
+    made = json.loads(study.value(_KEY) or "{}")
+    network = TrainableLPIPS(made.get("net", "embedded"), weights=made.get("weights"), init="official").eval()
+    with progress_report("images") as report:
+        features = item_features(study, network, study.folder, report)
+    return ActiveSelector(study, features, start_calibration(network))
 
 
 def _check_packages() -> None:
@@ -207,6 +216,9 @@ def _check_new(options: argparse.Namespace) -> None:
         raise ValueError("test: expected 2afc or jnd for a new study, got none")
     if options.methods is not None and options.reference is None:
         raise ValueError("reference: expected the name of the folder of references in --methods, got none")
+    for name in ("net", "weights"):
+        if getattr(options, name) is not None and not options.active:
+            raise ValueError(f"{name}: expected --active F above 0 with this option, got none")
     for name, allowed in _ONLY_WITH.items():
         if getattr(options, name) and source not in allowed:
             raise ValueError(f"{name}: expected this option with --{' or --'.join(allowed)} alone, got --{source}")

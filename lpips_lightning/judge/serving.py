@@ -10,7 +10,7 @@ import socket
 import webbrowser
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -24,9 +24,11 @@ from lpips_lightning.io.console import Console
 from lpips_lightning.io.image_folders import count_of
 from lpips_lightning.judge.app import create_app
 from lpips_lightning.judge.guard import LOCAL_NAMES, Access, Limits, host_name
-from lpips_lightning.judge.selection import Selector
 from lpips_lightning.judge.shown import ShownImages
 from lpips_lightning.judge.store import Study
+
+if TYPE_CHECKING:
+    from lpips_lightning.judge.selection import Selector
 
 LOOPBACK, PORT = "127.0.0.1", 8765
 """Where the page is served by default: for this machine alone."""

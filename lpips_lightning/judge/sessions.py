@@ -13,10 +13,12 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
-from typing import Any, Literal, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard
 
-from lpips_lightning.judge.selection import Selector
 from lpips_lightning.judge.store import CHOICES, Design, Item, Observer, Reason, Session, Study, StudyError, Trial
+
+if TYPE_CHECKING:
+    from lpips_lightning.judge.selection import Selector
 
 SIDES = ("left", "right")
 """Answers of the page to a 2AFC trial."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 import image_file_kinds as kinds
 import pytest
 
 from lpips_lightning.cli import judge_serve
 from lpips_lightning.cli.commands import main
 from lpips_lightning.judge import serving
+from lpips_lightning.judge.selection import ActiveSelector
 from lpips_lightning.judge.store import Study
 from lpips_lightning.judge.texts import CONSENT, QUESTIONS
 
@@ -20,7 +23,7 @@ NEW = ("--out", "s.db", "--images", "photographs", "--test", "2afc", *SMALL)
 def run(tmp_path, monkeypatch, capsys):
     """Run the command without serving; what would be served, or the exit code and what was printed."""
     served = []
-    monkeypatch.setattr(serving, "serve", lambda study, selector, **options: served.append((study.design, options)))
+    monkeypatch.setattr(serving, "serve", lambda study, selector, **options: served.append((study, selector, options)))
     monkeypatch.chdir(tmp_path)
     for number in range(2):
         path = tmp_path / "photographs" / f"{number}.png"
@@ -30,8 +33,13 @@ def run(tmp_path, monkeypatch, capsys):
     def command(*args):
         served.clear()
         code = main(["judge", "serve", *args])
-        return served[0] if served else (code, capsys.readouterr().err.strip().rpartition("\n")[2])
+        return (
+            (served[0][0].design, served[0][2])
+            if served
+            else (code, capsys.readouterr().err.strip().rpartition("\n")[2])
+        )
 
+    command.served = served
     return command
 
 
@@ -130,3 +138,21 @@ def test_triplets_and_methods_are_sources_too(run, tmp_path):
     (one, other) = Study.open("m.db").items("judged").values()
     assert {one.method0, other.method0} == {"a", "b"}
     assert run("--out", "m.db", "--methods", "methods")[0].pass_mark == 36
+
+
+def test_active_selection_takes_the_network_that_the_study_was_made_with(run):
+    new = (*NEW[:-2], "--trials", "3", "--active", "0.5", "--net", "embedded", "--count", "4")
+    for args in (new, ("--out", "s.db")):
+        assert run(*args)[0].active == 0.5
+        _, selector, _ = run.served[0]
+        assert isinstance(selector, ActiveSelector)
+        study = Study.open("s.db")
+        chosen = {selector(study, [item], random.Random(0))[1] for item in study.items("judged")}
+        assert chosen == {"random", "active"}
+    assert run("--out", "s.db", "--net", "alex")[1].startswith("lpips-lightning: --net: expected embedded, as when")
+
+
+@pytest.mark.parametrize("option", ["net", "weights"])
+def test_a_network_without_active_selection_is_refused(run, option):
+    code, error = run(*NEW, f"--{option}", "embedded")
+    assert code == 2 and error == f"lpips-lightning: --{option}: expected --active F above 0 with this option, got none"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.progress import progress_report
 
 if TYPE_CHECKING:
-    from lpips_lightning.judge.sessions import Selector
+    from lpips_lightning.judge.selection import Selector
     from lpips_lightning.judge.store import Design, Study
 
 _SOURCES = ("images", "triplets", "methods")
@@ -90,6 +92,7 @@ def _serve(options: argparse.Namespace) -> None:
     _check_packages()
     from lpips_lightning.judge.serving import serve
 
+    check_output_path(options.out, "out")
     study = _resumed(options) if Path(options.out).expanduser().exists() else _new(options)
     try:
         selector = _selector(study)
@@ -99,10 +102,19 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _selector(study: Study) -> Selector:
-    """What chooses the next item."""
-    from lpips_lightning.judge.selection import random_selector
+    """What chooses the next item: at random, or in part where the network of --net is unsure."""
+    from lpips_lightning.judge.selection import ActiveSelector, random_selector
 
-    return random_selector
+    if not study.design.active:
+        return random_selector
+    from lpips_lightning.calibration.model import TrainableLPIPS
+    from lpips_lightning.judge.item_features import item_features, start_calibration
+
+    made = json.loads(study.value(_KEY) or "{}")
+    network = TrainableLPIPS(made.get("net", "embedded"), weights=made.get("weights"), init="official").eval()
+    with progress_report("images") as report:
+        features = item_features(study, network, study.folder, report)
+    return ActiveSelector(study, features, start_calibration(network))
 
 
 def _check_packages() -> None:
@@ -155,27 +167,36 @@ def _resumed(options: argparse.Namespace) -> Study:
     from lpips_lightning.judge.store import Study
 
     study = Study.open(options.out)
-    made = json.loads(study.value(_KEY) or "{}")
-    known = {name: getattr(study.design, name) for name in _given_design(options)}
-    usual = dict.fromkeys(_MADE_WITH)
-    for name, value in {**_given_design(options), **_made_with(options)}.items():
-        has = {**usual, **made, **known}[name]
-        if value != has:
-            study.close()
-            shown = "another text" if name in ("instructions", "consent") else repr(value)
-            there = "its own" if name in ("instructions", "consent") else repr(has)
-            raise ValueError(
-                f"{name}: expected {there if has is not None else 'no such option'}, with which '{options.out}' was"
-                f" made, got {shown}; leave the option out, or make a new study with another --out"
-            )
+    try:
+        _check_same(options, study)
+    except ValueError:
+        study.close()
+        raise
     return study
+
+
+def _check_same(options: argparse.Namespace, study: Study) -> None:
+    given, stored = _given_design(options), study.value(_KEY)
+    has = {name: getattr(study.design, name) for name in given}
+    if stored is not None:  # else the program ended before it could be written
+        given, has = {**given, **_made_with(options)}, {**dict.fromkeys(_MADE_WITH), **json.loads(stored), **has}
+    for name, value in given.items():
+        if value != has[name]:
+            there, here = (
+                ("its text", "another one") if name in ("instructions", "consent") else (has[name], repr(value))
+            )
+            there = "no such option" if there is None else there
+            raise ValueError(
+                f"{name}: expected {there}, as when '{options.out}' was made, got {here}; leave the option out, or make"
+                " another study with another --out"
+            )
 
 
 def _new(options: argparse.Namespace) -> Study:
     """The study that the options describe."""
     _check_new(options)
     design, made = _design(options), _made_with(options)
-    with progress_report("images") as report:
+    with progress_report("images") as report, _errors_as_typed(options):
         study = _source(options, design, report)
     study.set_value(_KEY, json.dumps(made))
     return study
@@ -195,10 +216,24 @@ def _check_new(options: argparse.Namespace) -> None:
         raise ValueError("test: expected 2afc or jnd for a new study, got none")
     if options.methods is not None and options.reference is None:
         raise ValueError("reference: expected the name of the folder of references in --methods, got none")
+    for name in ("net", "weights"):
+        if getattr(options, name) is not None and not options.active:
+            raise ValueError(f"{name}: expected --active F above 0 with this option, got none")
     for name, allowed in _ONLY_WITH.items():
         if getattr(options, name) and source not in allowed:
             raise ValueError(f"{name}: expected this option with --{' or --'.join(allowed)} alone, got --{source}")
-    check_output_path(options.out, "out")
+
+
+@contextmanager
+def _errors_as_typed(options: argparse.Namespace) -> Iterator[None]:
+    """What functions call `folder` is --images or --methods here; --folder belongs to --triplets."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        source, about = next(name for name in _SOURCES if getattr(options, name)), str(error)
+        if source == "triplets" or not about.startswith("folder: "):
+            raise
+        raise ValueError(about.replace("folder", source, 1)) from error
 
 
 def _source(options: argparse.Namespace, design: Design, report: Any) -> Study:

@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Awaitable, Callable
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -33,9 +33,12 @@ from lpips_lightning.judge.guard import (
     read_json,
     refusal,
 )
-from lpips_lightning.judge.sessions import Selector, Step, TrialStep, is_number, next_step, record_answer, start_session
+from lpips_lightning.judge.sessions import Step, TrialStep, is_number, next_step, record_answer, start_session
 from lpips_lightning.judge.shown import ChangedImageError, ShownImages
 from lpips_lightning.judge.store import Observer, Study, StudyError
+
+if TYPE_CHECKING:
+    from lpips_lightning.judge.selection import Selector
 
 _PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),

@@ -9,8 +9,8 @@ import secrets
 import socket
 import webbrowser
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -24,9 +24,11 @@ from lpips_lightning.io.console import Console
 from lpips_lightning.io.image_folders import count_of
 from lpips_lightning.judge.app import create_app
 from lpips_lightning.judge.guard import LOCAL_NAMES, Access, Limits, host_name
-from lpips_lightning.judge.sessions import Selector
 from lpips_lightning.judge.shown import ShownImages
 from lpips_lightning.judge.store import Study
+
+if TYPE_CHECKING:
+    from lpips_lightning.judge.selection import Selector
 
 LOOPBACK, PORT = "127.0.0.1", 8765
 """Where the page is served by default: for this machine alone."""
@@ -70,7 +72,9 @@ def serve(
     with listener:
         found = access(study, host, url)
         links = page_links(found, host, listener.getsockname()[1])
-        app = create_app(study, selector, access=found, limits=limits, lifespan=_reports(study, links, show, console))
+        app = create_app(
+            study, selector, access=found, limits=limits, lifespan=_reports(study, found, links, show, console)
+        )
         config = uvicorn.Config(
             app,
             http=_Protocol,
@@ -168,7 +172,7 @@ def _addresses() -> list[str]:
     return list(dict.fromkeys([*found, socket.gethostname(), LOOPBACK]))
 
 
-def _reports(study: Study, links: list[str], show: bool, console: Console) -> Any:
+def _reports(study: Study, found: Access, links: list[str], show: bool, console: Console) -> Any:
     """What is printed while the server runs."""
 
     async def report(last: str) -> None:
@@ -185,13 +189,18 @@ def _reports(study: Study, links: list[str], show: bool, console: Console) -> An
         console.print(f"{escape(str(study.path))}: {before}")
         for link in links:
             console.print(f"[bold]{escape(link)}[/bold]")
+        if found.token and not found.url:
+            console.print(
+                "Whoever has a link can take part. http is not encrypted; --url puts a proxy with TLS in front."
+            )
         console.print("Ctrl-C ends; the same command goes on.")
         if show:
             await run_in_threadpool(webbrowser.open, links[-1])
         task = asyncio.create_task(report(before))
-        yield
+        with suppress(asyncio.CancelledError):  # by a second Ctrl-C
+            yield
         task.cancel()
-        console.print(f"Stopped: {await run_in_threadpool(summary, study)}")
+        console.print(f"Stopped: {summary(study)}")
 
     return lifespan
 

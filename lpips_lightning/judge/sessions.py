@@ -11,15 +11,14 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
-from typing import Any, Literal, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard
 
 from lpips_lightning.judge.store import CHOICES, Design, Item, Observer, Reason, Session, Study, StudyError, Trial
 
-Selector: TypeAlias = Callable[[Study, Sequence[int], random.Random], tuple[int, Reason]]
-"""Chooses one of the candidate items, and says why ("random" or "active"). Candidates with the fewest votes come first,
-those with equally many in random order."""
+if TYPE_CHECKING:
+    from lpips_lightning.judge.selection import Selector
 
 SIDES = ("left", "right")
 """Answers of the page to a 2AFC trial."""

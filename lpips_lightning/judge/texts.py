@@ -26,7 +26,7 @@ trials one version is clearly closer; they show that the task was understood."""
 Each trial shows two images in the same place, one after the other, for a moment each. Decide whether they were the \
 same or different.
 
-In a good part of the trials the two are exactly the same. In others the difference may be large or so small that it \
+In some trials the two are exactly the same. In others the difference may be large, or so small that it \
 is hard to see: answer what you saw. You cannot look again, so watch the place of the image when a trial starts.
 
 Sit as you usually do at this screen, keep the zoom of the browser as it is, and close other programs that move or \

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 
 import pytest
-from small_studies import GOOD_TIMING, answer, first_candidate, seeded, small_design, small_study, walk
+from small_studies import GOOD_TIMING, answer, first_candidate, right_choice, seeded, small_design, small_study, walk
 
 from lpips_lightning.judge import sessions
 from lpips_lightning.judge.sessions import (
@@ -23,6 +23,7 @@ from lpips_lightning.judge.sessions import (
     start_session,
 )
 from lpips_lightning.judge.store import CHOICES, Design, Item, Study, StudyError
+from lpips_lightning.judge.votes import votes
 
 
 def known(purpose, count, test="2afc"):
@@ -316,3 +317,24 @@ def test_many_observers_in_threads_share_the_work_exactly(tmp_path):
     for observer in study.observers():
         seen = [t.item for s in study.sessions(observer.id) for t in study.trials(s.id) if t.reason == "random"]
         assert len(seen) == len({*seen})
+
+
+@pytest.mark.parametrize("test", ["2afc", "jnd"])
+def test_the_tally_counts_what_the_votes_count_and_open_trials(tmp_path, test):
+    study = small_study(tmp_path, small_design(test))
+    for index in range(4):
+        observer, _ = study.enroll()
+        rng = seeded(test, index)
+        for _ in range(25):
+            if not isinstance(step := next_step(study, observer, first_candidate), DoneStep):
+                lapse = index == 0 and step.trial.reason == "sentinel"  # the first one fails
+                wrong = {"left": "right", "right": "left", "same": "different", "different": "same"}
+                choice = wrong[right_choice(study, step)] if lapse else None
+                answer(study, observer, step, choice, {**GOOD_TIMING, "visible": rng.random() < 0.8})
+            elif step.can_continue:
+                start_session(study, observer, first_candidate)
+    found = {item: sum(pair) for item, pair in votes(study).items()}
+    assert study.tally(time.time() + 1) == found and len(found) > 8
+    assert study.sessions()[0].passed is False and any(answer.slipped for answer in study.answers())
+    waiting = [one for one in study.observers() if not isinstance(next_step(study, one, first_candidate), DoneStep)]
+    assert sum(study.tally(0).values()) <= sum(found.values()) + len(waiting)

@@ -219,7 +219,9 @@ def test_every_file_inside_a_package_is_code_or_listed_data():
         pytest.skip("no git checkout")
     for file in files:
         home = next(parent for parent in file.parents if parent in packages)
-        assert any(file.relative_to(home).match(pattern) for pattern in packages[home]), f"{file} would not be installed"
+        assert any(file.relative_to(home).match(pattern) for pattern in packages[home]), (
+            f"{file} would not be installed"
+        )
     assert {path.suffix for path in files if "page" in path.parts} == {".html", ".js", ".css"}
 
 

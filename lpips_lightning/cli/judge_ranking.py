@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lpips_lightning.cli.evaluate import require_backbones
 from lpips_lightning.cli.options import add_device_option, choose_device
+from lpips_lightning.io.arguments import NETS
 from lpips_lightning.io.atomic import choose_output_folder
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.figures import require_matplotlib
@@ -58,18 +62,44 @@ def _rank(options: argparse.Namespace) -> None:
     out = choose_output_folder(options.out, _OUT, options.force, report.FILES)
     if options.resamples < 2:
         raise ValueError(f"resamples: expected at least 2, got {options.resamples}")
-    names = list(dict.fromkeys(["embedded", "l2", "ssim"] if options.metrics is None else options.metrics))
+    names = list(dict.fromkeys(["embedded", "l2", "ssim"] if options.net is None else options.net))
     with closing(Study.open(options.study)) as study:
         data = preferences(study, ("random", "active") if options.active else ("random",))
         require_backbones(names, "--net")
-        metrics = [parse_method(name) for name in names]
+        metrics = [*map(parse_method, names), *_own_calibrations(options.calibration)]
         ranking = rank(data, options.resamples, options.seed)
         rankings = _metric_rankings(study, data, ranking, metrics, options)
-        note = simulation_note(study.answers())
+        note = " ".join(filter(None, [simulation_note(study.answers()), _trained_note(options.calibration, study)]))
     _print(ranking, rankings, note)
     files = report.save(ranking, rankings, out, note)
     written = f"Written to {out}: {', '.join(file.name for file in files)}"
     _console().print(written, markup=False, soft_wrap=True)
+
+
+def _own_calibrations(files: list[str]) -> Iterator[Method]:
+    """Methods of calibration files, under the names of the files."""
+    from lpips_lightning.evaluation.methods import parse_method
+    from lpips_lightning.io.tensor_files import read_record
+
+    for file in files:
+        net = read_record(Path(file).expanduser()).get("net_type")
+        if net not in NETS:
+            raise ValueError(
+                f"calibration: expected a file of `judge calibrate` or `calibration fast`, got {file!r};"
+                " --net alex:calibration=FILE takes any other"
+            )
+        require_backbones([str(net)], "--net")
+        yield replace(parse_method(f"{net}:calibration={file}"), name=Path(file).stem if len(files) < 2 else file)
+
+
+def _trained_note(files: list[str], study: Study) -> str:
+    """Says which calibrations have seen these people's answers."""
+    from lpips_lightning.io.tensor_files import read_record
+    from lpips_lightning.judge.calibrate import study_digest
+
+    records = {file: read_record(Path(file).expanduser()).get("study") or {} for file in files}
+    seen = [file for file, record in records.items() if record.get("digest") == study_digest(study)]
+    return f"Trained on answers of this study, so that it agrees too well: {', '.join(seen)}." if seen else ""
 
 
 def _metric_rankings(

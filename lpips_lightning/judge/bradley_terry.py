@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_STEPS, _CONVERGED, _LONGEST = 200, 1e-10, 1.0
+_STEPS, _CONVERGED, _LONGEST = 200, 1e-8, 1.0  # convergence is quadratic
 
 
 def fit_scores(wins: Tensor, prior: float | Tensor = 0.0) -> Tensor:
@@ -20,7 +20,8 @@ def fit_scores(wins: Tensor, prior: float | Tensor = 0.0) -> Tensor:
     Args:
         wins: Shape ``(..., K, K)``: how often method ``i`` was preferred over ``j``; the diagonal is ignored.
         prior: Weight of a prior, a number or shape ``(...)``: every method is taken to have won and lost this many
-            halves of comparisons with a method of score 0. 0: maximum likelihood, which exists where `is_estimable`.
+            halves of comparisons with an average method, of score 0. 0: maximum likelihood, which exists where
+            `is_estimable`.
 
     Returns:
         Scores of shape ``(..., K)`` and mean 0, float64.
@@ -111,10 +112,11 @@ def _newton_step(counts: Tensor, weight: Tensor, scores: Tensor) -> Tensor:
     own = scores.sigmoid()
     gradient = (counts - played * shares).sum(-1) + weight * (0.5 - own)
     information = played * shares * (1 - shares)
-    diagonal = information.sum(-1) + weight * own * (1 - own)
-    # Without a prior the likelihood does not depend on the mean; the constant keeps the mean where it is.
-    constant = (weight == 0).double().unsqueeze(-1) / scores.shape[-1]
-    curvature = torch.diag_embed(diagonal) - information + constant
+    curvature = torch.diag_embed(information.sum(-1) + weight * own * (1 - own)) - information
+    # The mean stays 0: steps are taken among scores of mean 0, and the constant makes the rest of the system regular.
+    gradient = gradient - gradient.mean(-1, keepdim=True)
+    curvature = curvature - curvature.mean(-1, keepdim=True)
+    curvature = curvature - curvature.mean(-2, keepdim=True) + 1 / scores.shape[-1]
     return torch.linalg.solve(curvature, gradient.unsqueeze(-1)).squeeze(-1)
 
 

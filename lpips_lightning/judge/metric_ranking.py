@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +10,10 @@ from torch import Tensor
 
 from lpips_lightning.evaluation.methods import Method
 from lpips_lightning.io.download import ProgressCallback, no_progress
-from lpips_lightning.io.image_files import read_image
 from lpips_lightning.judge.bradley_terry import fit_scores
+from lpips_lightning.judge.judged_images import measure
 from lpips_lightning.judge.ranking import Difference, Preferences, Ranking, draw, resampled_scores
-from lpips_lightning.judge.store import Image, Item, Study, StudyError
+from lpips_lightning.judge.store import Study
 from lpips_lightning.judge.student import quantile
 
 _MOST_FREEDOM = 1000
@@ -98,17 +97,15 @@ def measure_methods(
     Raises:
         StudyError: If an image is missing or was changed since the study was made.
     """
-    images, wanted = study.images(), set(references.tolist())
-    shown = _shown(item for item in study.items("judged").values() if item.ref in wanted)
-    found: dict[str, dict[tuple[int, str], float]] = {metric.name: {} for metric in metrics}
-    for done, (reference, methods) in enumerate(shown.items(), 1):
-        target = _read(study, images[reference]).to(device)
-        for name, image in methods.items():
-            candidate = _read(study, images[image]).to(device)
-            with torch.inference_mode():
-                for metric in metrics:
-                    found[metric.name][reference, name] = float(metric.distance(target, candidate))
-        report("metrics", done, len(shown))
+    wanted = set(references.tolist())
+    items = [item for item in study.items("judged").values() if item.ref in wanted]
+    found: dict[str, dict[tuple[int, str], float]] = {}
+    for metric, distances in measure(study, items, metrics, device=device, report=report).items():
+        cells = found.setdefault(metric, {})
+        for item in items:
+            for method, distance in zip((item.method0, item.method1), distances[item.id], strict=True):
+                if method and distance is not None:
+                    cells[item.ref, method] = distance
     return found
 
 
@@ -225,23 +222,3 @@ def _agreement(
     low, high = measure(*drawn).nanquantile(ends).tolist()
     value = float(measure(*own))
     return Agreement(value, min(low, value), max(high, value))
-
-
-def _shown(items: Iterable[Item]) -> dict[int, dict[str, int]]:
-    """Number of each method's image, by reference."""
-    found: dict[int, dict[str, int]] = {}
-    for item in items:
-        for method, image in ((item.method0, item.p0), (item.method1, item.p1)):
-            if method and image is not None:
-                found.setdefault(item.ref, {})[method] = image
-    return found
-
-
-def _read(study: Study, image: Image) -> Tensor:
-    """An image ``(1, 3, H, W)`` on [-1, 1]."""
-    path = study.folder / image.path
-    if not path.is_file():
-        raise StudyError(f"images: expected '{path}', as when the study was made, got no such file")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != image.sha256:
-        raise StudyError(f"images: expected '{path}' as when the study was made, got a file that was changed")
-    return read_image(path).unsqueeze(0) / 127.5 - 1

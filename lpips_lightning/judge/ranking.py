@@ -5,6 +5,10 @@ Answers on one reference depend on each other, and so do those of one observer. 
 answers are drawn with replacement (Cameron, Gelbach and Miller 2011, J. Business & Economic Statistics 29, for two-way
 clusters); at least the larger one of the first two. Student's t with the smaller number of references or observers,
 less one, as degrees of freedom gives the ends.
+
+Where a method won or lost everything, no resample shows what was never seen. Then references and observers are drawn
+together, the weight of the prior is drawn as well, from chi-square with two degrees of freedom (the number of losses
+that may have been missed, in halves, is then spread as after a flat prior of their rate), and the ends are percentiles.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +35,7 @@ from lpips_lightning.judge.student import quantile, two_sided
 from lpips_lightning.judge.votes import counted
 
 _CHUNK = 250  # resamples at once
+_LEAST_PRIOR = 1e-3  # smaller weights only move the open end
 _MOST_FREEDOM = 1000  # beyond it, Student's t is the normal distribution
 
 
@@ -141,8 +147,8 @@ class Ranking:
         answers: Number of answers.
         references: Number of references.
         observers: Number of observers.
-        prior: 0: maximum likelihood. 1: a method won or lost everything, so every method was taken to have won and lost
-            half a comparison with an average one; its score would be infinite otherwise.
+        prior: 0: maximum likelihood. 1: a method, or a group of them, won or lost everything, so every method was taken
+            to have won and lost half a comparison with an average one; scores would be infinite otherwise.
         confidence: Level of the intervals.
         notes: What limits the intervals, in sentences.
     """
@@ -211,12 +217,11 @@ def rank(data: Preferences, resamples: int = 1000, seed: int = 0, confidence: fl
     _check_connected(data)
     prior = prior_of(data.wins)
     scores = fit_scores(data.wins, prior)
-    spread = _Spread.of(data, prior, resamples, seed)
-    t = quantile(confidence, spread.freedom)
+    spread = (_Percentiles if prior else _Spread).of(data, resamples, seed, confidence)
     order = sorted(range(len(scores)), key=lambda index: (-float(scores[index]), data.methods[index]))
-    rows = [_method_score(data, scores, spread, t, index) for index in order]
+    rows = [_method_score(data, scores, spread, index) for index in order]
     pairs = {
-        (better, worse): _difference(data, scores, spread, t, better, worse)
+        (better, worse): _difference(data, scores, spread, better, worse)
         for place, better in enumerate(order)
         for worse in order[place + 1 :]
     }
@@ -233,7 +238,9 @@ def prior_of(wins: Tensor) -> Tensor | float:
     return weight if weight.ndim else float(weight)
 
 
-def resampled_scores(data: Preferences, references: Tensor | None, observers: Tensor | None) -> Tensor:
+def resampled_scores(
+    data: Preferences, references: Tensor | None, observers: Tensor | None, prior: Tensor | None = None
+) -> Tensor:
     """Scores of resamples, ``(B, K)``.
 
     Args:
@@ -241,6 +248,7 @@ def resampled_scores(data: Preferences, references: Tensor | None, observers: Te
         references: How often each reference was drawn, ``(B, R)`` in the order of ``data.references.unique()``; None:
             each one once.
         observers: The same of observers.
+        prior: Weight of the prior in each resample, ``(B,)``; None: that of `prior_of`.
     """
     pair = data.winners * len(data.methods) + data.losers
     parts = []
@@ -249,7 +257,9 @@ def resampled_scores(data: Preferences, references: Tensor | None, observers: Te
         for drawn, groups in ((references, data.references), (observers, data.observers)):
             if drawn is not None:
                 weight = weight * drawn[rows : rows + _CHUNK, groups.unique(return_inverse=True)[1]]
-        parts.append(_fit_counts(_given(weight), pair, len(data.methods)))
+        wins = torch.zeros(len(_given(weight)), len(data.methods) ** 2, dtype=torch.float64)
+        wins.index_add_(1, pair, _given(weight))
+        parts.append(_scores_of(wins, None if prior is None else prior[rows : rows + _CHUNK]))
     return torch.cat(parts)
 
 
@@ -260,19 +270,28 @@ def draw(count: int, resamples: int, generator: torch.Generator) -> Tensor:
     return drawn.scatter_add_(1, chosen, torch.ones_like(drawn))
 
 
+class _Uncertainty(Protocol):
+    """How sure sums of scores are, each one times a number: the `contrast`."""
+
+    def ends(self, value: float, contrast: Tensor) -> tuple[float, float]:
+        """Interval around ``contrast @ scores``."""
+
+    def p(self, value: float, contrast: Tensor) -> float:
+        """Two-sided p-value of ``contrast @ scores`` against 0."""
+
+
 @dataclass(frozen=True)
 class _Spread:
-    """Covariances of scores, by what was drawn: the sum has the signs of `signs`."""
+    """Covariances of scores, by what was drawn: the sum has the signs of `signs`; `t` ends the interval."""
 
     covariances: tuple[Tensor, ...]
     signs: tuple[int, ...]
     freedom: int
+    t: float
 
     @classmethod
-    def of(cls, data: Preferences, prior: float | Tensor, resamples: int, seed: int) -> _Spread:
-        generator = torch.Generator().manual_seed(seed)
-        groups = [column.unique(return_inverse=True)[1] for column in (data.references, data.observers)]
-        sizes = [int(labels.max()) + 1 for labels in groups]
+    def of(cls, data: Preferences, resamples: int, seed: int, confidence: float) -> _Spread:
+        generator, sizes = torch.Generator().manual_seed(seed), _sizes(data)
         parts, signs = [], []
         for place, size in enumerate(sizes):
             if size > 1:
@@ -281,10 +300,19 @@ class _Spread:
                 parts.append(torch.cov(scores.mT) * size / (size - 1))
                 signs.append(1)
         if len(parts) != 1:
-            parts.append(torch.cov(_redrawn_answers(data, resamples, generator).mT))
+            parts.append(torch.cov(_scores_of(_redrawn_wins(data, resamples, generator)).mT))
             signs.append(-1 if len(parts) > 1 else 1)
         freedom = min([size - 1 for size in sizes if size > 1] or [max(1, len(data.winners) - 1)])
-        return cls(tuple(parts), tuple(signs), min(freedom, _MOST_FREEDOM))
+        freedom = min(freedom, _MOST_FREEDOM)
+        return cls(tuple(parts), tuple(signs), freedom, quantile(confidence, freedom))
+
+    def ends(self, value: float, contrast: Tensor) -> tuple[float, float]:
+        room = self.t * self.deviation(contrast)
+        return value - room, value + room
+
+    def p(self, value: float, contrast: Tensor) -> float:
+        deviation = self.deviation(contrast)
+        return two_sided(value / deviation, self.freedom) if deviation else float(value == 0)
 
     def deviation(self, contrast: Tensor) -> float:
         """Standard error of ``contrast @ scores``."""
@@ -294,27 +322,53 @@ class _Spread:
         return math.sqrt(max(total, least, 0.0))
 
 
-def _redrawn_answers(data: Preferences, resamples: int, generator: torch.Generator) -> Tensor:
-    """Scores of resamples of single answers."""
+@dataclass(frozen=True)
+class _Percentiles:
+    """Scores of resamples, ``(B, K)``, whose prior was drawn too; the ends leave `tail` outside on either side."""
+
+    draws: Tensor
+    tail: float
+
+    @classmethod
+    def of(cls, data: Preferences, resamples: int, seed: int, confidence: float) -> _Percentiles:
+        generator = torch.Generator().manual_seed(seed)
+        drawn = [draw(size, resamples, generator) if size > 1 else None for size in _sizes(data)]
+        uniform = torch.rand(resamples, generator=generator, dtype=torch.float64)
+        weight = (-2 * (1 - uniform).log()).clamp(min=_LEAST_PRIOR)
+        if drawn == [None, None]:
+            draws = _scores_of(_redrawn_wins(data, resamples, generator), weight)
+        else:
+            draws = resampled_scores(data, drawn[0], drawn[1], weight)
+        return cls(draws, (1 - confidence) / 2)
+
+    def ends(self, value: float, contrast: Tensor) -> tuple[float, float]:
+        tails = torch.tensor([self.tail, 1 - self.tail], dtype=torch.float64)
+        low, high = (self.draws @ contrast).quantile(tails).tolist()
+        return min(low, value), max(high, value)
+
+    def p(self, value: float, contrast: Tensor) -> float:
+        across = (self.draws @ contrast * math.copysign(1, value) <= 0).sum()
+        return min(1.0, 2 * (1 + float(across)) / (1 + len(self.draws)))
+
+
+def _sizes(data: Preferences) -> list[int]:
+    """Number of references and of observers."""
+    return [len(column.unique()) for column in (data.references, data.observers)]
+
+
+def _redrawn_wins(data: Preferences, resamples: int, generator: torch.Generator) -> Tensor:
+    """Tables of wins ``(B, K * K)`` of resamples of single answers."""
     pair, count = data.winners * len(data.methods) + data.losers, len(data.winners)
-    parts = []
-    for begin in range(0, resamples, _CHUNK):
-        drawn = pair[torch.randint(count, (min(_CHUNK, resamples - begin), count), generator=generator)]
-        wins = torch.zeros(len(drawn), len(data.methods) ** 2, dtype=torch.float64)
-        parts.append(_scores_of(wins.scatter_add_(1, drawn, torch.ones(drawn.shape, dtype=torch.float64))))
-    return torch.cat(parts)
+    drawn = pair[torch.randint(count, (resamples, count), generator=generator)]
+    wins = torch.zeros(resamples, len(data.methods) ** 2, dtype=torch.float64)
+    return wins.scatter_add_(1, drawn, torch.ones(drawn.shape, dtype=torch.float64))
 
 
-def _fit_counts(weight: Tensor, pair: Tensor, methods: int) -> Tensor:
-    """Scores ``(B, K)`` of answers with weights ``(B, N)``; `pair` is the cell of each answer in the table of wins."""
-    wins = torch.zeros(len(weight), methods**2, dtype=torch.float64)
-    return _scores_of(wins.index_add_(1, pair, weight))
-
-
-def _scores_of(wins: Tensor) -> Tensor:
+def _scores_of(wins: Tensor, prior: Tensor | None = None) -> Tensor:
+    """Scores ``(B, K)`` of tables of wins ``(B, K * K)``."""
     methods = math.isqrt(wins.shape[1])
     square = wins.reshape(-1, methods, methods)
-    return fit_scores(square, prior_of(square))
+    return fit_scores(square, prior_of(square) if prior is None else prior)
 
 
 def _given(value: Tensor | float | None) -> Tensor:
@@ -334,21 +388,20 @@ def _check_connected(data: Preferences) -> None:
         )
 
 
-def _method_score(data: Preferences, scores: Tensor, spread: _Spread, t: float, index: int) -> MethodScore:
+def _method_score(data: Preferences, scores: Tensor, spread: _Uncertainty, index: int) -> MethodScore:
     contrast = torch.zeros(len(scores), dtype=torch.float64)
     contrast[index] = 1
-    value, room = float(scores[index]), t * spread.deviation(contrast)
     counts = int((data.winners == index).sum()), int((data.losers == index).sum())
-    return MethodScore(data.methods[index], value, value - room, value + room, *counts)
+    value = float(scores[index])
+    return MethodScore(data.methods[index], value, *spread.ends(value, contrast), *counts)
 
 
-def _difference(data: Preferences, scores: Tensor, spread: _Spread, t: float, better: int, worse: int) -> Difference:
+def _difference(data: Preferences, scores: Tensor, spread: _Uncertainty, better: int, worse: int) -> Difference:
     contrast = torch.zeros(len(scores), dtype=torch.float64)
     contrast[better], contrast[worse] = 1, -1
-    value, deviation = float(scores[better] - scores[worse]), spread.deviation(contrast)
-    p = two_sided(value / deviation, spread.freedom) if deviation else float(value == 0)
+    value = float(scores[better] - scores[worse])
     names = data.methods[better], data.methods[worse]
-    return Difference(*names, value, value - t * deviation, value + t * deviation, p)
+    return Difference(*names, value, *spread.ends(value, contrast), spread.p(value, contrast))
 
 
 def _holm(tests: list[Difference]) -> Iterator[Difference]:
@@ -380,7 +433,8 @@ def _notes(references: int, observers: int, prior: float | Tensor) -> Iterator[s
     if prior:
         yield (
             "A method, or a group of them, won or lost every comparison with the others: every method was taken to have"
-            " won and lost half a comparison with an average one, or scores would be infinite."
+            " won and lost half a comparison with an average one, or scores would be infinite. Their intervals are open"
+            " to the side of what was never seen: the ends there tell little."
         )
     if observers == 1:
         yield "One observer answered: the intervals tell nothing about other people."

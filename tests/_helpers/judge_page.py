@@ -30,6 +30,10 @@ KEYS = {
 ASKS = "#trial[data-asks]"
 STOPS = {name: f"#{name}" for name in ("consent", "instructions", "returning", "pause", "done", "failure", "feedback")}
 GO_ON = {"consent": "#agree", "instructions": "#begin", "pause": "#continue", "feedback": "#feedback-continue"}
+WHERE = """(names) => {
+  const trial = document.querySelector("#trial[data-asks]");
+  return trial ? Number(trial.dataset.asks) : names.find((name) => document.getElementById(name).checkVisibility());
+}"""
 _SERVE = """
 import sys
 from lpips_lightning.judge.serving import serve
@@ -146,10 +150,7 @@ class Person:
     def stop(self):
         """Wait until the page wants something; its name, or the number of the trial that is asked for."""
         self.page.wait_for_selector(", ".join([ASKS, *(f"{one}:visible" for one in STOPS.values())]))
-        asks = self.page.locator(ASKS)
-        if asks.count():
-            return int(asks.get_attribute("data-asks"))
-        return next(name for name, one in STOPS.items() if self.page.locator(one).is_visible())
+        return self.page.evaluate(WHERE, list(STOPS))
 
     def press(self, selector):
         """Activate a button with the keyboard or a finger, and wait until the page has gone on."""

@@ -112,7 +112,7 @@ def _selector(study: Study) -> Selector:
 
     made = json.loads(study.value(_KEY) or "{}")
     network = TrainableLPIPS(made.get("net", "embedded"), weights=made.get("weights"), init="official").eval()
-    with progress_report("images") as report:
+    with progress_report("items") as report:
         features = item_features(study, network, study.folder, report)
     return ActiveSelector(study, features, start_calibration(network))
 
@@ -196,7 +196,7 @@ def _new(options: argparse.Namespace) -> Study:
     """The study that the options describe."""
     _check_new(options)
     design, made = _design(options), _made_with(options)
-    with progress_report("images") as report, _errors_as_typed(options):
+    with progress_report("items") as report, _errors_as_typed(options):
         study = _source(options, design, report)
     study.set_value(_KEY, json.dumps(made))
     return study

@@ -46,8 +46,10 @@ _PAGE = {
     "/judge.css": ("judge.css", "text/css; charset=utf-8"),
 }
 _COOKIE_SECONDS = 90 * 24 * 3600
-_TOLD = ("title", "test", "question", "instructions", "consent", "shown_ms", "gap_ms", "slip_ms", "break_every")
-_TOLD += ("trials", "practice", "votes")
+_TOLD = (
+    *("title", "test", "question", "instructions", "consent", "shown_ms", "gap_ms", "slip_ms", "break_every"),
+    *("trials", "practice", "votes"),
+)
 _logger = logging.getLogger(__name__)
 
 
@@ -94,6 +96,12 @@ class _StudyPage:
         self._observers = RateLimiter(limits.observer)
         self._enroll, self._enroll_all = RateLimiter(limits.enroll), RateLimiter(limits.enroll_all)
 
+    def _check_in_place(self) -> None:
+        if not self._study.is_in_place():
+            raise sqlite3.OperationalError(
+                f"'{self._study.path}' was deleted, moved or replaced; start the server anew"
+            )
+
     async def file(self, request: Request) -> Response:
         name, media_type = _PAGE[request.scope["path"]]
         content = await run_in_threadpool(_page_file, name)
@@ -116,6 +124,7 @@ class _StudyPage:
             raise RefusedError(400, "consent: expected true; nothing is stored without it")
         self._enroll.check(address(request))
         self._enroll_all.check("")
+        self._check_in_place()
         client = _client(body.get("client"))
         observer, secret = await run_in_threadpool(self._study.enroll, client)
         response = JSONResponse({"observer": observer.name, "secret": secret}, 201)
@@ -152,6 +161,7 @@ class _StudyPage:
             raise RefusedError(400, "choice and timing: expected text and an object")
         if not is_number(response_ms):
             raise RefusedError(400, "response_ms: expected a number of milliseconds")
+        self._check_in_place()
         found = await run_in_threadpool(
             record_answer, self._study, observer, trial, choice[:20], float(response_ms), timing
         )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import ipaddress
+import os
 import secrets
 import socket
 import webbrowser
@@ -86,7 +88,7 @@ def serve(
             server_header=False,
             proxy_headers=bool(url),  # trusts what a proxy on this machine says of the client's address
             limit_concurrency=_CONNECTIONS,
-            timeout_keep_alive=15,
+            timeout_keep_alive=75,
             timeout_graceful_shutdown=5,
             h11_max_incomplete_event_size=16_384,
         )
@@ -109,12 +111,13 @@ def listen(host: str, port: int) -> socket.socket:
         raise ValueError(f"host: expected an address of this machine, got {host!r} ({error.strerror})") from error
     listener = socket.socket(family, kind, protocol)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name == "posix":  # elsewhere, two servers could share a port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(place)
         listener.listen(128)
     except OSError as error:
         listener.close()
-        if isinstance(error, PermissionError) or error.errno == 98 or "in use" in str(error):
+        if isinstance(error, PermissionError) or error.errno == errno.EADDRINUSE:
             why = error.strerror or error
             raise ValueError(f"port: expected a free port, got {port} ({why}); choose another with --port") from error
         raise ValueError(f"host: expected an address of this machine, got {host!r} ({error.strerror})") from error

@@ -242,6 +242,7 @@ class Study:
         values = dict(connection.execute("SELECT key, value FROM study").fetchall())
         self.design = Design(**json.loads(values["design"]))
         self.folder = Path(values["folder"])
+        self._place = _place(path)
 
     @classmethod
     def create(
@@ -306,6 +307,10 @@ class Study:
         """Close the file."""
         self._connection.close()
 
+    def is_in_place(self) -> bool:
+        """Whether the file is still under its name; what is written to a deleted file is lost."""
+        return _place(self.path) == self._place
+
     def images(self) -> dict[int, Image]:
         """All images by number."""
         return {row[0]: Image(*row) for row in self._rows("SELECT * FROM image ORDER BY id")}
@@ -359,7 +364,7 @@ class Study:
     def sessions(self, observer: int | None = None) -> list[Session]:
         """Sessions of an observer, or of all, in their order."""
         rows = self._rows("SELECT * FROM session WHERE ? IN (observer, -1) ORDER BY id", observer or -1)
-        return [Session(*row[:5], None if row[5] is None else bool(row[5])) for row in rows]
+        return [_session(row) for row in rows]
 
     def start_session(self, observer: int) -> Session:
         """The open session of an observer, or a new one."""
@@ -390,7 +395,7 @@ class Study:
     def trials(self, session: int) -> list[Trial]:
         """Trials of a session in their order."""
         rows = self._rows("SELECT * FROM trial WHERE session = ? ORDER BY position", session)
-        return [Trial(*row[:5], bool(row[5]), row[6]) for row in rows]
+        return [_trial(row) for row in rows]
 
     def answer(
         self,
@@ -434,19 +439,7 @@ class Study:
             " WHERE ? IN (session.id, -1) ORDER BY answered, trial.id",
             session or -1,
         )
-        return [
-            Answer(
-                *row[:6],
-                swapped=bool(row[6]),
-                choice=row[7],
-                answered=row[8],
-                response_ms=row[9],
-                slipped=bool(row[10]),
-                passed=None if row[11] is None else bool(row[11]),
-                timing=json.loads(row[12]),
-            )
-            for row in rows
-        ]
+        return [_answer(row) for row in rows]
 
     def count_answers(self) -> int:
         """Number of answers, of whatever kind."""
@@ -463,7 +456,7 @@ class Study:
             "SELECT trial.* FROM trial JOIN session ON session.id = trial.session WHERE trial.id = ? AND observer = ?"
         )
         rows = self._rows(query, trial, observer)
-        return Trial(*rows[0][:5], bool(rows[0][5]), rows[0][6]) if rows else None
+        return _trial(rows[0]) if rows else None
 
     def choice(self, trial: int) -> str | None:
         """The answer of a trial, one of `CHOICES`, or None."""
@@ -530,12 +523,37 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def _place(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def _insert(connection: sqlite3.Connection, table: str, rows: Sequence[Image] | Sequence[Item]) -> None:
     if rows:
         names = [one.name for one in fields(rows[0])]
         marks = ", ".join("?" * len(names))
         values = [[getattr(row, name) for name in names] for row in rows]
         connection.executemany(f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})", values)
+
+
+def _session(row: Sequence[Any]) -> Session:
+    number, observer, index, started, finished, passed = row
+    return Session(number, observer, index, started, finished, None if passed is None else bool(passed))
+
+
+def _trial(row: Sequence[Any]) -> Trial:
+    number, session, position, item, reason, swapped, assigned = row
+    return Trial(number, session, position, item, reason, bool(swapped), assigned)
+
+
+def _answer(row: Sequence[Any]) -> Answer:
+    values = dict(zip((one.name for one in fields(Answer)), row, strict=True))
+    values |= {name: bool(values[name]) for name in ("swapped", "slipped")}
+    values["passed"] = None if values["passed"] is None else bool(values["passed"])
+    return Answer(**{**values, "timing": json.loads(values["timing"])})
 
 
 def _digest(secret: str) -> str:

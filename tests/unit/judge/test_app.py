@@ -347,6 +347,17 @@ def test_a_disk_that_is_full_is_told_and_the_answer_can_be_sent_again(client, st
     assert client.post("/api/answers", json=GOOD).json()["kept"] and len(study.answers()) == 1
 
 
+def test_nothing_is_confirmed_once_the_file_of_the_study_is_gone(client, study, caplog):
+    enroll(client)
+    client.get("/api/next")
+    elsewhere = study.path.rename(study.path.with_name("moved.db"))
+    refused(client.post("/api/answers", json=GOOD), 503)
+    refused(client.post("/api/observers", json=AGREED), 503)
+    assert f"'{study.path}' was deleted, moved or replaced" in caplog.text
+    elsewhere.rename(study.path)
+    assert client.post("/api/answers", json=GOOD).json()["kept"]
+
+
 class TestToken:
     """The link's token, for other machines."""
 

@@ -116,6 +116,13 @@ class ServerProcess:
             self.port = probe.getsockname()[1]
         self.path, self.address, self._process = path, f"http://127.0.0.1:{self.port}/", None
 
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *error):
+        self.kill()
+
     def start(self):
         """Start it, and wait until it answers."""
         self._process = subprocess.Popen([sys.executable, "-c", _SERVE, str(self.path), str(self.port)])

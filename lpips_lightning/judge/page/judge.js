@@ -42,7 +42,7 @@ function keep(change) {
   }
 }
 
-const studyKey = () => String(state.study.id || `${state.study.test}|${state.study.title}|${state.study.question}`);
+const studyKey = () => state.study.id;
 const knownObservers = () => recall().observers.filter((one) => one.study === studyKey());
 
 function remember() {
@@ -564,7 +564,7 @@ async function interrupt(title, text, label) {
 
 function whatHappens(step) {
   const number = `${step.total} ${step.total === 1 ? "trial" : "trials"}`;
-  const practice = `It starts with ${number} for practice, after which you learn whether you were right.`;
+  const practice = `It starts with ${number} for practice, each of which tells you whether you were right.`;
   const breaks = state.study.break_every ? " Breaks are offered on the way." : "";
   const later = "You can close the page at any time and come back in this browser: every answer is saved at once.";
   return `${step.phase === "practice" ? practice : `There are ${number}.`}${breaks} ${later}`;
@@ -634,6 +634,7 @@ async function start() {
   takeToken();
   state.study = await request("GET", "/api/study", undefined, null);
   fillTexts();
+  await sendPending(); // what an earlier visit could not
   await identify();
   for (;;) {
     await judge(); // until somebody else wants to start

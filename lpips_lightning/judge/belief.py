@@ -82,9 +82,7 @@ class Belief:
             gradient = parts.T @ (answers * slope) - self.mean
             self.mean = self.mean + torch.linalg.solve(precision, gradient)
         _, weight = _terms(offset + parts @ self.mean, second)
-        self.covariance = torch.linalg.inv(
-            torch.eye(len(self.mean)) + (parts * (answers * weight)[:, None]).T @ parts
-        )
+        self.covariance = torch.linalg.inv(torch.eye(len(self.mean)) + (parts * (answers * weight)[:, None]).T @ parts)
 
     def predict(self, questions: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of the logits of questions, each ``(N,)``; positive: the second of `CHOICES`."""

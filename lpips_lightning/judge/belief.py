@@ -92,8 +92,8 @@ def expected_loss(mean: Tensor, variance: Tensor) -> Tensor:
     Large where a decision is both open and uncertain; a tie that is known to be one has nothing to teach.
 
     Example:
-        >>> expected_loss(torch.tensor([0.0, 0.0, 3.0]), torch.tensor([1.0, 0.01, 1.0]))
-        tensor([0.3989, 0.0399, 0.0004])
+        >>> expected_loss(torch.tensor([0.0, 0.0, 1.0]), torch.tensor([1.0, 0.01, 1.0]))
+        tensor([0.3989, 0.0399, 0.0833])
     """
     deviation = variance.clamp(min=1e-12).sqrt()
     ratio = mean.abs() / deviation

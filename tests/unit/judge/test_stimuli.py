@@ -368,5 +368,7 @@ def test_names_stay_in_the_folder(name, safe):
 def test_small_photographs_and_counts_are_named(photographs, tmp_path):
     with pytest.raises(ValueError, match=r"sides of at least 41 pixels, got 40x48 in .*a\.png"):
         study_from_photographs(tmp_path / "s.db", photographs, size=41)
+    with pytest.raises(ValueError, match="size: expected at least 16, got 0"):
+        study_from_photographs(tmp_path / "s.db", photographs, size=None)
     with pytest.raises(ValueError, match="count: expected at least 1, got 0"):
         study_from_photographs(tmp_path / "s.db", photographs, count=0)

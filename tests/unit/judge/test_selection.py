@@ -73,8 +73,8 @@ def test_estimates_from_random_trials_are_unbiased_and_those_from_all_are_not(tm
             chosen = [far[item] for reason, item in seen if kind in ("all", reason)]
             found.append(sum(chosen) / len(chosen))
     error = float(torch.tensor(rates["random"]).std() / 25**0.5)
-    assert abs(sum(rates["random"]) / 25 - truth) < 3 * error < 0.1
-    assert abs(sum(rates["all"]) / 25 - truth) > 0.1
+    assert abs(sum(rates["random"]) / 25 - truth) < 3 * error < 0.13
+    assert abs(sum(rates["all"]) / 25 - truth) > 0.2
 
 
 def test_equal_seeds_choose_equally_and_observers_get_different_items(tmp_path):

@@ -106,7 +106,7 @@ def study_from_photographs(
         raise ValueError(f"count: expected at least 1, got {count}")
     if cnn is not None and len(cnn) < 2:
         raise ValueError(f"cnn: expected at least 2 networks, one for each candidate, got {len(cnn)}")
-    _check_size(size)
+    _check_size(size or 0)
     _check_target(out, images_out)
     photographs = _photographs(folder)
     check_photographs(photographs, size)

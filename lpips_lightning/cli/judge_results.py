@@ -272,7 +272,7 @@ def _metrics(found: Report) -> Table:
     for name in (*heads, *(("just noticeable distance",) if jnd else ())):
         table.add_column(name, justify="right")
     for one in found.scores:
-        name = Text(one.name + (" (on items that it was not trained on)" if one.held_out else ""))
+        name = Text(one.name + (" (held-out items)" if one.held_out else ""))
         cells = [one.score.percent(), str(one.items), str(one.judgments)]
         table.add_row(name, *cells, *([one.threshold.plain(3)] if jnd else []))
     if not jnd:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,8 @@ from lpips_lightning.judge.store import CHOICES, Answer, Study
 
 FEW_OBSERVERS = 5
 """With fewer observers, intervals are over items alone: they hold for these observers."""
+
+_Z = NormalDist().inv_cdf(0.975)
 
 
 class Estimate(NamedTuple):
@@ -39,13 +42,13 @@ class Estimate(NamedTuple):
         if not self.known:
             return "-"
         value, low, high = (f"{100 * one:.{digits}f}" for one in self)
-        return f"{value} % ({low} to {high})" if math.isfinite(self.low) else f"{value} %"
+        return f"{value} % ({low} to {high})" if math.isfinite(self.half) else f"{value} %"
 
     def plain(self, digits: int = 2) -> str:
         """As text; `-` where it is not known."""
         if not self.known:
             return "-"
-        interval = f" ({self.low:.{digits}f} to {self.high:.{digits}f})" if math.isfinite(self.low) else ""
+        interval = f" ({self.low:.{digits}f} to {self.high:.{digits}f})" if math.isfinite(self.half) else ""
         return f"{self.value:.{digits}f}{interval}"
 
 
@@ -169,16 +172,16 @@ def between(ballots: Ballots, resamples: int = 1000, seed: int = 0) -> tuple[Est
     ones = torch.ones(len(counts), dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.stack([_both(counts, _draw(len(counts), generator)) for _ in range(resamples)])
-    added = _variance_of_observers(ballots, generator)
+    variances = _variance_of_observers(ballots, generator).tolist()
     estimates = []
-    for value, column, more in zip(_both(counts, ones).tolist(), drawn.T, added.tolist(), strict=True):
+    for value, column, added in zip(_both(counts, ones).tolist(), drawn.T, variances, strict=True):
         known = column[column.isfinite()]
         if len(counts) < 2 or len(known) < 2 or not math.isfinite(value):
             estimates.append(Estimate(value, math.nan, math.nan))
             continue
-        low, high = bootstrap_percentiles(known, len(counts))
-        wider = math.sqrt(1 + more / max(float(known.var()), 1e-12))
-        estimates.append(Estimate(value, value - wider * (value - low), value + wider * (high - value)))
+        low, high = (abs(end - value) for end in bootstrap_percentiles(known, len(counts)))
+        more = _Z * math.sqrt(added)
+        estimates.append(Estimate(value, value - math.hypot(low, more), value + math.hypot(high, more)))
     return estimates[0], estimates[1]
 
 

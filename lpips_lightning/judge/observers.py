@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lpips_lightning.functional.judgments import bootstrap_interval
-from lpips_lightning.judge.agreement import FEW_OBSERVERS, UNKNOWN, Ballots, Estimate, by_observer
+from lpips_lightning.judge.agreement import FEW_OBSERVERS, UNKNOWN, Ballots, Estimate, by_observer, pair_agreement
 from lpips_lightning.judge.store import CHOICES, Answer, Study
 from lpips_lightning.judge.votes import COUNTED, counted
 
@@ -190,7 +190,8 @@ class Fatigue:
     """The second half of sessions against the first.
 
     Attributes:
-        agreement: Agreement with the other observers of the item in the second half minus that in the first.
+        agreement: Agreement with the other observers of the item in the second half minus that in the first, each less
+            the item's mean, so that it is no matter which items came late.
         times: Median response time in the first and in the second half, in milliseconds.
     """
 
@@ -214,10 +215,11 @@ def fatigue(answers: Sequence[Answer], study: Study, resamples: int = 1000) -> F
     ]
     times = tuple(statistics.median(half) if half else math.nan for half in halves)
     ballots = Ballots.of(answers, study)
-    votes = ballots.counts()[ballots.item]
-    total = votes.sum(1)
-    kept = total > 1
-    alike = ((votes.gather(1, ballots.second[:, None])[:, 0] - 1) / (total - 1))[kept]
+    counts = ballots.counts()
+    votes = counts[ballots.item]
+    kept = votes.sum(1) > 1
+    alike = (votes.gather(1, ballots.second[:, None])[:, 0] - 1) / (votes.sum(1) - 1)
+    alike = (alike - pair_agreement(counts)[ballots.item])[kept]
     end = torch.tensor(late, dtype=torch.float64)[kept]
     if not 0 < float(end.sum()) < len(end):
         return Fatigue(UNKNOWN, (times[0], times[1]))

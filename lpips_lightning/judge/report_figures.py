@@ -20,9 +20,9 @@ from lpips_lightning.io.figures import (
     WIDTHS,
     category_styles,
     fit_name,
-    fit_names,
     new_figure,
     save_figure,
+    text_inches,
     value_limits,
 )
 from lpips_lightning.io.image_files import read_image
@@ -286,12 +286,11 @@ def _caption(judged: Judgments, row: int, name: str, pair: tuple[float, float | 
     item, votes = judged.items[row], judged.votes[row]
     second = round(float(judged.second[row] * votes))
     first = round(float(votes)) - second
-    short = fit_names([name], inches - 1.2)[0]
     if test == "2afc":
-        lines = [f"people {first} for p0, {second} for p1"]
-        lines.append(f"{short}: {pair[0]:.3g} to p0, {pair[1]:.3g} to p1")
+        people = f"people {first} for p0, {second} for p1"
+        values = f": {pair[0]:.3g} to p0, {pair[1]:.3g} to p1"
         methods = f"{item.method0} | {item.method1}" if item.method0 or item.method1 else ""
     else:
-        lines = [f"people {first} same, {second} different", f"{short}: {pair[0]:.3g}"]
-        methods = item.method0
+        people, values, methods = f"people {first} same, {second} different", f": {pair[0]:.3g}", item.method0
+    lines = [people, fit_name(name, inches - text_inches(values)) + values]
     return "\n".join([*lines, fit_name(methods, inches) if methods else " "])

@@ -217,7 +217,9 @@ def _threshold(distances: Distances, part: Judgments, resamples: int) -> Estimat
     value = float(function(*columns))
     if not (math.isfinite(value) and float(first.min()) <= value <= float(first.max())):
         return UNKNOWN
-    return Estimate(value, *bootstrap_interval(function, *columns, groups=part.references, resamples=few))
+    low, high = bootstrap_interval(function, *columns, groups=part.references, resamples=few)
+    within = math.isfinite(low) and math.isfinite(high)  # else too few answers decide for or against a distance
+    return Estimate(value, low, high) if within else Estimate(value, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -246,10 +248,10 @@ class Outlook:
 
     def sentences(self) -> list[str]:
         """What it says, in words."""
-        now, then = f"+- {100 * self.half:.1f}", f"+- {100 * self.new_items:.1f}"
+        now, then = f"± {100 * self.half:.1f}", f"± {100 * self.new_items:.1f}"
         first = f"{self.more} more judgments of new items would narrow {self.name} from {now} to {then}"
         if self.same_items is not None:
-            first += f"; of the same items, to +- {100 * self.same_items:.1f}"
+            first += f"; of the same items, to ± {100 * self.same_items:.1f}"
         lines = [first + "."]
         if not self.left:
             lines.append("No item of the study is left without a vote: new items take a new study.")

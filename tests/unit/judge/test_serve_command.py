@@ -152,6 +152,12 @@ def test_active_selection_takes_the_network_that_the_study_was_made_with(run):
     assert run("--out", "s.db", "--net", "alex")[1].startswith("lpips-lightning: --net: expected embedded, as when")
 
 
+def test_missing_weights_are_told_before_a_study_is_made(run, tmp_path):
+    code, error = run(*NEW, "--active", "0.5", "--net", "alex", "--weights", "nowhere")
+    assert code == 2 and "nowhere" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["photographs"]
+
+
 @pytest.mark.parametrize("option", ["net", "weights"])
 def test_a_network_without_active_selection_is_refused(run, option):
     code, error = run(*NEW, f"--{option}", "embedded")

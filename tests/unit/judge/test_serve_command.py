@@ -54,23 +54,23 @@ def test_a_study_is_made_served_and_goes_on(run, tmp_path):
         assert run(*again)[0] == design
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (("--trials", "11"), "--trials: expected 10, as when 's.db' was made, got 11; leave the option out, or"),
-        (("--test", "jnd"), "--test: expected 2afc, as when 's.db' was made, got 'jnd'"),
-        (("--seed", "1"), "--seed: expected 0, as"),
-        (("--images", "other"), "--images: expected "),
-        (("--size", "65"), "--size: expected 64, as"),
-        (("--reference", "x"), "--reference: expected no such option, as"),
-        (("--consent", "text"), "--consent: expected its text, as when 's.db' was made, got another one;"),
-    ],
-)
-def test_options_that_contradict_the_study_are_refused(run, tmp_path, options, sentence):
+CONTRADICTIONS = [
+    (("--trials", "11"), "--trials: expected 10, as when 's.db' was made, got 11; leave the option out, or make"),
+    (("--test", "jnd"), "--test: expected 2afc, as when 's.db' was made, got 'jnd'"),
+    (("--seed", "1"), "--seed: expected 0, as"),
+    (("--images", "other"), "--images: expected "),
+    (("--size", "65"), "--size: expected 64, as"),
+    (("--reference", "x"), "--reference: expected no such option, as"),
+    (("--consent", "text"), "--consent: expected its text, as when 's.db' was made, got another one;"),
+]
+
+
+def test_options_that_contradict_the_study_are_refused(run, tmp_path):
     run(*NEW)
     (tmp_path / "text").write_text("another")
-    code, error = run("--out", "s.db", *options)
-    assert code == 2 and error.startswith(f"lpips-lightning: {sentence}"), error
+    for options, sentence in CONTRADICTIONS:
+        code, error = run("--out", "s.db", *options)
+        assert code == 2 and error.startswith(f"lpips-lightning: {sentence}"), error
 
 
 @pytest.mark.parametrize(

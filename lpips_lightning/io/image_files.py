@@ -68,7 +68,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     return read_header(path).size
 
 
-def read_image(path: str | Path, *, keep_alpha: bool = False) -> Tensor:
+def read_image(path: str | Path, *, keep_alpha: bool = False, content: bytes | None = None) -> Tensor:
     """Read an image as upright 8-bit RGB.
 
     Repeats gray to three channels, resolves palettes, rounds 16 bits per channel to 8, and composites transparent
@@ -77,6 +77,7 @@ def read_image(path: str | Path, *, keep_alpha: bool = False) -> Tensor:
     Args:
         path: The file.
         keep_alpha: Return the alpha channel, if there is one, instead of compositing over white.
+        content: Its bytes, if they have been read; then `path` is only named in errors.
 
     Returns:
         Shape ``(3, H, W)``, or ``(4, H, W)`` with alpha, dtype ``uint8``, range [0, 255].
@@ -85,7 +86,7 @@ def read_image(path: str | Path, *, keep_alpha: bool = False) -> Tensor:
         FileNotFoundError: If the file does not exist.
         ValueError: If the file is not an image, is damaged, or is not supported.
     """
-    pixels = read_pixels(path)
+    pixels = read_pixels(path, content)
     if pixels.dtype == np.uint16:
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if pixels.shape[2] == 4 and not keep_alpha:

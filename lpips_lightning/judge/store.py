@@ -43,6 +43,7 @@ CREATE TABLE observer (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, secret
     consented REAL NOT NULL, client TEXT NOT NULL);
 CREATE TABLE session (id INTEGER PRIMARY KEY, observer INTEGER NOT NULL REFERENCES observer, number INTEGER NOT NULL,
     started REAL NOT NULL, finished REAL, passed INTEGER, UNIQUE (observer, number));
+CREATE TABLE plan (session INTEGER PRIMARY KEY REFERENCES session, slots TEXT NOT NULL);
 CREATE TABLE trial (id INTEGER PRIMARY KEY, session INTEGER NOT NULL REFERENCES session, position INTEGER NOT NULL,
     item INTEGER NOT NULL REFERENCES item, reason TEXT NOT NULL, swapped INTEGER NOT NULL, assigned REAL NOT NULL,
     UNIQUE (session, position));
@@ -241,6 +242,7 @@ class Study:
         values = dict(connection.execute("SELECT key, value FROM study").fetchall())
         self.design = Design(**json.loads(values["design"]))
         self.folder = Path(values["folder"])
+        self._place = _place(path)
 
     @classmethod
     def create(
@@ -305,6 +307,10 @@ class Study:
         """Close the file."""
         self._connection.close()
 
+    def is_in_place(self) -> bool:
+        """Whether the file is still under its name; what is written to a deleted file is lost."""
+        return _place(self.path) == self._place
+
     def images(self) -> dict[int, Image]:
         """All images by number."""
         return {row[0]: Image(*row) for row in self._rows("SELECT * FROM image ORDER BY id")}
@@ -316,7 +322,7 @@ class Study:
 
     def set_distances(self, metric: str, distances: Mapping[int, tuple[float, float | None]]) -> None:
         """Store distances ``(ref, p0)`` and ``(ref, p1)`` of items by a metric, in place of earlier ones of it."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute("DELETE FROM distance WHERE metric = ?", (metric,))
             rows = [(metric, item, *pair) for item, pair in distances.items()]
             connection.executemany("INSERT INTO distance VALUES (?, ?, ?, ?)", rows)
@@ -339,7 +345,7 @@ class Study:
         """
         secret = secrets.token_urlsafe(24)
         name = "".join(secrets.choice(_ALPHABET) for _ in range(6))
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             values = (name, _digest(secret), time.time(), json.dumps(dict(client or {})))
             cursor = connection.execute(
                 "INSERT INTO observer (name, secret, consented, client) VALUES (?, ?, ?, ?)", values
@@ -358,11 +364,11 @@ class Study:
     def sessions(self, observer: int | None = None) -> list[Session]:
         """Sessions of an observer, or of all, in their order."""
         rows = self._rows("SELECT * FROM session WHERE ? IN (observer, -1) ORDER BY id", observer or -1)
-        return [Session(*row[:5], None if row[5] is None else bool(row[5])) for row in rows]
+        return [_session(row) for row in rows]
 
     def start_session(self, observer: int) -> Session:
         """The open session of an observer, or a new one."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             sessions = self.sessions(observer)
             if not sessions or sessions[-1].finished is not None:
                 values = (observer, len(sessions), time.time())
@@ -371,13 +377,13 @@ class Study:
 
     def finish_session(self, session: int, passed: bool) -> None:
         """Finish a session; does nothing if it is finished."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             values = (time.time(), passed, session)
             connection.execute("UPDATE session SET finished = ?, passed = ? WHERE id = ? AND finished IS NULL", values)
 
     def assign(self, session: int, position: int, item: int, reason: Reason, swapped: bool) -> Trial:
         """The trial at a position of a session; made if there is none, else the one that is there."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             values = (session, position, item, reason, swapped, time.time())
             connection.execute(
                 "INSERT OR IGNORE INTO trial (session, position, item, reason, swapped, assigned)"
@@ -389,7 +395,7 @@ class Study:
     def trials(self, session: int) -> list[Trial]:
         """Trials of a session in their order."""
         rows = self._rows("SELECT * FROM trial WHERE session = ? ORDER BY position", session)
-        return [Trial(*row[:5], bool(row[5]), row[6]) for row in rows]
+        return [_trial(row) for row in rows]
 
     def answer(
         self,
@@ -417,7 +423,7 @@ class Study:
         """
         if choice not in CHOICES[self.design.test]:
             raise StudyError(f"choice: expected one of {', '.join(CHOICES[self.design.test])}, got {choice!r}")
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             if not connection.execute("SELECT 1 FROM trial WHERE id = ?", (trial,)).fetchone():
                 raise StudyError(f"trial: expected a trial of this study, got {trial}")
             values = (trial, choice, time.time(), response_ms, slipped, json.dumps(dict(timing or {})))
@@ -433,34 +439,81 @@ class Study:
             " WHERE ? IN (session.id, -1) ORDER BY answered, trial.id",
             session or -1,
         )
-        return [
-            Answer(
-                *row[:6],
-                swapped=bool(row[6]),
-                choice=row[7],
-                answered=row[8],
-                response_ms=row[9],
-                slipped=bool(row[10]),
-                passed=None if row[11] is None else bool(row[11]),
-                timing=json.loads(row[12]),
-            )
-            for row in rows
-        ]
+        return [_answer(row) for row in rows]
+
+    def count_answers(self) -> int:
+        """Number of answers, of whatever kind."""
+        return int(self._rows("SELECT COUNT(*) FROM answer")[0][0])
 
     def answered_trials(self, session: int) -> set[int]:
         """Numbers of the answered trials of a session."""
         query = "SELECT trial FROM answer JOIN trial ON trial.id = answer.trial WHERE session = ?"
         return {row[0] for row in self._rows(query, session)}
 
+    def find_trial(self, trial: int, observer: int) -> Trial | None:
+        """A trial by its number, or None if it is not one of the observer."""
+        query = (
+            "SELECT trial.* FROM trial JOIN session ON session.id = trial.session WHERE trial.id = ? AND observer = ?"
+        )
+        rows = self._rows(query, trial, observer)
+        return _trial(rows[0]) if rows else None
+
+    def choice(self, trial: int) -> str | None:
+        """The answer of a trial, one of `CHOICES`, or None."""
+        rows = self._rows("SELECT choice FROM answer WHERE trial = ?", trial)
+        return rows[0][0] if rows else None
+
+    def shown(self, observer: int) -> set[int]:
+        """Numbers of the items that an observer was shown."""
+        query = "SELECT item FROM trial JOIN session ON session.id = trial.session WHERE observer = ?"
+        return {row[0] for row in self._rows(query, observer)}
+
+    def tally(self, since: float) -> dict[int, int]:
+        """Votes by judged item: answers that count, and trials assigned after `since` that wait for their answer.
+
+        Answers of failed sessions, repeats, and for JND those whose display slipped do not count.
+        """
+        query = (
+            "SELECT item, COUNT(*) FROM trial JOIN session ON session.id = trial.session"
+            " LEFT JOIN answer ON answer.trial = trial.id WHERE reason IN ('random', 'active') AND passed IS NOT 0"
+            " AND CASE WHEN choice IS NULL THEN assigned > ? ELSE slipped = 0 OR ? END GROUP BY item"
+        )
+        return dict(self._rows(query, since, self.design.test == "2afc"))
+
+    def plan(self, session: int) -> str | None:
+        """The plan of a session as `set_plan` stored it, or None."""
+        rows = self._rows("SELECT slots FROM plan WHERE session = ?", session)
+        return rows[0][0] if rows else None
+
+    def set_plan(self, session: int, slots: str) -> None:
+        """Store the plan of a session; the first one stays."""
+        with self.transaction() as connection:
+            connection.execute("INSERT OR IGNORE INTO plan VALUES (?, ?)", (session, slots))
+
+    def value(self, key: str) -> str | None:
+        """What `set_value` stored under a key, or None."""
+        rows = self._rows("SELECT value FROM study WHERE key = ?", key)
+        return rows[0][0] if rows else None
+
+    def set_value(self, key: str, value: str) -> None:
+        """Store a value beside the design, such as the options that made the study, in place of an earlier one."""
+        with self.transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO study VALUES (?, ?)", (key, value))
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """What is read and written inside is one step for other threads and processes; may be nested."""
+        with self._lock:
+            if self._connection.in_transaction:
+                yield self._connection
+                return
+            with self._connection:
+                self._connection.execute("BEGIN IMMEDIATE")
+                yield self._connection
+
     def _rows(self, query: str, *values: Any) -> list[Any]:
         with self._lock:
             return self._connection.execute(query, values).fetchall()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._connection:
-            self._connection.execute("BEGIN IMMEDIATE")
-            yield self._connection
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -470,12 +523,37 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def _place(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def _insert(connection: sqlite3.Connection, table: str, rows: Sequence[Image] | Sequence[Item]) -> None:
     if rows:
         names = [one.name for one in fields(rows[0])]
         marks = ", ".join("?" * len(names))
         values = [[getattr(row, name) for name in names] for row in rows]
         connection.executemany(f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})", values)
+
+
+def _session(row: Sequence[Any]) -> Session:
+    number, observer, index, started, finished, passed = row
+    return Session(number, observer, index, started, finished, None if passed is None else bool(passed))
+
+
+def _trial(row: Sequence[Any]) -> Trial:
+    number, session, position, item, reason, swapped, assigned = row
+    return Trial(number, session, position, item, reason, bool(swapped), assigned)
+
+
+def _answer(row: Sequence[Any]) -> Answer:
+    values = dict(zip((one.name for one in fields(Answer)), row, strict=True))
+    values |= {name: bool(values[name]) for name in ("swapped", "slipped")}
+    values["passed"] = None if values["passed"] is None else bool(values["passed"])
+    return Answer(**{**values, "timing": json.loads(values["timing"])})
 
 
 def _digest(secret: str) -> str:

@@ -87,7 +87,7 @@ class ActiveSelector:
         self._belief: Belief | None = None
         if features is not None and calibration is not None:
             table = torch.stack([features[item] for item in self._items]).float()
-            self._belief = Belief(table, calibration, centered=study.design.test == "jnd")
+            self._belief = Belief(table, calibration, threshold=study.design.test == "jnd")
         self._refit_every, self._chosen, self._lock = refit_every, 0, threading.Lock()
 
     def __call__(self, study: Study, candidates: Sequence[int], rng: random.Random) -> tuple[int, Reason]:

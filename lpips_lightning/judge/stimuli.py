@@ -25,8 +25,8 @@ from lpips_lightning.data.cnn_distortions import DistortionFamily
 from lpips_lightning.data.crops import crops, seeded
 from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.image_decoding import printable
-from lpips_lightning.io.image_files import find_images, image_size, natural_order, read_image
-from lpips_lightning.io.image_folders import count_of
+from lpips_lightning.io.image_files import image_size, natural_order, read_image
+from lpips_lightning.io.image_folders import HIDDEN, check_any_image, count_of, describe_left_out, list_images
 from lpips_lightning.io.tables import Row, Table, read_table
 from lpips_lightning.judge.known_items import known_images, known_items
 from lpips_lightning.judge.method_pairs import balanced, method_folders, method_groups, shared_names
@@ -279,9 +279,18 @@ def _check_count(count: int | None, most: int) -> int:
 def _photographs(folder: str | Path) -> dict[str, Path]:
     """Images below a folder by name, without those that were written for a study."""
     root = Path(folder).expanduser()
-    found = {name: path for name, path in find_images(root).items() if not is_study_image(path, root)}
+    listed = list_images(root)
+    check_any_image(listed, root)
+    found = {name: path for name, path in listed.images.items() if not is_study_image(path, root)}
     if not found:
         raise FileNotFoundError(f"folder: expected images, got only those of a study in '{printable(root)}'")
+    left_out = {
+        name: reason
+        for name, reason in listed.left_out.items()
+        if reason != HIDDEN and not is_study_image(root / name, root)
+    }
+    if left_out:
+        _log.warning("%s left out: %s", printable(root), describe_left_out(left_out))
     return {name: found[name] for name in sorted(found, key=natural_order)}
 
 

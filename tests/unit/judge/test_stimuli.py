@@ -295,14 +295,15 @@ def test_references_may_lie_elsewhere_and_names_may_be_common_only(methods, tmp_
     assert len(study.items("judged")) == 9
 
 
-@pytest.mark.filterwarnings(r"ignore:folder. \d+ files in .* left out:UserWarning")
-def test_a_study_inside_the_folder_is_no_method_and_its_images_no_photographs(methods):
+def test_a_study_inside_the_folder_is_no_method_and_its_images_no_photographs(methods, caplog):
     study_from_methods(methods / "s.db", methods, "original", design=Design(**FEW))
     again = study_from_methods(methods / "t.db", methods, "original", design=Design(**FEW))
     assert {item.method0 for item in again.items("judged").values()} <= {"low", "middle one", "high"}
     photographs = study_from_photographs(methods / "p.db", methods, design=Design(**FEW), count=32, size=32)
     names = {photograph_of(photographs.images()[i.ref].path) for i in photographs.items("judged").values()}
     assert len(names) == 16
+    assert "left out: 's.db' (not an image), 't.db' (not an image)" in caplog.text
+    assert "study-images" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -565,7 +565,8 @@ async function interrupt(title, text, label) {
 function whatHappens(step) {
   const number = `${step.total} ${step.total === 1 ? "trial" : "trials"}`;
   const practice = `It starts with ${number} for practice, each of which tells you whether you were right.`;
-  const breaks = state.study.break_every ? " Breaks are offered on the way." : "";
+  const { break_every, trials } = state.study;
+  const breaks = break_every && break_every < trials ? " Breaks are offered on the way." : "";
   const later = "You can close the page at any time and come back in this browser: every answer is saved at once.";
   return `${step.phase === "practice" ? practice : `There are ${number}.`}${breaks} ${later}`;
 }

@@ -57,6 +57,7 @@ def _rank(options: argparse.Namespace) -> None:
     from lpips_lightning.judge.ranking import preferences, rank
     from lpips_lightning.judge.simulated import simulation_note
     from lpips_lightning.judge.store import Study
+    from lpips_lightning.judge.votes import COUNTED
 
     require_matplotlib("lpips-lightning judge rank needs")
     out = choose_output_folder(options.out, _OUT, options.force, report.FILES)
@@ -64,7 +65,7 @@ def _rank(options: argparse.Namespace) -> None:
         raise ValueError(f"resamples: expected at least 2, got {options.resamples}")
     names = list(dict.fromkeys(["embedded", "l2", "ssim"] if options.net is None else options.net))
     with closing(Study.open(options.study)) as study:
-        data = preferences(study, ("random", "active") if options.active else ("random",))
+        data = preferences(study, COUNTED if options.active else ("random",))
         require_backbones(names, "--net")
         metrics = [*map(parse_method, names), *_own_calibrations(options.calibration)]
         ranking = rank(data, options.resamples, options.seed)
@@ -110,7 +111,7 @@ def _metric_rankings(
     if not metrics:
         return []
     device = choose_device(options.device)
-    with progress_report("references") as report:
+    with progress_report("items") as report:
         measured = measure_methods(study, metrics, data.references, report, device)
     return [
         rank_by_metric(name, distances, data, ranking, options.resamples, options.seed)

@@ -95,7 +95,7 @@ def _distances(study: Study, options: argparse.Namespace) -> dict[int, tuple[flo
     require_backbones([options.judge], "--judge")
     metric = parse_method(options.judge)
     items, device = list(study.items("judged").values()), choose_device(options.device)
-    with progress_report("pairs") as report:
+    with progress_report("items") as report:
         (found,) = measure(study, items, [metric], device=device, report=report).values()
     if min(value for pair in found.values() for value in pair if value is not None) < 0:
         raise ValueError(f"judge: expected a metric whose distances are at least 0, got {options.judge}")

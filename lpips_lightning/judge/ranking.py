@@ -166,7 +166,10 @@ class Ranking:
     notes: tuple[str, ...] = field(default=())
 
 
-def preferences(study: Study, reasons: Collection[Reason] = ("random",), failed: bool = False) -> Preferences:
+_RANDOM: tuple[Reason, ...] = ("random",)
+
+
+def preferences(study: Study, reasons: Collection[Reason] = _RANDOM, failed: bool = False) -> Preferences:
     """The answers of a study between methods: `votes.counted`, of items whose two candidates have different methods.
 
     Args:
@@ -227,9 +230,20 @@ def rank(data: Preferences, resamples: int = 1000, seed: int = 0, confidence: fl
     }
     neighbors = _holm([pairs[pair] for pair in pairwise(order)])
     fit = _goodness(data, scores)
-    counts = tuple(len(column.unique()) for column in (data.references, data.observers))
-    found = (tuple(rows), data.wins[order][:, order], tuple(neighbors), tuple(pairs.values()), fit)
-    return Ranking(*found, len(data.winners), *counts, prior, confidence, tuple(_notes(*counts, prior)))
+    references, observers = _sizes(data)
+    return Ranking(
+        scores=tuple(rows),
+        wins=data.wins[order][:, order],
+        neighbors=tuple(neighbors),
+        pairs=tuple(pairs.values()),
+        fit=fit,
+        answers=len(data.winners),
+        references=references,
+        observers=observers,
+        prior=float(prior),
+        confidence=confidence,
+        notes=tuple(_notes(references, observers, prior)),
+    )
 
 
 def prior_of(wins: Tensor) -> Tensor | float:

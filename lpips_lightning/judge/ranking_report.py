@@ -44,8 +44,14 @@ def method_table(ranking: Ranking) -> Table:
         table.add_column(heading, justify="right")
     for place, row in enumerate(ranking.scores, 1):
         preferred, low, high = (100 * value for value in row.preferred)
-        cells = [str(place), Text(row.method), f"{row.score:+.2f} ({row.low:+.2f} to {row.high:+.2f})"]
-        table.add_row(*cells, f"{preferred:.0f} ({low:.0f} to {high:.0f})", f"{row.wins} of {row.wins + row.losses}")
+        score = f"{row.score:+.2f} ({row.low:+.2f} to {row.high:+.2f})"
+        table.add_row(
+            str(place),
+            Text(row.method),
+            score,
+            f"{preferred:.0f} ({low:.0f} to {high:.0f})",
+            f"{row.wins} of {row.wins + row.losses}",
+        )
     return table
 
 

@@ -7,6 +7,7 @@ from shutil import copyfile
 import pytest
 
 from lpips_lightning.cli.commands import main
+from lpips_lightning.judge import calibrate
 from lpips_lightning.judge.simulated import simulation_note
 from lpips_lightning.judge.stimuli import study_from_methods
 from lpips_lightning.judge.store import Design, Study
@@ -97,3 +98,17 @@ def test_bad_input_is_one_line_and_leaves_no_file(words, message, capsys):
     assert main([*SIMULATE, *words]) == 2
     assert message in capsys.readouterr().err
     assert not Path("answered.db").exists()
+
+
+def test_report_and_calibration_say_that_answers_are_simulated(capsys, monkeypatch):
+    assert main([*SIMULATE, "--observers", "5"]) == 0
+    capsys.readouterr()
+    note = "All answers are of simulated observers: they say nothing about people."
+    assert main(["judge", "report", "answered.db", "--net", "l2", "--resamples", "10"]) == 0
+    assert note in " ".join(capsys.readouterr().out.split())
+    assert note in Path("outputs/judge/report/report.html").read_text(encoding="utf-8")
+    monkeypatch.setattr(calibrate, "_learning_curve", lambda *args: [])
+    study = Study.open("answered.db")
+    found = calibrate.calibrate(study, "embedded", val_fraction=0.4)
+    study.close()
+    assert note in found.notes and found.record["simulated"] == note

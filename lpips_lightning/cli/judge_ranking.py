@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -65,6 +66,7 @@ def _rank(options: argparse.Namespace) -> None:
         raise ValueError(f"resamples: expected at least 2, got {options.resamples}")
     names = list(dict.fromkeys(["embedded", "l2", "ssim"] if options.net is None else options.net))
     with closing(Study.open(options.study)) as study:
+        _check_source(study)
         data = preferences(study, COUNTED if options.active else ("random",))
         require_backbones(names, "--net")
         metrics = [*map(parse_method, names), *_own_calibrations(options.calibration)]
@@ -75,6 +77,21 @@ def _rank(options: argparse.Namespace) -> None:
     files = report.save(ranking, rankings, out, note)
     written = f"Written to {out}: {', '.join(file.name for file in files)}"
     _console().print(written, markup=False, soft_wrap=True)
+
+
+def _check_source(study: Study) -> None:
+    """Refuse a study that `judge serve --images` made: its methods are distortions of random strength.
+
+    Raises:
+        StudyError: If it is one.
+    """
+    from lpips_lightning.judge.store import StudyError
+
+    if "images" in json.loads(study.value("made_with") or "{}"):
+        raise StudyError(
+            "study: expected one of methods, from `judge serve --methods DIR`, got one of distorted photographs, whose"
+            " strengths are random; `judge report` scores metrics on it"
+        )
 
 
 def _own_calibrations(files: list[str]) -> Iterator[Method]:

@@ -16,7 +16,7 @@ from lpips_lightning.judge.metric_ranking import kendall, measure_methods, rank_
 from lpips_lightning.judge.ranking import preferences, rank
 from lpips_lightning.judge.ranking_report import save_ranking, sentences
 from lpips_lightning.judge.simulated import simulate
-from lpips_lightning.judge.store import StudyError
+from lpips_lightning.judge.store import Study, StudyError
 from tests._helpers.method_study import (
     NAMES,
     STRENGTHS,
@@ -199,6 +199,14 @@ def test_bad_input_is_one_line(study, capsys, words, message):
     assert main(["judge", "rank", *words]) == 2
     assert message in capsys.readouterr().err
     assert not Path("outputs").exists()
+
+
+def test_studies_of_distorted_photographs_are_refused(study, capsys):
+    copy = Study.open("study.db")
+    copy.set_value("made_with", '{"images": "photographs"}')
+    copy.close()
+    assert main(["judge", "rank", "study.db"]) == 2
+    assert "expected one of methods, from `judge serve --methods DIR`, got one of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("methods", "metrics"), [(2, 0), (2, 2), (20, 6), (5, 1)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 from contextlib import closing
 from pathlib import Path
@@ -66,12 +67,18 @@ def _simulate(options: argparse.Namespace) -> None:
         with closing(copy_without_answers(study, options.out)) as copy:
             given: dict[str, Any] = {"person": person, "seed": options.seed}
             simulate(copy, distances, random_selector, observers=options.observers, sessions=options.sessions, **given)
-            answers, methods = len(copy.answers()), any(item.method0 for item in copy.items("judged").values())
+            answers, action = len(copy.answers()), _next_action(copy)
     console = Console(highlight=False)
     who = count_of(options.observers, "simulated observer")
     console.print(f"Written to {options.out}: {count_of(answers, 'answer')} by {who}", markup=False, soft_wrap=True)
-    action = "rank" if methods else "report"
     console.print(f"Next: lpips-lightning judge {action} {shlex.quote(options.out)}", markup=False, soft_wrap=True)
+
+
+def _next_action(study: Study) -> str:
+    """What follows: methods are ranked, unless they are the distortions of photographs."""
+    made_with = json.loads(study.value("made_with") or "{}")
+    compared = [item for item in study.items("judged").values() if item.method0 and item.method0 != item.method1]
+    return "rank" if compared and study.design.test == "2afc" and "images" not in made_with else "report"
 
 
 def _check_counts(options: argparse.Namespace) -> None:

@@ -25,6 +25,7 @@ Distances: TypeAlias = Mapping[int, tuple[float, float | None]] | Callable[[Item
 function of the item."""
 
 _MARK = "simulated"
+_MADE_WITH = "made_with"  # key of what `judge serve` made the study from
 _REFRESH_MS = 1000 / 60
 
 
@@ -122,6 +123,8 @@ def copy_without_answers(study: Study, out: str | Path) -> Study:
     copy = Study.create(out, study.design, study.folder, images, items)
     for metric, distances in study.distances().items():
         copy.set_distances(metric, distances)
+    if made_with := study.value(_MADE_WITH):
+        copy.set_value(_MADE_WITH, made_with)
     return copy
 
 

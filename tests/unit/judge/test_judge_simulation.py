@@ -55,6 +55,16 @@ def test_from_folders_of_methods_to_the_known_order(capsys):
         assert [row["method"] for row in csv.DictReader(file)] == [*STRENGTHS, *STRENGTHS]
 
 
+def test_what_comes_next_depends_on_what_is_compared(capsys):
+    study = Study.open("study.db")
+    study.set_value("made_with", '{"images": "photographs"}')
+    study.close()
+    assert main([*SIMULATE, "--observers", "1"]) == 0
+    assert "Next: lpips-lightning judge report answered.db" in capsys.readouterr().out
+    assert main(["judge", "rank", "answered.db"]) == 2
+    assert "got one of distorted photographs" in capsys.readouterr().err
+
+
 def test_equal_seeds_give_equal_answers_and_others_do_not():
     found = []
     for number, seed in enumerate(("1", "1", "2")):

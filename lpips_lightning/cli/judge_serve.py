@@ -15,6 +15,7 @@ from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.progress import progress_report
 
 if TYPE_CHECKING:
+    from lpips_lightning.calibration.model import TrainableLPIPS
     from lpips_lightning.judge.selection import Selector
     from lpips_lightning.judge.store import Design, Study
 
@@ -95,26 +96,31 @@ def _serve(options: argparse.Namespace) -> None:
     check_output_path(options.out, "out")
     study = _resumed(options) if Path(options.out).expanduser().exists() else _new(options)
     try:
-        selector = _selector(study)
+        selector = _selector(study, options.weights)
         serve(study, selector, host=options.host, port=options.port, url=options.url, show=options.open)
     finally:
         study.close()
 
 
-def _selector(study: Study) -> Selector:
+def _selector(study: Study, weights: str | None) -> Selector:
     """What chooses the next item: at random, or in part where the network of --net is unsure."""
     from lpips_lightning.judge.selection import ActiveSelector, random_selector
 
     if not study.design.active:
         return random_selector
-    from lpips_lightning.calibration.model import TrainableLPIPS
     from lpips_lightning.judge.item_features import item_features, start_calibration
 
     made = json.loads(study.value(_KEY) or "{}")
-    network = TrainableLPIPS(made.get("net", "embedded"), weights=made.get("weights"), init="official").eval()
+    network = _network(made.get("net"), weights or made.get("weights"))
     with progress_report("items") as report:
         features = item_features(study, network, study.folder, report)
     return ActiveSelector(study, features, start_calibration(network))
+
+
+def _network(net: str | None, weights: str | None) -> TrainableLPIPS:
+    from lpips_lightning.calibration.model import TrainableLPIPS
+
+    return TrainableLPIPS(net or "embedded", weights=weights, init="official").eval()
 
 
 def _check_packages() -> None:
@@ -176,10 +182,11 @@ def _resumed(options: argparse.Namespace) -> Study:
 
 
 def _check_same(options: argparse.Namespace, study: Study) -> None:
-    given, stored = _given_design(options), study.value(_KEY)
+    given, stored = _given_design(options), study.value(_KEY)  # --weights may have moved
     has = {name: getattr(study.design, name) for name in given}
     if stored is not None:  # else the program ended before it could be written
         given, has = {**given, **_made_with(options)}, {**dict.fromkeys(_MADE_WITH), **json.loads(stored), **has}
+        given.pop("weights", None)
     for name, value in given.items():
         if value != has[name]:
             there, here = (
@@ -196,6 +203,8 @@ def _new(options: argparse.Namespace) -> Study:
     """The study that the options describe."""
     _check_new(options)
     design, made = _design(options), _made_with(options)
+    if design.active:
+        _network(options.net, options.weights)  # missing weights are told before images are written
     with progress_report("items") as report, _errors_as_typed(options):
         study = _source(options, design, report)
     study.set_value(_KEY, json.dumps(made))

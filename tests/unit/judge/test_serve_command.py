@@ -54,23 +54,23 @@ def test_a_study_is_made_served_and_goes_on(run, tmp_path):
         assert run(*again)[0] == design
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (("--trials", "11"), "--trials: expected 10, as when 's.db' was made, got 11; leave the option out, or"),
-        (("--test", "jnd"), "--test: expected 2afc, as when 's.db' was made, got 'jnd'"),
-        (("--seed", "1"), "--seed: expected 0, as"),
-        (("--images", "other"), "--images: expected "),
-        (("--size", "65"), "--size: expected 64, as"),
-        (("--reference", "x"), "--reference: expected no such option, as"),
-        (("--consent", "text"), "--consent: expected its text, as when 's.db' was made, got another one;"),
-    ],
-)
-def test_options_that_contradict_the_study_are_refused(run, tmp_path, options, sentence):
+CONTRADICTIONS = [
+    (("--trials", "11"), "--trials: expected 10, as when 's.db' was made, got 11; leave the option out, or make"),
+    (("--test", "jnd"), "--test: expected 2afc, as when 's.db' was made, got 'jnd'"),
+    (("--seed", "1"), "--seed: expected 0, as"),
+    (("--images", "other"), "--images: expected "),
+    (("--size", "65"), "--size: expected 64, as"),
+    (("--reference", "x"), "--reference: expected no such option, as"),
+    (("--consent", "text"), "--consent: expected its text, as when 's.db' was made, got another one;"),
+]
+
+
+def test_options_that_contradict_the_study_are_refused(run, tmp_path):
     run(*NEW)
     (tmp_path / "text").write_text("another")
-    code, error = run("--out", "s.db", *options)
-    assert code == 2 and error.startswith(f"lpips-lightning: {sentence}"), error
+    for options, sentence in CONTRADICTIONS:
+        code, error = run("--out", "s.db", *options)
+        assert code == 2 and error.startswith(f"lpips-lightning: {sentence}"), error
 
 
 @pytest.mark.parametrize(
@@ -150,6 +150,12 @@ def test_active_selection_takes_the_network_that_the_study_was_made_with(run):
         chosen = {selector(study, [item], random.Random(0))[1] for item in study.items("judged")}
         assert chosen == {"random", "active"}
     assert run("--out", "s.db", "--net", "alex")[1].startswith("lpips-lightning: --net: expected embedded, as when")
+
+
+def test_missing_weights_are_told_before_a_study_is_made(run, tmp_path):
+    code, error = run(*NEW, "--active", "0.5", "--net", "alex", "--weights", "nowhere")
+    assert code == 2 and "nowhere" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["photographs"]
 
 
 @pytest.mark.parametrize("option", ["net", "weights"])

@@ -63,23 +63,24 @@ def _ask(
 ) -> list[int]:
     """The first `count` triplets that are asked about, in order."""
     order = torch.randperm(len(train), generator=generator)
-    split = round(active * len(train))
-    open_, at_random = order[:split], iter(order[split:].tolist())
-    belief = _belief(train, start) if split else None
+    may_be_chosen, at_random = order[: round(active * len(train))], order[round(active * len(train)) :].tolist()
+    belief = _belief(train, start)
     asked: list[int] = []
     chosen = 0
     while len(asked) < count:
         wanted = float(torch.rand((), generator=generator)) < active
-        row = None if belief is not None and wanted and len(open_) else next(at_random, None)
-        if row is None and belief is not None:
-            if chosen % _REFIT_EVERY == 0 and asked:
-                rows = torch.tensor(asked)
-                belief.fit(rows, votes[rows], torch.ones(len(rows)))
-            looked_at = torch.randperm(len(open_), generator=generator)[:_LOOKED_AT]
-            best = int(looked_at[expected_loss(*belief.predict(open_[looked_at])).argmax()])
-            row, open_, chosen = int(open_[best]), torch.cat([open_[:best], open_[best + 1 :]]), chosen + 1
-            belief.anticipate(row)
-        asked.append(row)
+        if at_random and not (wanted and len(may_be_chosen)):
+            asked.append(at_random.pop(0))
+            continue
+        if chosen % _REFIT_EVERY == 0 and asked:
+            rows = torch.tensor(asked)
+            belief.fit(rows, votes[rows], torch.ones(len(rows)))
+        looked_at = torch.randperm(len(may_be_chosen), generator=generator)[:_LOOKED_AT]
+        best = int(looked_at[expected_loss(*belief.predict(may_be_chosen[looked_at])).argmax()])
+        asked.append(int(may_be_chosen[best]))
+        belief.anticipate(asked[-1])
+        may_be_chosen = torch.cat([may_be_chosen[:best], may_be_chosen[best + 1 :]])
+        chosen += 1
     return asked
 
 

@@ -357,10 +357,19 @@ def _build(
 
     def fill_all(images: StudyImages) -> list[Item]:
         items = fill(images)
+        _log_identical(images, items)
         references = list(dict.fromkeys(item.ref for item in items))
         return items + known_items(images, design, references, len(items) + 1, seed)
 
     return build_study(out, images_out, design, seed, fill_all, report)
+
+
+def _log_identical(images: StudyImages, items: Sequence[Item]) -> None:
+    """Say how many items show two images that no one can tell apart; they stay, as what methods did."""
+    shown = [(item.ref, item.p0) if item.p1 is None else (item.p0, item.p1) for item in items]
+    count = sum(images.images[one - 1].sha256 == images.images[other - 1].sha256 for one, other in shown)
+    if count:
+        _log.warning("%s of %d with two images of equal pixels", count_of(count, "item"), len(items))
 
 
 class _Places:
@@ -377,7 +386,7 @@ class _Places:
                 f"{place and place + ': '}{printable(files[0])}: expected sides of at least {_SMALLEST} pixels, got"
                 f" {shape[0]}x{shape[1]}"
             )
-        window = shown_window(shape, self.size, random.Random(f"{self.seed}/{names[0]}"))
+        window = shown_window(shape, self.size, random.Random(f"{self.seed}/{printable(names[0])}"))
         return [Source(file, name, window) for file, name in zip(files, names, strict=True)]
 
 
@@ -422,4 +431,4 @@ def _compared(
     shuffled = rng.sample(group, len(group))
     files = [originals[name], *(outputs[method][name] for method in shuffled)]
     ref, *candidates = place.sources(files, [f"{folder}/{name}" for folder in (reference, *shuffled)])
-    return _Comparison(ref, tuple(candidates), tuple(shuffled))
+    return _Comparison(ref, tuple(candidates), tuple(map(printable, shuffled)))

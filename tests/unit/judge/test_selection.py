@@ -161,8 +161,9 @@ def test_two_metrics_that_disagree_draw_the_choice(tmp_path):
         disagreed[item] = agreed[item][::-1]
     study.set_distances("mine", agreed)
     study.set_distances("theirs", disagreed)
-    seen = ask(study, ActiveSelector(study, metric="mine", second="theirs"), lambda item: "p0", trials=3)
-    assert {item for _, item in seen} == set(items[3:6])
+    for second in ("theirs", {item: d0 - d1 for item, (d0, d1) in disagreed.items()}):
+        seen = ask(study, ActiveSelector(study, metric="mine", second=second), lambda item: "p0", trials=3)
+        assert {item for _, item in seen} == set(items[3:6])
 
 
 def test_one_stored_metric_draws_the_choice_to_its_ties(tmp_path):

@@ -3,7 +3,9 @@
 import csv
 import hashlib
 import logging
+import os
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -318,6 +320,20 @@ def test_wrong_arguments_of_methods_are_named(methods, tmp_path, options, messag
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         study_from_methods(tmp_path / "s.db", methods, **{"reference": "original", **options})
     assert not list(tmp_path.glob("*s.db*"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are text there")
+def test_names_that_are_no_text_are_written_as_text(methods, tmp_path, caplog):
+    method, name = os.fsdecode(b"m\xff"), os.fsdecode(b"i\xfe.png")
+    (methods / "low").rename(methods / method)
+    shutil.copy(methods / "high/i0.webp", methods / method / "i0.webp")
+    for folder in ("original", "high", "middle one", method):
+        smooth(methods / folder / name, seed=7 + len(folder))
+    study = study_from_methods(tmp_path / "s.db", methods, "original", design=Design(**FEW))
+    check_files(study)
+    items = study.items("judged").values()
+    assert {item.method0 for item in items} | {item.method1 for item in items} == {"high", "m\\xff", "middle one"}
+    assert "1 item of 15 with two images of equal pixels" in caplog.text
 
 
 def test_sizes_of_methods_must_agree_and_two_are_needed(methods, tmp_path):

@@ -20,7 +20,8 @@ LAPSE = 0.1
 SLOPE = 0.3
 """Logits of the prior mean per root mean square of the official differences."""
 
-_STEPS = 500
+_STEPS = 500  # at most
+_TOLERANCE = 1e-6  # of the weights' change in a step
 _SMALLEST = 1e-6  # of the largest scale of a channel
 
 
@@ -98,7 +99,7 @@ def likelihood_terms(logits: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 def _minimize(rows: Tensor, mean: Tensor, second: Tensor, count: Tensor) -> Tensor:
     """Accelerated projected gradient steps (Beck and Teboulle 2009) on the negative log posterior."""
-    steepest = 0.25 * float(torch.linalg.matrix_norm(rows * count.sqrt()[:, None], 2)) ** 2 + 1
+    steepest = 0.25 * _largest_eigenvalue(rows * count.sqrt()[:, None]) + 1
     weights = point = mean
     momentum = 1.0
     for _ in range(_STEPS):
@@ -106,6 +107,15 @@ def _minimize(rows: Tensor, mean: Tensor, second: Tensor, count: Tensor) -> Tens
         gradient = point - mean - rows.T @ (count * slope)
         following = (point - gradient / steepest).clamp(min=0)
         faster = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
-        point = following + (momentum - 1) / faster * (following - weights)
+        step = following - weights
+        point = following + (momentum - 1) / faster * step
         weights, momentum = following, faster
+        if float(step.norm()) < _TOLERANCE * float(weights.norm()):
+            break
     return weights
+
+
+def _largest_eigenvalue(rows: Tensor) -> float:
+    """Of ``rows.T @ rows``, by the smaller one of the two products."""
+    product = rows.T @ rows if len(rows) > rows.shape[1] else rows @ rows.T
+    return float(torch.linalg.eigvalsh(product)[-1])

@@ -158,7 +158,17 @@ def test_missing_weights_are_told_before_a_study_is_made(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["photographs"]
 
 
-@pytest.mark.parametrize("option", ["net", "weights"])
+@pytest.mark.parametrize("test", ["2afc", "jnd"])
+def test_a_second_network_counts_where_the_two_disagree(run, test):
+    run(*NEW, "--test", test, "--active", "1", "--net", "embedded", "--second-net", "embedded-vgg")
+    _, selector, _ = run.served[0]
+    study = Study.open("s.db")
+    stored = selector._second
+    assert len(stored) == 3 and len({*stored.tolist()}) == 3
+    assert selector(study, [*study.items("judged")], random.Random(0))[1] == "active"
+
+
+@pytest.mark.parametrize("option", ["net", "second-net", "weights"])
 def test_a_network_without_active_selection_is_refused(run, option):
     code, error = run(*NEW, f"--{option}", "embedded")
     assert code == 2 and error == f"lpips-lightning: --{option}: expected --active F above 0 with this option, got none"

@@ -15,11 +15,12 @@ from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.progress import progress_report
 
 if TYPE_CHECKING:
+    from lpips_lightning.calibration.model import TrainableLPIPS
     from lpips_lightning.judge.selection import Selector
     from lpips_lightning.judge.store import Design, Study
 
 _SOURCES = ("images", "triplets", "methods")
-_MADE_WITH = (*_SOURCES, "folder", "reference", "common", "cnn", "count", "size", "net", "weights")  # in the file
+_MADE_WITH = (*_SOURCES, "folder", "reference", "common", "cnn", "count", "size", "net", "second_net", "weights")
 _ONLY_WITH = {"folder": ["triplets"], "reference": ["methods"], "common": ["methods"], "cnn": ["images"]}
 _ONLY_WITH |= {"count": ["images", "methods"]}
 _NUMBERS = {
@@ -64,7 +65,10 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, metavar="N", help="random seed of items, orders and sides (0)")
     group.add_argument("--active", type=float, metavar="F", help="fraction of trials where metrics are unsure (0)")
     group.add_argument("--net", choices=NETS, metavar="NET", help="network of --active (embedded)")
-    group.add_argument("--weights", metavar="PATH", help="backbone weights of --net: a file or a folder")
+    second = "--active: also where --net and this network disagree"
+    group.add_argument("--second-net", choices=NETS, metavar="NET", help=second)
+    weights = "backbone weights of --net, a file or a folder; with --second-net a folder"
+    group.add_argument("--weights", metavar="PATH", help=weights)
 
 
 def _add_design(parser: argparse.ArgumentParser) -> None:
@@ -95,26 +99,37 @@ def _serve(options: argparse.Namespace) -> None:
     check_output_path(options.out, "out")
     study = _resumed(options) if Path(options.out).expanduser().exists() else _new(options)
     try:
-        selector = _selector(study)
+        selector = _selector(study, options.weights)
         serve(study, selector, host=options.host, port=options.port, url=options.url, show=options.open)
     finally:
         study.close()
 
 
-def _selector(study: Study) -> Selector:
+def _selector(study: Study, weights: str | None) -> Selector:
     """What chooses the next item: at random, or in part where the network of --net is unsure."""
     from lpips_lightning.judge.selection import ActiveSelector, random_selector
 
     if not study.design.active:
         return random_selector
-    from lpips_lightning.calibration.model import TrainableLPIPS
     from lpips_lightning.judge.item_features import item_features, start_calibration
 
     made = json.loads(study.value(_KEY) or "{}")
-    network = TrainableLPIPS(made.get("net", "embedded"), weights=made.get("weights"), init="official").eval()
+    names, weights = (made.get("net") or "embedded", made.get("second_net")), weights or made.get("weights")
+    networks = [_network(name, weights) for name in names if name]
     with progress_report("items") as report:
-        features = item_features(study, network, study.folder, report)
-    return ActiveSelector(study, features, start_calibration(network))
+        features, *others = (item_features(study, network, study.folder, report) for network in networks)
+    calibration, *more = (start_calibration(network) for network in networks)
+    differences = [
+        {item: float(values @ start) for item, values in other.items()}
+        for other, start in zip(others, more, strict=True)
+    ]
+    return ActiveSelector(study, features, calibration, second=differences[0] if differences else None)
+
+
+def _network(net: str, weights: str | None) -> TrainableLPIPS:
+    from lpips_lightning.calibration.model import TrainableLPIPS
+
+    return TrainableLPIPS(net, weights=weights, init="official").eval()
 
 
 def _check_packages() -> None:
@@ -176,10 +191,11 @@ def _resumed(options: argparse.Namespace) -> Study:
 
 
 def _check_same(options: argparse.Namespace, study: Study) -> None:
-    given, stored = _given_design(options), study.value(_KEY)
+    given, stored = _given_design(options), study.value(_KEY)  # --weights may have moved
     has = {name: getattr(study.design, name) for name in given}
     if stored is not None:  # else the program ended before it could be written
         given, has = {**given, **_made_with(options)}, {**dict.fromkeys(_MADE_WITH), **json.loads(stored), **has}
+        given.pop("weights", None)
     for name, value in given.items():
         if value != has[name]:
             there, here = (
@@ -196,6 +212,10 @@ def _new(options: argparse.Namespace) -> Study:
     """The study that the options describe."""
     _check_new(options)
     design, made = _design(options), _made_with(options)
+    if design.active:
+        for net in (options.net or "embedded", options.second_net):
+            if net is not None:
+                _network(net, options.weights)  # missing weights are told before images are written
     with progress_report("items") as report, _errors_as_typed(options):
         study = _source(options, design, report)
     study.set_value(_KEY, json.dumps(made))
@@ -216,9 +236,9 @@ def _check_new(options: argparse.Namespace) -> None:
         raise ValueError("test: expected 2afc or jnd for a new study, got none")
     if options.methods is not None and options.reference is None:
         raise ValueError("reference: expected the name of the folder of references in --methods, got none")
-    for name in ("net", "weights"):
+    for name in ("net", "second_net", "weights"):
         if getattr(options, name) is not None and not options.active:
-            raise ValueError(f"{name}: expected --active F above 0 with this option, got none")
+            raise ValueError(f"{name.replace('_', '-')}: expected --active F above 0 with this option, got none")
     for name, allowed in _ONLY_WITH.items():
         if getattr(options, name) and source not in allowed:
             raise ValueError(f"{name}: expected this option with --{' or --'.join(allowed)} alone, got --{source}")

@@ -1,9 +1,7 @@
-"""What the answers so far say about a calibration: a Gaussian belief, by which the next question is chosen.
+"""What the answers so far say about a calibration: a normal belief, by which the next question is chosen.
 
-An answer follows a logistic function of the difference of two distances, with a rate of lapses. Distances are linear in
-the calibration (`PooledTriplets`), so that a normal prior around the official calibration gives a posterior by a few
-Newton steps (Laplace's approximation). It is kept in the leading principal components of the differences, which makes
-a fit a matter of milliseconds.
+The model is that of `lpips_lightning.calibration.fit_map`; the posterior is Laplace's approximation of it, without the
+bound at 0. It is kept in the leading principal components of the differences, so that a fit takes milliseconds.
 """
 
 from __future__ import annotations
@@ -13,49 +11,38 @@ import math
 import torch
 from torch import Tensor
 
-LAPSE = 0.1
-"""Fraction of answers for one candidate, and for the other, that are given whatever the images are."""
+from lpips_lightning.calibration.fit_map import likelihood_terms, normalized, prior_mean
 
 _COMPONENTS = 100
-_SLOPE = 0.3  # logits of the prior mean per standard deviation of the official differences
 _SAMPLE = 1500  # rows that the principal components are computed from
 _STEPS = 6
-_SMALLEST = 1e-6
+_SMALLEST = 1e-6  # of the largest eigenvalue
 
 
 class Belief:
     """Posterior of a calibration, by the answers to a table of questions.
 
-    The prior has the official calibration as its mean, scaled such that a typical difference of distances is 0.3
-    logits, and the same variance in every channel relative to its differences, such that the standard deviation of a
-    typical difference is 1 logit. Held-out scores of calibrations of material appearance (Lagunas et al. 2019) from 100
-    to 800 answers are highest there; half or double the scale makes little difference.
-
     Args:
         features: What is multiplied with the calibration in each question, ``(M, C)``: pooled squared differences of
             (ref, p0) minus those of (ref, p1), or for JND those of (ref, p0).
         start: The official calibration, ``(C,)``.
-        centered: Whether to subtract the mean of the features, as for JND, whose threshold is unknown.
+        threshold: Whether logits also have an unknown constant, as for JND: a distance is visible above a threshold.
 
     Raises:
         ValueError: If shapes don't fit, or all features are 0.
     """
 
-    def __init__(self, features: Tensor, start: Tensor, centered: bool = False) -> None:
+    def __init__(self, features: Tensor, start: Tensor, threshold: bool = False) -> None:
         if features.ndim != 2 or features.shape[1:] != start.shape or not len(features):
             raise ValueError(
                 f"features: expected (M, {len(start)}) as start, with some rows, got {tuple(features.shape)}"
             )
-        center = features.mean(0) if centered else torch.zeros(features.shape[1])
-        spread = (features - center).square().mean(0).sqrt()
-        if not bool(spread.max() > 0):
-            raise ValueError("features: expected images that differ, got differences of 0")
-        self._scale = spread.clamp(min=_SMALLEST * float(spread.max()))
-        rows = (features - center) / self._scale
-        mean = start * self._scale
-        self._start = mean * (_SLOPE / (rows @ mean).std(correction=0).clamp(min=1e-12))
-        self._basis = _principal_directions(rows) / rows.square().sum(1).mean().sqrt()
+        rows, self._scale = normalized(features - features.mean(0) if threshold else features)
+        self._start, self._factor = prior_mean(rows, start * self._scale)
+        self._basis = _principal_directions(rows)
         self._parts, self._offset = rows @ self._basis, rows @ self._start
+        if threshold:  # at the mean distance, give or take a few standard deviations
+            self._parts = torch.cat([self._parts, torch.full((len(rows), 1), 2.0)], dim=1)
         self.mean = torch.zeros(self._parts.shape[1])
         self.covariance = torch.eye(self._parts.shape[1])
 
@@ -64,8 +51,8 @@ class Belief:
 
     @property
     def calibration(self) -> Tensor:
-        """The mean as a calibration ``(C,)``, up to a factor; values may be negative."""
-        return (self._start + self._basis @ self.mean) / self._scale
+        """The mean as a calibration ``(C,)``, on the scale of `start`; values may be negative."""
+        return (self._start + self._basis @ self.mean[: self._basis.shape[1]]) / (self._scale * self._factor)
 
     def fit(self, questions: Tensor, second: Tensor, answers: Tensor) -> None:
         """Update the belief to all answers so far.
@@ -77,12 +64,14 @@ class Belief:
         """
         parts, offset = self._parts[questions], self._offset[questions]
         for _ in range(_STEPS):
-            slope, weight = _terms(offset + parts @ self.mean, second)
-            precision = torch.eye(len(self.mean)) + (parts * (answers * weight)[:, None]).T @ parts
-            gradient = parts.T @ (answers * slope) - self.mean
-            self.mean = self.mean + torch.linalg.solve(precision, gradient)
-        _, weight = _terms(offset + parts @ self.mean, second)
-        self.covariance = torch.linalg.inv(torch.eye(len(self.mean)) + (parts * (answers * weight)[:, None]).T @ parts)
+            precision, slope = self._local(parts, offset, second, answers)
+            self.mean = self.mean + torch.linalg.solve(precision, parts.T @ (answers * slope) - self.mean)
+        self.covariance = torch.linalg.inv(self._local(parts, offset, second, answers)[0])
+
+    def _local(self, parts: Tensor, offset: Tensor, second: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
+        """Posterior precision at the mean, and the derivative of the answers' log likelihood by their logits."""
+        slope, weight = likelihood_terms(offset + parts @ self.mean, second)
+        return torch.eye(len(self.mean)) + (parts * (answers * weight)[:, None]).T @ parts, slope
 
     def predict(self, questions: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of the logits of questions, each ``(N,)``; positive: the second of `CHOICES`."""
@@ -92,7 +81,7 @@ class Belief:
     def anticipate(self, question: int) -> None:
         """Reduce the uncertainty as an answer to a question will, whatever it is; the mean stays."""
         parts = self._parts[question]
-        _, weight = _terms(self._offset[question] + parts @ self.mean, torch.tensor(0.5))
+        _, weight = likelihood_terms(self._offset[question] + parts @ self.mean, torch.tensor(0.5))
         along = self.covariance @ parts
         self.covariance = self.covariance - torch.outer(along, along) * (weight / (1 + weight * (parts @ along)))
 
@@ -103,22 +92,13 @@ def expected_loss(mean: Tensor, variance: Tensor) -> Tensor:
     Large where a decision is both open and uncertain; a tie that is known to be one has nothing to teach.
 
     Example:
-        >>> expected_loss(torch.tensor([0.0, 0.0, 3.0]), torch.tensor([1.0, 0.01, 1.0]))
-        tensor([0.3989, 0.0399, 0.0004])
+        >>> expected_loss(torch.tensor([0.0, 0.0, 1.0]), torch.tensor([1.0, 0.01, 1.0]))
+        tensor([0.3989, 0.0399, 0.0833])
     """
     deviation = variance.clamp(min=1e-12).sqrt()
     ratio = mean.abs() / deviation
     density = torch.exp(-0.5 * ratio.square()) / math.sqrt(2 * math.pi)
     return deviation * density - mean.abs() * 0.5 * torch.erfc(ratio / math.sqrt(2))
-
-
-def _terms(logits: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Derivative of an answer's log likelihood by the logit, and its expected curvature."""
-    chance = logits.sigmoid()
-    probability = LAPSE + (1 - 2 * LAPSE) * chance
-    change = (1 - 2 * LAPSE) * chance * (1 - chance)
-    variance = probability * (1 - probability)
-    return (second - probability) * change / variance, change.square() / variance
 
 
 def _principal_directions(rows: Tensor) -> Tensor:

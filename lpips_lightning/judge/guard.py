@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import logging
 import math
 import re
 import threading
@@ -21,6 +22,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lpips_lightning.io.image_decoding import printable
 
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 """Names of this machine that lead nowhere else."""
@@ -45,6 +48,8 @@ HEADERS = {
 """Headers of every response."""
 
 
+_HINTS = 5  # names told at most
+_logger = logging.getLogger(__name__)
 _HOST = re.compile(r"(?:\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(?::\d*)?")
 
 
@@ -168,6 +173,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, access: Access, limits: Limits) -> None:
         self._app, self._access, self._addresses = app, access, RateLimiter(limits.address)
+        self._hinted: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check a request and hand it on."""
@@ -189,6 +195,7 @@ class Guard:
         self._addresses.check(address(request))
         hosts = request.headers.getlist("host")
         if len(hosts) != 1 or not self._access.is_served(hosts[0]):
+            self._hint(", ".join(hosts))
             raise RefusedError(421, "expected the address in the link of this study; ask for the right link")
         if request.method not in ("GET", "HEAD", "POST"):
             raise RefusedError(405, f"expected GET or POST, got {request.method[:20]}")
@@ -197,6 +204,13 @@ class Guard:
             _check_origin(request, self._access, hosts[0])
         if protected and self._access.token and not self._has_token(request):
             raise RefusedError(403, "expected the whole link of this study, with its token; ask for it again")
+
+    def _hint(self, host: str) -> None:
+        """Tell who runs the study of a name that is not served; perhaps a tunnel's."""
+        name = printable(host[:100])
+        if name not in self._hinted and len(self._hinted) < _HINTS:
+            self._hinted.add(name)
+            _logger.warning("refused a request to %r; for a proxy or tunnel of that name, start with --url", name)
 
     def _has_token(self, request: Request) -> bool:
         given = (request.headers.get("x-study-token"), request.cookies.get(self._access.token_cookie))

@@ -111,7 +111,8 @@ def _write(images: StudyImages, known: _Known, reference: int, number: int, seed
         )
         for index, strength in enumerate(known.strengths)
     ]
-    return Item(number, known.purpose, reference, *candidates, expected=known.expected)
+    p1 = candidates[1] if len(candidates) > 1 else None
+    return Item(number, known.purpose, reference, candidates[0], p1, known.expected)
 
 
 def _is_visible(image: Tensor, known: _Known, number: int, seed: int) -> bool:

@@ -50,7 +50,7 @@ def shared_names(
             raise ValueError(
                 f"folder: expected an image in '{printable(method)}' for each of '{printable(references.name)}', got"
                 f" none for '{printable(missing[0])}' ({len(missing)} of {len(originals)} missing);"
-                f" with common=True, those that all have are used"
+                f" `common` uses those that all have"
             )
         if extra:
             _log.warning(

@@ -58,7 +58,8 @@ class ActiveSelector:
             `calibration`; None: the present metric is `metric`, which learns nothing.
         calibration: The official calibration, ``(C,)``; needed with `features`.
         metric: Name of stored distances, `Study.distances`, for the present metric in place of features.
-        second: Name of stored distances of the second metric; None: there is none.
+        second: The second metric: name of stored distances, or by item ``d(ref, p0) - d(ref, p1)``, or for JND
+            ``d(ref, p0)``; None: there is none.
         refit_every: Active trials between two fits.
 
     Raises:
@@ -73,7 +74,7 @@ class ActiveSelector:
         calibration: Tensor | None = None,
         *,
         metric: str | None = None,
-        second: str | None = None,
+        second: str | Mapping[int, float] | None = None,
         refit_every: int = 5,
     ) -> None:
         if (features is None) == (metric is None) or (features is None) != (calibration is None):
@@ -87,7 +88,7 @@ class ActiveSelector:
         self._belief: Belief | None = None
         if features is not None and calibration is not None:
             table = torch.stack([features[item] for item in self._items]).float()
-            self._belief = Belief(table, calibration, centered=study.design.test == "jnd")
+            self._belief = Belief(table, calibration, threshold=study.design.test == "jnd")
         self._refit_every, self._chosen, self._lock = refit_every, 0, threading.Lock()
 
     def __call__(self, study: Study, candidates: Sequence[int], rng: random.Random) -> tuple[int, Reason]:
@@ -138,18 +139,20 @@ def _known(values: Tensor | None) -> Tensor:
     return values
 
 
-def _utilities(study: Study, metric: str, items: Sequence[int]) -> Tensor:
-    """Evidence of stored distances for the second of `CHOICES`, ``(M,)``, scaled to a standard deviation of 1."""
+def _utilities(study: Study, metric: str | Mapping[int, float], items: Sequence[int]) -> Tensor:
+    """Evidence of a metric for the second of `CHOICES`, ``(M,)``, scaled to a root mean square of 1."""
+    differences = _stored_differences(study, metric) if isinstance(metric, str) else metric
+    if missing := [item for item in items if item not in differences]:
+        raise StudyError(f"metric: expected distances of all items, got none of item {missing[0]}")
+    values = torch.tensor([differences[item] for item in items])
+    if study.design.test == "jnd":
+        values = values - values.median()
+    return values / values.square().mean().sqrt().clamp(min=1e-12)
+
+
+def _stored_differences(study: Study, metric: str) -> dict[int, float]:
     stored = study.distances()
     if metric not in stored:
         known = ", ".join(stored) or "none"
         raise StudyError(f"metric: expected one with stored distances ({known}), got {metric!r}")
-    if missing := [item for item in items if item not in stored[metric]]:
-        raise StudyError(f"metric: expected distances of all items by {metric!r}, got none of item {missing[0]}")
-    pairs = [stored[metric][item] for item in items]
-    if study.design.test == "jnd":
-        values = torch.tensor([d0 for d0, _ in pairs])
-        values = values - values.median()
-    else:
-        values = torch.tensor([d0 - (d1 or 0.0) for d0, d1 in pairs])
-    return values / values.square().mean().sqrt().clamp(min=1e-12)
+    return {item: d0 - (d1 or 0.0) for item, (d0, d1) in stored[metric].items()}

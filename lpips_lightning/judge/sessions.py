@@ -7,6 +7,7 @@ observers, threads and processes may ask at once, and a killed server goes on wh
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -228,7 +229,7 @@ def draw_plan(
     """
     part = min(1.0, judged / design.trials)
     count = min(len(sentinels), math.ceil(design.sentinels * part))
-    main = [*_known("sentinel", design, sentinels[:count], rng)]
+    main = [*_known("sentinel", design, _mixed(design, sentinels, count), rng)]
     main += [Slot("judged", side) for side in _sides(design, judged, rng)]
     rng.shuffle(main)
     first = list(practice[: design.practice])
@@ -238,15 +239,19 @@ def draw_plan(
 
 
 def sentinels_needed(design: Design, shown: int) -> int:
-    """Sentinels that must be right of those shown; with fewer than `Design.sentinels`, as many in proportion, rounded.
+    """Sentinels that must be right of those shown.
+
+    With fewer than `Design.sentinels`, the misses that it allows are in proportion, rounded up from a third on: honest
+    observers miss a few percent, and none of a handful would be allowed otherwise.
 
     Example:
-        >>> [sentinels_needed(Design(sentinels=15, pass_mark=14), shown) for shown in (15, 8, 7, 1, 0)]
-        [14, 7, 7, 1, 0]
+        >>> [sentinels_needed(Design(sentinels=15, pass_mark=14), shown) for shown in (15, 8, 5, 4, 1, 0)]
+        [14, 7, 4, 4, 1, 0]
     """
     if shown == 0:
         return 0
-    return math.floor(design.pass_mark * shown / design.sentinels + 0.5)
+    allowed = design.sentinels - design.pass_mark
+    return shown - (3 * shown * allowed + 2 * design.sentinels) // (3 * design.sentinels)
 
 
 def _plan(study: Study, observer: Observer, session: Session) -> list[Slot]:
@@ -290,6 +295,17 @@ def _known(
     if design.test == "jnd":
         return [Slot(kind, False, item.id) for item in items]
     return [Slot(kind, side == (item.expected == "p0"), item.id) for item, side in zip(items, sides, strict=True)]
+
+
+def _mixed(design: Design, sentinels: Sequence[Item], count: int) -> list[Item]:
+    """The first sentinels; of fewer than usual, half for each answer, so that one answer to all does not pass."""
+    if count >= design.sentinels:
+        return list(sentinels[:count])
+    rare, often = sorted(
+        ([one for one in sentinels if one.expected == choice] for choice in CHOICES[design.test]), key=len
+    )
+    pairs = itertools.chain.from_iterable(itertools.zip_longest(rare, often))
+    return [one for one in pairs if one is not None][:count]
 
 
 def _with_repeats(main: list[Slot], count: int, start: int, design: Design, rng: random.Random) -> list[Slot]:

@@ -25,8 +25,8 @@ from lpips_lightning.data.cnn_distortions import DistortionFamily
 from lpips_lightning.data.crops import crops, seeded
 from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.image_decoding import printable
-from lpips_lightning.io.image_files import find_images, image_size, natural_order, read_image
-from lpips_lightning.io.image_folders import count_of
+from lpips_lightning.io.image_files import image_size, natural_order, read_image
+from lpips_lightning.io.image_folders import HIDDEN, check_any_image, count_of, describe_left_out, list_images
 from lpips_lightning.io.tables import Row, Table, read_table
 from lpips_lightning.judge.known_items import known_images, known_items
 from lpips_lightning.judge.method_pairs import balanced, method_folders, method_groups, shared_names
@@ -106,7 +106,7 @@ def study_from_photographs(
         raise ValueError(f"count: expected at least 1, got {count}")
     if cnn is not None and len(cnn) < 2:
         raise ValueError(f"cnn: expected at least 2 networks, one for each candidate, got {len(cnn)}")
-    _check_size(size)
+    _check_size(size or 0)
     _check_target(out, images_out)
     photographs = _photographs(folder)
     check_photographs(photographs, size)
@@ -279,9 +279,18 @@ def _check_count(count: int | None, most: int) -> int:
 def _photographs(folder: str | Path) -> dict[str, Path]:
     """Images below a folder by name, without those that were written for a study."""
     root = Path(folder).expanduser()
-    found = {name: path for name, path in find_images(root).items() if not is_study_image(path, root)}
+    listed = list_images(root)
+    check_any_image(listed, root)
+    found = {name: path for name, path in listed.images.items() if not is_study_image(path, root)}
     if not found:
         raise FileNotFoundError(f"folder: expected images, got only those of a study in '{printable(root)}'")
+    left_out = {
+        name: reason
+        for name, reason in listed.left_out.items()
+        if reason != HIDDEN and not is_study_image(root / name, root)
+    }
+    if left_out:
+        _log.warning("%s left out: %s", printable(root), describe_left_out(left_out))
     return {name: found[name] for name in sorted(found, key=natural_order)}
 
 
@@ -348,10 +357,19 @@ def _build(
 
     def fill_all(images: StudyImages) -> list[Item]:
         items = fill(images)
+        _log_identical(images, items)
         references = list(dict.fromkeys(item.ref for item in items))
         return items + known_items(images, design, references, len(items) + 1, seed)
 
     return build_study(out, images_out, design, seed, fill_all, report)
+
+
+def _log_identical(images: StudyImages, items: Sequence[Item]) -> None:
+    """Say how many items show two images that no one can tell apart; they stay, as what methods did."""
+    shown = [(item.ref, item.p0) if item.p1 is None else (item.p0, item.p1) for item in items]
+    count = sum(images.images[one - 1].sha256 == images.images[other - 1].sha256 for one, other in shown)
+    if count:
+        _log.warning("%s of %d with two images of equal pixels", count_of(count, "item"), len(items))
 
 
 class _Places:
@@ -368,7 +386,7 @@ class _Places:
                 f"{place and place + ': '}{printable(files[0])}: expected sides of at least {_SMALLEST} pixels, got"
                 f" {shape[0]}x{shape[1]}"
             )
-        window = shown_window(shape, self.size, random.Random(f"{self.seed}/{names[0]}"))
+        window = shown_window(shape, self.size, random.Random(f"{self.seed}/{printable(names[0])}"))
         return [Source(file, name, window) for file, name in zip(files, names, strict=True)]
 
 
@@ -413,4 +431,4 @@ def _compared(
     shuffled = rng.sample(group, len(group))
     files = [originals[name], *(outputs[method][name] for method in shuffled)]
     ref, *candidates = place.sources(files, [f"{folder}/{name}" for folder in (reference, *shuffled)])
-    return _Comparison(ref, tuple(candidates), tuple(shuffled))
+    return _Comparison(ref, tuple(candidates), tuple(map(printable, shuffled)))

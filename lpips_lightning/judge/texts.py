@@ -73,6 +73,8 @@ def usual_design(test: Test, trials: int | None = None, sentinels: int | None = 
     if sentinels is None:
         sentinels = max(1, round(usual.sentinels * min(1.0, trials / usual.trials)))
     pass_mark = int(usual.pass_mark * max(0, sentinels) / usual.sentinels + 0.5)
+    if test == "jnd":  # four of five are "same": that answer to all must not pass
+        pass_mark = min(sentinels, max(pass_mark, sentinels - round(sentinels / 5) + 1))
     return replace(
         usual,
         trials=trials,

@@ -228,6 +228,12 @@ def test_other_hosts_are_refused(client, host):
         assert "address in the link" in refused(client.get(path, headers={"Host": host}), 421)
 
 
+def test_who_runs_the_study_is_told_of_names_that_are_not_served_a_few_times(client, caplog):
+    for number in range(20):
+        client.get("/", headers={"Host": f"{number % 10}.tunnel.example"})
+    assert caplog.text.count("start with --url") == 5 and "'0.tunnel.example'" in caplog.text
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1:9", "localhost", "LOCALHOST:8765", "[::1]:8765", "localhost.:1"])
 def test_names_of_this_machine_are_served_at_any_port(client, host):
     assert client.get("/api/study", headers={"Host": host}).status_code == 200

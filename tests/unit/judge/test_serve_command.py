@@ -54,23 +54,23 @@ def test_a_study_is_made_served_and_goes_on(run, tmp_path):
         assert run(*again)[0] == design
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (("--trials", "11"), "--trials: expected 10, as when 's.db' was made, got 11; leave the option out, or"),
-        (("--test", "jnd"), "--test: expected 2afc, as when 's.db' was made, got 'jnd'"),
-        (("--seed", "1"), "--seed: expected 0, as"),
-        (("--images", "other"), "--images: expected "),
-        (("--size", "65"), "--size: expected 64, as"),
-        (("--reference", "x"), "--reference: expected no such option, as"),
-        (("--consent", "text"), "--consent: expected its text, as when 's.db' was made, got another one;"),
-    ],
-)
-def test_options_that_contradict_the_study_are_refused(run, tmp_path, options, sentence):
+CONTRADICTIONS = [
+    (("--trials", "11"), "--trials: expected 10, as when 's.db' was made, got 11; leave the option out, or make"),
+    (("--test", "jnd"), "--test: expected 2afc, as when 's.db' was made, got 'jnd'"),
+    (("--seed", "1"), "--seed: expected 0, as"),
+    (("--images", "other"), "--images: expected "),
+    (("--size", "65"), "--size: expected 64, as"),
+    (("--reference", "x"), "--reference: expected no such option, as"),
+    (("--consent", "text"), "--consent: expected its text, as when 's.db' was made, got another one;"),
+]
+
+
+def test_options_that_contradict_the_study_are_refused(run, tmp_path):
     run(*NEW)
     (tmp_path / "text").write_text("another")
-    code, error = run("--out", "s.db", *options)
-    assert code == 2 and error.startswith(f"lpips-lightning: {sentence}"), error
+    for options, sentence in CONTRADICTIONS:
+        code, error = run("--out", "s.db", *options)
+        assert code == 2 and error.startswith(f"lpips-lightning: {sentence}"), error
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,23 @@ def test_active_selection_takes_the_network_that_the_study_was_made_with(run):
     assert run("--out", "s.db", "--net", "alex")[1].startswith("lpips-lightning: --net: expected embedded, as when")
 
 
-@pytest.mark.parametrize("option", ["net", "weights"])
+def test_missing_weights_are_told_before_a_study_is_made(run, tmp_path):
+    code, error = run(*NEW, "--active", "0.5", "--net", "alex", "--weights", "nowhere")
+    assert code == 2 and "nowhere" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["photographs"]
+
+
+@pytest.mark.parametrize("test", ["2afc", "jnd"])
+def test_a_second_network_counts_where_the_two_disagree(run, test):
+    run(*NEW, "--test", test, "--active", "1", "--net", "embedded", "--second-net", "embedded-vgg")
+    _, selector, _ = run.served[0]
+    study = Study.open("s.db")
+    stored = selector._second
+    assert len(stored) == 3 and len({*stored.tolist()}) == 3
+    assert selector(study, [*study.items("judged")], random.Random(0))[1] == "active"
+
+
+@pytest.mark.parametrize("option", ["net", "second-net", "weights"])
 def test_a_network_without_active_selection_is_refused(run, option):
     code, error = run(*NEW, f"--{option}", "embedded")
     assert code == 2 and error == f"lpips-lightning: --{option}: expected --active F above 0 with this option, got none"

@@ -23,6 +23,7 @@ from lpips_lightning.judge.sessions import (
     start_session,
 )
 from lpips_lightning.judge.store import CHOICES, Design, Item, Study, StudyError
+from lpips_lightning.judge.texts import usual_design
 from lpips_lightning.judge.votes import votes
 
 
@@ -212,28 +213,34 @@ def test_slipped_jnd_sentinels_count_neither_way(tmp_path):
 
 
 def test_needed_sentinels_are_in_proportion():
-    design = Design(sentinels=15, pass_mark=14)
-    assert [sentinels_needed(design, shown) for shown in range(16)] == [
-        0,
-        1,
-        2,
-        3,
-        4,
-        5,
-        6,
-        7,
-        7,
-        8,
-        9,
-        10,
-        11,
-        12,
-        13,
-        14,
-    ]
+    needed = [sentinels_needed(Design(sentinels=15, pass_mark=14), shown) for shown in range(16)]
+    assert needed == [*range(5), *range(4, 15)]
+    strict = Design(sentinels=15, pass_mark=15)
+    assert [sentinels_needed(strict, shown) for shown in range(16)] == [*range(16)]
     assert sentinels_needed(Design(sentinels=0, pass_mark=0), 0) == 0
     jnd = Design("jnd", sentinels=40, pass_mark=36)
     assert sentinels_needed(jnd, 40) == 36 > 32  # more than the identical ones, which "same" always gets right
+
+
+@pytest.mark.parametrize("sentinels", [0, 1, 2, 3, 5, 6, 7, 20, 40, 60])
+def test_the_usual_pass_mark_fits_any_number_of_sentinels(sentinels):
+    for test in ("2afc", "jnd"):
+        design = usual_design(test, sentinels=sentinels)
+        assert design.pass_mark >= 0.85 * sentinels
+        if test == "jnd" and sentinels > 2:
+            assert design.pass_mark > sentinels - round(sentinels / 5)  # those that are "same"
+
+
+def test_one_answer_to_everything_passes_no_jnd_session_however_short():
+    design = Design("jnd", trials=160, sentinels=40, pass_mark=36, repeats=0, practice=0)
+    sentinels = [Item(n, "sentinel", 1, 2, None, "same" if n < 32 else "different") for n in range(40)]
+    expected = {item.id: item.expected for item in sentinels}
+    for judged in range(5, 161):
+        for seed in range(3):
+            order = seeded(seed).sample(sentinels, 40)
+            plan = draw_plan(design, judged, order, [], seeded(judged, seed))
+            answers = Counter(expected[slot.value] for slot in plan if slot.kind == "sentinel")
+            assert max(answers["same"], answers["different"]) < sentinels_needed(design, answers.total())
 
 
 @pytest.mark.parametrize(

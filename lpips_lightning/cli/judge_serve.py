@@ -20,18 +20,7 @@ if TYPE_CHECKING:
     from lpips_lightning.judge.store import Design, Study
 
 _SOURCES = ("images", "triplets", "methods")
-_MADE_WITH = (
-    *_SOURCES,
-    "folder",
-    "reference",
-    "common",
-    "cnn",
-    "count",
-    "size",
-    "net",
-    "second",
-    "weights",
-)  # in the file
+_MADE_WITH = (*_SOURCES, "folder", "reference", "common", "cnn", "count", "size", "net", "second_net", "weights")
 _ONLY_WITH = {"folder": ["triplets"], "reference": ["methods"], "common": ["methods"], "cnn": ["images"]}
 _ONLY_WITH |= {"count": ["images", "methods"]}
 _NUMBERS = {
@@ -46,7 +35,6 @@ _NUMBERS = {
     "gap-ms": "JND: gap between the images (250)",
 }
 _KEY = "made_with"
-_NET = "embedded"  # of --active
 
 
 def add_serve(commands: Any) -> None:
@@ -77,9 +65,10 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, metavar="N", help="random seed of items, orders and sides (0)")
     group.add_argument("--active", type=float, metavar="F", help="fraction of trials where metrics are unsure (0)")
     group.add_argument("--net", choices=NETS, metavar="NET", help="network of --active (embedded)")
-    text = "second network of --active: where the two disagree, too"
-    group.add_argument("--second", choices=NETS, metavar="NET", help=text)
-    group.add_argument("--weights", metavar="PATH", help="backbone weights of --net: a file or a folder")
+    second = "--active: also where --net and this network disagree"
+    group.add_argument("--second-net", choices=NETS, metavar="NET", help=second)
+    weights = "backbone weights of --net, a file or a folder; with --second-net a folder"
+    group.add_argument("--weights", metavar="PATH", help=weights)
 
 
 def _add_design(parser: argparse.ArgumentParser) -> None:
@@ -117,32 +106,30 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _selector(study: Study, weights: str | None) -> Selector:
-    """What chooses the next item: at random, or in part where --net is unsure, or disagrees with --second."""
+    """What chooses the next item: at random, or in part where the network of --net is unsure."""
     from lpips_lightning.judge.selection import ActiveSelector, random_selector
 
     if not study.design.active:
         return random_selector
-    from lpips_lightning.judge.item_features import item_differences, item_features, start_calibration
+    from lpips_lightning.judge.item_features import item_features, start_calibration
 
     made = json.loads(study.value(_KEY) or "{}")
-    weights = weights or made.get("weights")
-    network = _network(made.get("net"), weights)
-    second = None if made.get("second") is None else _network(made["second"], _folder_of_weights(weights))
+    names, weights = (made.get("net") or "embedded", made.get("second_net")), weights or made.get("weights")
+    networks = [_network(name, weights) for name in names if name]
     with progress_report("items") as report:
-        features = item_features(study, network, study.folder, report)
-        other = None if second is None else item_differences(study, second, study.folder, report)
-    return ActiveSelector(study, features, start_calibration(network), second=other)
+        features, *others = (item_features(study, network, study.folder, report) for network in networks)
+    calibration, *more = (start_calibration(network) for network in networks)
+    differences = [
+        {item: float(values @ start) for item, values in other.items()}
+        for other, start in zip(others, more, strict=True)
+    ]
+    return ActiveSelector(study, features, calibration, second=differences[0] if differences else None)
 
 
-def _folder_of_weights(weights: str | None) -> str | None:
-    """The folder of --weights, which has those of --second too; a file has those of --net alone."""
-    return weights if weights is not None and Path(weights).expanduser().is_dir() else None
-
-
-def _network(net: str | None, weights: str | None) -> TrainableLPIPS:
+def _network(net: str, weights: str | None) -> TrainableLPIPS:
     from lpips_lightning.calibration.model import TrainableLPIPS
 
-    return TrainableLPIPS(net or _NET, weights=weights, init="official").eval()
+    return TrainableLPIPS(net, weights=weights, init="official").eval()
 
 
 def _check_packages() -> None:
@@ -226,9 +213,9 @@ def _new(options: argparse.Namespace) -> Study:
     _check_new(options)
     design, made = _design(options), _made_with(options)
     if design.active:
-        if options.second is not None:
-            _network(options.second, _folder_of_weights(options.weights))
-        _network(options.net, options.weights)  # missing weights are told before images are written
+        for net in (options.net or "embedded", options.second_net):
+            if net is not None:
+                _network(net, options.weights)  # missing weights are told before images are written
     with progress_report("items") as report, _errors_as_typed(options):
         study = _source(options, design, report)
     study.set_value(_KEY, json.dumps(made))
@@ -249,11 +236,9 @@ def _check_new(options: argparse.Namespace) -> None:
         raise ValueError("test: expected 2afc or jnd for a new study, got none")
     if options.methods is not None and options.reference is None:
         raise ValueError("reference: expected the name of the folder of references in --methods, got none")
-    for name in ("net", "second", "weights"):
+    for name in ("net", "second_net", "weights"):
         if getattr(options, name) is not None and not options.active:
-            raise ValueError(f"{name}: expected --active F above 0 with this option, got none")
-    if options.second is not None and options.second == (options.net or _NET):
-        raise ValueError(f"second: expected another network than that of --net, got {options.second}")
+            raise ValueError(f"{name.replace('_', '-')}: expected --active F above 0 with this option, got none")
     for name, allowed in _ONLY_WITH.items():
         if getattr(options, name) and source not in allowed:
             raise ValueError(f"{name}: expected this option with --{' or --'.join(allowed)} alone, got --{source}")

@@ -7,6 +7,7 @@ conduct the sessions. A refused request gets ``{"error": <sentence>}``. What may
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable
@@ -116,7 +117,9 @@ class _StudyPage:
 
     async def study(self, request: Request) -> Response:
         design = self._study.design
-        return JSONResponse({name: getattr(design, name) for name in _TOLD})
+        # By it a browser keeps observers and answers of studies apart that were served at the same address in turn.
+        created = hashlib.sha256(str(self._study.value("created")).encode()).hexdigest()[:12]
+        return JSONResponse({"id": created, **{name: getattr(design, name) for name in _TOLD}})
 
     async def enroll(self, request: Request) -> Response:
         body = await read_json(request)

@@ -66,25 +66,6 @@ def start_calibration(network: TrainableLPIPS) -> Tensor:
     return torch.cat([network.calibration[layer] for layer in network.layers])
 
 
-def item_differences(
-    study: Study,
-    network: TrainableLPIPS,
-    cache: str | Path | None = None,
-    report: ProgressCallback = no_progress,
-) -> dict[int, float]:
-    """Differences ``d(ref, p0) - d(ref, p1)`` of the judged items by the network, or for JND ``d(ref, p0)``.
-
-    Args:
-        study: See `item_features`.
-        network: The network, with its calibration.
-        cache: See `item_features`.
-        report: See `item_features`.
-    """
-    calibration = start_calibration(network)
-    features = item_features(study, network, cache, report)
-    return {item: float(feature @ calibration) for item, feature in features.items()}
-
-
 def _candidates(item: Item) -> tuple[int, ...]:
     return (item.p0,) if item.p1 is None else (item.p0, item.p1)
 

@@ -30,6 +30,10 @@ KEYS = {
 ASKS = "#trial[data-asks]"
 STOPS = {name: f"#{name}" for name in ("consent", "instructions", "returning", "pause", "done", "failure", "feedback")}
 GO_ON = {"consent": "#agree", "instructions": "#begin", "pause": "#continue", "feedback": "#feedback-continue"}
+WHERE = """(names) => {
+  const trial = document.querySelector("#trial[data-asks]");
+  return trial ? Number(trial.dataset.asks) : names.find((name) => document.getElementById(name).checkVisibility());
+}"""
 _SERVE = """
 import sys
 from lpips_lightning.judge.serving import serve
@@ -112,6 +116,13 @@ class ServerProcess:
             self.port = probe.getsockname()[1]
         self.path, self.address, self._process = path, f"http://127.0.0.1:{self.port}/", None
 
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *error):
+        self.kill()
+
     def start(self):
         """Start it, and wait until it answers."""
         self._process = subprocess.Popen([sys.executable, "-c", _SERVE, str(self.path), str(self.port)])
@@ -146,10 +157,7 @@ class Person:
     def stop(self):
         """Wait until the page wants something; its name, or the number of the trial that is asked for."""
         self.page.wait_for_selector(", ".join([ASKS, *(f"{one}:visible" for one in STOPS.values())]))
-        asks = self.page.locator(ASKS)
-        if asks.count():
-            return int(asks.get_attribute("data-asks"))
-        return next(name for name, one in STOPS.items() if self.page.locator(one).is_visible())
+        return self.page.evaluate(WHERE, list(STOPS))
 
     def press(self, selector):
         """Activate a button with the keyboard or a finger, and wait until the page has gone on."""

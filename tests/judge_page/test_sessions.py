@@ -98,34 +98,32 @@ def test_two_observers_at_once_by_touch_and_keyboard_and_a_second_session(browse
 @pytest.mark.parametrize(("test", "touch"), [("2afc", False), ("jnd", True)])
 def test_server_killed_in_the_middle_loses_and_doubles_no_answer(browser, tmp_path, test, touch):
     study = make_study(tmp_path, test, trials=5, break_every=0, **FAST)
-    server = ServerProcess(study.path)
-    server.start()
-    person = Person(browser, server.address, touch=touch)
-    choices = itertools.cycle(SIDES if test == "2afc" else ("same", "different", "different"))
-    assert isinstance(person.judge(choices, 2), int)
-    server.kill()
-    person.choose(next(choices))  # reaches no server
-    person.page.wait_for_selector("#connection:has-text('Your answer is kept here')")
-    assert [one["body"]["trial"] for one in person.stored()["pending"]] == [max(person.given)]
-    server.start()
-    assert isinstance(person.judge(choices, 1), int)  # it was sent without being asked
-    assert not person.page.is_visible("#connection")
-    person.choose(next(choices))
-    server.kill()  # while the answer is on its way, or stored and not confirmed
-    server.start()
-    assert isinstance(person.next_trial(), int)
-    server.kill()
-    person.choose(next(choices))
-    person.page.wait_for_selector("#connection:has-text('Your answer is kept here')")
-    server.start()
-    person.page.reload()  # the answer is sent by the next visit
-    person.stop()
-    person.press("#known button")
-    assert person.judge(choices) == "done"
-    server.kill()
-    assert as_pressed(study) == {person.name: person.given} and len(person.given) == 10
-    assert not person.stored()["pending"]
-    person.leave()
+    with ServerProcess(study.path) as server:
+        person = Person(browser, server.address, touch=touch)
+        choices = itertools.cycle(SIDES if test == "2afc" else ("same", "different", "different"))
+        assert isinstance(person.judge(choices, 2), int)
+        server.kill()
+        person.choose(next(choices))  # reaches no server
+        person.page.wait_for_selector("#connection:has-text('Your answer is kept here')")
+        assert [one["body"]["trial"] for one in person.stored()["pending"]] == [max(person.given)]
+        server.start()
+        assert isinstance(person.judge(choices, 1), int)  # it was sent without being asked
+        assert not person.page.is_visible("#connection")
+        person.choose(next(choices))
+        server.kill()  # while the answer is on its way, or stored and not confirmed
+        server.start()
+        assert isinstance(person.next_trial(), int)
+        server.kill()
+        person.choose(next(choices))
+        person.page.wait_for_selector("#connection:has-text('Your answer is kept here')")
+        server.start()
+        person.page.reload()  # the answer is sent by the next visit
+        person.stop()
+        person.press("#known button")
+        assert person.judge(choices) == "done"
+        assert as_pressed(study) == {person.name: person.given} and len(person.given) == 10
+        assert not person.stored()["pending"]
+        person.leave()
 
 
 @pytest.mark.slow
@@ -228,24 +226,29 @@ def test_people_who_share_a_computer_come_back_as_themselves(browser, tmp_path):
 
 
 @pytest.mark.slow
-def test_another_study_at_the_same_address_starts_anew(browser, tmp_path):
+def test_studies_at_the_same_address_in_turn_are_kept_apart(browser, tmp_path):
     studies = [make_study(tmp_path / name, "2afc") for name in ("one", "two")]
-    server = ServerProcess(studies[0].path)
-    server.start()
-    person = Person(browser, server.address)
-    person.judge(itertools.cycle(SIDES), 2)
-    server.kill()
-    server.path = studies[1].path
-    server.start()
-    person.page.reload()
-    while person.stop() == "returning":
-        person.press("#known button")
-    person.given = {}
-    assert person.judge(itertools.cycle(SIDES)) == "done"
-    server.kill()
-    assert len(studies[0].answers()) == 2
-    assert as_pressed(studies[1]) == {person.name: person.given}
-    person.leave()
+    with ServerProcess(studies[0].path) as server:
+        person = Person(browser, server.address)
+        person.judge(itertools.cycle(SIDES), 2)
+        server.kill()
+        given, name, person.given = person.given, person.name, {}
+        given[max(given) + 1] = "left"
+        person.choose("left")  # reaches no server
+        server.path = studies[1].path
+        server.start()
+        person.page.reload()
+        assert person.stop() == "consent"
+        assert person.judge(itertools.cycle(SIDES)) == "done"
+        server.kill()
+        assert as_pressed(studies[1]) == {person.name: person.given}
+        server.path = studies[0].path
+        server.start()
+        person.page.reload()
+        assert person.stop() == "returning"
+        assert as_pressed(studies[0]) == {name: given}  # the first study has got the answer that waited for it
+        assert person.page.locator("#known button").all_inner_texts() == [f"Continue as {name}"]
+        person.leave()
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ function keep(change) {
   }
 }
 
-const studyKey = () => String(state.study.id || `${state.study.test}|${state.study.title}|${state.study.question}`);
+const studyKey = () => state.study.id;
 const knownObservers = () => recall().observers.filter((one) => one.study === studyKey());
 
 function remember() {
@@ -73,7 +73,7 @@ const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 async function waitToRetry(attempt, text, seconds) {
   const again = new Promise((resolve) => {
-    if (!by("connection").hasChildNodes()) {
+    if (!by("connection").firstChild) {
       const line = Object.assign(document.createElement("p"), { textContent: text });
       const button = Object.assign(document.createElement("button"), { type: "button", textContent: "Try now" });
       by("connection").replaceChildren(line, button);
@@ -543,6 +543,7 @@ async function runTrial(step) {
   arrange();
   say(`Trial ${step.position + 1} of ${step.total}`);
   const answer = await (state.study.test === "jnd" ? runJnd() : runAfc());
+  if (step.phase === "main") conceal(...ready.images); // practice keeps them for the feedback
   const slow = setTimeout(() => (by("hint").textContent = "Saving your answer …"), NOTICE_AFTER_MS);
   const reply = await sendAnswer({ trial: step.trial, ...answer });
   clearTimeout(slow);
@@ -562,9 +563,12 @@ async function interrupt(title, text, label) {
 }
 
 function whatHappens(step) {
-  const practice = step.phase === "practice" ? "It starts with some practice, which tells you whether you were right. " : "";
-  const breaks = state.study.break_every ? "Breaks are offered on the way. " : "";
-  return `${practice}There are ${step.total} trials. ${breaks}You can close the page at any time and come back in this browser: your answers are saved one by one.`;
+  const number = `${step.total} ${step.total === 1 ? "trial" : "trials"}`;
+  const practice = `It starts with ${number} for practice, each of which tells you whether you were right.`;
+  const { break_every, trials } = state.study;
+  const breaks = break_every && break_every < trials ? " Breaks are offered on the way." : "";
+  const later = "You can close the page at any time and come back in this browser: every answer is saved at once.";
+  return `${step.phase === "practice" ? practice : `There are ${number}.`}${breaks} ${later}`;
 }
 
 async function introduce(step, earlier) {
@@ -631,6 +635,7 @@ async function start() {
   takeToken();
   state.study = await request("GET", "/api/study", undefined, null);
   fillTexts();
+  await sendPending(); // what an earlier visit could not
   await identify();
   for (;;) {
     await judge(); // until somebody else wants to start

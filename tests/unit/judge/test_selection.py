@@ -16,7 +16,7 @@ from lpips_lightning.data.bapps import to_signed
 from lpips_lightning.data.triplets import TripletDataset, read_triplets
 from lpips_lightning.io.image_files import read_image
 from lpips_lightning.judge.belief import Belief, expected_loss
-from lpips_lightning.judge.item_features import item_differences, item_features
+from lpips_lightning.judge.item_features import item_features, start_calibration
 from lpips_lightning.judge.selection import ActiveSelector, active_items, random_selector
 from lpips_lightning.judge.selection_simulation import simulate_selection
 from lpips_lightning.judge.store import StudyError
@@ -193,7 +193,7 @@ def test_missing_distances_and_features_are_named(tmp_path):
 def test_features_times_the_calibration_are_distances(tmp_path, test):
     study = drawn_study(tmp_path, 4, test=test)
     network, images = TrainableLPIPS("embedded", init="official"), study.images()
-    differences = item_differences(study, network)
+    features = item_features(study, network)
     metric = LPIPS("embedded")
     for item in study.items("judged").values():
         ref, *others = (
@@ -204,7 +204,7 @@ def test_features_times_the_calibration_are_distances(tmp_path, test):
         with torch.inference_mode():
             distances = [metric(ref, other, normalize=False) for other in others]
         expected = distances[0] - distances[1] if test == "2afc" else distances[0]
-        torch.testing.assert_close(torch.tensor(differences[item.id]), expected[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(features[item.id] @ start_calibration(network), expected[0], atol=1e-5, rtol=1e-4)
 
 
 def test_features_are_cached_until_an_image_or_the_backbone_changes(tmp_path, monkeypatch, caplog):

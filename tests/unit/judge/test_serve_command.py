@@ -7,11 +7,9 @@ import random
 import image_file_kinds as kinds
 import pytest
 
-from lpips_lightning.calibration.model import TrainableLPIPS
 from lpips_lightning.cli import judge_serve
 from lpips_lightning.cli.commands import main
 from lpips_lightning.judge import serving
-from lpips_lightning.judge.item_features import item_differences, item_features, start_calibration
 from lpips_lightning.judge.selection import ActiveSelector
 from lpips_lightning.judge.store import Study
 from lpips_lightning.judge.texts import CONSENT, QUESTIONS
@@ -154,27 +152,23 @@ def test_active_selection_takes_the_network_that_the_study_was_made_with(run):
     assert run("--out", "s.db", "--net", "alex")[1].startswith("lpips-lightning: --net: expected embedded, as when")
 
 
-def test_a_second_network_takes_part_in_active_selection(run):
-    new = (*NEW[:-2], "--trials", "3", "--active", "1", "--count", "6")
-    assert "another network than that of --net, got embedded" in run(*new, "--second", "embedded")[1]
-    run(*new, "--second", "embedded-vgg")
-    _, selector, _ = run.served[0]
-    study = Study.open("s.db")
-    items = list(study.items("judged"))
-    networks = [TrainableLPIPS(net, init="official") for net in ("embedded", "embedded-vgg")]
-    features, differences = item_features(study, networks[0]), item_differences(study, networks[1])
-    expected = ActiveSelector(study, features, start_calibration(networks[0]), second=differences)
-    chosen = [expected(study, items, random.Random(0)) for _ in range(4)]
-    assert [selector(study, items, random.Random(0)) for _ in range(4)] == chosen
-
-
 def test_missing_weights_are_told_before_a_study_is_made(run, tmp_path):
     code, error = run(*NEW, "--active", "0.5", "--net", "alex", "--weights", "nowhere")
     assert code == 2 and "nowhere" in error
     assert [path.name for path in tmp_path.iterdir()] == ["photographs"]
 
 
-@pytest.mark.parametrize("option", ["net", "second", "weights"])
+@pytest.mark.parametrize("test", ["2afc", "jnd"])
+def test_a_second_network_counts_where_the_two_disagree(run, test):
+    run(*NEW, "--test", test, "--active", "1", "--net", "embedded", "--second-net", "embedded-vgg")
+    _, selector, _ = run.served[0]
+    study = Study.open("s.db")
+    stored = selector._second
+    assert len(stored) == 3 and len({*stored.tolist()}) == 3
+    assert selector(study, [*study.items("judged")], random.Random(0))[1] == "active"
+
+
+@pytest.mark.parametrize("option", ["net", "second-net", "weights"])
 def test_a_network_without_active_selection_is_refused(run, option):
     code, error = run(*NEW, f"--{option}", "embedded")
     assert code == 2 and error == f"lpips-lightning: --{option}: expected --active F above 0 with this option, got none"

@@ -270,6 +270,7 @@ class Study:
             connection = _connect(temporary)
             connection.executescript(_SCHEMA)
             with connection:
+                connection.execute("BEGIN")  # else every row is synchronized to the disk by itself
                 values = {"format": _FORMAT, "design": json.dumps(asdict(design))}
                 values |= {"folder": str(Path(folder).expanduser().resolve()), "created": str(time.time())}
                 connection.executemany("INSERT INTO study VALUES (?, ?)", values.items())

@@ -192,9 +192,9 @@ def _distances(options: argparse.Namespace, study: Study) -> tuple[dict[str, Dis
         return {}, {}
     device = choose_device(options.device)
     items = [item for number, item in study.items("judged").items() if number in voted]
-    with progress_report("pairs") as progress:
+    with progress_report("items") as progress:
         measured = measure(study, items, methods, size=options.size or None, device=device, report=progress)
-    held_out = {name: found for name, (_, found) in calibrations.items() if found is not None}
+    held_out: dict[str, Sequence[int]] = {name: one for name, (_, one) in calibrations.items() if one is not None}
     return {**measured, **stored}, held_out
 
 
@@ -346,7 +346,7 @@ def _calibrate(options: argparse.Namespace) -> None:
         require_backbone(options.net, "--net", options.weights)
         names = ("weights", "init", "val_fraction", "lr", "seed", "rescale", "cache")
         chosen = {name: getattr(options, name) for name in names}
-        with progress_report("steps") as progress:
+        with progress_report("items") as progress:
             found = calibrate(study, options.net, size=options.size or None, report=progress, **chosen, **rules)
     console.print("\n".join(found.lines()))
     path = found.write(options.out)

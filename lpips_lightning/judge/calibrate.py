@@ -33,7 +33,7 @@ _BATCH, _STEPS, _EPOCHS = 50, 500, 10
 Measured on 100 to 400 triplets of material appearance (Lagunas et al. 2019), alex: from the official calibration, 10
 epochs score 70 to 74 % on other materials, 500 steps 74 to 77 %, 2000 steps again less below 200 triplets.
 """
-_FRACTIONS, _REPETITIONS = (0.1, 0.2, 0.4, 0.7, 1.0), 3
+_FRACTIONS, _REPETITIONS = (0.1, 0.2, 0.4, 0.7), 3
 _FEWEST = 5  # triplets of a point of the learning curve
 
 
@@ -156,6 +156,7 @@ def calibrate(
     cache: str | None = None,
     failed: bool = False,
     slipped: bool | None = None,
+    curve: bool = True,
     report: Callable[[str, int, int], None] | None = None,
 ) -> Calibrated:
     """Train a calibration on the answers of a 2AFC study, and score it on references that were held out.
@@ -176,6 +177,7 @@ def calibrate(
         cache: Cache folder for pooled differences; None: no cache.
         failed: See `lpips_lightning.judge.votes.counted`.
         slipped: See `lpips_lightning.judge.votes.counted`.
+        curve: Also train on parts of the judgments, for the learning curve; takes most of the time.
         report: Progress callback: what, steps done, steps in total.
 
     Returns:
@@ -195,12 +197,12 @@ def calibrate(
     network.set_calibration(found)
     comparison = compare_calibrations(data.held_out, found, official, data.references)
     ceiling, _ = between(Ballots.of(data.held_out_answers, study))
-    curve = _learning_curve(data, start, lr, seed, float(comparison.own.value), report)
+    points = _learning_curve(data, start, lr, seed, comparison.own.value, _FRACTIONS if curve else (), report)
     factor = level_factor(data.train, found, official) if rescale else 1.0
     options = {"net": net_type, "weights": weights, "init": init, "val_fraction": val_fraction, "size": size}
     options |= {"lr": lr, "seed": seed, "rescale": rescale, **rules}
-    record = {**options, **_record(study, data, comparison, ceiling, curve), "factor": factor}
-    return Calibrated(network, factor, comparison, ceiling, curve, record, [*notes, *_verdict(comparison)])
+    record = {**options, **_record(study, data, comparison, ceiling, points), "factor": factor}
+    return Calibrated(network, factor, comparison, ceiling, points, record, [*notes, *_verdict(comparison)])
 
 
 def train(data: PooledTriplets, start: Mapping[str, Tensor], lr: float, seed: int) -> dict[str, Tensor]:
@@ -255,6 +257,7 @@ def _learning_curve(
     lr: float,
     seed: int,
     full: float,
+    fractions: Sequence[float],
     report: Callable[[str, int, int], None] | None,
 ) -> list[Point]:
     """Held-out score against the number of judgments: random parts of the training triplets, with all their votes."""
@@ -262,7 +265,7 @@ def _learning_curve(
     rows = {item: row for row, item in enumerate(data.train_items)}
     for answer in data.train_answers:
         votes[rows[answer.item]] += 1
-    counts = sorted({max(_FEWEST, round(part * len(votes))) for part in _FRACTIONS if part < 1} - {len(votes)})
+    counts = sorted({max(_FEWEST, round(part * len(votes))) for part in fractions})
     counts = [count for count in counts if count < len(votes)]
     points = []
     for step, count in enumerate(counts):

@@ -54,10 +54,11 @@ def triplets_of(study: Study, votes: Mapping[int, tuple[int, int]]) -> list[Trip
         votes: Votes for p0 and p1 by item.
     """
     images, items = study.images(), study.items("judged")
-    return [
-        Triplet(*(images[image].path for image in images_of(items[item])), for_p1 / (for_p0 + for_p1))
-        for item, (for_p0, for_p1) in votes.items()
-    ]
+    triplets = []
+    for item, (for_p0, for_p1) in votes.items():
+        ref, p0, p1 = (images[image].path for image in images_of(items[item]))
+        triplets.append(Triplet(ref, p0, p1, for_p1 / (for_p0 + for_p1)))
+    return triplets
 
 
 def measure(

@@ -192,7 +192,7 @@ def calibrate(
     network = TrainableLPIPS(net_type, weights=weights, init=init, seed=seed)
     official = TrainableLPIPS(net_type, weights=weights, init="official").calibration
     data, notes = _load(study, network, rules, val_fraction, size, seed, cache)
-    start = network.calibration
+    start = {layer: weight.clone() for layer, weight in network.calibration.items()}
     found = train(data.train, start, lr, seed)
     network.set_calibration(found)
     comparison = compare_calibrations(data.held_out, found, official, data.references)

@@ -248,10 +248,11 @@ class Outlook:
 
     def sentences(self) -> list[str]:
         """What it says, in words."""
-        now, then = f"± {100 * self.half:.1f}", f"± {100 * self.new_items:.1f}"
+        digits = 1 if self.half - self.new_items > 0.001 else 2
+        now, then = (f"± {100 * half:.{digits}f}" for half in (self.half, self.new_items))
         first = f"{self.more} more judgments of new items would narrow {self.name} from {now} to {then}"
         if self.same_items is not None:
-            first += f"; of the same items, to ± {100 * self.same_items:.1f}"
+            first += f"; of the same items, to ± {100 * self.same_items:.{digits}f}"
         lines = [first + "."]
         if not self.left:
             lines.append("No item of the study is left without a vote: new items take a new study.")

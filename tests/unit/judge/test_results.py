@@ -12,6 +12,7 @@ from judged_study import bare_study, drawn_study, observe
 from toy_judgments import hidden_judge
 
 from lpips_lightning import LPIPS
+from lpips_lightning.calibration.model import TrainableLPIPS
 from lpips_lightning.cli.commands import main
 from lpips_lightning.data.bapps import JNDDataset, TwoAFCDataset
 from lpips_lightning.data.triplets import TripletDataset, read_triplets
@@ -281,6 +282,23 @@ def test_calibration_finds_the_metric_of_the_observers(drawn):
     assert not {table[item] and study.items()[item].ref for item in held_out} & {
         study.items()[item].ref for item in table if item not in held_out
     }
+
+
+def test_every_training_starts_at_the_official_calibration(tmp_path, monkeypatch):
+    """The learning curve must know nothing of what was learned from all judgments."""
+    study = drawn_study(tmp_path, 12)
+    observe(study, random_distances(study), observers=2)
+    starts = []
+
+    def train(data, start, lr, seed):
+        starts.append({layer: weight.clone() for layer, weight in start.items()})
+        return {layer: weight + 1 for layer, weight in start.items()}
+
+    monkeypatch.setattr("lpips_lightning.judge.calibrate.train", train)
+    calibrate(study, "embedded")
+    official = TrainableLPIPS("embedded", init="official").calibration
+    assert len(starts) > 3
+    assert all(torch.equal(one[layer], weight) for one in starts for layer, weight in official.items())
 
 
 @pytest.mark.usefixtures("short")

@@ -148,6 +148,24 @@ def test_an_answer_whose_confirmation_is_lost_is_sent_again_and_stored_once(brow
 
 
 @pytest.mark.slow
+def test_an_answer_that_is_refused_for_the_link_waits_for_the_right_one(browser, tmp_path):
+    study = make_study(tmp_path, "2afc")
+    with served(study) as address:
+        person, choices = Person(browser, address), itertools.cycle(SIDES)
+        person.judge(choices, 3)
+        person.page.route("**/api/answers", lambda route: route.fulfill(status=403, body="{}"), times=1)
+        person.choose(next(choices))
+        assert person.stop() == "failure" and "The link to this study" in person.page.inner_text("#failure")
+        assert len(study.answers()) == 3
+        person.press("#reload")
+        assert person.stop() == "returning"
+        person.press("#known button")
+        assert person.judge(choices) == "done"
+        assert as_pressed(study) == {person.name: person.given} and len(person.given) == 8
+        person.leave()
+
+
+@pytest.mark.slow
 def test_offline_is_said_and_ends_by_itself(browser, tmp_path):
     study = make_study(tmp_path, "2afc")
     with served(study) as address:

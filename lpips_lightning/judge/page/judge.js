@@ -152,7 +152,7 @@ async function sendPending() {
     try {
       confirmed = await request("POST", "/api/answers", one.body, one.secret);
     } catch (error) {
-      drop(one);
+      if (![403, 421].includes(error.status)) drop(one); // with the right link it can still be sent
       throw error;
     }
     drop(one);

@@ -30,7 +30,7 @@ from lpips_lightning.calibration.export import write_calibration
 from lpips_lightning.calibration.fit_pooled import fit_lin
 from lpips_lightning.calibration.model import TrainableLPIPS
 from lpips_lightning.calibration.module import PerceptualCalibration
-from lpips_lightning.calibration.pooled import PooledTriplets, cached_pool
+from lpips_lightning.calibration.pooled import cached_pool, level_factor
 from lpips_lightning.callbacks.calibration_file import CalibrationFile
 from lpips_lightning.callbacks.calibration_report import CalibrationReport
 from lpips_lightning.data.bapps import TRAIN_SETS, VAL_SETS
@@ -128,7 +128,7 @@ def fast(args: list[str]) -> None:
     }
     for name, comparison in comparisons.items():
         console.print("\n".join(comparison.lines(name)), markup=False)
-    factor = _factor(train, found.calibration, official) if options.rescale else 1.0
+    factor = level_factor(train, found.calibration, official) if options.rescale else 1.0
     path = write_calibration(options.out, network, factor, _fast_record(options, len(train), comparisons, factor))
     scale = f"scaled by {factor:.3g} to the mean distance of the official one" if options.rescale else "not rescaled"
     console.print(f"Written to {path}: the calibration, {scale}", markup=False)
@@ -213,14 +213,3 @@ def _present(folder: Path) -> list[str]:
         return list(known)
     names = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
     return sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name))
-
-
-def _factor(part: PooledTriplets, own: dict[str, torch.Tensor], official: dict[str, torch.Tensor]) -> float:
-    """Factor that gives `own` the mean distance of `official` over the pairs of the triplets."""
-    ours, theirs = (float(torch.cat(part.distances(weights)).double().mean()) for weights in (own, official))
-    if not (ours > 0 and theirs > 0):
-        raise ValueError(
-            f"rescale: expected mean distances above 0, got {ours:g} and {theirs:g} (official); if the images differ,"
-            " lower --lr, or pass --no-rescale"
-        )
-    return theirs / ours

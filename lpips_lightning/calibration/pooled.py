@@ -175,6 +175,26 @@ def cached_pool(
     return pooled
 
 
+def level_factor(triplets: PooledTriplets, own: dict[str, Tensor], official: dict[str, Tensor]) -> float:
+    """Factor that gives a calibration the mean distance of the official one over the pairs of triplets.
+
+    Args:
+        triplets: The triplets.
+        own: Weights ``(C,)`` by layer name.
+        official: Weights ``(C,)`` by layer name.
+
+    Raises:
+        ValueError: If a mean distance is not above 0.
+    """
+    ours, theirs = (float(torch.cat(triplets.distances(weights)).double().mean()) for weights in (own, official))
+    if not (ours > 0 and theirs > 0):
+        raise ValueError(
+            f"rescale: expected mean distances above 0, got {ours:g} and {theirs:g} (official); if the images differ,"
+            " lower --lr, or pass --no-rescale"
+        )
+    return theirs / ours
+
+
 class _FeatureCache:
     """LRU cache of unit-normalized activations, limited in bytes."""
 

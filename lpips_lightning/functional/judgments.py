@@ -184,11 +184,26 @@ def bootstrap_interval(
         ],
         dtype=torch.float64,
     )
-    tail = _tail(units, confidence)
-    low, high = drawn.nanquantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    low, high = bootstrap_percentiles(drawn, units, confidence)
     if bounds is not None:
         ends = _with_unseen(float(score(*columns)), count if units >= _FEW_GROUPS else units, bounds, confidence)
         low, high = min(low, ends[0]), max(high, ends[1])
+    return low, high
+
+
+def bootstrap_percentiles(drawn: Tensor, units: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of a score from its bootstrap resamples, with the percentiles of `bootstrap_interval`.
+
+    Args:
+        drawn: Score of each resample, ``(B,)``; NaN are ignored.
+        units: Number of independent units that were resampled.
+        confidence: Confidence level, between 0 and 1.
+
+    Returns:
+        Lower and upper end.
+    """
+    tail = _tail(units, confidence)
+    low, high = drawn.double().nanquantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return low, high
 
 

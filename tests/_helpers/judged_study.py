@@ -11,6 +11,8 @@ from toy_judgments import pairs, triplets
 
 from lpips_lightning.judge.store import CHOICES, Design, Image, Item, Study
 
+SESSION = 50
+
 
 def bare_study(folder, count=10, *, test="2afc", per_reference=1, known=2, name="study.db", **design):
     """A study of `count` judged items and `known` sentinels, without image files; item 1 is the first."""
@@ -51,7 +53,8 @@ def drawn_study(folder, count=20, *, test="2afc", size=32, seed=0, name="study.d
 
 def _create(path, design, folder, images, items):
     study = Study.create(path, design, folder, images, items)
-    study._connection.execute("PRAGMA synchronous = OFF")  # tests need not survive a power cut
+    for setting in ("synchronous = OFF", "journal_mode = MEMORY"):  # tests need not survive a power cut
+        study._connection.execute(f"PRAGMA {setting}")
     return study
 
 
@@ -82,7 +85,7 @@ def observe(
     response_ms=900.0,
     seed=0,
 ):
-    """Let new observers judge: one session each, in random order, with the last items shown again as repeats.
+    """Let new observers judge in random order, in sessions of 50, with the last items shown again as repeats.
 
     Args:
         study: The study.
@@ -107,15 +110,17 @@ def observe(
     for _ in range(observers):
         observer, _secret = study.enroll({"width": 1280})
         names.append(observer.name)
-        session = study.start_session(observer.id)
         order = generator.sample(sorted(distances), trials or len(distances))
-        for position, item in enumerate(order + order[:repeats]):
-            why = "repeat" if position >= len(order) else reason(item) if callable(reason) else reason
-            trial = study.assign(session.id, position, item, why, generator.random() < 0.5)
-            choice = choose(study.design.test, *distances[item], noise, lapse, generator, threshold)
-            late = generator.random() < slipped
-            time = response_ms * 2 ** generator.gauss(0, 0.5)
-            study.answer(trial.id, choice, time, slipped=late, timing={"refresh_ms": 16.7, "visible": not late})
-        if finished:
-            study.finish_session(session.id, passed)
+        plan = [(item, reason(item) if callable(reason) else reason) for item in order]
+        plan += [(item, "repeat") for item in order[-SESSION:][:repeats]]
+        for start in range(0, len(plan), SESSION + repeats):
+            session = study.start_session(observer.id)
+            for position, (item, why) in enumerate(plan[start : start + SESSION + repeats]):
+                trial = study.assign(session.id, position, item, why, generator.random() < 0.5)
+                choice = choose(study.design.test, *distances[item], noise, lapse, generator, threshold)
+                late = generator.random() < slipped
+                time = response_ms * 2 ** generator.gauss(0, 0.5)
+                study.answer(trial.id, choice, time, slipped=late, timing={"refresh_ms": 16.7, "visible": not late})
+            if finished:
+                study.finish_session(session.id, passed)
     return names

@@ -26,7 +26,7 @@ import pdoc.docstrings
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("callbacks", "recipes", "weights")  # of packages that lie at the root
-PAGES = {"guide": "recipes/GUIDE.md", "tests": "tests/README.md"}  # pages without a package
+PAGES = {"guide": "recipes/GUIDE.md", "people": "recipes/JUDGE.md", "tests": "tests/README.md"}  # without a package
 
 
 def main() -> int:

@@ -164,12 +164,12 @@ def test_public_names_are_those_of_api_json():
             " users. Put it back into __all__, or take it out of tests/api.json and say so in the CHANGELOG."
         )
     assert all(names == sorted(set(names)) for names in listed.values()), "tests/api.json: sort the names of a module"
-    assert (len(listed), sum(map(len, listed.values()))) == (13, 110), "say the new totals here when names move"
+    assert (len(listed), sum(map(len, listed.values()))) == (14, 121), "say the new totals here when names move"
 
 
 def test_public_places_are_packages_and_every_name_resolves():
     listed = json.loads((ROOT / "tests" / "api.json").read_text())
-    assert len(PACKAGES) == 17
+    assert len(PACKAGES) == 18
     internal = {f"lpips_lightning.{name}" for name in ("cli", "comparison", "engine", "kernels")}
     assert set(listed) == PACKAGES - internal
     for name, names in listed.items():
@@ -194,7 +194,7 @@ def test_what_type_checkers_see_is_what_is_imported():
                 getattr(import_module(home), one) is getattr(module, one) for home in homes for one in homes[home]
             )
             lazy += 1
-    assert lazy == 12
+    assert lazy == 13
 
 
 def test_every_package_folder_is_mapped_and_its_data_listed():
@@ -210,6 +210,21 @@ def test_every_package_folder_is_mapped_and_its_data_listed():
             assert path.suffix in suffixes or path.name in suffixes, f"{path} would not be installed"
 
 
+def test_every_file_inside_a_package_is_code_or_listed_data():
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    packages = {Path(*name.split(".")): [*data["*"], *data.get(name, [])] for name in PACKAGES}
+    tracked = subprocess.run(["git", "ls-files", "lpips_lightning"], cwd=ROOT, capture_output=True, text=True)
+    files = [Path(line) for line in tracked.stdout.splitlines() if Path(line).suffix not in (".py", ".md")]
+    if not files:
+        pytest.skip("no git checkout")
+    for file in files:
+        home = next(parent for parent in file.parents if parent in packages)
+        assert any(file.relative_to(home).match(pattern) for pattern in packages[home]), (
+            f"{file} would not be installed"
+        )
+    assert {path.suffix for path in files if "page" in path.parts} == {".html", ".js", ".css"}
+
+
 def test_the_lowest_versions_are_those_that_are_tested():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
@@ -217,7 +232,7 @@ def test_the_lowest_versions_are_those_that_are_tested():
         *project["dependencies"],
         *(
             name
-            for extra in ("recipes", "piq", "onnx", "video", "completion", "docs", "test")
+            for extra in ("recipes", "piq", "onnx", "video", "judge", "completion", "docs", "test")
             for name in extras[extra]
         ),
     ]
@@ -251,3 +266,5 @@ print(float(LPIPS("alex", weights="random")(x, x)))
     assert python(code, tmp_path).strip() == "0.0"
     assert any(site.glob("*.dist-info/licenses/NOTICE"))
     assert (site / "lpips_lightning" / "py.typed").is_file()
+    page = site / "lpips_lightning" / "judge" / "page"
+    assert {path.name for path in page.iterdir()} == {"index.html", "judge.css", "judge.js"}

@@ -13,12 +13,14 @@ from functools import cache
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
+from shutil import copyfile
 
 import forked_python
 import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
+from method_study import write_methods
 from references import BUILDERS
 from safetensors.torch import save_file
 from torch import nn
@@ -27,9 +29,11 @@ from untrained import UNet, kaiming_cnn
 
 from lpips_lightning import LPIPS
 from lpips_lightning.backbones.definition import BACKBONES
+from lpips_lightning.calibration import TrainableLPIPS, write_calibration
 from lpips_lightning.callbacks import PerceptualScores
 from lpips_lightning.cli.commands import COMMANDS, main
 from lpips_lightning.io import write_image
+from lpips_lightning.judge import Design, random_selector, simulate, study_from_methods, study_from_photographs
 from lpips_lightning.recipes.help_pages import LIGHTNING
 from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS, tensors_sha256
 
@@ -40,6 +44,7 @@ PAGES = {
     "CHANGELOG.md": 0,
     "callbacks/README.md": 5,
     "recipes/GUIDE.md": 0,
+    "recipes/JUDGE.md": 1,
     "recipes/README.md": 1,
     "tests/README.md": 0,
     "weights/README.md": 2,
@@ -236,6 +241,7 @@ PICTURES = {  # files and folders of the commands below
     "photographs": 3,
 }
 RUN = ("compare ", "correlate ", "weights list", "completion bash", "bapps sheet")
+RUN += tuple(f"judge {action} " for action in ("simulate", "report", "calibrate", "export", "rank"))
 
 
 @pytest.fixture
@@ -256,6 +262,36 @@ def files(tmp_path, monkeypatch, backbones):
     (tmp_path / "list.csv").write_text("a,b\n0.png,1.png\n1.png,0.png\n")
 
 
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory):
+    """Files of studies, answered by simulated observers; their images lie beside them."""
+    folder = tmp_path_factory.mktemp("studies")
+    write_methods(folder / "outputs", references=5, side=64)
+    for number in range(6):
+        write_image(torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(number)), folder / f"p/{number}.png")
+    few = {"trials": 20, "sentinels": 2, "pass_mark": 0, "practice": 0, "repeats": 2}
+    made = {
+        "study": study_from_photographs(folder / "study.db", folder / "p", design=Design(**few), count=24, size=64),
+        "jnd": study_from_photographs(folder / "jnd.db", folder / "p", design=Design("jnd", **few), count=12, size=64),
+        "methods": study_from_methods(folder / "methods.db", folder / "outputs", "reference", design=Design(**few)),
+    }
+    for study in made.values():
+        distances = {item: (0.1 + 0.01 * item, 0.2) for item in study.items("judged")}
+        simulate(study, distances, random_selector, observers=5)
+        study.close()
+    copyfile(folder / "study.db", folder / "simulated.db")
+    return folder
+
+
+@pytest.fixture
+def answered(studies, tmp_path, backbones):
+    """The studies that the commands of the pages read, and a calibration."""
+    for path in studies.glob("*.db"):
+        copyfile(path, tmp_path / path.name)
+    path = tmp_path / "outputs/judge/calibration.safetensors"
+    write_calibration(path, TrainableLPIPS("alex", init="official"), 1.0, {"net_type": "alex", "mode": "lin"})
+
+
 def short_lines():
     """Lines of the pages that take seconds; those with another program, videos or a mirror are left out."""
     lines = [line.partition("#")[0].strip().removeprefix("lpips-lightning ") for line in command_lines()]
@@ -268,8 +304,17 @@ def short_lines():
     )
 
 
-@pytest.mark.parametrize("line", short_lines())
-def test_short_commands_run_as_the_pages_have_them(line, files, capsys):
+LONG = ("judge calibrate", "judge report study")  # about 15 seconds each
+
+
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, marks=[pytest.mark.slow] if line.startswith(LONG) else []) for line in short_lines()]
+)
+def test_short_commands_run_as_the_pages_have_them(line, files, capsys, request):
+    if "judge" in line:
+        request.getfixturevalue("answered")
+        if line.startswith("judge simulate"):
+            Path("simulated.db").unlink()  # which it makes
     if line.startswith("correlate"):
         rows = [f"truth/{one % 2}.png,samples/{one % 3}.png,{one},{one % 2}" for one in range(12)]
         Path("scores.csv").write_text("\n".join(["reference,distorted,score,video", *rows]))
@@ -278,7 +323,8 @@ def test_short_commands_run_as_the_pages_have_them(line, files, capsys):
 
 
 def test_many_commands_are_run():
-    assert len(short_lines()) >= 9
+    assert len(short_lines()) >= 18
+    assert sum(line.startswith("judge") for line in short_lines()) >= 9
 
 
 def test_targets_of_make_exist():

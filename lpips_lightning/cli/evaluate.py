@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
     names = list(dict.fromkeys([*args.methods, *(args.disagree or [])])) or (["embedded", "l2", "ssim"] if sets else [])
     if clash := sorted(name for name in external if name in names or is_label(name)):
         raise ValueError(f"distances: expected a name that is not among the methods or judges, got {clash[0]!r}")
-    _require_backbones(names)
+    require_backbones(names)
     methods = [parse_method(name) for name in names]
     device = choose_device(args.device)
     with progress_report("items") as report:
@@ -198,13 +198,14 @@ def _judges(args: argparse.Namespace, sets: Mapping[str, object]) -> dict[str, J
     return {name: UNKNOWN if args.csv and name == "triplets" else judge(name) for name in sets}
 
 
-def _require_backbones(methods: Sequence[str]) -> None:
+def require_backbones(methods: Sequence[str], option: str = "METHOD") -> None:
+    """Download the backbones that methods need, and that are not on this machine; the message names the option."""
     from lpips_lightning.backbones.offline import require_backbone
 
     for method in methods:
         net_type, _, variant = method.partition(":")
         if variant in ("", "baseline") or variant.startswith("calibration="):
-            require_backbone(net_type, "METHOD")
+            require_backbone(net_type, option)
 
 
 def _select_sets(folder: Path, wanted: Sequence[str] | None) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lpips_lightning.cli.judge_ranking import add_ranking
 from lpips_lightning.cli.judge_results import add_results
 from lpips_lightning.cli.judge_serve import add_serve
+from lpips_lightning.cli.judge_simulation import add_simulation
 from lpips_lightning.io.arguments import ArgumentParser
 
 
@@ -12,7 +13,7 @@ def parser() -> ArgumentParser:
     """The parser of the command; imports no torch."""
     root = ArgumentParser(prog="lpips-lightning judge", description=__doc__.partition(": ")[2].capitalize())
     commands = root.add_subparsers(dest="command", required=True, metavar="ACTION")
-    for add in (add_serve, add_results, add_ranking):
+    for add in (add_serve, add_results, add_ranking, add_simulation):
         add(commands)
     return root
 

@@ -140,7 +140,7 @@ def _ms_ssim() -> Callable[[Tensor, Tensor], Tensor]:
         if min(height, width) <= _MS_SSIM_SIDE:
             raise ValueError(
                 f"ms-ssim: expected sides of more than {_MS_SSIM_SIDE} pixels, got {height}x{width}; "
-                "use a larger --size, or leave ms-ssim out"
+                "use larger images (--size of `bapps evaluate`), or leave ms-ssim out"
             )
         return 1 - ms_ssim(_unit(x), _unit(y), data_range=1.0, reduction="none").reshape(len(x))
 

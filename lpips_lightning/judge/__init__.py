@@ -1,6 +1,48 @@
 """Studies with people: a local page that collects 2AFC and JND judgments as the paper did, and what follows from them.
 
-`store`: the study in one SQLite file. `stimuli`: what is judged, from photographs, triplets or the outputs of methods.
-`sessions`: the order of trials, practice, sentinels, repeats, breaks. `selection`: which item next. `app`, `serving`
-and `page/`: the web page. `votes`: which answers count. `report`, `ranking`, `export`, `calibrate`: what follows.
+`Study` is the SQLite file of a study, conducted as its `Design` says. `study_from_photographs`, `study_from_triplets`
+and `study_from_methods` make one. `counted` returns the answers that count; `preferences` and `rank` rank methods by
+them. `simulate` lets simulated observers answer, each one a `SimulatedPerson`, with items by `random_selector`.
+
+Modules: ``store``: the file. ``stimuli``: what is judged. ``sessions``: the order of trials, practice, sentinels,
+repeats, breaks. ``selection``: which item next. ``app``, ``serving`` and ``page/``: the web page. ``votes``: which
+answers count. ``report``, ``ranking``, ``export``, ``calibrate``: what follows. recipes/JUDGE.md tells how to use it.
 """
+
+from typing import TYPE_CHECKING
+
+from lpips_lightning._lazy import lazy_names
+
+__all__ = [
+    "Design",
+    "SimulatedPerson",
+    "Study",
+    "counted",
+    "preferences",
+    "random_selector",
+    "rank",
+    "simulate",
+    "study_from_methods",
+    "study_from_photographs",
+    "study_from_triplets",
+]
+
+if TYPE_CHECKING:
+    from lpips_lightning.judge.ranking import preferences, rank
+    from lpips_lightning.judge.selection import random_selector
+    from lpips_lightning.judge.simulated import SimulatedPerson, simulate
+    from lpips_lightning.judge.stimuli import study_from_methods, study_from_photographs, study_from_triplets
+    from lpips_lightning.judge.store import Design, Study
+    from lpips_lightning.judge.votes import counted
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "ranking": ["preferences", "rank"],
+            "selection": ["random_selector"],
+            "simulated": ["SimulatedPerson", "simulate"],
+            "stimuli": ["study_from_methods", "study_from_photographs", "study_from_triplets"],
+            "store": ["Design", "Study"],
+            "votes": ["counted"],
+        },
+    )

@@ -23,6 +23,7 @@ from lpips_lightning.functional.judgments import two_afc_score
 from lpips_lightning.io.image_folders import count_of
 from lpips_lightning.judge.agreement import Ballots, Estimate, between
 from lpips_lightning.judge.judged_images import checked_files, triplets_of
+from lpips_lightning.judge.simulated import simulation_note
 from lpips_lightning.judge.store import Answer, Study, StudyError
 from lpips_lightning.judge.votes import counted, tally
 
@@ -235,7 +236,8 @@ def _load(
     held_out_refs = {triplet.ref for triplet in second}
     held_out = {item for item in votes if images[items[item].ref].path in held_out_refs}
     test = [answer for answer in answers if answer.item in held_out and answer.reason == "random"]
-    notes = []
+    note = simulation_note(answers)
+    notes = [note] if note else []
     if not test:
         test = [answer for answer in answers if answer.item in held_out]
         notes.append("No held-out answer is of a random trial: the scores hold only for the triplets that were chosen.")
@@ -299,6 +301,7 @@ def _record(
         "judgments_train": len(data.train_answers),
         "judgments_held_out": len(data.held_out_answers),
         "observers": len({answer.observer for answer in used}),
+        "simulated": simulation_note(used) or None,
         "excluded": len(study.answers()) - len(used),
         "triplets": len(data.train),
         "held_out_items": list(data.held_out_items),

@@ -30,6 +30,7 @@ from lpips_lightning.judge.observers import (
     side_bias,
 )
 from lpips_lightning.judge.scoring import Difference, Judgments, MetricScore, Outlook, difference, outlook, score
+from lpips_lightning.judge.simulated import simulation_note
 from lpips_lightning.judge.store import Answer, Study
 from lpips_lightning.judge.votes import counted, tally
 
@@ -148,7 +149,8 @@ def gather(
 def _notes(votes: Sequence[Answer], base: Sequence[Answer]) -> list[str]:
     if not votes:
         return ["No answer counts yet: agreement and scores of metrics cannot be told."]
-    notes = []
+    note = simulation_note(votes)
+    notes = [note] if note else []
     if base is votes and any(answer.reason == "active" for answer in votes):
         notes.append("All trials were chosen where metrics are unsure: scores hold for these items alone.")
     elif len(base) < len(votes):

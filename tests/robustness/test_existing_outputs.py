@@ -31,6 +31,8 @@ COMMAND_LINES = {
     "correlate": (["correlate", "mos.csv", "--net", "embedded", "--csv", "out.csv"], "csv: out.csv", "out.csv"),
     "bapps evaluate": ([*EVALUATE, "--out", "scores"], "out: scores/scores.csv", "scores/scores.csv"),
     "paper": (["paper", "--root", "bapps", *PAPER, "--out", "p"], "out: p/report.html", "p/report.html"),
+    "judge rank": (["judge", "rank", "study.db", "--out", "r"], "out: r/ranking.csv", "r/ranking.csv"),
+    "judge simulate": (["judge", "simulate", "study.db", "--out", "s.db"], "out: s.db", "s.db"),
     "bapps make": (["bapps", "make", "--images", "images", "--out", "made", *SMALL], "out: made", "made/made.json"),
     "bapps sheet": (["bapps", "sheet", "--images", "images", "--out", "s.png"], "out: s.png", "s.png"),
     "kmeans": ([*KMEANS, "--patches", "200", "--out", "k.safetensors"], "out: k.safetensors", "k.safetensors"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from lpips_lightning.data.triplets import TripletDataset, split_triplets
 from lpips_lightning.functional.judgments import two_afc_score
 from lpips_lightning.io.image_folders import count_of
 from lpips_lightning.judge.agreement import Ballots, Estimate, between
-from lpips_lightning.judge.judged_images import checked_files, triplets_of
+from lpips_lightning.judge.judged_images import checked_files, photograph_of, reference_groups, triplets_of
 from lpips_lightning.judge.simulated import simulation_note
 from lpips_lightning.judge.store import Answer, Study, StudyError
 from lpips_lightning.judge.votes import counted, tally
@@ -134,11 +134,13 @@ def check_study(study: Study, **rules: Any) -> None:
             " `lpips-lightning judge report` gives each metric's average precision and its just noticeable distance"
         )
     answers = counted(study, **rules)
-    references = {study.items("judged")[answer.item].ref for answer in answers}
+    items, images = study.items("judged"), study.images()
+    references = {photograph_of(images[items[answer.item].ref].path) for answer in answers}
     if len(references) < 2:
         raise StudyError(
             f"study: expected answers that count on triplets of at least 2 references, to hold one out, got"
-            f" {count_of(len(answers), 'answer')} on {len(references)}; collect more"
+            f" {count_of(len(answers), 'answer')} on {len(references)} (patches of one photograph are one); collect"
+            " more"
         )
 
 
@@ -169,7 +171,7 @@ def calibrate(
         net_type: Network.
         weights: Backbone weights, as for `LPIPS`.
         init: Initial calibration; see `TrainableLPIPS`.
-        val_fraction: Fraction of the references that are held out.
+        val_fraction: Fraction of the references that are held out; all patches of a photograph are, or none.
         size: Side to resize images to; None: as people saw them, which must be one size.
         lr: Learning rate.
         seed: Seed of the split, the initialization and the order.
@@ -230,11 +232,8 @@ def _load(
     cache: str | None,
 ) -> tuple[_Data, list[str]]:
     answers = counted(study, **rules)  # type: ignore[arg-type]
-    items, images = study.items("judged"), study.images()
-    votes = tally(answers, study)
-    _, second = split_triplets(triplets_of(study, votes), val_fraction, seed)
-    held_out_refs = {triplet.ref for triplet in second}
-    held_out = {item for item in votes if images[items[item].ref].path in held_out_refs}
+    items, votes = study.items("judged"), tally(answers, study)
+    held_out = _held_out(study, votes, val_fraction, seed)
     test = [answer for answer in answers if answer.item in held_out and answer.reason == "random"]
     note = simulation_note(answers)
     notes = [note] if note else []
@@ -246,9 +245,19 @@ def _load(
     parts = []
     for some in (learn, test):
         data = TripletDataset(triplets_of(study, tally(some, study)), study.folder, size)
-        parts.append((cached_pool(network, data, cache), data.references, list(tally(some, study))))
-    (train_part, _, train_items), (test_part, references, test_items) = parts
+        parts.append((cached_pool(network, data, cache), list(tally(some, study))))
+    (train_part, train_items), (test_part, test_items) = parts
+    references = reference_groups(study, (items[item] for item in test_items))
     return _Data(train_part, test_part, references, learn, test, train_items, test_items), notes
+
+
+def _held_out(study: Study, votes: Mapping[int, tuple[int, int]], val_fraction: float, seed: int) -> set[int]:
+    """Items of the references that are held out; patches of one photograph, which overlap, are on the same side."""
+    items, triplets = list(votes), triplets_of(study, votes)
+    sources = [replace(triplet, ref=photograph_of(triplet.ref)) for triplet in triplets]
+    _, second = split_triplets(sources, val_fraction, seed)
+    chosen = {triplet.ref for triplet in second}
+    return {item for item, source in zip(items, sources, strict=True) if source.ref in chosen}
 
 
 def _learning_curve(

@@ -46,6 +46,28 @@ def _checked(folder: Path, image: Image) -> Path:
     return file
 
 
+def photograph_of(path: str) -> str:
+    """What the reference of an item comes from: patches of one photograph are related, other references are their own.
+
+    Args:
+        path: `Image.path` of the reference.
+
+    Example:
+        >>> photograph_of("photographs/holiday/beach/000012-ref.png"), photograph_of("reference/kodim01.png")
+        ('photographs/holiday/beach', 'reference/kodim01.png')
+    """
+    above, _, name = path.rpartition("/")
+    return above if above.startswith("photographs/") and name.endswith("-ref.png") else path
+
+
+def reference_groups(study: Study, items: Iterable[Item]) -> Tensor:
+    """Index of what the reference of each item comes from, ``(M,)``, int64: equal for patches of one photograph."""
+    images = study.images()
+    names = [photograph_of(images[item.ref].path) for item in items]
+    indices = {name: index for index, name in enumerate(sorted(set(names)))}
+    return torch.tensor([indices[name] for name in names], dtype=torch.long)
+
+
 def triplets_of(study: Study, votes: Mapping[int, tuple[int, int]]) -> list[Triplet]:
     """Judged triplets of a 2AFC study; their files are relative to `Study.folder`.
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from _helpers.figure_layout import HOSTILE_NAMES, saved_faults
+from _helpers.small_data import write_noise
 from judged_study import bare_study, drawn_study, observe
 from toy_judgments import hidden_judge
 
@@ -23,11 +24,12 @@ from lpips_lightning.judge import report_figures as figures
 from lpips_lightning.judge.agreement import UNKNOWN, Ballots, Estimate
 from lpips_lightning.judge.calibrate import Point, calibrate, check_study
 from lpips_lightning.judge.export import export_answers, export_bapps, export_csv
-from lpips_lightning.judge.judged_images import measure
+from lpips_lightning.judge.judged_images import measure, photograph_of
 from lpips_lightning.judge.observers import TOO_FAST_MS, consistency, excluded, fatigue, observer_rows, side_bias
 from lpips_lightning.judge.report import gather, write_page
 from lpips_lightning.judge.scoring import Judgments, Outlook, difference, outlook, psychometric, score
-from lpips_lightning.judge.store import Study, StudyError
+from lpips_lightning.judge.stimuli import study_from_photographs
+from lpips_lightning.judge.store import Design, Study, StudyError
 from lpips_lightning.judge.votes import counted, tally, votes
 
 
@@ -316,6 +318,22 @@ def test_a_gain_within_the_noise_is_said_and_the_file_is_written(tmp_path):
     net = LPIPS("embedded", calibration=path)
     x = torch.rand(1, 3, 32, 32) * 2 - 1
     assert float(net(x, -x)) > 0
+
+
+@pytest.mark.usefixtures("short")
+def test_patches_of_a_photograph_are_held_out_together_and_counted_as_one(tmp_path):
+    write_noise(tmp_path / "photographs", ["a", "b", "c"])
+    design = Design(trials=12, sentinels=1, pass_mark=1, practice=0, repeats=0)
+    study = study_from_photographs(tmp_path / "study.db", tmp_path / "photographs", design=design, count=12, size=32)
+    observe(study, random_distances(study), observers=2)
+    items, images = study.items("judged"), study.images()
+    photographs = {number: photograph_of(images[item.ref].path) for number, item in items.items()}
+    found = calibrate(study, "embedded", curve=False)
+    held_out = set(found.record["held_out_items"])
+    assert len(held_out) == 4 and len(items) == 12
+    assert not {photographs[item] for item in held_out} & {photographs[item] for item in items.keys() - held_out}
+    assert found.comparison.references == 1
+    assert len(Judgments.of(votes(study), study).references.unique()) == 3
 
 
 @pytest.mark.parametrize("case", ["jnd", "no answers", "one reference"])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -126,7 +127,8 @@ def _dispatch(args: list[str] | None) -> int:
 def _run(name: str, args: list[str]) -> int:
     try:
         _check_early(name, args)
-        _function(COMMANDS[name].target)(args)
+        with _own_warnings_as_notes():
+            _function(COMMANDS[name].target)(args)
     except KeyboardInterrupt:
         return 130
     except SystemExit as error:
@@ -140,6 +142,25 @@ def _run(name: str, args: list[str]) -> int:
             raise
         return _fail(_as_typed(error, name, args))
     return 0
+
+
+@contextmanager
+def _own_warnings_as_notes() -> Iterator[None]:
+    """Print this package's warnings as one line each, without the place in its source."""
+    import lpips_lightning
+
+    before, own = warnings.formatwarning, tuple(map(str, lpips_lightning.__path__))
+
+    def as_note(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+        if category is UserWarning and filename.startswith(own):
+            return f"lpips-lightning: note: {message}\n"
+        return before(message, category, filename, lineno, line)
+
+    warnings.formatwarning = as_note
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _as_typed(error: Exception, name: str, args: list[str]) -> str:

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import types
+import warnings
 
 import pytest
 import torch
@@ -89,6 +90,16 @@ def test_bugs_keep_their_traceback_and_interrupts_are_quiet(command, capsys):
     command(interrupt)
     assert cli.main(["trial"]) == 130
     assert capsys.readouterr().err == ""
+
+
+def test_warnings_of_the_package_are_one_line_and_those_of_others_keep_their_place(command):
+    said = []
+    places = [("1 file left out", cli.__file__), ("of another", "elsewhere.py")]
+    command(lambda args: said.extend(warnings.formatwarning(text, UserWarning, file, 7) for text, file in places))
+    before = warnings.formatwarning
+    assert cli.main(["trial"]) == 0
+    assert said == ["lpips-lightning: note: 1 file left out\n", "elsewhere.py:7: UserWarning: of another\n"]
+    assert warnings.formatwarning is before
 
 
 def test_trainer_misconfiguration_is_two_and_one_sentence(command, capsys):

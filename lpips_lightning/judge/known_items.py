@@ -1,9 +1,9 @@
 """Items with a known answer: sentinels, which tell whether an observer pays attention, and practice.
 
 As in the paper's tests. 2AFC sentinels: an image with large and with small Gaussian noise; the small one is nearer.
-JND sentinels: four of five are identical pairs ("same"), the others have large noise ("different"). Practice for JND:
-of ten pairs four are the same, one is obviously different, five are distorted; for 2AFC a distortion that is weak in
-one candidate and strong in the other.
+JND sentinels: four of five are identical pairs ("same"), the others have large noise ("different"), of two or more one
+at least. Practice for JND: of ten pairs four are the same, one is obviously different, five are distorted; for 2AFC a
+distortion that is weak in one candidate and strong in the other.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _endless(references: Sequence[int], rng: random.Random) -> Iterator[int]:
 def _sentinels(design: Design, rng: random.Random) -> list[_Known]:
     if design.test == "2afc":
         return [_ordered("sentinel", _NOISE, _SMALL, _LARGE, rng) for _ in range(design.sentinels)]
-    different = round(design.sentinels / 5)
+    different = max(round(design.sentinels / 5), min(1, design.sentinels - 1))
     return [_pair("sentinel", 0.0)] * (design.sentinels - different) + [_pair("sentinel", _LARGE)] * different
 
 

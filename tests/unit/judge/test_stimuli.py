@@ -157,6 +157,14 @@ def test_jnd_sentinels_are_mostly_identical_pairs_as_in_the_paper(photographs, t
             assert item.expected == "same" or error(study, item.ref, item.p0) > 100
 
 
+@pytest.mark.parametrize(("sentinels", "different"), [(0, 0), (1, 0), (2, 1), (3, 1), (8, 2)])
+def test_of_two_jnd_sentinels_one_is_different(photographs, tmp_path, sentinels, different):
+    design = Design("jnd", sentinels=sentinels, pass_mark=sentinels, practice=0)
+    study = study_from_photographs(tmp_path / "s.db", photographs, design=design, count=2, size=32)
+    expected = [item.expected for item in study.items("sentinel").values()]
+    assert (expected.count("different"), len(expected)) == (different, sentinels)
+
+
 def test_practice_on_blank_images_has_a_plain_answer_too(tmp_path):
     for name in "ab":
         (tmp_path / "blank").mkdir(exist_ok=True)

@@ -9,7 +9,6 @@ lpips-lightning calibration test --ckpt_path outputs/calibration/version_0/check
 """
 
 import argparse
-import shlex
 import warnings
 from datetime import date
 from importlib.util import find_spec
@@ -26,7 +25,7 @@ from lpips_lightning import __version__
 from lpips_lightning._lightning import LightningDataModule, LightningModule
 from lpips_lightning.backbones.offline import require_backbone
 from lpips_lightning.calibration.comparison import Comparison, compare_calibrations
-from lpips_lightning.calibration.export import write_calibration
+from lpips_lightning.calibration.export import usage, write_calibration
 from lpips_lightning.calibration.fit_pooled import fit_lin
 from lpips_lightning.calibration.model import TrainableLPIPS
 from lpips_lightning.calibration.module import PerceptualCalibration
@@ -135,7 +134,7 @@ def fast(args: list[str]) -> None:
     if not is_stream(path):
         weights = {layer: factor * weight for layer, weight in network.calibration.items()}
         _draw_report(comparisons, weights, path, console)
-        console.print(_usage(options, str(path)), markup=False)
+        console.print(usage(options.net, path, options.weights), markup=False)
 
 
 def _check_fast(options: argparse.Namespace) -> None:
@@ -187,14 +186,6 @@ def _draw_report(
     )
     files = report.save(results, path.with_suffix(".png"))
     console.print(f"Written to {' and '.join(map(str, files))}: its report", markup=False)
-
-
-def _usage(options: argparse.Namespace, path: str) -> str:
-    """How the calibration is used from Python and from the shell."""
-    weights = "" if options.weights is None else f", weights={options.weights!r}"
-    line = ["lpips-lightning", "compare", "a.png", "b.png", "--net", options.net, "--calibration", path]
-    line += [] if options.weights is None else ["--weights", options.weights]
-    return f"Python: LPIPS({options.net!r}, calibration={path!r}{weights})\nShell:  {shlex.join(line)}"
 
 
 def _fast_data(options: argparse.Namespace) -> BAPPSDataModule | TripletDataModule:

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -241,8 +241,7 @@ def calibration_tensors(
     else:
         path = _path(calibration, "calibration")
         tensors, name = read_tensors(path), str(path)
-        if path.suffix == ".safetensors" and (made_for := read_record(path).get("version", version)) != version:
-            raise WeightsError(f"{name}: expected a calibration of version {version!r}, got one of {made_for!r}")
+        _check_made_for(record, version, read_record(path) if path.suffix == ".safetensors" else {}, name)
     tensors = _split(tensors, name)[1] or tensors  # the file may hold a backbone too
     official_names = [f"lin{index}.model.1.weight" for index in range(len(record.feature_layers))]
     if set(tensors) == set(official_names):
@@ -258,6 +257,17 @@ def calibration_tensors(
     if not any(bool(weight.any()) for weight in checked.values()):
         raise WeightsError(f"{name}: expected weights of which some are above 0, got zeros alone")
     return checked
+
+
+def _check_made_for(record: Backbone, version: str, stored: Mapping[str, Any], name: str) -> None:
+    """Raise a WeightsError if the record of a calibration file names another version or network."""
+    if (made_for := stored.get("version", version)) != version:
+        raise WeightsError(f"{name}: expected a calibration of version {version!r}, got one of {made_for!r}")
+    net = stored.get("net_type")
+    if net != record.name and net in BACKBONES and BACKBONES.get(record.name) is record:
+        raise WeightsError(
+            f"{name}: expected a calibration of {record.name!r}, got one of {net!r}; choose that network"
+        )
 
 
 def _weight(given: Tensor, channels: int, name: str) -> Tensor:

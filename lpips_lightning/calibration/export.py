@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -108,3 +109,11 @@ def write_calibration(
         record = {**record, ARCHITECTURE: settings}
     labels = {"net_type": network.record.name, "version": _version(network)}
     return write_tensors(path, tensors, record, **labels)
+
+
+def usage(net_type: str, path: str | os.PathLike[str], weights: str | None = None) -> str:
+    """How a calibration file is used from Python and from the shell, two lines; `weights` are those of the backbone."""
+    own = "" if weights is None else f", weights={weights!r}"
+    line = ["lpips-lightning", "compare", "a.png", "b.png", "--net", net_type, "--calibration", str(path)]
+    line += [] if weights is None else ["--weights", weights]
+    return f"Python: LPIPS({net_type!r}, calibration={str(path)!r}{own})\nShell:  {shlex.join(line)}"

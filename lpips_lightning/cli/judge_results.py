@@ -340,6 +340,7 @@ def _calibrate(options: argparse.Namespace) -> None:
     _check_calibrate(options)
 
     from lpips_lightning.backbones.offline import require_backbone
+    from lpips_lightning.calibration.export import usage
     from lpips_lightning.judge.calibrate import calibrate, check_study
     from lpips_lightning.judge.store import Study
 
@@ -357,8 +358,7 @@ def _calibrate(options: argparse.Namespace) -> None:
     console.print(f"Written to {path}: the calibration")
     if not is_stream(path):
         _draw_learning(found, path, console)
-        weights = "" if options.weights is None else f", weights={options.weights!r}"
-        console.print(f"Python: LPIPS({options.net!r}, calibration={str(path)!r}{weights})")
+        console.print(usage(options.net, path, options.weights))
 
 
 def _check_calibrate(options: argparse.Namespace) -> None:

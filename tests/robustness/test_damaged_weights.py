@@ -32,6 +32,7 @@ from lpips_lightning.backbones.custom import from_module
 from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.backbones.extractor import random_backbone
 from lpips_lightning.backbones.loading import calibration_tensors
+from lpips_lightning.calibration.export import write_calibration
 from lpips_lightning.calibration.model import TrainableLPIPS
 from lpips_lightning.calibration.pooled import cached_pool
 from lpips_lightning.cli import commands as cli
@@ -543,6 +544,13 @@ def test_a_calibration_of_another_version_is_refused():
     assert LPIPS("alex", weights=ALEX, version="0.0", calibration=path).specification.version == "0.0"
     said = refusal(Kind(path, lambda: LPIPS("alex", weights=ALEX, calibration=path)))
     assert said == f"{path}: expected a calibration of version '0.1', got one of '0.0'"
+
+
+def test_a_calibration_of_another_network_is_refused_by_name(tmp_path):
+    path = tmp_path / "own.safetensors"
+    write_calibration(path, TrainableLPIPS("embedded"), 1.0, {})
+    said = refusal(Kind(path, lambda: LPIPS("alex", weights=ALEX, calibration=path)))
+    assert said == f"{path}: expected a calibration of 'alex', got one of 'embedded'; choose that network"
 
 
 def test_torchvisions_name_is_believed_nowhere_without_its_sha256(tmp_path, monkeypatch):

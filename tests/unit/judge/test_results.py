@@ -402,6 +402,7 @@ def test_commands_from_a_study_to_a_metric(tmp_path, drawn, capsys):
     assert main([*common, "calibrate", db, "--net", "embedded", "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert f"Python: LPIPS('embedded', calibration='{out}')" in said.replace("\n", "")
+    assert f"--net embedded --calibration {out}" in said
     assert {path.name for path in tmp_path.iterdir()} == {"own.safetensors", "own.png", "own.pdf"}
     assert main([*common, "calibrate", db, "--net", "embedded", "--out", str(out)]) == 2
     assert "--force" in capsys.readouterr().err

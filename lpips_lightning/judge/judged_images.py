@@ -40,7 +40,10 @@ def checked_files(study: Study, items: Iterable[Item]) -> dict[int, Path]:
 def _checked(folder: Path, image: Image) -> Path:
     file = folder / image.path
     if not file.is_file():
-        raise StudyError(f"images: expected the file that people saw, got none at '{file}'; put it back")
+        raise StudyError(
+            f"images: expected the file that people saw, got none at '{file}'; put it back, or the folder beside the"
+            " file of the study"
+        )
     if hashlib.sha256(file.read_bytes()).hexdigest() != image.sha256:
         raise StudyError(f"images: expected the file that people saw, got another content in '{file}'; put it back")
     return file

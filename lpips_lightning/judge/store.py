@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, Literal, cast, get_args
 
 Test = Literal["2afc", "jnd"]
@@ -234,14 +234,15 @@ class Study:
     Attributes:
         path: The SQLite file.
         design: How the study is conducted.
-        folder: Folder of the images.
+        folder: Folder of the images: where they were written, or, if it is not there any more, that of the same name
+            beside the file, as after both were copied to another machine.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path, self._connection, self._lock = path, connection, threading.RLock()
         values = dict(connection.execute("SELECT key, value FROM study").fetchall())
         self.design = Design(**json.loads(values["design"]))
-        self.folder = Path(values["folder"])
+        self.folder = _images_folder(path, values["folder"])
         self._place = _place(path)
 
     @classmethod
@@ -521,6 +522,12 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA synchronous = EXTRA")
     connection.execute("PRAGMA foreign_keys = ON")
     return connection
+
+
+def _images_folder(path: Path, stored: str) -> Path:
+    """The folder of a study's images; `stored` is where they were written, maybe by another system."""
+    beside = path.absolute().parent / PureWindowsPath(stored).name
+    return beside if beside.is_dir() and not Path(stored).is_dir() else Path(stored)
 
 
 def _place(path: Path) -> tuple[int, int] | None:

@@ -359,6 +359,20 @@ def test_images_that_people_did_not_see_are_not_measured(tmp_path, change):
         measure(study, list(study.items("judged").values()), [method])
 
 
+def test_a_study_that_was_moved_with_its_images_finds_them(tmp_path):
+    method = Method("l2", lambda x, y: (x - y).square().mean((1, 2, 3)), None)
+    study = drawn_study(tmp_path / "here", 2)
+    expected = measure(study, list(study.items("judged").values()), [method])
+    study.close()
+    (tmp_path / "here").rename(tmp_path / "there")
+    study = Study.open(tmp_path / "there" / "study.db")
+    assert study.folder == tmp_path / "there" / "images"
+    assert measure(study, list(study.items("judged").values()), [method]) == expected
+    study.folder.rename(tmp_path / "gone")
+    with pytest.raises(StudyError, match="or the folder beside the file of the study"):
+        measure(Study.open(study.path), list(study.items("judged").values()), [method])
+
+
 def test_disagreements_come_with_the_strongest_first(tmp_path):
     study = bare_study(tmp_path, 4)
     for item, choice in ((1, "p0"), (1, "p0"), (1, "p0"), (2, "p0"), (3, "p1"), (3, "p1"), (4, "p0")):

@@ -28,7 +28,7 @@ _OUT = "outputs/ranking"
 _MOST_METHODS = 10  # of a table of wins in the terminal
 _DESCRIPTION = """Rank methods by people's preferences between images (Bradley-Terry), beside the order by metrics.
 
-STUDY is the file of a study that `judge serve --methods` made. METRIC is as for `bapps evaluate`: alex, vgg,
+DB is the file of a study that `judge serve --methods` made. METRIC is as for `bapps evaluate`: alex, vgg,
 alex:calibration=FILE, embedded, l2, psnr, ssim, ... A score is the log-odds of being preferred over an average method.
 Intervals draw references and observers, since answers on one image and of one person depend on each other."""
 
@@ -40,7 +40,7 @@ def add_ranking(commands: Any) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.set_defaults(run=_rank)
     add = parser.add_argument
-    add("study", metavar="STUDY", help="file of the study")
+    add("study", metavar="DB", help="file of the study")
     nets = "metrics to rank by (default: embedded l2 ssim); none: people alone"
     add("--net", "--nets", nargs="*", metavar="METRIC", help=nets)
     add("--calibration", nargs="+", default=[], metavar="FILE", help="your own calibration files to rank by as well")

@@ -256,7 +256,7 @@ def _print_report(found: Report) -> None:
 
 
 def _observers(found: Report) -> Table:
-    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE, pad_edge=False, padding=0)  # 80 columns wide
     table.add_column("observer")
     for name in ("passed", "failed", "counted", "sentinels wrong", "repeats alike", "median ms", "too fast", "slipped"):
         table.add_column(name, justify="right")

@@ -59,7 +59,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--common", action="store_true", default=None, help="--methods: images that all folders have")
     group.add_argument("--cnn", metavar="FILE", help="--images: distortions by trained networks of this file")
     group.add_argument("--test", choices=("2afc", "jnd"), help="2afc: which is nearer; jnd: same or different")
-    group.add_argument("--count", type=int, metavar="N", help="items to judge")
+    group.add_argument("--count", type=int, metavar="N", help="items to judge (200; --methods: all)")
     size = "side of patches of --images (256); larger images of others are cropped to it (512; 0: not)"
     group.add_argument("--size", type=int, metavar="PX", help=size)
     group.add_argument("--seed", type=int, metavar="N", help="random seed of items, orders and sides (0)")

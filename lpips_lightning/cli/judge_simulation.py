@@ -1,4 +1,4 @@
-"""The commands ``judge simulate`` and ``judge plan``: a study answered by simulated observers, before people are."""
+"""The command ``judge simulate``: a study answered by simulated observers, before people are."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _SIMULATE = """Answer a copy of a study by simulated observers: to try what follows before people are asked.
 
 They judge by a metric with noise, lapses and a bias of side, as `bapps make --observers simulated` has it, and go
-through practice, sentinels and repeats as people do. STUDY itself gets no answer. Reports say that answers are
+through practice, sentinels and repeats as people do. DB itself gets no answer. Reports say that answers are
 simulated: they say nothing about people."""
 
 
@@ -44,7 +44,7 @@ def add_simulation(commands: Any) -> None:
 
 def _add_study(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("study", metavar="STUDY", help="file of the study, from `judge serve`")
+    add("study", metavar="DB", help="file of the study, from `judge serve`")
     add("--judge", default="embedded", metavar="METRIC", help="metric they judge by, as for `judge rank` (embedded)")
     add_observer_options(parser)
     add("--side-bias", type=float, default=0.0, metavar="P", help="probability of choosing the left image unseen (0)")

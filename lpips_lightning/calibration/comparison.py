@@ -62,6 +62,12 @@ class Comparison:
             return "worse than the official calibration, beyond the noise"
         return "within the noise: these judgments do not tell which is better"
 
+    @property
+    def held_out(self) -> str:
+        """What was held out, in words."""
+        one = ", for which alone the intervals hold" if self.references == 1 < self.triplets else ""
+        return f"{count_of(self.triplets, 'held-out triplet')} of {count_of(self.references, 'reference')}{one}"
+
     def lines(self, name: str) -> list[str]:
         """Text for people; scores in percent.
 
@@ -69,10 +75,8 @@ class Comparison:
             name: Name of the set.
         """
         people = "-   (no triplet has votes for both)" if self.human is None else f"{100 * self.human:.2f}"
-        one = ", for which alone the intervals hold" if self.references == 1 < self.triplets else ""
-        triplets, references = count_of(self.triplets, "held-out triplet"), count_of(self.references, "reference")
         return [
-            f"{name}: 2AFC in percent on {triplets} of {references}{one}",
+            f"{name}: 2AFC in percent on {self.held_out}",
             f"  this calibration      {self.own}",
             f"  official calibration  {self.official}",
             f"  difference            {self.difference}",

@@ -87,12 +87,11 @@ class Calibrated:
     def lines(self) -> list[str]:
         """Text for people; scores in percent."""
         found, record = self.comparison, self.record
-        held_out = f"{count_of(found.triplets, 'held-out triplet')} of {count_of(found.references, 'reference')}"
         used = f"{count_of(record['judgments'], 'judgment')} by {count_of(record['observers'], 'observer')}"
         trained = f"{count_of(record['triplets'], 'triplet')}, {count_of(record['judgments_train'], 'judgment')}"
         return [
             f"{used}; trained on {trained}",
-            f"2AFC in percent on {held_out}, {count_of(record['judgments_held_out'], 'judgment')}",
+            f"2AFC in percent on {count_of(record['judgments_held_out'], 'judgment')} of {found.held_out}",
             f"  before (official)  {found.official}",
             f"  after              {found.own}",
             f"  gain               {found.difference}",
@@ -139,9 +138,16 @@ def check_study(study: Study, **rules: Any) -> None:
     if len(references) < 2:
         raise StudyError(
             f"study: expected answers that count on triplets of at least 2 references, to hold one out, got"
-            f" {count_of(len(answers), 'answer')} on {len(references)} (patches of one photograph are one); collect"
-            " more"
+            f" {count_of(len(answers), 'answer')} on {len(references)}; {_way_out(study, answers)}"
         )
+
+
+def _way_out(study: Study, answers: Sequence[Answer]) -> str:
+    if not answers and any(answer.passed is False for answer in study.answers()):
+        return "collect more, or --include-failed also counts sessions that failed their sentinels"
+    if len({study.items("judged")[answer.item].ref for answer in answers}) > 1:
+        return "patches of one photograph count as one: make a study of more photographs"
+    return "collect more"
 
 
 def calibrate(

@@ -294,7 +294,8 @@ class Study:
         """
         target = Path(path).expanduser()
         if not target.is_file():
-            raise StudyError(f"expected the file of a study, got '{target}', which does not exist")
+            why = "is a folder" if target.is_dir() else "does not exist"
+            raise StudyError(f"expected the file of a study, got '{target}', which {why}")
         try:
             connection = _connect(target)
             found = connection.execute("SELECT value FROM study WHERE key = 'format'").fetchone()

@@ -333,15 +333,27 @@ def test_patches_of_a_photograph_are_held_out_together_and_counted_as_one(tmp_pa
     assert len(held_out) == 4 and len(items) == 12
     assert not {photographs[item] for item in held_out} & {photographs[item] for item in items.keys() - held_out}
     assert found.comparison.references == 1
+    assert "8 judgments of 4 held-out triplets of 1 reference, for which alone the intervals hold" in found.lines()[1]
     assert len(Judgments.of(votes(study), study).references.unique()) == 3
 
 
-@pytest.mark.parametrize("case", ["jnd", "no answers", "one reference"])
+@pytest.mark.parametrize("case", ["jnd", "no answers", "failed", "one reference", "one photograph"])
 def test_what_cannot_be_calibrated_is_refused_with_a_way_out(tmp_path, case):
     study = bare_study(tmp_path, 5, test="jnd" if case == "jnd" else "2afc", per_reference=5)
+    if case == "one photograph":
+        write_noise(tmp_path / "photographs", ["a"])
+        design = Design(trials=5, sentinels=1, pass_mark=1, practice=0, repeats=0)
+        photographs = tmp_path / "photographs"
+        study = study_from_photographs(tmp_path / "p.db", photographs, design=design, count=5, size=32)
     if case != "no answers":
-        observe(study, random_distances(study), observers=1)
-    match = {"jnd": "judge report", "no answers": "0 answers on 0", "one reference": "5 answers on 1"}[case]
+        observe(study, random_distances(study), observers=1, passed=case != "failed")
+    match = {
+        "jnd": "judge report",
+        "no answers": "0 answers on 0; collect more$",
+        "failed": "0 answers on 0; collect more, or --include-failed",
+        "one reference": "5 answers on 1; collect more$",
+        "one photograph": "5 answers on 1; patches of one photograph count as one",
+    }[case]
     with pytest.raises(StudyError, match=match):
         check_study(study)
 

@@ -147,9 +147,8 @@ def _run(name: str, args: list[str]) -> int:
 @contextmanager
 def _own_warnings_as_notes() -> Iterator[None]:
     """Print this package's warnings as one line each, without the place in its source."""
-    import lpips_lightning
-
-    before, own = warnings.formatwarning, tuple(map(str, lpips_lightning.__path__))
+    package = sys.modules[__name__.partition(".")[0]]
+    before, own = warnings.formatwarning, tuple(map(str, package.__path__))
 
     def as_note(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
         if category is UserWarning and filename.startswith(own):

@@ -225,12 +225,23 @@ def refusal(error: RefusedError) -> JSONResponse:
 
 def address(request: Request) -> str:
     """The network of a client: its address, of IPv6 the first half."""
-    host = request.client.host if request.client else ""
+    return network_of(request.client.host if request.client else "")
+
+
+def network_of(host: str) -> str:
+    """An IPv4 address, also one that a socket of both versions tells as IPv6; of IPv6 the first half.
+
+    Example:
+        >>> network_of("192.0.2.7"), network_of("::ffff:192.0.2.7"), network_of("2001:db8::7")
+        ('192.0.2.7', '192.0.2.7', '2001:db8::/64')
+    """
     try:
         found = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return host
-    return host if found.version == 4 else str(ipaddress.ip_network((int(found) >> 64 << 64, 64)))
+    if isinstance(found, ipaddress.IPv4Address):
+        return host
+    return str(found.ipv4_mapped or ipaddress.ip_network((int(found) >> 64 << 64, 64)))
 
 
 def key_of(secret: str) -> str:
@@ -288,9 +299,16 @@ def _check_origin(request: Request, access: Access, host: str) -> None:
     """Refuse what another page of the browser sends; programs that are no browsers send neither header."""
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     own = {host.strip().lower(), urlsplit(access.url).netloc.lower()} - {""}
-    is_own = origin is None or (origin == "null" and site == "same-origin") or urlsplit(origin).netloc.lower() in own
+    is_own = origin is None or (origin == "null" and site == "same-origin") or _netloc(origin) in own
     if site not in (None, "same-origin", "none") or not is_own:
         raise RefusedError(403, "expected a request from the page of this study, got one from another page")
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:  # no address, such as http://[
+        return ""
 
 
 def _with_headers(send: Send) -> Send:

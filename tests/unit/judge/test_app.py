@@ -188,6 +188,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_nothing_inline(client):
     [
         *("/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/image/../../store.py", "/image/%2e%2e%2fstudy.db"),
         *("/image/1/../../study.db", "/image/-1", "/image/0", "/image/1.png", "/image/99999999999999999999999"),
+        f"/image/{'9' * 5000}",
         *("/judge.js/../index.html%00", "//etc/passwd", "/study.db", "/images/1.png", "/page/index.html"),
     ],
 )
@@ -244,6 +245,7 @@ def test_names_of_this_machine_are_served_at_any_port(client, host):
     [
         {"Origin": "https://evil.example"},
         {"Origin": "http://127.0.0.1:8766"},
+        {"Origin": "http://[127.0.0.1:8765"},
         {"Origin": "null"},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
@@ -324,6 +326,15 @@ def test_wrong_answers_are_refused_and_nothing_is_lost(client, study, change):
     refused(client.post("/api/answers", content=json.dumps({**GOOD, **change}), headers=JSON), 400)
     assert not study.answers()
     assert client.post("/api/answers", json=GOOD).json()["kept"]
+
+
+def test_of_what_the_page_measured_only_known_numbers_are_stored(client, study):
+    enroll(client)
+    client.get("/api/next")
+    kept = {"frames": 60, "refresh_ms": 16.67, "visible": True, "scale": 1.5}
+    wrong = {"simulated": True, "shown_ms": [5, "<b>"], "gap_ms": {}, "pixel_ratio": 1e300, "other": [[1]]}
+    client.post("/api/answers", json={**GOOD, "timing": {**kept, **wrong}})
+    assert study.answers()[0].timing == kept
 
 
 def test_a_trial_of_another_observer_cannot_be_answered(study):

@@ -311,6 +311,19 @@ class Study:
         """Whether the file is still under its name; what is written to a deleted file is lost."""
         return _place(self.path) == self._place
 
+    def check_writable(self) -> None:
+        """Write into the file, and take it back.
+
+        Raises:
+            StudyError: If that fails, as answers would.
+        """
+        try:
+            with self.transaction() as connection:
+                connection.execute("INSERT INTO study VALUES ('check', '')")
+                connection.execute("DELETE FROM study WHERE key = 'check'")
+        except sqlite3.OperationalError as error:
+            raise StudyError(f"expected a file to write answers into, got '{self.path}': {error}") from error
+
     def images(self) -> dict[int, Image]:
         """All images by number."""
         return {row[0]: Image(*row) for row in self._rows("SELECT * FROM image ORDER BY id")}

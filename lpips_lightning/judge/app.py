@@ -96,6 +96,9 @@ class _StudyPage:
 
     def __init__(self, study: Study, selector: Selector, access: Access, limits: Limits) -> None:
         self._study, self._selector, self._access = study, selector, access
+        # By its id a browser keeps observers and answers of studies apart that were served at one address in turn.
+        created = hashlib.sha256(str(study.value("created")).encode()).hexdigest()[:12]
+        self._told = {"id": created, **{name: getattr(study.design, name) for name in _TOLD}}
         self._images = ShownImages(study)
         self._observers = RateLimiter(limits.observer)
         self._enroll, self._enroll_all = RateLimiter(limits.enroll), RateLimiter(limits.enroll_all)
@@ -119,10 +122,7 @@ class _StudyPage:
         return Response(status_code=204)  # browsers ask for it unasked, and would report an error
 
     async def study(self, request: Request) -> Response:
-        design = self._study.design
-        # By it a browser keeps observers and answers of studies apart that were served at the same address in turn.
-        created = hashlib.sha256(str(self._study.value("created")).encode()).hexdigest()[:12]
-        return JSONResponse({"id": created, **{name: getattr(design, name) for name in _TOLD}})
+        return JSONResponse(self._told)
 
     async def enroll(self, request: Request) -> Response:
         body = await read_json(request)

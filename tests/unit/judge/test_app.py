@@ -62,6 +62,25 @@ def test_the_page_learns_how_the_study_is_conducted_but_not_what_gives_it_away(c
     assert not {"sentinels", "pass_mark", "repeats", "seed", "active"} & {*told}
 
 
+def test_the_server_does_not_stand_still_while_the_file_is_locked(client, study):
+    held, free = threading.Event(), threading.Event()
+
+    def hold():
+        with study.transaction():
+            held.set()
+            free.wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    timer = threading.Timer(5, free.set)
+    timer.start()
+    assert client.get("/api/study").status_code == 200 and not free.is_set()
+    timer.cancel()
+    free.set()
+    thread.join()
+
+
 def test_an_observer_enrolls_with_consent_alone_and_only_known_numbers_are_stored(client, study):
     for wrong in ({}, {"consent": False}, {"consent": 1}, {"consent": "true"}):
         assert "consent: expected true" in refused(client.post("/api/observers", json=wrong), 400)

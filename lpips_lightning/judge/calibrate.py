@@ -30,7 +30,7 @@ from lpips_lightning.judge.votes import counted, tally
 _BATCH, _STEPS, _EPOCHS = 50, 500, 10
 """Triplets of a step; least steps of a training; least epochs.
 
-Measured on 100 to 400 triplets of material appearance (Lagunas et al. 2019), alex: from the official calibration, 10
+Measured on 50 to 400 triplets of material appearance (Lagunas et al. 2019), alex: from the official calibration, 10
 epochs score 70 to 74 % on other materials, 500 steps 74 to 77 %, 2000 steps again less below 200 triplets.
 """
 _FRACTIONS, _REPETITIONS = (0.1, 0.2, 0.4, 0.7), 3

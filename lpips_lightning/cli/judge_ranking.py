@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +86,7 @@ def _check_source(study: Study) -> None:
     """
     from lpips_lightning.judge.store import StudyError
 
-    if "images" in json.loads(study.value("made_with") or "{}"):
+    if "images" in study.made_with():
         raise StudyError(
             "study: expected one of methods, from `judge serve --methods DIR`, got one of distorted photographs, whose"
             " strengths are random; `judge report` scores metrics on it"

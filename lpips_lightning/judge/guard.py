@@ -59,11 +59,12 @@ class RefusedError(Exception):
     Attributes:
         status: Status of the response.
         sentence: What the client is told.
+        wait: Seconds after which the request may be sent again; 0: not told.
     """
 
-    def __init__(self, status: int, sentence: str) -> None:
+    def __init__(self, status: int, sentence: str, wait: int = 0) -> None:
         super().__init__(sentence)
-        self.status, self.sentence = status, sentence
+        self.status, self.sentence, self.wait = status, sentence, wait
 
 
 @dataclass(frozen=True)
@@ -163,9 +164,9 @@ class RateLimiter:
         Raises:
             RefusedError: If there is none.
         """
-        seconds = self.wait(key)
+        seconds = math.ceil(self.wait(key))
         if seconds:
-            raise RefusedError(429, f"too many requests; try again in {math.ceil(seconds)} s")
+            raise RefusedError(429, f"too many requests; try again in {seconds} s", seconds)
 
 
 class Guard:
@@ -220,6 +221,8 @@ class Guard:
 def refusal(error: RefusedError) -> JSONResponse:
     """The response to a refused request; a body that was not read closes the connection."""
     headers = {"connection": "close"} if error.status in (408, 413) else {}
+    if error.wait:
+        headers["retry-after"] = str(error.wait)
     return JSONResponse({"error": error.sentence}, error.status, headers)
 
 

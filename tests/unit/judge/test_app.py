@@ -455,7 +455,9 @@ class TestLimits:
         client, other = (client_of(study, limits=Limits(observer=Rate(10, 0.001))) for _ in range(2))
         enroll(client)
         assert [client.get("/api/next").status_code for _ in range(12)] == [200] * 10 + [429] * 2
-        assert "too many requests" in client.get("/api/next").json()["error"]
+        response = client.get("/api/next")
+        assert response.json()["error"] == f"too many requests; try again in {response.headers['retry-after']} s"
+        assert 900 < int(response.headers["retry-after"]) <= 1000
         enroll(other)
         assert other.get("/api/next").status_code == 200
 

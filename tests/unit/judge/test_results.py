@@ -24,15 +24,7 @@ from lpips_lightning.judge.agreement import UNKNOWN, Ballots, Estimate
 from lpips_lightning.judge.calibrate import Point, calibrate, check_study
 from lpips_lightning.judge.export import export_answers, export_bapps, export_csv
 from lpips_lightning.judge.judged_images import measure
-from lpips_lightning.judge.observers import (
-    TOO_FAST_MS,
-    consistency,
-    excluded,
-    fatigue,
-    observer_rows,
-    repeat_pairs,
-    side_bias,
-)
+from lpips_lightning.judge.observers import TOO_FAST_MS, consistency, excluded, fatigue, observer_rows, side_bias
 from lpips_lightning.judge.report import gather, write_page
 from lpips_lightning.judge.scoring import Judgments, Outlook, difference, outlook, psychometric, score
 from lpips_lightning.judge.store import Study, StudyError
@@ -207,15 +199,6 @@ def test_consistency_is_that_of_repeats_alone(tmp_path):
         pairs[key] = answer.choice
     assert len(same) == 30 and 0 < sum(same) < 30
     assert consistency(study, 50).value == pytest.approx(sum(same) / 30)
-
-
-def test_repeats_are_found_though_the_clock_was_set_back(tmp_path, monkeypatch):
-    study, clock = bare_study(tmp_path, 1), iter(range(100, 0, -1))
-    session = study.start_session(study.enroll()[0].id).id
-    monkeypatch.setattr("lpips_lightning.judge.store.time.time", lambda: float(next(clock)))
-    for position, (reason, choice) in enumerate([("random", "p1"), ("repeat", "p1")]):
-        study.answer(study.assign(session, position, 1, reason, False).id, choice, 500.0)
-    assert [same for _, same in repeat_pairs(study)] == [True]
 
 
 def test_the_noticeable_distance_is_that_of_the_observers(tmp_path):

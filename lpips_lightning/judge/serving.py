@@ -266,7 +266,8 @@ class _Protocol(H11Protocol):
         own = network_of(host)
         if is_loopback(host) or is_loopback(own):
             return False
-        return sum(network_of(one.client[0]) == own for one in self.connections if one.client) > _FROM_ONE_ADDRESS
+        clients = (one.client for one in self.connections if isinstance(one, _Protocol))
+        return sum(client is not None and network_of(client[0]) == own for client in clients) > _FROM_ONE_ADDRESS
 
     def _end_of_unread(self) -> None:
         if self._unread is not None:

@@ -14,8 +14,9 @@ from lpips_lightning.judge.bradley_terry import fit_scores
 from lpips_lightning.judge.judged_images import measure
 from lpips_lightning.judge.ranking import Difference, Preferences, Ranking, draw, resampled_scores
 from lpips_lightning.judge.store import Study
-from lpips_lightning.judge.student import MOST_FREEDOM, quantile
+from lpips_lightning.judge.student import quantile
 
+_MOST_FREEDOM = 1000
 _DECIMALS = 12  # equal methods stay equal
 
 
@@ -208,7 +209,7 @@ def _means(
     """Mean and ends of every method."""
     if references == 1:
         return [(level + value,) * 3 for value in own.tolist()]
-    freedom = min(references - 1, MOST_FREEDOM)
+    freedom = min(references - 1, _MOST_FREEDOM)
     wide = quantile(confidence, freedom) * (references / (references - 1)) ** 0.5
     ends = zip(own.tolist(), (effects.std(0) * wide).tolist(), strict=True)
     return [(level + value, level + value - room, level + value + room) for value, room in ends]

@@ -31,11 +31,12 @@ from lpips_lightning.judge.bradley_terry import (
     is_estimable,
 )
 from lpips_lightning.judge.store import Reason, Study, StudyError
-from lpips_lightning.judge.student import MOST_FREEDOM, quantile, two_sided
+from lpips_lightning.judge.student import quantile, two_sided
 from lpips_lightning.judge.votes import counted
 
 _CHUNK = 250  # resamples at once
 _LEAST_PRIOR = 1e-3  # smaller weights only move the open end
+_MOST_FREEDOM = 1000  # beyond it, Student's t is the normal distribution
 
 
 @dataclass(frozen=True)
@@ -316,7 +317,7 @@ class _Spread:
             parts.append(torch.cov(_scores_of(_redrawn_wins(data, resamples, generator)).mT))
             signs.append(-1 if len(parts) > 1 else 1)
         freedom = min([size - 1 for size in sizes if size > 1] or [max(1, len(data.winners) - 1)])
-        freedom = min(freedom, MOST_FREEDOM)
+        freedom = min(freedom, _MOST_FREEDOM)
         return cls(tuple(parts), tuple(signs), freedom, quantile(confidence, freedom))
 
     def ends(self, value: float, contrast: Tensor) -> tuple[float, float]:

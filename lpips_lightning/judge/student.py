@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import math
 
-MOST_FREEDOM = 1000
-"""Degrees of freedom from which on the distribution is taken to be normal, nearly as it is."""
-
 
 def two_sided(t: float, freedom: int) -> float:
     """Probability that a variable with Student's t distribution is further from 0 than `t` (its two-sided p-value).

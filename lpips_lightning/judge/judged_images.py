@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -19,11 +20,42 @@ Distances = dict[int, tuple[float, float | None]]
 """Distances ``(ref, p0)`` and ``(ref, p1)`` by item; the second is None for JND."""
 
 _BATCH_PIXELS = 50 * 64 * 64
+_PATCH = re.compile(r"(photographs/.+)/\d{6,}-ref\.png")  # as `study_from_photographs` names them
 
 
 def images_of(item: Item) -> list[int]:
     """Numbers of the images of an item: the reference, then the candidates."""
     return [item.ref, item.p0, *([] if item.p1 is None else [item.p1])]
+
+
+def photograph_of(path: str) -> str:
+    """What the reference of an item comes from: patches of one photograph are related, other references are their own.
+
+    Args:
+        path: `Image.path` of the reference.
+
+    Example:
+        >>> photograph_of("photographs/holiday/beach/000012-ref.png"), photograph_of("reference/kodim01.png")
+        ('photographs/holiday/beach', 'reference/kodim01.png')
+    """
+    found = _PATCH.fullmatch(path)
+    return found[1] if found else path
+
+
+def related(study: Study, items: Iterable[Item]) -> Tensor:
+    """Number of what the reference of each item comes from, ``(M,)``: equal for items that are split and resampled
+    together.
+    """
+    images, numbers = study.images(), dict[str, int]()
+    names = [photograph_of(images[item.ref].path) for item in items]
+    return torch.tensor([numbers.setdefault(name, len(numbers)) for name in names], dtype=torch.long)
+
+
+def related_by(study: Study) -> str:
+    """What `related` tells apart, in a word."""
+    images = study.images()
+    paths = [images[item.ref].path for item in study.items("judged").values()]
+    return "photograph" if any(photograph_of(path) != path for path in paths) else "reference"
 
 
 def checked_files(study: Study, items: Iterable[Item]) -> dict[int, Path]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lpips_lightning.functional.judgments import agreement, bootstrap_interval, jnd_score
 from lpips_lightning.judge.agreement import UNKNOWN, Ballots, Components, Estimate, components
-from lpips_lightning.judge.judged_images import Distances
+from lpips_lightning.judge.judged_images import Distances, related
 from lpips_lightning.judge.store import Item, Study
 
 _NEWTON_STEPS, _RIDGE = 25, 1e-3
@@ -25,7 +25,7 @@ class Judgments:
         items: The items.
         second: Fraction of the votes for the second choice, p1 or "different", ``(M,)`` in [0, 1].
         votes: Number of votes, ``(M,)``.
-        references: Number of each item's reference, ``(M,)``.
+        references: Number of what each item's reference comes from, ``(M,)``: patches of one photograph are related.
     """
 
     items: Sequence[Item]
@@ -39,8 +39,7 @@ class Judgments:
         items = study.items("judged")
         table = torch.tensor(list(votes.values()), dtype=torch.float64).view(-1, 2)
         chosen = [items[item] for item in votes]
-        refs = torch.tensor([item.ref for item in chosen], dtype=torch.long)
-        return cls(chosen, table[:, 1] / table.sum(1), table.sum(1), refs)
+        return cls(chosen, table[:, 1] / table.sum(1), table.sum(1), related(study, chosen))
 
     def __len__(self) -> int:
         return len(self.items)

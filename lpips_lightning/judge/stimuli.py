@@ -245,20 +245,6 @@ def study_from_methods(
     return _build(out, images_out, design, seed, _filler(compared, design), report)
 
 
-def photograph_of(path: str) -> str:
-    """What the reference of an item comes from: patches of one photograph are related, other references are their own.
-
-    Args:
-        path: `Image.path` of the reference.
-
-    Example:
-        >>> photograph_of("photographs/holiday/beach/000012-ref.png"), photograph_of("reference/kodim01.png")
-        ('photographs/holiday/beach', 'reference/kodim01.png')
-    """
-    above, _, name = path.rpartition("/")
-    return above if above.startswith("photographs/") and name.endswith("-ref.png") else path
-
-
 def _check_size(size: int | None) -> None:
     if size is not None and size < _SMALLEST:
         raise ValueError(f"size: expected at least {_SMALLEST}, got {size}")

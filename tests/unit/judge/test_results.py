@@ -56,12 +56,6 @@ def drawn(tmp_path_factory):
     return found
 
 
-@pytest.fixture
-def short(monkeypatch):
-    """Trainings of few steps, where it does not matter what they find."""
-    monkeypatch.setattr("lpips_lightning.judge.calibrate._STEPS", 10)
-
-
 @pytest.mark.parametrize("test", ["2afc", "jnd"])
 @pytest.mark.parametrize("answers", ["no observer", "one answer", "one observer", "two observers", "all failed"])
 def test_a_report_of_few_answers_says_what_cannot_be_told(tmp_path, test, answers):
@@ -266,7 +260,7 @@ def test_nothing_to_export_is_said(tmp_path):
 def test_calibration_finds_the_metric_of_the_observers(drawn):
     """Its held-out score comes nearer to that of the observers' own metric than to the official one."""
     study, hidden = drawn["2afc"]
-    found = calibrate(study, "embedded", val_fraction=0.34, lr=3e-3, curve=False)
+    found = calibrate(study, "embedded", val_fraction=0.34, curve=False)
     record = found.record
     held_out = record["held_out_items"]
     table = votes(study)
@@ -290,18 +284,17 @@ def test_every_training_starts_at_the_official_calibration(tmp_path, monkeypatch
     observe(study, random_distances(study), observers=2)
     starts = []
 
-    def train(data, start, lr, seed):
+    def train(data, start, answers):
         starts.append({layer: weight.clone() for layer, weight in start.items()})
         return {layer: weight + 1 for layer, weight in start.items()}
 
-    monkeypatch.setattr("lpips_lightning.judge.calibrate.train", train)
+    monkeypatch.setattr("lpips_lightning.judge.calibrate.fit_map", train)
     calibrate(study, "embedded")
     official = TrainableLPIPS("embedded", init="official").calibration
     assert len(starts) > 3
     assert all(torch.equal(one[layer], weight) for one in starts for layer, weight in official.items())
 
 
-@pytest.mark.usefixtures("short")
 def test_a_gain_within_the_noise_is_said_and_the_file_is_written(tmp_path):
     study = drawn_study(tmp_path, 12)
     observe(study, random_distances(study), observers=2)
@@ -376,7 +369,6 @@ def test_figures_are_readable(tmp_path, drawn, figure, name):
     assert not saved_faults(draw, tmp_path / "figure.png")
 
 
-@pytest.mark.usefixtures("short")
 def test_commands_from_a_study_to_a_metric(tmp_path, drawn, capsys):
     study, _ = drawn["2afc"]
     db, out = str(study.path), tmp_path / "own.safetensors"

@@ -45,6 +45,7 @@ def add_ranking(commands: Any) -> None:
     add("--net", "--nets", nargs="*", metavar="METRIC", help=nets)
     add("--calibration", nargs="+", default=[], metavar="FILE", help="your own calibration files to rank by as well")
     add("--active", action="store_true", help="also count trials that were chosen since metrics are unsure")
+    add("--include-failed", action="store_true", help="also count sessions that failed their sentinels")
     add("--resamples", type=int, default=1000, metavar="N", help="bootstrap resamples (default 1000)")
     add("--seed", type=int, default=0, metavar="N", help="random seed of the intervals (default 0)")
     add_device_option(parser)
@@ -67,7 +68,7 @@ def _rank(options: argparse.Namespace) -> None:
     names = list(dict.fromkeys(["embedded", "l2", "ssim"] if options.net is None else options.net))
     with closing(Study.open(options.study)) as study:
         _check_source(study)
-        data = preferences(study, COUNTED if options.active else ("random",))
+        data = preferences(study, COUNTED if options.active else ("random",), options.include_failed)
         require_backbones(names, "--net")
         metrics = [*map(parse_method, names), *_own_calibrations(options.calibration)]
         ranking = rank(data, options.resamples, options.seed)

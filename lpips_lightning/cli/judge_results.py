@@ -130,6 +130,7 @@ def _report(options: argparse.Namespace) -> None:
         if not getattr(options, name) >= least:
             raise ValueError(f"{name.replace('_', '-')}: expected at least {least}, got {getattr(options, name)}")
 
+    from lpips_lightning.io.tensor_files import read_record
     from lpips_lightning.judge import report
     from lpips_lightning.judge.store import Study
 
@@ -149,6 +150,9 @@ def _report(options: argparse.Namespace) -> None:
         _print_report(found)
         report.write_tables(found, out)
         pictures = report.draw(found, out)
+        own = [Path(file) for file in options.calibration if Path(file).stem in held_out or file in held_out]
+        if own:
+            pictures |= report.draw_learning(read_record(own[0].expanduser()), out)
         _remove_old_figures(out, pictures, options.force)
         report.write_page(found, pictures, _run_rows(options, start), out / report.PAGE)
     written = [report.PAGE, *report.CSVS, *(file for one in pictures.values() for file in one.files)]

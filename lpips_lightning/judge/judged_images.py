@@ -43,9 +43,7 @@ def photograph_of(path: str) -> str:
 
 
 def related(study: Study, items: Iterable[Item]) -> Tensor:
-    """Number of what the reference of each item comes from, ``(M,)``: equal for items that are split and resampled
-    together.
-    """
+    """Number of what the reference of each item comes from, ``(M,)``; equal where it is one photograph or file."""
     images, numbers = study.images(), dict[str, int]()
     names = [photograph_of(images[item.ref].path) for item in items]
     return torch.tensor([numbers.setdefault(name, len(numbers)) for name in names], dtype=torch.long)

@@ -240,7 +240,8 @@ def save_ranking(ranking: Ranking, metrics: Sequence[MetricRanking], path: str |
 def _caption(ranking: Ranking, metrics: Sequence[MetricRanking], note: str, inches: float) -> list[str]:
     """Lines below the figure."""
     red = "red: the metric reverses a pair that people tell apart"
-    lines = [overview(ranking), f"{level(ranking)} intervals", *([red] if any(map(_reversed, metrics)) else []), note]
+    about = f"{overview(ranking)}; {level(ranking)} intervals"
+    lines = [about, *([red] if any(map(_reversed, metrics)) else []), note]
     return [line for text in lines if text for line in wrap(text, int(inches * 16))]
 
 

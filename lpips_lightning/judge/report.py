@@ -17,6 +17,7 @@ from lpips_lightning.io.image_folders import count_of
 from lpips_lightning.io.tables import write_table
 from lpips_lightning.judge import report_figures as figures
 from lpips_lightning.judge.agreement import FEW_OBSERVERS, UNKNOWN, Ballots, Estimate, between
+from lpips_lightning.judge.calibrate import Point
 from lpips_lightning.judge.judged_images import Distances
 from lpips_lightning.judge.observers import (
     TOO_FAST_MS,
@@ -35,7 +36,7 @@ from lpips_lightning.judge.store import Answer, Study
 from lpips_lightning.judge.votes import counted, tally
 
 CSVS = ("numbers.csv", "observers.csv", "metrics.csv", "differences.csv")
-FIGURES = ("scores", "outlook", "threshold", "disagreements")
+FIGURES = ("scores", "outlook", "learning", "threshold", "disagreements")
 PAGE = "report.html"
 BASELINES = ("l2", "ssim")
 """Methods that need no weights, below the networks in every report."""
@@ -364,6 +365,24 @@ def draw(report: Report, out: Path) -> dict[str, Picture]:
         if drawn:
             found["disagreements"] = picture(drawn, WIDTHS["text"], text, text)
     return found
+
+
+def draw_learning(record: Mapping[str, Any], out: Path) -> dict[str, Picture]:
+    """Draw the learning curve that a calibration file of `judge calibrate` holds.
+
+    Args:
+        record: Record of the file.
+        out: Output folder.
+
+    Returns:
+        The figure, by its name in `FIGURES`.
+    """
+    curve = [Point(*row) for row in record["learning_curve"]]
+    before = Estimate(record["scores"]["held-out"]["official"], math.nan, math.nan)
+    ceiling = Estimate(*record["ceiling"]) if record["ceiling"] else UNKNOWN
+    drawn = figures.draw_learning(curve, before, ceiling, out / "learning.png")
+    text = "Held-out 2AFC score of the calibration, by the judgments that it was trained on; gray: random parts."
+    return {"learning": picture(drawn, WIDTHS["column"], "Learning curve of the calibration", text)}
 
 
 def write_page(report: Report, pictures: Mapping[str, Picture], run: Mapping[str, str], path: Path) -> None:

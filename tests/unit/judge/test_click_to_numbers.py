@@ -1,4 +1,4 @@
-"""From the image that a person clicks, by its pixels, to every number that follows: no side or candidate is exchanged."""
+"""From the image that a person clicks, by its pixels, to every number that follows: sides and candidates are right."""
 
 import csv
 import io

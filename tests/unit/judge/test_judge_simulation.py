@@ -65,6 +65,20 @@ def test_what_comes_next_depends_on_what_is_compared(capsys):
     assert "got one of distorted photographs" in capsys.readouterr().err
 
 
+def test_failed_sessions_count_only_if_asked_for(capsys):
+    assert main([*SIMULATE, "--observers", "6", "--lapse", "1"]) == 0
+    study = Study.open("answered.db")
+    failed = [session.passed for session in study.sessions()].count(False)
+    study.close()
+    said = []
+    for more in ([], ["--include-failed"]):
+        capsys.readouterr()
+        main(["judge", "rank", "answered.db", "--net", "--resamples", "10", "--force", "--out", "r", *more])
+        said.append(capsys.readouterr().out)
+    counts = [int(text.split()[0]) for text in said]  # "60 answers by 2 observers on ..."
+    assert failed and counts[0] < counts[1] and " by 6 observers on 6 references" in said[1]
+
+
 def test_equal_seeds_give_equal_answers_and_others_do_not():
     found = []
     for number, seed in enumerate(("1", "1", "2")):
@@ -118,7 +132,6 @@ def test_report_and_calibration_say_that_answers_are_simulated(capsys, monkeypat
     assert note in " ".join(capsys.readouterr().out.split())
     assert note in Path("outputs/judge/report/report.html").read_text(encoding="utf-8")
     monkeypatch.setattr(calibrate, "_learning_curve", lambda *args: [])
-    monkeypatch.setattr(calibrate, "_STEPS", 2)
     study = Study.open("answered.db")
     found = calibrate.calibrate(study, "embedded", val_fraction=0.4)
     study.close()

@@ -1,5 +1,6 @@
 """Agreement of observers: closed forms, a published example, independent computations, and intervals that cover."""
 
+import dataclasses
 from itertools import combinations
 
 import pytest
@@ -102,6 +103,26 @@ def test_observers_who_differ_widen_the_interval():
     (one, _), (other, _) = between(kinds, 200), between(dealt, 200)
     assert one.value == other.value
     assert one.half > 2 * other.half > 0
+
+
+def test_votes_that_happen_to_agree_leave_an_interval():
+    item, observer = torch.arange(3).repeat_interleave(2), torch.arange(2).repeat(3)
+    found = between(Ballots(item, observer, item % 2, range(3), "ab"), resamples=20)
+    for one, lowest in zip(found, (0.0, -1.0), strict=True):
+        assert one.value == one.high == 1 and lowest < one.low < 0.5
+
+
+def test_patches_of_one_photograph_tell_as_little_as_one():
+    """Ten photographs, of which half are hard, with eight patches each."""
+    item, observer = torch.arange(80).repeat_interleave(4), torch.arange(4).repeat(80)
+    hard = (item // 8) % 2 == 0
+    ballots = Ballots(item, observer, torch.where(hard, observer % 2, 0), range(80), "abcd")
+    alone, _ = between(ballots, 300)
+    together, _ = between(dataclasses.replace(ballots, references=torch.arange(80) // 8), 300)
+    assert together.value == alone.value
+    assert together.half > 2 * alone.half
+    one, _ = between(dataclasses.replace(ballots, references=torch.zeros(80, dtype=torch.long)), 300)
+    assert one == alone  # nothing to resample but items
 
 
 @pytest.mark.parametrize("votes", [0, 1])

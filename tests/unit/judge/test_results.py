@@ -18,16 +18,18 @@ from lpips_lightning.data.bapps import JNDDataset, TwoAFCDataset
 from lpips_lightning.data.triplets import TripletDataset, read_triplets
 from lpips_lightning.evaluation.methods import Method
 from lpips_lightning.functional.judgments import jnd_score, two_afc_score
+from lpips_lightning.io.image_files import write_image
 from lpips_lightning.io.tensor_files import read_record
 from lpips_lightning.judge import report_figures as figures
 from lpips_lightning.judge.agreement import UNKNOWN, Ballots, Estimate
 from lpips_lightning.judge.calibrate import Point, calibrate, check_study
 from lpips_lightning.judge.export import export_answers, export_bapps, export_csv
-from lpips_lightning.judge.judged_images import measure
+from lpips_lightning.judge.judged_images import measure, photograph_of
 from lpips_lightning.judge.observers import TOO_FAST_MS, consistency, excluded, fatigue, observer_rows, side_bias
 from lpips_lightning.judge.report import gather, write_page
 from lpips_lightning.judge.scoring import Judgments, Outlook, difference, outlook, psychometric, score
-from lpips_lightning.judge.store import Study, StudyError
+from lpips_lightning.judge.stimuli import study_from_photographs
+from lpips_lightning.judge.store import Design, Study, StudyError
 from lpips_lightning.judge.votes import counted, tally, votes
 
 
@@ -276,6 +278,30 @@ def test_calibration_finds_the_metric_of_the_observers(drawn):
     assert not {table[item] and study.items()[item].ref for item in held_out} & {
         study.items()[item].ref for item in table if item not in held_out
     }
+
+
+def test_patches_of_one_photograph_are_held_out_and_resampled_together(tmp_path):
+    """Else what a calibration learned on one patch would be scored on another one of the same photograph."""
+    for number in range(4):
+        noise = torch.rand(3, 48, 48, generator=torch.Generator().manual_seed(number))
+        write_image(noise, tmp_path / "photographs" / f"{number}.png")
+    design = Design(trials=12, sentinels=1, pass_mark=1, practice=0, repeats=0)
+    study = study_from_photographs(tmp_path / "s.db", tmp_path / "photographs", count=12, size=32, design=design)
+    distances = random_distances(study)
+    observe(study, distances, observers=2)
+    found = calibrate(study, "embedded", val_fraction=0.5, curve=False)
+    images, items = study.images(), study.items("judged")
+    parts = {True: set(), False: set()}
+    for item in items.values():
+        parts[item.id in found.record["held_out_items"]].add(photograph_of(images[item.ref].path))
+    assert len(parts[True]) == len(parts[False]) == 2 and not parts[True] & parts[False]
+    assert found.comparison.references == 2 and "6 held-out triplets of 2 photographs" in found.lines()[1]
+    judged = Judgments.of(votes(study), study)
+    assert judged.references.unique(return_counts=True)[1].tolist() == [3] * 4
+    ballots = Ballots.of(counted(study), study)
+    assert ballots.references.tolist() == judged.references.tolist()
+    write_page(gather(study, {"metric": distances}, resamples=20), {}, {}, tmp_path / "report.html")
+    assert "95 % intervals over photographs" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_every_training_starts_at_the_official_calibration(tmp_path, monkeypatch):

@@ -259,10 +259,12 @@ def test_nothing_to_export_is_said(tmp_path):
     assert export_csv(study, tmp_path / "votes.csv", failed=True) == 10
 
 
-def test_calibration_finds_the_metric_of_the_observers(drawn):
+def test_calibration_finds_the_metric_of_the_observers(tmp_path):
     """Its held-out score comes nearer to that of the observers' own metric than to the official one."""
-    study, hidden = drawn["2afc"]
-    found = calibrate(study, "embedded", val_fraction=0.34, curve=False)
+    study = drawn_study(tmp_path, 400)
+    hidden = measure(study, list(study.items("judged").values()), [Method("hidden", hidden_judge(), None)])["hidden"]
+    observe(study, hidden, observers=6, noise=0.2, repeats=4, seed=1)
+    found = calibrate(study, "embedded", curve=False)
     record = found.record
     held_out = record["held_out_items"]
     table = votes(study)
@@ -271,8 +273,8 @@ def test_calibration_finds_the_metric_of_the_observers(drawn):
     before, after = found.comparison.official.value, found.comparison.own.value
     assert after - before > 0.5 * (best - before) > 0.05
     assert after > found.ceiling.value - 0.05
-    assert (record["judgments"], record["observers"], record["excluded"]) == (720, 6, 24)
-    assert record["judgments_train"] + record["judgments_held_out"] == 720
+    assert (record["judgments"], record["observers"], record["excluded"]) == (2400, 6, 24)
+    assert record["judgments_train"] + record["judgments_held_out"] == 2400
     assert record["scores"]["held-out"]["2afc"] == after
     assert record["learning_curve"] == [[record["judgments_train"], len(table) - len(held_out), [after]]]
     assert not {table[item] and study.items()[item].ref for item in held_out} & {

@@ -272,7 +272,8 @@ class Components(NamedTuple):
     """Variance of a mean over answers, by what it comes from.
 
     Attributes:
-        items: Of a single item's expected value.
+        items: Of a single item's expected value, such that the mean over items has it divided by their number: items of
+            one reference, which have something in common, add more than others.
         observers: Of a single observer's deviation from the others.
         answers: Of a single answer.
     """
@@ -307,9 +308,16 @@ def components(ballots: Ballots, values: Tensor) -> Components | None:
     within = (values.double() - mean[ballots.item]).square()
     squares = torch.zeros_like(mean).index_add(0, ballots.item, within)
     answers = float(squares[several].sum() / (votes[several] - 1).sum())
-    items = max(0.0, float(mean.var()) - answers * float((1 / votes).mean()))
+    items = max(0.0, _item_variance(ballots, mean) - answers * float((1 / votes).mean()))
     observers = _observer_variance(ballots, values.double(), votes, mean)
     return Components(items, observers, max(0.0, answers - observers))
+
+
+def _item_variance(ballots: Ballots, mean: Tensor) -> float:
+    """Number of items times the variance of the mean over items of their values ``(I,)``."""
+    groups, units = _units(ballots, torch.ones(len(mean), dtype=torch.bool))
+    sums = torch.zeros(units, dtype=torch.float64).index_add(0, groups, mean - mean.mean())
+    return float(sums.square().sum()) / len(mean) * units / (units - 1)
 
 
 def _group_means(values: Tensor, weights: Tensor, groups: Tensor, count: int) -> tuple[Tensor, Tensor]:

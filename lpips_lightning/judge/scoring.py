@@ -316,6 +316,7 @@ def _answers_right(distances: Distances, ballots: Ballots) -> tuple[Ballots, Ten
         ballots.second[chosen],
         [item for item in ballots.items if item in distances],
         ballots.observers,
+        None if ballots.references is None else ballots.references[known],
     )
     pairs = torch.tensor([distances[item] for item in kept.items], dtype=torch.float64)
     return kept, agreement(pairs[kept.item, 0], pairs[kept.item, 1], kept.second.double())

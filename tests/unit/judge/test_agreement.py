@@ -155,3 +155,18 @@ def test_variance_components_are_those_of_the_simulation():
     mean = found.of_mean(torch.full((items,), people), people)
     assert mean.items == pytest.approx(found.items / items)
     assert mean.answers == pytest.approx(found.answers / len(item))
+
+
+def test_items_of_one_reference_have_their_reference_in_common():
+    """Variance of the mean over items: of the references by their number, of the items by theirs."""
+    generator = torch.Generator().manual_seed(0)
+    references, each, people = 400, 5, 4
+    item, observer = torch.arange(2000).repeat_interleave(people), torch.arange(people).repeat(2000)
+    reference = torch.arange(references).repeat_interleave(each)
+    own = 0.5 * torch.randn(2000, generator=generator).double()
+    common = 0.8 * torch.randn(references, generator=generator).double()
+    values = own[item] + common[reference[item]] + torch.randn(len(item), generator=generator).double()
+    ballots = Ballots(item, observer, torch.zeros_like(item), range(2000), "abcd", reference)
+    mean = components(ballots, values).of_mean(torch.full((2000,), people), people)
+    assert mean.items == pytest.approx(0.64 / references + 0.25 / 2000, rel=0.15)
+    assert mean.answers == pytest.approx(1 / 8000, rel=0.1)

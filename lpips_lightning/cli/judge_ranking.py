@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lpips_lightning.cli.evaluate import require_backbones
 from lpips_lightning.cli.options import add_device_option, choose_device
-from lpips_lightning.io.arguments import NETS
 from lpips_lightning.io.atomic import choose_output_folder
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.figures import require_matplotlib
@@ -21,6 +16,7 @@ from lpips_lightning.io.progress import progress_report
 if TYPE_CHECKING:
     from lpips_lightning.evaluation.methods import Method
     from lpips_lightning.judge.metric_ranking import MetricRanking
+    from lpips_lightning.judge.own_calibrations import OwnCalibration
     from lpips_lightning.judge.ranking import Preferences, Ranking
     from lpips_lightning.judge.store import Study
 
@@ -56,6 +52,7 @@ def add_ranking(commands: Any) -> None:
 def _rank(options: argparse.Namespace) -> None:
     from lpips_lightning.evaluation.methods import parse_method
     from lpips_lightning.judge import ranking_report as report
+    from lpips_lightning.judge.own_calibrations import own_calibrations
     from lpips_lightning.judge.ranking import preferences, rank
     from lpips_lightning.judge.simulated import simulation_note
     from lpips_lightning.judge.store import Study
@@ -69,11 +66,12 @@ def _rank(options: argparse.Namespace) -> None:
     with closing(Study.open(options.study)) as study:
         _check_source(study)
         data = preferences(study, COUNTED if options.active else ("random",), options.include_failed)
-        require_backbones(names, "--net")
-        metrics = [*map(parse_method, names), *_own_calibrations(options.calibration)]
+        own = own_calibrations(options.calibration, study, names)
+        require_backbones([*names, *(one.method for one in own)], "--net")
+        metrics = [*map(parse_method, names), *(one.load() for one in own)]
         ranking = rank(data, options.resamples, options.seed)
         rankings = _metric_rankings(study, data, ranking, metrics, options)
-        note = " ".join(filter(None, [simulation_note(study.answers()), _trained_note(options.calibration, study)]))
+        note = " ".join(filter(None, [simulation_note(study.answers()), _trained_note(own)]))
     _print(ranking, rankings, note)
     files = report.save(ranking, rankings, out, note)
     written = f"Written to {out}: {', '.join(file.name for file in files)}"
@@ -88,36 +86,16 @@ def _check_source(study: Study) -> None:
     """
     from lpips_lightning.judge.store import StudyError
 
-    if "images" in json.loads(study.value("made_with") or "{}"):
+    if "images" in study.made_with():
         raise StudyError(
             "study: expected one of methods, from `judge serve --methods DIR`, got one of distorted photographs, whose"
             " strengths are random; `judge report` scores metrics on it"
         )
 
 
-def _own_calibrations(files: list[str]) -> Iterator[Method]:
-    """Methods of calibration files, under the names of the files."""
-    from lpips_lightning.evaluation.methods import parse_method
-    from lpips_lightning.io.tensor_files import read_record
-
-    for file in files:
-        net = read_record(Path(file).expanduser()).get("net_type")
-        if net not in NETS:
-            raise ValueError(
-                f"calibration: expected a file of `judge calibrate` or `calibration fast`, got {file!r};"
-                " --net alex:calibration=FILE takes any other"
-            )
-        require_backbones([str(net)], "--net")
-        yield replace(parse_method(f"{net}:calibration={file}"), name=Path(file).stem if len(files) < 2 else file)
-
-
-def _trained_note(files: list[str], study: Study) -> str:
+def _trained_note(calibrations: list[OwnCalibration]) -> str:
     """Says which calibrations have seen these people's answers."""
-    from lpips_lightning.io.tensor_files import read_record
-    from lpips_lightning.judge.calibrate import study_digest
-
-    records = {file: read_record(Path(file).expanduser()).get("study") or {} for file in files}
-    seen = [file for file, record in records.items() if record.get("digest") == study_digest(study)]
+    seen = [one.file for one in calibrations if one.held_out is not None]
     return f"Trained on answers of this study, so that it agrees too well: {', '.join(seen)}." if seen else ""
 
 

@@ -15,6 +15,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
+from lpips_lightning.cli.evaluate import require_backbones
 from lpips_lightning.cli.options import add_device_option, choose_device
 from lpips_lightning.io.arguments import NETS
 from lpips_lightning.io.atomic import check_output_path, choose_output_folder, new_version
@@ -24,9 +25,9 @@ from lpips_lightning.io.progress import progress_report
 from lpips_lightning.io.streams import is_stream, name_streams
 
 if TYPE_CHECKING:
-    from lpips_lightning.evaluation.methods import Method
     from lpips_lightning.judge.calibrate import Calibrated
     from lpips_lightning.judge.judged_images import Distances
+    from lpips_lightning.judge.own_calibrations import OwnCalibration
     from lpips_lightning.judge.report import Report
     from lpips_lightning.judge.store import Study
 
@@ -130,19 +131,21 @@ def _report(options: argparse.Namespace) -> None:
         if not getattr(options, name) >= least:
             raise ValueError(f"{name.replace('_', '-')}: expected at least {least}, got {getattr(options, name)}")
 
-    from lpips_lightning.io.tensor_files import read_record
     from lpips_lightning.judge import report
+    from lpips_lightning.judge.own_calibrations import own_calibrations
     from lpips_lightning.judge.store import Study
 
     names = (report.PAGE, *report.CSVS, *(f"{name}.{kind}" for name in report.FIGURES for kind in ("png", "pdf")))
     with closing(Study.open(options.study)) as study:
         require_matplotlib("judge report: figures need")
         out = choose_output_folder(options.out, _REPORT_OUT, options.force, names)
-        distances, held_out = _distances(options, study)
+        nets = list(dict.fromkeys([*(_default_nets() if options.net is None else options.net), *report.BASELINES]))
+        calibrations = own_calibrations(options.calibration, study, nets)
+        own = [one for one in calibrations if one.held_out is not None]
         found = report.gather(
             study,
-            distances,
-            held_out=held_out,
+            _distances(options, study, nets, calibrations),
+            held_out={one.name: one.held_out for one in own if one.held_out is not None},
             resamples=options.resamples,
             too_fast_ms=options.too_fast,
             more=options.more,
@@ -150,9 +153,8 @@ def _report(options: argparse.Namespace) -> None:
         _print_report(found)
         report.write_tables(found, out)
         pictures = report.draw(found, out)
-        own = [Path(file) for file in options.calibration if Path(file).stem in held_out or file in held_out]
         if own:
-            pictures |= report.draw_learning(read_record(own[0].expanduser()), out)
+            pictures |= report.draw_learning(own[0].record, out)
         _remove_old_figures(out, pictures, options.force)
         report.write_page(found, pictures, _run_rows(options, start), out / report.PAGE)
     written = [report.PAGE, *report.CSVS, *(file for one in pictures.values() for file in one.files)]
@@ -173,64 +175,30 @@ def _remove_old_figures(out: Path, pictures: Mapping[str, Any], force: bool) -> 
                 (out / f"{name}.{kind}").unlink(missing_ok=True)
 
 
-def _distances(options: argparse.Namespace, study: Study) -> tuple[dict[str, Distances], dict[str, Sequence[int]]]:
-    """Distances by metric, measured and stored; and the items that calibrations on this study were not trained on."""
-    from lpips_lightning.backbones.offline import require_backbone
+def _distances(
+    options: argparse.Namespace, study: Study, names: Sequence[str], own: Sequence[OwnCalibration]
+) -> dict[str, Distances]:
+    """Distances by metric, measured and stored."""
     from lpips_lightning.evaluation.methods import parse_method
     from lpips_lightning.judge.judged_images import measure
-    from lpips_lightning.judge.report import BASELINES
     from lpips_lightning.judge.votes import votes
 
-    names = list(dict.fromkeys([*(_default_nets() if options.net is None else options.net), *BASELINES]))
-    calibrations = _calibrations(options.calibration, study)
-    for name in [*names, *(method for method, _ in calibrations.values())]:
-        net, _, variant = name.partition(":")
-        if variant in ("", "baseline") or variant.startswith("calibration="):
-            require_backbone(net, "--net")
+    require_backbones([*names, *(one.method for one in own)], "--net")
+    methods = [*map(parse_method, names), *(one.load() for one in own)]
     voted = votes(study)
-    stored = {f"{name} (stored)": found for name, found in study.distances().items()}
-    methods = [parse_method(name) for name in names]
-    methods += [_renamed(parse_method(method), name) for name, (method, _) in calibrations.items()]
     if not voted:
-        return {}, {}
+        return {}
     device = choose_device(options.device)
     items = [item for number, item in study.items("judged").items() if number in voted]
     with progress_report("items") as progress:
         measured = measure(study, items, methods, size=options.size or None, device=device, report=progress)
-    held_out: dict[str, Sequence[int]] = {name: one for name, (_, one) in calibrations.items() if one is not None}
-    return {**measured, **stored}, held_out
+    return {**measured, **{f"{name} (stored)": found for name, found in study.distances().items()}}
 
 
 def _default_nets() -> list[str]:
     from lpips_lightning.backbones.definition import BACKBONES
 
     return [*(name for name in ("alex", "vgg") if BACKBONES[name].is_available), "embedded"]
-
-
-def _calibrations(files: Sequence[str], study: Study) -> dict[str, tuple[str, list[int] | None]]:
-    """Method by the name of each calibration file, and the items that it was not trained on if it is of this study."""
-    from lpips_lightning.io.tensor_files import read_record
-    from lpips_lightning.judge.calibrate import study_digest
-
-    found: dict[str, tuple[str, list[int] | None]] = {}
-    for file in files:
-        record = read_record(Path(file).expanduser())
-        net = record.get("net_type")
-        if net not in NETS or str(record.get("mode", "lin")) != "lin":
-            raise ValueError(
-                f"calibration: expected a file of `judge calibrate` or `calibration fast`, got {file!r};"
-                " --net alex:calibration=FILE scores any other"
-            )
-        of_this = record.get("study", {}).get("digest") == study_digest(study)
-        name = Path(file).stem if Path(file).stem not in found else file
-        found[name] = f"{net}:calibration={file}", list(record["held_out_items"]) if of_this else None
-    return found
-
-
-def _renamed(method: Method, name: str) -> Method:
-    from dataclasses import replace
-
-    return replace(method, name=name)
 
 
 def _print_report(found: Report) -> None:

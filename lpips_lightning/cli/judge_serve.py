@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -34,7 +33,6 @@ _NUMBERS = {
     "shown-ms": "JND: duration of each image (1000)",
     "gap-ms": "JND: gap between the images (250)",
 }
-_KEY = "made_with"
 
 
 def add_serve(commands: Any) -> None:
@@ -113,7 +111,7 @@ def _selector(study: Study, weights: str | None) -> Selector:
         return random_selector
     from lpips_lightning.judge.item_features import item_features, start_calibration
 
-    made = json.loads(study.value(_KEY) or "{}")
+    made = study.made_with()
     names, weights = (made.get("net") or "embedded", made.get("second_net")), weights or made.get("weights")
     networks = [_network(name, weights) for name in names if name]
     with progress_report("items") as report:
@@ -191,10 +189,10 @@ def _resumed(options: argparse.Namespace) -> Study:
 
 
 def _check_same(options: argparse.Namespace, study: Study) -> None:
-    given, stored = _given_design(options), study.value(_KEY)  # --weights may have moved
+    given, stored = _given_design(options), study.made_with()  # --weights may have moved
     has = {name: getattr(study.design, name) for name in given}
-    if stored is not None:  # else the program ended before it could be written
-        given, has = {**given, **_made_with(options)}, {**dict.fromkeys(_MADE_WITH), **json.loads(stored), **has}
+    if stored:  # else the program ended before it could be written
+        given, has = {**given, **_made_with(options)}, {**dict.fromkeys(_MADE_WITH), **stored, **has}
         given.pop("weights", None)
     for name, value in given.items():
         if value != has[name]:
@@ -218,7 +216,7 @@ def _new(options: argparse.Namespace) -> Study:
                 _network(net, options.weights)  # missing weights are told before images are written
     with progress_report("items") as report, _errors_as_typed(options):
         study = _source(options, design, report)
-    study.set_value(_KEY, json.dumps(made))
+    study.set_made_with(made)
     return study
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from contextlib import closing
 from pathlib import Path
@@ -76,9 +75,8 @@ def _simulate(options: argparse.Namespace) -> None:
 
 def _next_action(study: Study) -> str:
     """What follows: methods are ranked, unless they are the distortions of photographs."""
-    made_with = json.loads(study.value("made_with") or "{}")
     compared = [item for item in study.items("judged").values() if item.method0 and item.method0 != item.method1]
-    return "rank" if compared and study.design.test == "2afc" and "images" not in made_with else "report"
+    return "rank" if compared and study.design.test == "2afc" and "images" not in study.made_with() else "report"
 
 
 def _check_counts(options: argparse.Namespace) -> None:

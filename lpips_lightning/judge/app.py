@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import sqlite3
 from collections.abc import Awaitable, Callable
 from functools import cache
@@ -51,6 +52,8 @@ _TOLD = (
     *("title", "test", "question", "instructions", "consent", "shown_ms", "gap_ms", "slip_ms", "break_every"),
     *("trials", "practice", "votes"),
 )
+_MEASURED = ("frames", "gap_ms", "refresh_ms", "scale", "pixel_ratio")
+_SHOWN = 2  # images whose duration the page measures
 _logger = logging.getLogger(__name__)
 
 
@@ -76,7 +79,7 @@ def create_app(
     routes = [Route(path, page.file) for path in _PAGE]
     routes += [
         Route("/favicon.ico", page.no_icon),
-        Route("/image/{number:int}", page.image),
+        Route("/image/{number}", page.image),
         Route("/api/study", page.study),
         Route("/api/observers", page.enroll, methods=["POST"]),
         Route("/api/resume", page.resume, methods=["POST"]),
@@ -93,6 +96,9 @@ class _StudyPage:
 
     def __init__(self, study: Study, selector: Selector, access: Access, limits: Limits) -> None:
         self._study, self._selector, self._access = study, selector, access
+        # By its id a browser keeps observers and answers of studies apart that were served at one address in turn.
+        created = hashlib.sha256(str(study.value("created")).encode()).hexdigest()[:12]
+        self._told = {"id": created, **{name: getattr(study.design, name) for name in _TOLD}}
         self._images = ShownImages(study)
         self._observers = RateLimiter(limits.observer)
         self._enroll, self._enroll_all = RateLimiter(limits.enroll), RateLimiter(limits.enroll_all)
@@ -116,10 +122,7 @@ class _StudyPage:
         return Response(status_code=204)  # browsers ask for it unasked, and would report an error
 
     async def study(self, request: Request) -> Response:
-        design = self._study.design
-        # By it a browser keeps observers and answers of studies apart that were served at the same address in turn.
-        created = hashlib.sha256(str(self._study.value("created")).encode()).hexdigest()[:12]
-        return JSONResponse({"id": created, **{name: getattr(design, name) for name in _TOLD}})
+        return JSONResponse(self._told)
 
     async def enroll(self, request: Request) -> Response:
         body = await read_json(request)
@@ -166,14 +169,14 @@ class _StudyPage:
             raise RefusedError(400, "response_ms: expected a number of milliseconds")
         self._check_in_place()
         found = await run_in_threadpool(
-            record_answer, self._study, observer, trial, choice[:20], float(response_ms), timing
+            record_answer, self._study, observer, trial, choice[:20], float(response_ms), _timing(timing)
         )
         feedback = None if found.expected is None else {"right": found.right, "expected": found.expected}
         return JSONResponse({"kept": found.kept, "feedback": feedback})
 
     async def image(self, request: Request) -> Response:
         await self._observer(request)
-        number = request.path_params["number"]
+        number = _image_number(request.path_params["number"])
         digest = self._images.digest(number)
         shown = await run_in_threadpool(self._images.get, number)
         if shown is None:
@@ -222,6 +225,20 @@ def _client(found: object) -> dict[str, float | bool]:
     numbers = {name: given[name] for name in ("width", "height", "pixel_ratio") if name in given}
     kept = {name: value for name, value in numbers.items() if is_number(value)}
     return {**kept, **({"touch": given["touch"]} if isinstance(given.get("touch"), bool) else {})}
+
+
+def _timing(given: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of what the page measured; no other key, since some mean something in the file."""
+    numbers = {name: given[name] for name in _MEASURED if is_number(given.get(name))}
+    shown, visible = given.get("shown_ms"), given.get("visible")
+    if isinstance(shown, list) and len(shown) <= _SHOWN and all(map(is_number, shown)):
+        numbers["shown_ms"] = shown
+    return {**numbers, **({"visible": visible} if isinstance(visible, bool) else {})}
+
+
+def _image_number(text: str) -> int:
+    """The number in the path of an image; -1, which no image has, for anything else."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else -1
 
 
 @cache

@@ -76,7 +76,7 @@ class Calibrated:
     @property
     def within_noise(self) -> bool:
         """Whether the interval of the gain contains 0."""
-        return self.comparison.difference.low <= 0 <= self.comparison.difference.high
+        return _is_within_noise(self.comparison)
 
     def lines(self) -> list[str]:
         """Text for people; scores in percent."""
@@ -294,11 +294,15 @@ def _record(
         "held_out_items": list(data.held_out_items),
         "scores": {"held-out": comparison.record()},
         "ceiling": list(ceiling) if ceiling.known else None,
-        "gain_within_noise": comparison.difference.low <= 0 <= comparison.difference.high,
+        "gain_within_noise": _is_within_noise(comparison),
         "learning_curve": [[point.judgments, point.triplets, list(point.scores)] for point in curve],
         "date": date.today().isoformat(),
         "lpips_lightning": __version__,
     }
+
+
+def _is_within_noise(comparison: Comparison) -> bool:
+    return comparison.difference.low <= 0 <= comparison.difference.high
 
 
 def _verdict(comparison: Comparison) -> list[str]:

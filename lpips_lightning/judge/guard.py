@@ -59,11 +59,12 @@ class RefusedError(Exception):
     Attributes:
         status: Status of the response.
         sentence: What the client is told.
+        wait: Seconds after which the request may be sent again; 0: not told.
     """
 
-    def __init__(self, status: int, sentence: str) -> None:
+    def __init__(self, status: int, sentence: str, wait: int = 0) -> None:
         super().__init__(sentence)
-        self.status, self.sentence = status, sentence
+        self.status, self.sentence, self.wait = status, sentence, wait
 
 
 @dataclass(frozen=True)
@@ -163,9 +164,9 @@ class RateLimiter:
         Raises:
             RefusedError: If there is none.
         """
-        seconds = self.wait(key)
+        seconds = math.ceil(self.wait(key))
         if seconds:
-            raise RefusedError(429, f"too many requests; try again in {math.ceil(seconds)} s")
+            raise RefusedError(429, f"too many requests; try again in {seconds} s", seconds)
 
 
 class Guard:
@@ -220,17 +221,30 @@ class Guard:
 def refusal(error: RefusedError) -> JSONResponse:
     """The response to a refused request; a body that was not read closes the connection."""
     headers = {"connection": "close"} if error.status in (408, 413) else {}
+    if error.wait:
+        headers["retry-after"] = str(error.wait)
     return JSONResponse({"error": error.sentence}, error.status, headers)
 
 
 def address(request: Request) -> str:
     """The network of a client: its address, of IPv6 the first half."""
-    host = request.client.host if request.client else ""
+    return network_of(request.client.host if request.client else "")
+
+
+def network_of(host: str) -> str:
+    """An IPv4 address, also one that a socket of both versions tells as IPv6; of IPv6 the first half.
+
+    Example:
+        >>> network_of("192.0.2.7"), network_of("::ffff:192.0.2.7"), network_of("2001:db8::7")
+        ('192.0.2.7', '192.0.2.7', '2001:db8::/64')
+    """
     try:
         found = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return host
-    return host if found.version == 4 else str(ipaddress.ip_network((int(found) >> 64 << 64, 64)))
+    if isinstance(found, ipaddress.IPv4Address):
+        return host
+    return str(found.ipv4_mapped or ipaddress.ip_network((int(found) >> 64 << 64, 64)))
 
 
 def key_of(secret: str) -> str:
@@ -288,9 +302,16 @@ def _check_origin(request: Request, access: Access, host: str) -> None:
     """Refuse what another page of the browser sends; programs that are no browsers send neither header."""
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     own = {host.strip().lower(), urlsplit(access.url).netloc.lower()} - {""}
-    is_own = origin is None or (origin == "null" and site == "same-origin") or urlsplit(origin).netloc.lower() in own
+    is_own = origin is None or (origin == "null" and site == "same-origin") or _netloc(origin) in own
     if site not in (None, "same-origin", "none") or not is_own:
         raise RefusedError(403, "expected a request from the page of this study, got one from another page")
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:  # no address, such as http://[
+        return ""
 
 
 def _with_headers(send: Send) -> Send:

@@ -16,6 +16,7 @@ from lpips_lightning.data.bapps import to_signed
 from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.image_files import read_image
 from lpips_lightning.io.tensor_files import read_record, write_tensors
+from lpips_lightning.judge.judged_images import images_of
 from lpips_lightning.judge.store import Image, Item, Study
 from lpips_lightning.weights import WeightsError, read_tensors, tensors_sha256
 
@@ -49,7 +50,7 @@ def item_features(
         FileNotFoundError: If an image is missing.
     """
     items = list(study.items("judged").values())
-    pairs = list(dict.fromkeys((item.ref, other) for item in items for other in _candidates(item)))
+    pairs = list(dict.fromkeys((item.ref, other) for item in items for other in images_of(item)[1:]))
     images = study.images()
     path = None if cache is None else Path(cache) / f"items-{network.record.name}.safetensors"
     key = _key(network, [(images[one], images[other]) for one, other in pairs])
@@ -64,10 +65,6 @@ def item_features(
 def start_calibration(network: TrainableLPIPS) -> Tensor:
     """The network's calibration, ``(C,)``, in the order of the features."""
     return torch.cat([network.calibration[layer] for layer in network.layers])
-
-
-def _candidates(item: Item) -> tuple[int, ...]:
-    return (item.p0,) if item.p1 is None else (item.p0, item.p1)
 
 
 def _difference(item: Item, rows: dict[tuple[int, int], Tensor]) -> Tensor:

@@ -133,7 +133,7 @@ def repeat_pairs(study: Study) -> list[tuple[str, bool]]:
     known: dict[tuple[str, int], str] = {}
     pairs = []
     keep_slipped = study.design.test == "2afc"
-    for answer in study.answers():
+    for answer in sorted(study.answers(), key=lambda one: one.trial):  # clocks are set back now and then
         if answer.passed is False or (answer.slipped and not keep_slipped):
             continue
         key = answer.observer, answer.item

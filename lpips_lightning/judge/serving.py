@@ -9,6 +9,7 @@ import ipaddress
 import os
 import secrets
 import socket
+import sqlite3
 import webbrowser
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -25,7 +26,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.image_folders import count_of
 from lpips_lightning.judge.app import create_app
-from lpips_lightning.judge.guard import LOCAL_NAMES, Access, Limits, host_name
+from lpips_lightning.judge.guard import LOCAL_NAMES, Access, Limits, host_name, network_of
 from lpips_lightning.judge.shown import ShownImages
 from lpips_lightning.judge.store import Study
 
@@ -37,7 +38,9 @@ LOOPBACK, PORT = "127.0.0.1", 8765
 
 _TOKEN = "token"  # key of the link's token in the study's file, so that links stay right after a restart
 _CONNECTIONS = 500
+_FROM_ONE_ADDRESS = 400  # a class of a hundred behind one address; the others have the rest
 _HEAD_SECONDS = 10.0
+_READ_SECONDS = 120.0  # for what is sent at once: an image of a megabyte takes 10 kB per second
 _REPORT_SECONDS = 30.0
 
 
@@ -65,11 +68,13 @@ def serve(
         console: Where links and progress are printed.
 
     Raises:
-        ValueError: If the address cannot be listened on, or an image of the study is missing or changed.
+        ValueError: If the address cannot be listened on, an image of the study is missing or changed, or its file
+            cannot be written.
         KeyboardInterrupt: After SIGINT.
     """
     console = console or Console(highlight=False, soft_wrap=True)
     ShownImages(study).check()
+    study.check_writable()
     listener = listen(host, port)
     with listener:
         found = access(study, host, url)
@@ -181,10 +186,11 @@ def _reports(study: Study, found: Access, links: list[str], show: bool, console:
     async def report(last: str) -> None:
         while True:
             await asyncio.sleep(_REPORT_SECONDS)
-            line = await run_in_threadpool(summary, study)
-            if line != last:
-                console.print(line)
-            last = line
+            with suppress(sqlite3.Error):  # another program has locked the file; the next line tells more
+                line = await run_in_threadpool(summary, study)
+                if line != last:
+                    console.print(line)
+                last = line
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -209,14 +215,22 @@ def _reports(study: Study, found: Access, links: list[str], show: bool, console:
 
 
 class _Protocol(H11Protocol):
-    """uvicorn's HTTP, which also ends connections whose request does not come, or comes too slowly."""
+    """uvicorn's HTTP, which also ends connections that hold it up.
+
+    Those are connections whose request does not come or comes too slowly, whose client does not read what is sent, and
+    those of an address that has too many. A proxy on this machine may have them all.
+    """
 
     _timer: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._watch()
+        if self._is_one_too_many():
+            transport.abort()
+        else:
+            self._watch()
 
     @override
     def data_received(self, data: bytes) -> None:
@@ -232,9 +246,33 @@ class _Protocol(H11Protocol):
         super().on_response_complete()
 
     @override
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(_READ_SECONDS, self.transport.abort)
+
+    @override
+    def resume_writing(self) -> None:
+        self._end_of_unread()
+        super().resume_writing()
+
+    @override
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()
+        self._end_of_unread()
         super().connection_lost(exc)
+
+    def _is_one_too_many(self) -> bool:
+        host = self.client[0] if self.client else LOOPBACK
+        own = network_of(host)
+        if is_loopback(host) or is_loopback(own):
+            return False
+        clients = (one.client for one in self.connections if isinstance(one, _Protocol))
+        return sum(client is not None and network_of(client[0]) == own for client in clients) > _FROM_ONE_ADDRESS
+
+    def _end_of_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _watch(self) -> None:
         self._timer = self.loop.call_later(_HEAD_SECONDS, self.transport.close)

@@ -25,7 +25,6 @@ Distances: TypeAlias = Mapping[int, tuple[float, float | None]] | Callable[[Item
 function of the item."""
 
 _MARK = "simulated"
-_MADE_WITH = "made_with"  # key of what `judge serve` made the study from
 _REFRESH_MS = 1000 / 60
 
 
@@ -123,8 +122,8 @@ def copy_without_answers(study: Study, out: str | Path) -> Study:
     copy = Study.create(out, study.design, study.folder, images, items)
     for metric, distances in study.distances().items():
         copy.set_distances(metric, distances)
-    if made_with := study.value(_MADE_WITH):
-        copy.set_value(_MADE_WITH, made_with)
+    if made_with := study.made_with():
+        copy.set_made_with(made_with)
     return copy
 
 

@@ -29,6 +29,7 @@ CHOICES: dict[str, tuple[str, str]] = {"2afc": ("p0", "p1"), "jnd": ("same", "di
 """Possible answers by test."""
 
 _FORMAT = "1"
+_MADE_WITH = "made_with"
 _ALPHABET = "23456789ABCDEFGHJKMNPQRSTVWXYZ"  # no 0 and O, 1 and I
 _SCHEMA = """
 CREATE TABLE study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -311,6 +312,19 @@ class Study:
         """Whether the file is still under its name; what is written to a deleted file is lost."""
         return _place(self.path) == self._place
 
+    def check_writable(self) -> None:
+        """Write into the file, and take it back.
+
+        Raises:
+            StudyError: If that fails, as answers would.
+        """
+        try:
+            with self.transaction() as connection:
+                connection.execute("INSERT INTO study VALUES ('check', '')")
+                connection.execute("DELETE FROM study WHERE key = 'check'")
+        except sqlite3.OperationalError as error:
+            raise StudyError(f"expected a file to write answers into, got '{self.path}': {error}") from error
+
     def images(self) -> dict[int, Image]:
         """All images by number."""
         return {row[0]: Image(*row) for row in self._rows("SELECT * FROM image ORDER BY id")}
@@ -496,9 +510,17 @@ class Study:
         return rows[0][0] if rows else None
 
     def set_value(self, key: str, value: str) -> None:
-        """Store a value beside the design, such as the options that made the study, in place of an earlier one."""
+        """Store a value beside the design, in place of an earlier one."""
         with self.transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO study VALUES (?, ?)", (key, value))
+
+    def made_with(self) -> dict[str, Any]:
+        """The options of `judge serve` that made the study; empty if another program did."""
+        return dict(json.loads(self.value(_MADE_WITH) or "{}"))
+
+    def set_made_with(self, options: Mapping[str, Any]) -> None:
+        """Store what `made_with` returns."""
+        self.set_value(_MADE_WITH, json.dumps(dict(options)))
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

@@ -184,6 +184,23 @@ def test_offline_is_said_and_ends_by_itself(browser, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_server_with_too_many_requests_is_left_alone_for_as_long_as_it_says(browser, tmp_path):
+    study = make_study(tmp_path, "2afc")
+    with served(study) as address:
+        person, choices = Person(browser, address), itertools.cycle(SIDES)
+        person.judge(choices, 3)
+        busy = {"status": 429, "headers": {"Retry-After": "3"}, "body": "{}"}
+        person.page.route("**/api/answers", lambda route: route.fulfill(**busy), times=1)
+        person.choose(next(choices))
+        person.page.wait_for_selector("#connection:has-text('Many people take part') button")
+        person.page.wait_for_timeout(2000)
+        assert len(study.answers()) == 3
+        assert isinstance(person.next_trial(), int) and len(study.answers()) == 4
+        assert not person.page.is_visible("#connection")
+        person.leave()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("test", ["2afc", "jnd"])
 def test_keys_before_the_images_are_shown_do_nothing(browser, tmp_path, test):
     study = make_study(tmp_path, test, **FAST)

@@ -14,6 +14,8 @@ const LARGEST = 256; // CSS pixels up to which small images are enlarged, by who
 const CAPTION_REM = 1.75; // height of a caption, as in judge.css
 const NOTICE_AFTER_MS = 500; // of waiting
 const ANSWER_WITHIN_MS = 20000; // else a request is sent again
+const IMAGE_WITHIN_MS = 90000; // a megabyte over a slow line
+const BUSY = "Many people take part at this moment. Nothing is lost; the page tries again by itself.";
 const BACKOFF_MS = [300, 600, 1200, 2500, 5000];
 
 const by = (id) => document.getElementById(id);
@@ -103,21 +105,22 @@ function sentenceOf(text) {
 
 async function attemptRequest(method, path, body, secret) {
   const abort = new AbortController();
-  const timer = setTimeout(() => abort.abort(), ANSWER_WITHIN_MS);
+  const isImage = path.startsWith("/image/");
+  const timer = setTimeout(() => abort.abort(), isImage ? IMAGE_WITHIN_MS : ANSWER_WITHIN_MS);
   try {
     const reply = await fetch(path, {
       method,
       headers: headersOf(secret, body),
       body: body === undefined ? undefined : JSON.stringify(body),
       credentials: "same-origin",
-      cache: path.startsWith("/image/") ? "default" : "no-store",
+      cache: isImage ? "default" : "no-store",
       signal: abort.signal,
     });
     if (reply.status >= 500 || reply.status === 429 || reply.status === 408) {
-      return { wait: Number(reply.headers.get("Retry-After")) || 0 };
+      return { wait: Number(reply.headers.get("Retry-After")) || 0, busy: reply.status === 429 };
     }
     if (!reply.ok) return { refused: new Refused(reply.status, sentenceOf(await reply.text())) };
-    return { value: path.startsWith("/image/") ? await reply.blob() : await reply.json() };
+    return { value: isImage ? await reply.blob() : await reply.json() };
   } catch {
     return { wait: 0 }; // no connection, or the reply broke off
   } finally {
@@ -135,7 +138,7 @@ async function request(method, path, body, secret = state.secret) {
     if (result.wait === undefined) by("connection").replaceChildren();
     if (result.refused) throw result.refused;
     if (result.value !== undefined) return result.value;
-    await waitToRetry(attempt, text, result.wait);
+    await waitToRetry(attempt, result.busy ? BUSY : text, result.wait);
   }
 }
 

@@ -62,6 +62,25 @@ def test_the_page_learns_how_the_study_is_conducted_but_not_what_gives_it_away(c
     assert not {"sentinels", "pass_mark", "repeats", "seed", "active"} & {*told}
 
 
+def test_the_server_does_not_stand_still_while_the_file_is_locked(client, study):
+    held, free = threading.Event(), threading.Event()
+
+    def hold():
+        with study.transaction():
+            held.set()
+            free.wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    timer = threading.Timer(5, free.set)
+    timer.start()
+    assert client.get("/api/study").status_code == 200 and not free.is_set()
+    timer.cancel()
+    free.set()
+    thread.join()
+
+
 def test_an_observer_enrolls_with_consent_alone_and_only_known_numbers_are_stored(client, study):
     for wrong in ({}, {"consent": False}, {"consent": 1}, {"consent": "true"}):
         assert "consent: expected true" in refused(client.post("/api/observers", json=wrong), 400)
@@ -188,6 +207,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_nothing_inline(client):
     [
         *("/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/image/../../store.py", "/image/%2e%2e%2fstudy.db"),
         *("/image/1/../../study.db", "/image/-1", "/image/0", "/image/1.png", "/image/99999999999999999999999"),
+        f"/image/{'9' * 5000}",
         *("/judge.js/../index.html%00", "//etc/passwd", "/study.db", "/images/1.png", "/page/index.html"),
     ],
 )
@@ -244,6 +264,7 @@ def test_names_of_this_machine_are_served_at_any_port(client, host):
     [
         {"Origin": "https://evil.example"},
         {"Origin": "http://127.0.0.1:8766"},
+        {"Origin": "http://[127.0.0.1:8765"},
         {"Origin": "null"},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
@@ -324,6 +345,15 @@ def test_wrong_answers_are_refused_and_nothing_is_lost(client, study, change):
     refused(client.post("/api/answers", content=json.dumps({**GOOD, **change}), headers=JSON), 400)
     assert not study.answers()
     assert client.post("/api/answers", json=GOOD).json()["kept"]
+
+
+def test_of_what_the_page_measured_only_known_numbers_are_stored(client, study):
+    enroll(client)
+    client.get("/api/next")
+    kept = {"frames": 60, "refresh_ms": 16.67, "visible": True, "scale": 1.5}
+    wrong = {"simulated": True, "shown_ms": [5, "<b>"], "gap_ms": {}, "pixel_ratio": 1e300, "other": [[1]]}
+    client.post("/api/answers", json={**GOOD, "timing": {**kept, **wrong}})
+    assert study.answers()[0].timing == kept
 
 
 def test_a_trial_of_another_observer_cannot_be_answered(study):
@@ -425,7 +455,9 @@ class TestLimits:
         client, other = (client_of(study, limits=Limits(observer=Rate(10, 0.001))) for _ in range(2))
         enroll(client)
         assert [client.get("/api/next").status_code for _ in range(12)] == [200] * 10 + [429] * 2
-        assert "too many requests" in client.get("/api/next").json()["error"]
+        response = client.get("/api/next")
+        assert response.json()["error"] == f"too many requests; try again in {response.headers['retry-after']} s"
+        assert 900 < int(response.headers["retry-after"]) <= 1000
         enroll(other)
         assert other.get("/api/next").status_code == 200
 

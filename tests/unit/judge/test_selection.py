@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from _helpers.judged_study import bare_study, drawn_study
+from _helpers.selection_simulation import simulate_selection
 
 from lpips_lightning import LPIPS
 from lpips_lightning.calibration.model import TrainableLPIPS
@@ -18,7 +19,6 @@ from lpips_lightning.io.image_files import read_image
 from lpips_lightning.judge.belief import Belief, expected_loss
 from lpips_lightning.judge.item_features import item_features, start_calibration
 from lpips_lightning.judge.selection import ActiveSelector, active_items, random_selector
-from lpips_lightning.judge.selection_simulation import simulate_selection
 from lpips_lightning.judge.store import StudyError
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -183,6 +185,41 @@ def test_a_body_that_is_slow_or_endless_is_refused(served, monkeypatch):
         pytest.fail("the server has read 100 MB")
 
 
+def test_connections_whose_client_does_not_read_are_ended(served, monkeypatch):
+    _, port, _ = served
+    monkeypatch.setattr(serving, "_READ_SECONDS", 0.3)
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.settimeout(10)
+        request = b"GET /judge.js HTTP/1.1\r\nHost: localhost\r\n\r\n"  # a reply of 25 kB
+        with pytest.raises(ConnectionError):
+            connection.sendall(request * 500_000)
+
+
+def test_an_address_with_too_many_connections_gets_no_more_unless_it_is_this_machine(served, monkeypatch):
+    _, port, _ = served
+    monkeypatch.setattr(serving, "_FROM_ONE_ADDRESS", 3)
+    address = ("127.0.0.1", port)
+    request = b"GET /api/study HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+    def is_answered(connection):
+        try:
+            connection.sendall(request)
+            return bool(connection.recv(1000))
+        except ConnectionError:
+            return False
+
+    with contextlib.ExitStack() as stack:
+        others = [stack.enter_context(socket.create_connection(address)) for _ in range(4)]
+        assert all(map(is_answered, others))  # a proxy
+        monkeypatch.setattr(serving, "is_loopback", lambda host: False)
+        assert not is_answered(stack.enter_context(socket.create_connection(address)))
+        for one in others[:2]:
+            one.close()
+        end = time.monotonic() + 10
+        while not is_answered(stack.enter_context(socket.create_connection(address))):
+            assert time.monotonic() < end
+
+
 def test_200_requests_that_are_no_http_do_no_harm(served):
     study, port, _ = served
     for number in range(200):
@@ -201,6 +238,33 @@ def test_observers_and_answers_are_printed_now_and_then(served):
     while "1 observer, 0 answers, 0 failed sessions" not in printed.read_text("utf-8"):
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def test_a_file_that_is_locked_for_a_while_ends_no_lines(served, monkeypatch):
+    _, _, printed = served
+    calls = []
+
+    def locked(study):
+        calls.append(study)
+        if len(calls) < 3:
+            raise sqlite3.OperationalError("database is locked")
+        return "again"
+
+    monkeypatch.setattr(serving, "summary", locked)
+    end = time.monotonic() + 20
+    while "again\n" not in printed.read_text("utf-8"):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anybody_answers(tmp_path):
+    study = small_study(tmp_path)
+    before = study._rows("SELECT * FROM study")
+    study.check_writable()
+    assert study._rows("SELECT * FROM study") == before
+    study._rows("PRAGMA query_only = ON")
+    with pytest.raises(ValueError, match=r"expected a file to write answers into, got '.*study\.db': .*readonly"):
+        serve(study, first_candidate, port=0)
 
 
 def test_a_port_in_use_and_wrong_addresses_are_told(tmp_path):

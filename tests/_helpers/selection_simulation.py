@@ -11,8 +11,9 @@ from lpips_lightning.calibration.fit_map import fit_map
 from lpips_lightning.calibration.pooled import PooledTriplets
 from lpips_lightning.functional.judgments import two_afc_score
 from lpips_lightning.judge.belief import Belief, expected_loss
+from lpips_lightning.judge.selection import _LOOKED_AT
 
-_LOOKED_AT, _REFIT_EVERY = 1500, 5  # as `ActiveSelector`
+_REFIT_EVERY = 5  # as `ActiveSelector`
 
 
 def simulate_selection(

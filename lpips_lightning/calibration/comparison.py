@@ -62,11 +62,14 @@ class Comparison:
             return "worse than the official calibration, beyond the noise"
         return "within the noise: these judgments do not tell which is better"
 
-    @property
-    def held_out(self) -> str:
-        """What was held out, in words."""
+    def held_out(self, group: str = "reference") -> str:
+        """What was held out, in words.
+
+        Args:
+            group: What `references` counts.
+        """
         one = ", for which alone the intervals hold" if self.references == 1 < self.triplets else ""
-        return f"{count_of(self.triplets, 'held-out triplet')} of {count_of(self.references, 'reference')}{one}"
+        return f"{count_of(self.triplets, 'held-out triplet')} of {count_of(self.references, group)}{one}"
 
     def lines(self, name: str) -> list[str]:
         """Text for people; scores in percent.
@@ -76,7 +79,7 @@ class Comparison:
         """
         people = "-   (no triplet has votes for both)" if self.human is None else f"{100 * self.human:.2f}"
         return [
-            f"{name}: 2AFC in percent on {self.held_out}",
+            f"{name}: 2AFC in percent on {self.held_out()}",
             f"  this calibration      {self.own}",
             f"  official calibration  {self.official}",
             f"  difference            {self.difference}",

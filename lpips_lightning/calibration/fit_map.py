@@ -53,14 +53,11 @@ def fit_map(train: PooledTriplets, start: Mapping[str, Tensor], answers: Tensor 
     """
     if not len(train):
         raise ValueError("train: expected triplets, got none")
-    features = train.mean[train.rows[:, 0]] - train.mean[train.rows[:, 1]]
-    weights = torch.cat([start[layer] for layer in train.layers]).float().clamp(min=0)
-    rows, scale = normalized(features)
+    weights = train.joined(start).float().clamp(min=0)
+    rows, scale = normalized(train.differences())
     mean, factor = prior_mean(rows, weights * scale)
     count = torch.ones(len(train)) if answers is None else answers.float()
-    found = _minimize(rows, mean, train.judge, count) / (scale * factor)
-    parts = found.split(list(train.layers.values()))
-    return {layer: part.clone() for layer, part in zip(train.layers, parts, strict=True)}
+    return train.by_layer(_minimize(rows, mean, train.judge, count) / (scale * factor))
 
 
 def normalized(features: Tensor) -> tuple[Tensor, Tensor]:

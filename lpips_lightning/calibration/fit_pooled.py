@@ -78,7 +78,7 @@ def fit_lin(
     check_choice("dropout", dropout, get_args(PooledDropout))
     if not len(train) or batch_size < 1:
         raise ValueError(f"train: expected triplets, and a batch_size of at least 1, got {len(train)} and {batch_size}")
-    weight = nn.Parameter(torch.cat([start[layer] for layer in train.layers]).float().clamp(min=0))
+    weight = nn.Parameter(train.joined(start).float().clamp(min=0))
     rank = RankNetwork(seed)
     optimizer = torch.optim.Adam([weight, *rank.parameters()], lr=lr, betas=betas)
     losses, scores = [], []
@@ -99,8 +99,8 @@ def fit_lin(
                 total += loss.detach() * len(part)
         losses.append(float(total) / len(train))
         if held_out is not None:
-            scores.append(float(two_afc_score(*held_out.distances(_split(weight, train)), held_out.judge)))
-    return FastLin(_split(weight, train), losses, scores)
+            scores.append(float(two_afc_score(*held_out.distances(train.by_layer(weight)), held_out.judge)))
+    return FastLin(train.by_layer(weight), losses, scores)
 
 
 def _apply_dropout(train: PooledTriplets, rows: Tensor, dropout: PooledDropout, generator: Generator) -> Tensor:
@@ -113,8 +113,3 @@ def _apply_dropout(train: PooledTriplets, rows: Tensor, dropout: PooledDropout, 
     if dropout == "vector":
         return 2 * pooled * torch.empty_like(pooled).bernoulli_(0.5, generator=generator)
     return pooled
-
-
-def _split(weight: Tensor, data: PooledTriplets) -> dict[str, Tensor]:
-    parts = weight.detach().split(list(data.layers.values()))
-    return {layer: part.clone() for layer, part in zip(data.layers, parts, strict=True)}

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -60,9 +60,22 @@ class PooledTriplets:
 
     def distances(self, calibration: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Distances ``d(ref, p0)`` and ``d(ref, p1)``, each ``(M,)``, for weights ``(C,)`` by layer name."""
-        weight = torch.cat([calibration[layer] for layer in self.layers]).to(self.mean)
-        d0, d1 = (self.mean @ weight)[self.rows].unbind(1)
+        d0, d1 = (self.mean @ self.joined(calibration).to(self.mean))[self.rows].unbind(1)
         return d0, d1
+
+    def differences(self) -> Tensor:
+        """Pooled values of (ref, p0) minus those of (ref, p1), ``(M, C)``."""
+        first, second = self.rows.T
+        return self.mean[first] - self.mean[second]
+
+    def joined(self, calibration: Mapping[str, Tensor]) -> Tensor:
+        """Weights ``(C,)`` of all layers in column order."""
+        return torch.cat([calibration[layer] for layer in self.layers])
+
+    def by_layer(self, weights: Tensor) -> dict[str, Tensor]:
+        """Copies of joined weights ``(C,)`` by layer name."""
+        parts = weights.detach().split(list(self.layers.values()))
+        return {layer: part.clone() for layer, part in zip(self.layers, parts, strict=True)}
 
 
 def pool(

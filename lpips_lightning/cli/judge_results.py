@@ -49,7 +49,8 @@ answers: a row per answer, those that do not count too, with a column that says 
 _CALIBRATE = """Train a calibration (mode lin) on the answers of a 2AFC study, and tell what it gains on references that
 were held out, with intervals. Writes the calibration with its record, and its learning curve (PNG, PDF) beside it.
 
-Training starts at the official calibration, and takes at least 500 steps: few judgments need both."""
+It has the most probable weights for these answers around the official ones: with few answers it stays near them.
+`judge export` and `calibration fast --csv` train as the paper did, on many."""
 
 
 def add_results(commands: Any) -> None:
@@ -110,13 +111,11 @@ def _add_calibrate(commands: Any) -> None:
     nets = f"network: {', '.join(NETS)} (default alex)"
     add("--net", choices=NETS, default="alex", metavar="NET", help=nets)
     add("--weights", metavar="FILE", help="backbone weights (default: torchvision's)")
-    add("--init", default="official", choices=("official", "random"), help="initial calibration (default official)")
-    held_out = "fraction of the references that are held out (default 0.2)"
+    held_out = "fraction of the references, or of the photographs of patches, that are held out (default 0.2)"
     add("--val-fraction", type=float, default=0.2, metavar="F", help=held_out)
     size = "resize images to this side (default 0: as people saw them)"
     add("--size", type=int, default=0, metavar="PIXELS", help=size)
-    add("--lr", type=float, default=1e-3, help="Adam learning rate (default 1e-3)")
-    add("--seed", type=int, default=0, help="seed of split, initialization and order (default 0)")
+    add("--seed", type=int, default=0, help="seed of the split, and of the learning curve's parts (default 0)")
     rescale = "scale to the mean distance of the official calibration, so that loss weights stay (default)"
     add("--rescale", action=argparse.BooleanOptionalAction, default=True, help=rescale)
     add("--cache", metavar="DIR", help="cache folder for pooled differences (default: no cache)")
@@ -317,7 +316,7 @@ def _calibrate(options: argparse.Namespace) -> None:
         rules["slipped"] = True if options.include_slipped else None
         check_study(study, **rules)
         require_backbone(options.net, "--net", options.weights)
-        names = ("weights", "init", "val_fraction", "lr", "seed", "rescale", "cache")
+        names = ("weights", "val_fraction", "seed", "rescale", "cache")
         chosen = {name: getattr(options, name) for name in names}
         with progress_report("items") as progress:
             found = calibrate(study, options.net, size=options.size or None, report=progress, **chosen, **rules)

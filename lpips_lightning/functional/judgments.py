@@ -186,7 +186,7 @@ def bootstrap_interval(
     )
     low, high = bootstrap_percentiles(drawn, units, confidence)
     if bounds is not None:
-        ends = _with_unseen(float(score(*columns)), count if units >= _FEW_GROUPS else units, bounds, confidence)
+        ends = unseen_ends(float(score(*columns)), count, units, bounds, confidence)
         low, high = min(low, ends[0]), max(high, ends[1])
     return low, high
 
@@ -251,10 +251,23 @@ def _tail(count: int, confidence: float) -> float:
     return normal.cdf(-t * math.sqrt(count / freedom))
 
 
-def _with_unseen(value: float, count: int, bounds: tuple[float, float], confidence: float) -> tuple[float, float]:
-    """Where the score may be if a fraction of all rows that `count` rows may not have shown is at a bound."""
+def unseen_ends(
+    value: float, rows: int, units: int, bounds: tuple[float, float], confidence: float = 0.95
+) -> tuple[float, float]:
+    """Where a score may be if a fraction of all rows, which those seen may not have shown, lies at a bound.
+
+    Args:
+        value: The score.
+        rows: Number of rows.
+        units: Number of independent groups of them.
+        bounds: Lowest and highest value that the score can have.
+        confidence: Confidence level, between 0 and 1.
+
+    Returns:
+        Lower and upper end; see `bootstrap_interval`.
+    """
     z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
-    unseen = z2 / (count + z2)
+    unseen = z2 / ((rows if units >= _FEW_GROUPS else units) + z2)
     return value - unseen * (value - bounds[0]), value + unseen * (bounds[1] - value)
 
 

@@ -1,4 +1,4 @@
-"""Agreement of observers with each other and with themselves, with intervals over items and over observers."""
+"""Agreement of observers with each other and with themselves, with intervals over references and over observers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lpips_lightning.functional.judgments import bootstrap_percentiles
+from lpips_lightning.functional.judgments import bootstrap_percentiles, unseen_ends
+from lpips_lightning.judge.judged_images import related
 from lpips_lightning.judge.store import CHOICES, Answer, Study
 
 FEW_OBSERVERS = 5
-"""With fewer observers, intervals are over items alone: they hold for these observers."""
+"""With fewer observers, intervals are over references alone: they hold for these observers."""
 
 _Z = NormalDist().inv_cdf(0.975)
 
@@ -65,6 +66,8 @@ class Ballots:
         second: Whether the second choice of the test was made, ``(N,)``, 0 or 1.
         items: Numbers of the items.
         observers: Pseudonyms of the observers.
+        references: Number of what each item's reference comes from, ``(items,)``: patches of one photograph are
+            related; None if every item has its own.
     """
 
     item: Tensor
@@ -72,6 +75,7 @@ class Ballots:
     second: Tensor
     items: Sequence[int]
     observers: Sequence[str]
+    references: Tensor | None = None
 
     @classmethod
     def of(cls, answers: Sequence[Answer], study: Study) -> Ballots:
@@ -79,13 +83,14 @@ class Ballots:
         items = sorted({answer.item for answer in answers})
         observers = sorted({answer.observer for answer in answers})
         rows, people = ({one: index for index, one in enumerate(names)} for names in (items, observers))
-        second = CHOICES[study.design.test][1]
+        second, judged = CHOICES[study.design.test][1], study.items("judged")
         return cls(
             torch.tensor([rows[answer.item] for answer in answers], dtype=torch.long),
             torch.tensor([people[answer.observer] for answer in answers], dtype=torch.long),
             torch.tensor([answer.choice == second for answer in answers], dtype=torch.long),
             items,
             observers,
+            related(study, (judged[item] for item in items)),
         )
 
     def __len__(self) -> int:
@@ -155,34 +160,52 @@ def krippendorff_alpha(counts: Tensor, times: Tensor | None = None) -> Tensor:
 def between(ballots: Ballots, resamples: int = 1000, seed: int = 0) -> tuple[Estimate, Estimate]:
     """The human ceiling, and Krippendorff's alpha.
 
-    Their intervals are over items and over observers: percentiles over resamples of items, with all of their votes,
-    widened by the variance that observers add. That is the jackknife variance over observers, minus its mean after
-    votes were shuffled among the observers of each item, which leaves the noise of single answers and takes away what
-    one observer's answers have in common. With fewer than `FEW_OBSERVERS` observers the intervals are over items alone.
+    Their intervals are over references and over observers: percentiles over resamples of references, with all votes on
+    their items (of items, if there is one reference), and of votes that may not have been seen, as in
+    `bootstrap_interval`; widened by the variance that observers add. That is the jackknife variance over observers,
+    minus its mean after votes were shuffled among the observers of each item, which leaves the noise of single answers
+    and takes away what one observer's answers have in common. With fewer than `FEW_OBSERVERS` observers the intervals
+    are over references alone.
 
     Args:
         ballots: The answers.
-        resamples: Number of resamples of items.
+        resamples: Number of resamples of references.
         seed: Random seed.
     """
     counts = ballots.counts()
-    counts = counts[counts.sum(1) > 1]
+    several = counts.sum(1) > 1
+    counts = counts[several]
     if not len(counts):
         return UNKNOWN, UNKNOWN
+    groups, units = _units(ballots, several)
     ones = torch.ones(len(counts), dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.stack([_both(counts, _draw(len(counts), generator)) for _ in range(resamples)])
+    drawn = torch.stack([_both(counts, _draw(units, generator)[groups]) for _ in range(resamples)])
     variances = _variance_of_observers(ballots, generator).tolist()
     estimates = []
-    for value, column, added in zip(_both(counts, ones).tolist(), drawn.T, variances, strict=True):
+    values = _both(counts, ones).tolist()
+    for value, column, added, bounds in zip(values, drawn.T, variances, ((0.0, 1.0), (-1.0, 1.0)), strict=True):
         known = column[column.isfinite()]
         if len(counts) < 2 or len(known) < 2 or not math.isfinite(value):
             estimates.append(Estimate(value, math.nan, math.nan))
             continue
-        low, high = (abs(end - value) for end in bootstrap_percentiles(known, len(counts)))
+        unseen = unseen_ends(value, len(counts), units, bounds)  # votes that happen to agree tell less than they seem
+        ends = zip(bootstrap_percentiles(known, units), unseen, strict=True)
+        low, high = (max(abs(end - value) for end in both) for both in ends)
         more = _Z * math.sqrt(added)
-        estimates.append(Estimate(value, value - math.hypot(low, more), value + math.hypot(high, more)))
+        low, high = value - math.hypot(low, more), value + math.hypot(high, more)
+        estimates.append(Estimate(value, max(low, bounds[0]), min(high, bounds[1])))
     return estimates[0], estimates[1]
+
+
+def _units(ballots: Ballots, rows: Tensor) -> tuple[Tensor, int]:
+    """What is resampled: the unit of each of the items at `rows`, and the number of units."""
+    count = int(rows.sum())
+    if ballots.references is not None:
+        groups = ballots.references[rows].unique(return_inverse=True)[1]
+        if int(groups.max()):
+            return groups, int(groups.max()) + 1
+    return torch.arange(count), count
 
 
 def _both(counts: Tensor, times: Tensor) -> Tensor:
@@ -249,7 +272,8 @@ class Components(NamedTuple):
     """Variance of a mean over answers, by what it comes from.
 
     Attributes:
-        items: Of a single item's expected value.
+        items: Of a single item's expected value, such that the mean over items has it divided by their number: items of
+            one reference, which have something in common, add more than others.
         observers: Of a single observer's deviation from the others.
         answers: Of a single answer.
     """
@@ -284,9 +308,16 @@ def components(ballots: Ballots, values: Tensor) -> Components | None:
     within = (values.double() - mean[ballots.item]).square()
     squares = torch.zeros_like(mean).index_add(0, ballots.item, within)
     answers = float(squares[several].sum() / (votes[several] - 1).sum())
-    items = max(0.0, float(mean.var()) - answers * float((1 / votes).mean()))
+    items = max(0.0, _item_variance(ballots, mean) - answers * float((1 / votes).mean()))
     observers = _observer_variance(ballots, values.double(), votes, mean)
     return Components(items, observers, max(0.0, answers - observers))
+
+
+def _item_variance(ballots: Ballots, mean: Tensor) -> float:
+    """Number of items times the variance of the mean over items of their values ``(I,)``."""
+    groups, units = _units(ballots, torch.ones(len(mean), dtype=torch.bool))
+    sums = torch.zeros(units, dtype=torch.float64).index_add(0, groups, mean - mean.mean())
+    return float(sums.square().sum()) / len(mean) * units / (units - 1)
 
 
 def _group_means(values: Tensor, weights: Tensor, groups: Tensor, count: int) -> tuple[Tensor, Tensor]:

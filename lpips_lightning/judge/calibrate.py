@@ -15,24 +15,18 @@ from torch import Tensor
 from lpips_lightning import __version__
 from lpips_lightning.calibration.comparison import Comparison, compare_calibrations
 from lpips_lightning.calibration.export import write_calibration
-from lpips_lightning.calibration.fit_pooled import fit_lin
-from lpips_lightning.calibration.model import Initialization, TrainableLPIPS
+from lpips_lightning.calibration.fit_map import fit_map
+from lpips_lightning.calibration.model import TrainableLPIPS
 from lpips_lightning.calibration.pooled import PooledTriplets, cached_pool, level_factor
 from lpips_lightning.data.triplets import TripletDataset, split_triplets
 from lpips_lightning.functional.judgments import two_afc_score
 from lpips_lightning.io.image_folders import count_of
 from lpips_lightning.judge.agreement import Ballots, Estimate, between
-from lpips_lightning.judge.judged_images import checked_files, photograph_of, reference_groups, triplets_of
+from lpips_lightning.judge.judged_images import checked_files, photograph_of, related, related_by, triplets_of
 from lpips_lightning.judge.simulated import simulation_note
 from lpips_lightning.judge.store import Answer, Study, StudyError
 from lpips_lightning.judge.votes import counted, tally
 
-_BATCH, _STEPS, _EPOCHS = 50, 500, 10
-"""Triplets of a step; least steps of a training; least epochs.
-
-Measured on 50 to 400 triplets of material appearance (Lagunas et al. 2019), alex: from the official calibration, 10
-epochs score 70 to 74 % on other materials, 500 steps 74 to 77 %, 2000 steps again less below 200 triplets.
-"""
 _FRACTIONS, _REPETITIONS = (0.1, 0.2, 0.4, 0.7), 3
 _FEWEST = 5  # triplets of a point of the learning curve
 
@@ -89,9 +83,10 @@ class Calibrated:
         found, record = self.comparison, self.record
         used = f"{count_of(record['judgments'], 'judgment')} by {count_of(record['observers'], 'observer')}"
         trained = f"{count_of(record['triplets'], 'triplet')}, {count_of(record['judgments_train'], 'judgment')}"
+        held_out = found.held_out(record["grouped_by"])
         return [
             f"{used}; trained on {trained}",
-            f"2AFC in percent on {count_of(record['judgments_held_out'], 'judgment')} of {found.held_out}",
+            f"2AFC in percent on {count_of(record['judgments_held_out'], 'judgment')} of {held_out}",
             f"  before (official)  {found.official}",
             f"  after              {found.own}",
             f"  gain               {found.difference}",
@@ -106,14 +101,17 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class _Data:
-    """Triplets of one network; those held out have votes of random trials alone if there are any."""
+    """Triplets of one network; those held out have votes of random trials alone if there are any.
+
+    `votes` are the numbers of answers to the triplets of `train`, `groups` the photographs of those of `held_out`.
+    """
 
     train: PooledTriplets
     held_out: PooledTriplets
-    references: Tensor
+    votes: Tensor
+    groups: Tensor
     train_answers: Sequence[Answer]
     held_out_answers: Sequence[Answer]
-    train_items: Sequence[int]
     held_out_items: Sequence[int]
 
 
@@ -133,12 +131,12 @@ def check_study(study: Study, **rules: Any) -> None:
             " `lpips-lightning judge report` gives each metric's average precision and its just noticeable distance"
         )
     answers = counted(study, **rules)
-    items, images = study.items("judged"), study.images()
-    references = {photograph_of(images[items[answer.item].ref].path) for answer in answers}
-    if len(references) < 2:
+    items = study.items("judged")
+    groups = len(related(study, (items[answer.item] for answer in answers)).unique())
+    if groups < 2:
         raise StudyError(
-            f"study: expected answers that count on triplets of at least 2 references, to hold one out, got"
-            f" {count_of(len(answers), 'answer')} on {len(references)}; {_way_out(study, answers)}"
+            f"study: expected answers that count on triplets of at least 2 {related_by(study)}s, to hold one out, got"
+            f" {count_of(len(answers), 'answer')} on {groups}; {_way_out(study, answers)}"
         )
 
 
@@ -155,10 +153,8 @@ def calibrate(
     net_type: str = "alex",
     *,
     weights: str | None = None,
-    init: Initialization = "official",
     val_fraction: float = 0.2,
     size: int | None = None,
-    lr: float = 1e-3,
     seed: int = 0,
     rescale: bool = True,
     cache: str | None = None,
@@ -169,18 +165,17 @@ def calibrate(
 ) -> Calibrated:
     """Train a calibration on the answers of a 2AFC study, and score it on references that were held out.
 
-    Training uses all answers that count; the score those of random trials, so that it holds for all triplets of the
-    study, not for those on which metrics are unsure.
+    The calibration is the most probable one under a prior around the official one, see `fit_map`. Training uses all
+    answers that count; the score those of random trials, so that it holds for all triplets of the study, not for those
+    on which metrics are unsure. Patches of one photograph are held out together, as one reference.
 
     Args:
         study: The study.
         net_type: Network.
         weights: Backbone weights, as for `LPIPS`.
-        init: Initial calibration; see `TrainableLPIPS`.
         val_fraction: Fraction of the references that are held out; all patches of a photograph are, or none.
         size: Side to resize images to; None: as people saw them, which must be one size.
-        lr: Learning rate.
-        seed: Seed of the split, the initialization and the order.
+        seed: Seed of the split, and of the parts of the learning curve.
         rescale: Scale to the mean distance of the official calibration.
         cache: Cache folder for pooled differences; None: no cache.
         failed: See `lpips_lightning.judge.votes.counted`.
@@ -197,28 +192,19 @@ def calibrate(
     """
     rules = {"failed": failed, "slipped": slipped}
     check_study(study, **rules)
-    network = TrainableLPIPS(net_type, weights=weights, init=init, seed=seed)
-    official = TrainableLPIPS(net_type, weights=weights, init="official").calibration
+    network = TrainableLPIPS(net_type, weights=weights, init="official")
+    official = {layer: weight.clone() for layer, weight in network.calibration.items()}
     data, notes = _load(study, network, rules, val_fraction, size, seed, cache)
-    start = {layer: weight.clone() for layer, weight in network.calibration.items()}
-    found = train(data.train, start, lr, seed)
+    found = fit_map(data.train, official, data.votes)
     network.set_calibration(found)
-    comparison = compare_calibrations(data.held_out, found, official, data.references)
+    comparison = compare_calibrations(data.held_out, found, official, data.groups)
     ceiling, _ = between(Ballots.of(data.held_out_answers, study))
-    points = _learning_curve(data, start, lr, seed, comparison.own.value, _FRACTIONS if curve else (), report)
+    points = _learning_curve(data, official, seed, comparison.own.value, _FRACTIONS if curve else (), report)
     factor = level_factor(data.train, found, official) if rescale else 1.0
-    options = {"net": net_type, "weights": weights, "init": init, "val_fraction": val_fraction, "size": size}
-    options |= {"lr": lr, "seed": seed, "rescale": rescale, **rules}
+    options = {"net": net_type, "weights": weights, "val_fraction": val_fraction, "size": size}
+    options |= {"seed": seed, "rescale": rescale, **rules}
     record = {**options, **_record(study, data, comparison, ceiling, points), "factor": factor}
     return Calibrated(network, factor, comparison, ceiling, points, record, [*notes, *_verdict(comparison)])
-
-
-def train(data: PooledTriplets, start: Mapping[str, Tensor], lr: float, seed: int) -> dict[str, Tensor]:
-    """`fit_lin` with as many epochs as few judgments need."""
-    epochs = max(_EPOCHS, math.ceil(_STEPS / math.ceil(len(data) / _BATCH)))
-    decay = round(0.4 * epochs)
-    options = {"batch_size": _BATCH, "constant_epochs": epochs - decay, "decay_epochs": decay, "seed": seed}
-    return fit_lin(data, dict(start), lr=lr, **options).calibration  # type: ignore[arg-type]
 
 
 def study_digest(study: Study) -> str:
@@ -238,8 +224,11 @@ def _load(
     cache: str | None,
 ) -> tuple[_Data, list[str]]:
     answers = counted(study, **rules)  # type: ignore[arg-type]
-    items, votes = study.items("judged"), tally(answers, study)
-    held_out = _held_out(study, votes, val_fraction, seed)
+    items, images = study.items("judged"), study.images()
+    votes = tally(answers, study)
+    named = [replace(one, ref=photograph_of(one.ref)) for one in triplets_of(study, votes)]
+    apart = {triplet.ref for triplet in split_triplets(named, val_fraction, seed)[1]}
+    held_out = {item for item in votes if photograph_of(images[items[item].ref].path) in apart}
     test = [answer for answer in answers if answer.item in held_out and answer.reason == "random"]
     note = simulation_note(answers)
     notes = [note] if note else []
@@ -248,45 +237,33 @@ def _load(
         notes.append("No held-out answer is of a random trial: the scores hold only for the triplets that were chosen.")
     learn = [answer for answer in answers if answer.item not in held_out]
     checked_files(study, (items[item] for item in votes))
-    parts = []
-    for some in (learn, test):
-        data = TripletDataset(triplets_of(study, tally(some, study)), study.folder, size)
-        parts.append((cached_pool(network, data, cache), list(tally(some, study))))
-    (train_part, train_items), (test_part, test_items) = parts
-    references = reference_groups(study, (items[item] for item in test_items))
-    return _Data(train_part, test_part, references, learn, test, train_items, test_items), notes
-
-
-def _held_out(study: Study, votes: Mapping[int, tuple[int, int]], val_fraction: float, seed: int) -> set[int]:
-    """Items of the references that are held out; patches of one photograph, which overlap, are on the same side."""
-    items, triplets = list(votes), triplets_of(study, votes)
-    sources = [replace(triplet, ref=photograph_of(triplet.ref)) for triplet in triplets]
-    _, second = split_triplets(sources, val_fraction, seed)
-    chosen = {triplet.ref for triplet in second}
-    return {item for item, source in zip(items, sources, strict=True) if source.ref in chosen}
+    known, asked = tally(learn, study), tally(test, study)
+    train_part, test_part = (
+        cached_pool(network, TripletDataset(triplets_of(study, some), study.folder, size), cache)
+        for some in (known, asked)
+    )
+    groups = related(study, (items[item] for item in asked))
+    counts = torch.tensor([sum(pair) for pair in known.values()])
+    return _Data(train_part, test_part, counts, groups, learn, test, list(asked)), notes
 
 
 def _learning_curve(
     data: _Data,
     start: Mapping[str, Tensor],
-    lr: float,
     seed: int,
     full: float,
     fractions: Sequence[float],
     report: Callable[[str, int, int], None] | None,
 ) -> list[Point]:
     """Held-out score against the number of judgments: random parts of the training triplets, with all their votes."""
-    votes = torch.tensor([0] * len(data.train_items))
-    rows = {item: row for row, item in enumerate(data.train_items)}
-    for answer in data.train_answers:
-        votes[rows[answer.item]] += 1
+    votes = data.votes
     counts = sorted({max(_FEWEST, round(part * len(votes))) for part in fractions})
     counts = [count for count in counts if count < len(votes)]
     points = []
     for step, count in enumerate(counts):
         judgments, scores = 0, []
         for chosen in _parts(len(votes), count, seed):
-            weights = train(data.train.subset(chosen), start, lr, seed)
+            weights = fit_map(data.train.subset(chosen), start, votes[chosen])
             scores.append(float(two_afc_score(*data.held_out.distances(weights), data.held_out.judge)))
             judgments += int(votes[chosen].sum())
         points.append(Point(round(judgments / _REPETITIONS), count, scores))
@@ -310,7 +287,7 @@ def _record(
     used = [*data.train_answers, *data.held_out_answers]
     return {
         "mode": "lin",
-        "fast": True,
+        "fit": "most probable weights around the official calibration",
         "study": {"title": study.design.title, "test": study.design.test, "digest": study_digest(study)},
         "judgments": len(used),
         "judgments_train": len(data.train_answers),
@@ -319,6 +296,7 @@ def _record(
         "simulated": simulation_note(used) or None,
         "excluded": len(study.answers()) - len(used),
         "triplets": len(data.train),
+        "grouped_by": related_by(study),
         "held_out_items": list(data.held_out_items),
         "scores": {"held-out": comparison.record()},
         "ceiling": list(ceiling) if ceiling.known else None,

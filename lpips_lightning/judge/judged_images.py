@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -19,11 +20,40 @@ Distances = dict[int, tuple[float, float | None]]
 """Distances ``(ref, p0)`` and ``(ref, p1)`` by item; the second is None for JND."""
 
 _BATCH_PIXELS = 50 * 64 * 64
+_PATCH = re.compile(r"(photographs/.+)/\d{6,}-ref\.png")  # as `study_from_photographs` names them
 
 
 def images_of(item: Item) -> list[int]:
     """Numbers of the images of an item: the reference, then the candidates."""
     return [item.ref, item.p0, *([] if item.p1 is None else [item.p1])]
+
+
+def photograph_of(path: str) -> str:
+    """What the reference of an item comes from: patches of one photograph are related, other references are their own.
+
+    Args:
+        path: `Image.path` of the reference.
+
+    Example:
+        >>> photograph_of("photographs/holiday/beach/000012-ref.png"), photograph_of("reference/kodim01.png")
+        ('photographs/holiday/beach', 'reference/kodim01.png')
+    """
+    found = _PATCH.fullmatch(path)
+    return found[1] if found else path
+
+
+def related(study: Study, items: Iterable[Item]) -> Tensor:
+    """Number of what the reference of each item comes from, ``(M,)``; equal where it is one photograph or file."""
+    images, numbers = study.images(), dict[str, int]()
+    names = [photograph_of(images[item.ref].path) for item in items]
+    return torch.tensor([numbers.setdefault(name, len(numbers)) for name in names], dtype=torch.long)
+
+
+def related_by(study: Study) -> str:
+    """What `related` tells apart, in a word."""
+    images = study.images()
+    paths = [images[item.ref].path for item in study.items("judged").values()]
+    return "photograph" if any(photograph_of(path) != path for path in paths) else "reference"
 
 
 def checked_files(study: Study, items: Iterable[Item]) -> dict[int, Path]:
@@ -47,28 +77,6 @@ def _checked(folder: Path, image: Image) -> Path:
     if hashlib.sha256(file.read_bytes()).hexdigest() != image.sha256:
         raise StudyError(f"images: expected the file that people saw, got another content in '{file}'; put it back")
     return file
-
-
-def photograph_of(path: str) -> str:
-    """What the reference of an item comes from: patches of one photograph are related, other references are their own.
-
-    Args:
-        path: `Image.path` of the reference.
-
-    Example:
-        >>> photograph_of("photographs/holiday/beach/000012-ref.png"), photograph_of("reference/kodim01.png")
-        ('photographs/holiday/beach', 'reference/kodim01.png')
-    """
-    above, _, name = path.rpartition("/")
-    return above if above.startswith("photographs/") and name.endswith("-ref.png") else path
-
-
-def reference_groups(study: Study, items: Iterable[Item]) -> Tensor:
-    """Index of what the reference of each item comes from, ``(M,)``, int64: equal for patches of one photograph."""
-    images = study.images()
-    names = [photograph_of(images[item.ref].path) for item in items]
-    indices = {name: index for index, name in enumerate(sorted(set(names)))}
-    return torch.tensor([indices[name] for name in names], dtype=torch.long)
 
 
 def triplets_of(study: Study, votes: Mapping[int, tuple[int, int]]) -> list[Triplet]:

@@ -36,6 +36,7 @@ from lpips_lightning.judge.votes import counted
 
 _CHUNK = 250  # resamples at once
 _LEAST_PRIOR = 1e-3  # smaller weights only move the open end
+_NAMED = 6  # methods of a group in a message
 _MOST_FREEDOM = 1000  # beyond it, Student's t is the normal distribution
 
 
@@ -394,7 +395,8 @@ def _given(value: Tensor | float | None) -> Tensor:
 def _check_connected(data: Preferences) -> None:
     groups = components(data.wins)
     if len(groups) > 1:
-        parts = [", ".join(data.methods[index] for index in group) for group in groups]
+        names = [[data.methods[index] for index in group] for group in groups]
+        parts = [", ".join(one[:_NAMED]) + (f" and {len(one) - _NAMED} more" if one[_NAMED:] else "") for one in names]
         raise StudyError(
             f"ranking: expected answers that compare all methods, directly or over others, got none between"
             f" {' and '.join(f'({part})' for part in parts[:3])}{' and others' if len(parts) > 3 else ''};"

@@ -18,7 +18,7 @@ from lpips_lightning.io.tables import write_table
 from lpips_lightning.judge import report_figures as figures
 from lpips_lightning.judge.agreement import FEW_OBSERVERS, UNKNOWN, Ballots, Estimate, between
 from lpips_lightning.judge.calibrate import Point
-from lpips_lightning.judge.judged_images import Distances
+from lpips_lightning.judge.judged_images import Distances, related_by
 from lpips_lightning.judge.observers import (
     TOO_FAST_MS,
     Fatigue,
@@ -163,7 +163,7 @@ def _notes(votes: Sequence[Answer], base: Sequence[Answer]) -> list[str]:
     if people == 1:
         notes.append("One observer: agreement between people cannot be told, and metrics are scored on one person.")
     elif people < FEW_OBSERVERS:
-        notes.append(f"{people} observers: intervals are over items alone, and hold for these observers.")
+        notes.append(f"{people} observers: intervals are over images alone, and hold for these observers.")
     return notes
 
 
@@ -346,7 +346,7 @@ def draw(report: Report, out: Path) -> dict[str, Picture]:
     known = [one for one in report.scores if one.score.known]
     if known:
         drawn = figures.draw_scores(known, report.ceiling, test, report.study.design.title, out / "scores.png")
-        text = "Agreement of metrics with people, with 95 % intervals over references."
+        text = f"Agreement of metrics with people, with 95 % intervals over {related_by(report.study)}s."
         found["scores"] = picture(drawn, WIDTHS["column"], "Scores of the metrics", text)
     if report.outlook is not None and report.history:
         drawn = figures.draw_outlook(report.history, report.outlook, out / "outlook.png")
@@ -403,6 +403,7 @@ def write_page(report: Report, pictures: Mapping[str, Picture], run: Mapping[str
         test={"2afc": "2AFC: which of two is closer to the reference", "jnd": "JND: same or different"}[
             report.study.design.test
         ],
+        related=related_by(report.study),
         is_jnd=report.study.design.test == "jnd",
         report=report,
         figures={name: pictures.get(name) for name in FIGURES},

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lpips_lightning.functional.judgments import agreement, bootstrap_interval, jnd_score
 from lpips_lightning.judge.agreement import UNKNOWN, Ballots, Components, Estimate, components
-from lpips_lightning.judge.judged_images import Distances, reference_groups
+from lpips_lightning.judge.judged_images import Distances, related
 from lpips_lightning.judge.store import Item, Study
 
 _NEWTON_STEPS, _RIDGE = 25, 1e-3
@@ -25,7 +25,7 @@ class Judgments:
         items: The items.
         second: Fraction of the votes for the second choice, p1 or "different", ``(M,)`` in [0, 1].
         votes: Number of votes, ``(M,)``.
-        references: Index of each item's reference, ``(M,)``; patches of one photograph count as one.
+        references: Number of what each item's reference comes from, ``(M,)``: patches of one photograph are related.
     """
 
     items: Sequence[Item]
@@ -39,7 +39,7 @@ class Judgments:
         items = study.items("judged")
         table = torch.tensor(list(votes.values()), dtype=torch.float64).view(-1, 2)
         chosen = [items[item] for item in votes]
-        return cls(chosen, table[:, 1] / table.sum(1), table.sum(1), reference_groups(study, chosen))
+        return cls(chosen, table[:, 1] / table.sum(1), table.sum(1), related(study, chosen))
 
     def __len__(self) -> int:
         return len(self.items)
@@ -316,6 +316,7 @@ def _answers_right(distances: Distances, ballots: Ballots) -> tuple[Ballots, Ten
         ballots.second[chosen],
         [item for item in ballots.items if item in distances],
         ballots.observers,
+        None if ballots.references is None else ballots.references[known],
     )
     pairs = torch.tensor([distances[item] for item in kept.items], dtype=torch.float64)
     return kept, agreement(pairs[kept.item, 0], pairs[kept.item, 1], kept.second.double())

@@ -86,5 +86,4 @@ def _ask(
 
 
 def _belief(train: PooledTriplets, start: Mapping[str, Tensor]) -> Belief:
-    features = train.mean[train.rows[:, 0]] - train.mean[train.rows[:, 1]]
-    return Belief(features, torch.cat([start[layer] for layer in train.layers]))
+    return Belief(train.differences(), train.joined(start))

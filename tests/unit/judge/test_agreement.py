@@ -1,5 +1,6 @@
 """Agreement of observers: closed forms, a published example, independent computations, and intervals that cover."""
 
+import dataclasses
 from itertools import combinations
 
 import pytest
@@ -104,6 +105,26 @@ def test_observers_who_differ_widen_the_interval():
     assert one.half > 2 * other.half > 0
 
 
+def test_votes_that_happen_to_agree_leave_an_interval():
+    item, observer = torch.arange(3).repeat_interleave(2), torch.arange(2).repeat(3)
+    found = between(Ballots(item, observer, item % 2, range(3), "ab"), resamples=20)
+    for one, lowest in zip(found, (0.0, -1.0), strict=True):
+        assert one.value == one.high == 1 and lowest < one.low < 0.5
+
+
+def test_patches_of_one_photograph_tell_as_little_as_one():
+    """Ten photographs, of which half are hard, with eight patches each."""
+    item, observer = torch.arange(80).repeat_interleave(4), torch.arange(4).repeat(80)
+    hard = (item // 8) % 2 == 0
+    ballots = Ballots(item, observer, torch.where(hard, observer % 2, 0), range(80), "abcd")
+    alone, _ = between(ballots, 300)
+    together, _ = between(dataclasses.replace(ballots, references=torch.arange(80) // 8), 300)
+    assert together.value == alone.value
+    assert together.half > 2 * alone.half
+    one, _ = between(dataclasses.replace(ballots, references=torch.zeros(80, dtype=torch.long)), 300)
+    assert one == alone  # nothing to resample but items
+
+
 @pytest.mark.parametrize("votes", [0, 1])
 def test_without_two_votes_on_an_item_nothing_is_known(votes):
     one = torch.zeros(votes, dtype=torch.long)
@@ -134,3 +155,18 @@ def test_variance_components_are_those_of_the_simulation():
     mean = found.of_mean(torch.full((items,), people), people)
     assert mean.items == pytest.approx(found.items / items)
     assert mean.answers == pytest.approx(found.answers / len(item))
+
+
+def test_items_of_one_reference_have_their_reference_in_common():
+    """Variance of the mean over items: of the references by their number, of the items by theirs."""
+    generator = torch.Generator().manual_seed(0)
+    references, each, people = 400, 5, 4
+    item, observer = torch.arange(2000).repeat_interleave(people), torch.arange(people).repeat(2000)
+    reference = torch.arange(references).repeat_interleave(each)
+    own = 0.5 * torch.randn(2000, generator=generator).double()
+    common = 0.8 * torch.randn(references, generator=generator).double()
+    values = own[item] + common[reference[item]] + torch.randn(len(item), generator=generator).double()
+    ballots = Ballots(item, observer, torch.zeros_like(item), range(2000), "abcd", reference)
+    mean = components(ballots, values).of_mean(torch.full((2000,), people), people)
+    assert mean.items == pytest.approx(0.64 / references + 0.25 / 2000, rel=0.15)
+    assert mean.answers == pytest.approx(1 / 8000, rel=0.1)

@@ -132,7 +132,6 @@ def test_report_and_calibration_say_that_answers_are_simulated(capsys, monkeypat
     assert note in " ".join(capsys.readouterr().out.split())
     assert note in Path("outputs/judge/report/report.html").read_text(encoding="utf-8")
     monkeypatch.setattr(calibrate, "_learning_curve", lambda *args: [])
-    monkeypatch.setattr(calibrate, "_STEPS", 2)
     study = Study.open("answered.db")
     found = calibrate.calibrate(study, "embedded", val_fraction=0.4)
     study.close()

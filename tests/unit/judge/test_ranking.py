@@ -182,3 +182,13 @@ def test_intervals_cover_also_where_a_method_may_win_everything(share):
         inside += best.low <= truth <= best.high
         separated += bool(found.prior)
     assert inside >= 36 and 3 < separated < 38
+
+
+def test_of_many_methods_that_no_answers_connect_some_are_named():
+    names = tuple(f"m{number:02}" for number in range(20))
+    winners, losers = torch.arange(8).repeat(2), torch.arange(1, 9).repeat(2)
+    one = torch.zeros(16, dtype=torch.long)
+    with pytest.raises(
+        StudyError, match=r"\(m00, m01, m02, m03, m04, m05 and 3 more\) and \(m09\) and \(m10\) and others;"
+    ):
+        rank(Preferences(names, winners, losers, one, one))

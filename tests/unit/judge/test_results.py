@@ -19,6 +19,7 @@ from lpips_lightning.data.bapps import JNDDataset, TwoAFCDataset
 from lpips_lightning.data.triplets import TripletDataset, read_triplets
 from lpips_lightning.evaluation.methods import Method
 from lpips_lightning.functional.judgments import jnd_score, two_afc_score
+from lpips_lightning.io.image_files import write_image
 from lpips_lightning.io.tensor_files import read_record
 from lpips_lightning.judge import report_figures as figures
 from lpips_lightning.judge.agreement import UNKNOWN, Ballots, Estimate
@@ -56,12 +57,6 @@ def drawn(tmp_path_factory):
         observe(study, distances, observers=6, threshold=middle, noise=0.2, repeats=4, seed=1)
         found[test] = study, distances
     return found
-
-
-@pytest.fixture
-def short(monkeypatch):
-    """Trainings of few steps, where it does not matter what they find."""
-    monkeypatch.setattr("lpips_lightning.judge.calibrate._STEPS", 10)
 
 
 @pytest.mark.parametrize("test", ["2afc", "jnd"])
@@ -265,10 +260,12 @@ def test_nothing_to_export_is_said(tmp_path):
     assert export_csv(study, tmp_path / "votes.csv", failed=True) == 10
 
 
-def test_calibration_finds_the_metric_of_the_observers(drawn):
+def test_calibration_finds_the_metric_of_the_observers(tmp_path):
     """Its held-out score comes nearer to that of the observers' own metric than to the official one."""
-    study, hidden = drawn["2afc"]
-    found = calibrate(study, "embedded", val_fraction=0.34, lr=3e-3, curve=False)
+    study = drawn_study(tmp_path, 400)
+    hidden = measure(study, list(study.items("judged").values()), [Method("hidden", hidden_judge(), None)])["hidden"]
+    observe(study, hidden, observers=6, noise=0.2, repeats=4, seed=1)
+    found = calibrate(study, "embedded", curve=False)
     record = found.record
     held_out = record["held_out_items"]
     table = votes(study)
@@ -277,13 +274,39 @@ def test_calibration_finds_the_metric_of_the_observers(drawn):
     before, after = found.comparison.official.value, found.comparison.own.value
     assert after - before > 0.5 * (best - before) > 0.05
     assert after > found.ceiling.value - 0.05
-    assert (record["judgments"], record["observers"], record["excluded"]) == (720, 6, 24)
-    assert record["judgments_train"] + record["judgments_held_out"] == 720
+    assert (record["judgments"], record["observers"], record["excluded"]) == (2400, 6, 24)
+    assert record["judgments_train"] + record["judgments_held_out"] == 2400
     assert record["scores"]["held-out"]["2afc"] == after
     assert record["learning_curve"] == [[record["judgments_train"], len(table) - len(held_out), [after]]]
     assert not {table[item] and study.items()[item].ref for item in held_out} & {
         study.items()[item].ref for item in table if item not in held_out
     }
+
+
+def test_patches_of_one_photograph_are_held_out_and_resampled_together(tmp_path):
+    """Else what a calibration learned on one patch would be scored on another one of the same photograph."""
+    for number in range(4):
+        noise = torch.rand(3, 48, 48, generator=torch.Generator().manual_seed(number))
+        write_image(noise, tmp_path / "photographs" / f"{number}.png")
+    design = Design(trials=12, sentinels=1, pass_mark=1, practice=0, repeats=0)
+    study = study_from_photographs(tmp_path / "s.db", tmp_path / "photographs", count=12, size=32, design=design)
+    distances = random_distances(study)
+    observe(study, distances, observers=2)
+    found = calibrate(study, "embedded", val_fraction=0.5, curve=False)
+    images, items = study.images(), study.items("judged")
+    parts = {True: set(), False: set()}
+    for item in items.values():
+        parts[item.id in found.record["held_out_items"]].add(photograph_of(images[item.ref].path))
+    assert len(parts[True]) == len(parts[False]) == 2 and not parts[True] & parts[False]
+    assert found.comparison.references == 2 and "6 held-out triplets of 2 photographs" in found.lines()[1]
+    one = calibrate(study, "embedded", val_fraction=0.25, curve=False)
+    assert "3 held-out triplets of 1 photograph, for which alone the intervals hold" in one.lines()[1]
+    judged = Judgments.of(votes(study), study)
+    assert judged.references.unique(return_counts=True)[1].tolist() == [3] * 4
+    ballots = Ballots.of(counted(study), study)
+    assert ballots.references.tolist() == judged.references.tolist()
+    write_page(gather(study, {"metric": distances}, resamples=20), {}, {}, tmp_path / "report.html")
+    assert "95 % intervals over photographs" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_every_training_starts_at_the_official_calibration(tmp_path, monkeypatch):
@@ -292,18 +315,17 @@ def test_every_training_starts_at_the_official_calibration(tmp_path, monkeypatch
     observe(study, random_distances(study), observers=2)
     starts = []
 
-    def train(data, start, lr, seed):
+    def train(data, start, answers):
         starts.append({layer: weight.clone() for layer, weight in start.items()})
         return {layer: weight + 1 for layer, weight in start.items()}
 
-    monkeypatch.setattr("lpips_lightning.judge.calibrate.train", train)
+    monkeypatch.setattr("lpips_lightning.judge.calibrate.fit_map", train)
     calibrate(study, "embedded")
     official = TrainableLPIPS("embedded", init="official").calibration
     assert len(starts) > 3
     assert all(torch.equal(one[layer], weight) for one in starts for layer, weight in official.items())
 
 
-@pytest.mark.usefixtures("short")
 def test_a_gain_within_the_noise_is_said_and_the_file_is_written(tmp_path):
     study = drawn_study(tmp_path, 12)
     observe(study, random_distances(study), observers=2)
@@ -318,23 +340,6 @@ def test_a_gain_within_the_noise_is_said_and_the_file_is_written(tmp_path):
     net = LPIPS("embedded", calibration=path)
     x = torch.rand(1, 3, 32, 32) * 2 - 1
     assert float(net(x, -x)) > 0
-
-
-@pytest.mark.usefixtures("short")
-def test_patches_of_a_photograph_are_held_out_together_and_counted_as_one(tmp_path):
-    write_noise(tmp_path / "photographs", ["a", "b", "c"])
-    design = Design(trials=12, sentinels=1, pass_mark=1, practice=0, repeats=0)
-    study = study_from_photographs(tmp_path / "study.db", tmp_path / "photographs", design=design, count=12, size=32)
-    observe(study, random_distances(study), observers=2)
-    items, images = study.items("judged"), study.images()
-    photographs = {number: photograph_of(images[item.ref].path) for number, item in items.items()}
-    found = calibrate(study, "embedded", curve=False)
-    held_out = set(found.record["held_out_items"])
-    assert len(held_out) == 4 and len(items) == 12
-    assert not {photographs[item] for item in held_out} & {photographs[item] for item in items.keys() - held_out}
-    assert found.comparison.references == 1
-    assert "8 judgments of 4 held-out triplets of 1 reference, for which alone the intervals hold" in found.lines()[1]
-    assert len(Judgments.of(votes(study), study).references.unique()) == 3
 
 
 @pytest.mark.parametrize("case", ["jnd", "no answers", "failed", "one reference", "one photograph"])
@@ -420,7 +425,6 @@ def test_figures_are_readable(tmp_path, drawn, figure, name):
     assert not saved_faults(draw, tmp_path / "figure.png")
 
 
-@pytest.mark.usefixtures("short")
 def test_commands_from_a_study_to_a_metric(tmp_path, drawn, capsys):
     study, _ = drawn["2afc"]
     db, out = str(study.path), tmp_path / "own.safetensors"

@@ -169,8 +169,11 @@ def test_public_names_are_those_of_api_json():
 
 def test_public_places_are_packages_and_every_name_resolves():
     listed = json.loads((ROOT / "tests" / "api.json").read_text())
-    assert len(PACKAGES) == 18
-    internal = {f"lpips_lightning.{name}" for name in ("cli", "comparison", "engine", "kernels")}
+    assert len(PACKAGES) == 20
+    internal = {
+        f"lpips_lightning.{name}"
+        for name in ("cli", "comparison", "engine", "judge.results", "judge.server", "kernels")
+    }
     assert set(listed) == PACKAGES - internal
     for name, names in listed.items():
         module = import_module(name)
@@ -266,5 +269,5 @@ print(float(LPIPS("alex", weights="random")(x, x)))
     assert python(code, tmp_path).strip() == "0.0"
     assert any(site.glob("*.dist-info/licenses/NOTICE"))
     assert (site / "lpips_lightning" / "py.typed").is_file()
-    page = site / "lpips_lightning" / "judge" / "page"
+    page = site / "lpips_lightning" / "judge" / "server" / "page"
     assert {path.name for path in page.iterdir()} == {"index.html", "judge.css", "judge.js"}

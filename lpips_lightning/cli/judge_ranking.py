@@ -15,9 +15,9 @@ from lpips_lightning.io.progress import progress_report
 
 if TYPE_CHECKING:
     from lpips_lightning.evaluation.methods import Method
-    from lpips_lightning.judge.metric_ranking import MetricRanking
-    from lpips_lightning.judge.own_calibrations import OwnCalibration
-    from lpips_lightning.judge.ranking import Preferences, Ranking
+    from lpips_lightning.judge.results.metric_ranking import MetricRanking
+    from lpips_lightning.judge.results.own_calibrations import OwnCalibration
+    from lpips_lightning.judge.results.ranking import Preferences, Ranking
     from lpips_lightning.judge.store import Study
 
 _OUT = "outputs/ranking"
@@ -51,9 +51,9 @@ def add_ranking(commands: Any) -> None:
 
 def _rank(options: argparse.Namespace) -> None:
     from lpips_lightning.evaluation.methods import parse_method
-    from lpips_lightning.judge import ranking_report as report
-    from lpips_lightning.judge.own_calibrations import own_calibrations
-    from lpips_lightning.judge.ranking import preferences, rank
+    from lpips_lightning.judge.results import ranking_report as report
+    from lpips_lightning.judge.results.own_calibrations import own_calibrations
+    from lpips_lightning.judge.results.ranking import preferences, rank
     from lpips_lightning.judge.simulated import simulation_note
     from lpips_lightning.judge.store import Study
     from lpips_lightning.judge.votes import COUNTED
@@ -102,7 +102,7 @@ def _trained_note(calibrations: list[OwnCalibration]) -> str:
 def _metric_rankings(
     study: Study, data: Preferences, ranking: Ranking, metrics: list[Method], options: argparse.Namespace
 ) -> list[MetricRanking]:
-    from lpips_lightning.judge.metric_ranking import measure_methods, rank_by_metric
+    from lpips_lightning.judge.results.metric_ranking import measure_methods, rank_by_metric
 
     if not metrics:
         return []
@@ -116,7 +116,7 @@ def _metric_rankings(
 
 
 def _print(ranking: Ranking, metrics: list[MetricRanking], note: str) -> None:
-    from lpips_lightning.judge import ranking_report as report
+    from lpips_lightning.judge.results import ranking_report as report
 
     console = _console()
     console.print(report.overview(ranking), soft_wrap=True)

@@ -25,10 +25,10 @@ from lpips_lightning.io.progress import progress_report
 from lpips_lightning.io.streams import is_stream, name_streams
 
 if TYPE_CHECKING:
-    from lpips_lightning.judge.calibrate import Calibrated
     from lpips_lightning.judge.judged_images import Distances
-    from lpips_lightning.judge.own_calibrations import OwnCalibration
-    from lpips_lightning.judge.report import Report
+    from lpips_lightning.judge.results.calibrate import Calibrated
+    from lpips_lightning.judge.results.own_calibrations import OwnCalibration
+    from lpips_lightning.judge.results.report import Report
     from lpips_lightning.judge.store import Study
 
 _REPORT_OUT = "outputs/judge/report"
@@ -131,8 +131,8 @@ def _report(options: argparse.Namespace) -> None:
         if not getattr(options, name) >= least:
             raise ValueError(f"{name.replace('_', '-')}: expected at least {least}, got {getattr(options, name)}")
 
-    from lpips_lightning.judge import report
-    from lpips_lightning.judge.own_calibrations import own_calibrations
+    from lpips_lightning.judge.results import report
+    from lpips_lightning.judge.results.own_calibrations import own_calibrations
     from lpips_lightning.judge.store import Study
 
     names = (report.PAGE, *report.CSVS, *(f"{name}.{kind}" for name in report.FIGURES for kind in ("png", "pdf")))
@@ -167,7 +167,7 @@ def _console(stderr: bool = False) -> Console:
 
 def _remove_old_figures(out: Path, pictures: Mapping[str, Any], force: bool) -> None:
     """With --force: figures of an earlier report that this one does not have."""
-    from lpips_lightning.judge.report import FIGURES
+    from lpips_lightning.judge.results.report import FIGURES
 
     for name in FIGURES:
         if force and name not in pictures:
@@ -276,7 +276,7 @@ def _run_rows(options: argparse.Namespace, start: float) -> dict[str, str]:
 def _export(options: argparse.Namespace) -> None:
     console = _console(stderr=name_streams(options, outputs=["out"]))
 
-    from lpips_lightning.judge import export
+    from lpips_lightning.judge.results import export
     from lpips_lightning.judge.store import Study
 
     with closing(Study.open(options.study)) as study:
@@ -308,7 +308,7 @@ def _calibrate(options: argparse.Namespace) -> None:
 
     from lpips_lightning.backbones.offline import require_backbone
     from lpips_lightning.calibration.export import usage
-    from lpips_lightning.judge.calibrate import calibrate, check_study
+    from lpips_lightning.judge.results.calibrate import calibrate, check_study
     from lpips_lightning.judge.store import Study
 
     with closing(Study.open(options.study)) as study:
@@ -347,8 +347,8 @@ def _draw_learning(found: Calibrated, path: Path, console: Console) -> None:
     if find_spec("matplotlib") is None:
         console.print('No learning curve, which matplotlib draws: pip install "lpips_lightning[judge]"')
         return
-    from lpips_lightning.judge.agreement import Estimate
-    from lpips_lightning.judge.report_figures import draw_learning
+    from lpips_lightning.judge.results.agreement import Estimate
+    from lpips_lightning.judge.results.report_figures import draw_learning
 
     official = found.comparison.official
     before = Estimate(official.value, official.low, official.high)

@@ -92,7 +92,7 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
 
 def _serve(options: argparse.Namespace) -> None:
     _check_packages()
-    from lpips_lightning.judge.serving import serve
+    from lpips_lightning.judge.server.serving import serve
 
     check_output_path(options.out, "out")
     study = _resumed(options) if Path(options.out).expanduser().exists() else _new(options)

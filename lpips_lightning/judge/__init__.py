@@ -5,8 +5,8 @@ and `study_from_methods` make one. `counted` returns the answers that count; `pr
 them. `simulate` lets simulated observers answer, each one a `SimulatedPerson`, with items by `random_selector`.
 
 Modules: ``store``: the file. ``stimuli``: what is judged. ``sessions``: the order of trials, practice, sentinels,
-repeats, breaks. ``selection``: which item next. ``app``, ``serving`` and ``page/``: the web page. ``votes``: which
-answers count. ``report``, ``ranking``, ``export``, ``calibrate``: what follows. recipes/JUDGE.md tells how to use it.
+repeats, breaks. ``selection``: which item next. ``server``: the web page. ``votes``: which answers count.
+``results``: report, ranking, export, calibration. recipes/JUDGE.md tells how to use it.
 """
 
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from lpips_lightning.judge.ranking import preferences, rank
+    from lpips_lightning.judge.results.ranking import preferences, rank
     from lpips_lightning.judge.selection import random_selector
     from lpips_lightning.judge.simulated import SimulatedPerson, simulate
     from lpips_lightning.judge.stimuli import study_from_methods, study_from_photographs, study_from_triplets
@@ -38,7 +38,7 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "ranking": ["preferences", "rank"],
+            "results.ranking": ["preferences", "rank"],
             "selection": ["random_selector"],
             "simulated": ["SimulatedPerson", "simulate"],
             "stimuli": ["study_from_methods", "study_from_photographs", "study_from_triplets"],

@@ -36,7 +36,7 @@ WHERE = """(names) => {
 }"""
 _SERVE = """
 import sys
-from lpips_lightning.judge.serving import serve
+from lpips_lightning.judge.server.serving import serve
 from lpips_lightning.judge.store import Study
 serve(Study.open(sys.argv[1]), lambda study, items, rng: (items[0], "random"), port=int(sys.argv[2]))
 """
@@ -93,7 +93,7 @@ def served(study, **options):
     """The address of a study that is served by a thread of this process."""
     import uvicorn
 
-    from lpips_lightning.judge.app import create_app
+    from lpips_lightning.judge.server.app import create_app
 
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from lpips_lightning.io import write_image
-from lpips_lightning.judge.ranking import Preferences
+from lpips_lightning.judge.results.ranking import Preferences
 from lpips_lightning.judge.store import Design, Image, Item, Study
 
 STRENGTHS = {"clear": 0.02, "good": 0.08, "fair": 0.16, "poor": 0.32}

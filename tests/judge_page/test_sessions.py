@@ -288,7 +288,7 @@ def test_studies_at_the_same_address_in_turn_are_kept_apart(browser, tmp_path):
 
 @pytest.mark.slow
 def test_a_link_with_a_token_is_used_once_and_needed(browser, tmp_path):
-    from lpips_lightning.judge.guard import Access
+    from lpips_lightning.judge.server.guard import Access
 
     study = make_study(tmp_path, "2afc")
     with served(study, access=Access(token="a-long-token")) as address:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lpips_lightning.functional.judgments import human_ceiling
-from lpips_lightning.judge.agreement import (
+from lpips_lightning.judge.results.agreement import (
     Ballots,
     between,
     by_observer,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lpips_lightning.judge.bradley_terry import (
+from lpips_lightning.judge.results.bradley_terry import (
     components,
     count_wins,
     deviance,
@@ -13,7 +13,7 @@ from lpips_lightning.judge.bradley_terry import (
     fit_scores,
     is_estimable,
 )
-from lpips_lightning.judge.student import quantile, two_sided
+from lpips_lightning.judge.results.student import quantile, two_sided
 
 # Wins of the row over the column; American League East, 1987: Agresti, Categorical Data Analysis, table 10.10 of the
 # second edition, with the fit of table 10.11 and its text (relative to Baltimore; deviance 15.7 with 15 degrees).

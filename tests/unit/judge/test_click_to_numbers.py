@@ -15,13 +15,13 @@ from lpips_lightning.data.triplets import read_triplets
 from lpips_lightning.evaluation.methods import Method
 from lpips_lightning.io.image_files import read_image, write_image
 from lpips_lightning.judge import Design, preferences, random_selector, rank, study_from_methods
-from lpips_lightning.judge.app import create_app
-from lpips_lightning.judge.calibrate import calibrate
-from lpips_lightning.judge.export import export_answers, export_bapps, export_csv
 from lpips_lightning.judge.judged_images import measure
-from lpips_lightning.judge.metric_ranking import measure_methods, rank_by_metric
-from lpips_lightning.judge.observers import consistency, side_bias
-from lpips_lightning.judge.report import gather
+from lpips_lightning.judge.results.calibrate import calibrate
+from lpips_lightning.judge.results.export import export_answers, export_bapps, export_csv
+from lpips_lightning.judge.results.metric_ranking import measure_methods, rank_by_metric
+from lpips_lightning.judge.results.observers import consistency, side_bias
+from lpips_lightning.judge.results.report import gather
+from lpips_lightning.judge.server.app import create_app
 from lpips_lightning.judge.votes import counted
 
 with warnings.catch_warnings():

@@ -7,7 +7,7 @@ from shutil import copyfile
 import pytest
 
 from lpips_lightning.cli.commands import main
-from lpips_lightning.judge import calibrate
+from lpips_lightning.judge.results import calibrate
 from lpips_lightning.judge.simulated import simulation_note
 from lpips_lightning.judge.stimuli import study_from_methods
 from lpips_lightning.judge.store import Design, Study

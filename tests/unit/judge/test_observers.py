@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from judged_study import bare_study
 
-from lpips_lightning.judge.observers import repeat_pairs
+from lpips_lightning.judge.results.observers import repeat_pairs
 
 
 def test_repeats_are_found_though_the_clock_was_set_back(tmp_path, monkeypatch):

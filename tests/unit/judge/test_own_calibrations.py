@@ -7,8 +7,8 @@ from small_studies import small_study
 
 from lpips_lightning.calibration.export import write_calibration
 from lpips_lightning.calibration.model import TrainableLPIPS
-from lpips_lightning.judge.calibrate import study_digest
-from lpips_lightning.judge.own_calibrations import own_calibrations
+from lpips_lightning.judge.results.calibrate import study_digest
+from lpips_lightning.judge.results.own_calibrations import own_calibrations
 
 
 def written(path, **record):

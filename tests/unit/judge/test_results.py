@@ -21,14 +21,21 @@ from lpips_lightning.evaluation.methods import Method
 from lpips_lightning.functional.judgments import jnd_score, two_afc_score
 from lpips_lightning.io.image_files import write_image
 from lpips_lightning.io.tensor_files import read_record
-from lpips_lightning.judge import report_figures as figures
-from lpips_lightning.judge.agreement import UNKNOWN, Ballots, Estimate
-from lpips_lightning.judge.calibrate import Point, calibrate, check_study
-from lpips_lightning.judge.export import export_answers, export_bapps, export_csv
 from lpips_lightning.judge.judged_images import measure, photograph_of
-from lpips_lightning.judge.observers import TOO_FAST_MS, consistency, excluded, fatigue, observer_rows, side_bias
-from lpips_lightning.judge.report import gather, write_page
-from lpips_lightning.judge.scoring import Judgments, Outlook, difference, outlook, psychometric, score
+from lpips_lightning.judge.results import report_figures as figures
+from lpips_lightning.judge.results.agreement import UNKNOWN, Ballots, Estimate
+from lpips_lightning.judge.results.calibrate import Point, calibrate, check_study
+from lpips_lightning.judge.results.export import export_answers, export_bapps, export_csv
+from lpips_lightning.judge.results.observers import (
+    TOO_FAST_MS,
+    consistency,
+    excluded,
+    fatigue,
+    observer_rows,
+    side_bias,
+)
+from lpips_lightning.judge.results.report import gather, write_page
+from lpips_lightning.judge.results.scoring import Judgments, Outlook, difference, outlook, psychometric, score
 from lpips_lightning.judge.stimuli import study_from_photographs
 from lpips_lightning.judge.store import Design, Study, StudyError
 from lpips_lightning.judge.votes import counted, tally, votes
@@ -319,7 +326,7 @@ def test_every_training_starts_at_the_official_calibration(tmp_path, monkeypatch
         starts.append({layer: weight.clone() for layer, weight in start.items()})
         return {layer: weight + 1 for layer, weight in start.items()}
 
-    monkeypatch.setattr("lpips_lightning.judge.calibrate.fit_map", train)
+    monkeypatch.setattr("lpips_lightning.judge.results.calibrate.fit_map", train)
     calibrate(study, "embedded")
     official = TrainableLPIPS("embedded", init="official").calibration
     assert len(starts) > 3

@@ -9,8 +9,8 @@ import pytest
 
 from lpips_lightning.cli import judge_serve
 from lpips_lightning.cli.commands import main
-from lpips_lightning.judge import serving
 from lpips_lightning.judge.selection import ActiveSelector
+from lpips_lightning.judge.server import serving
 from lpips_lightning.judge.store import Study
 from lpips_lightning.judge.texts import CONSENT, QUESTIONS
 

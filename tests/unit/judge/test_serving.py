@@ -18,15 +18,15 @@ import uvicorn
 from small_studies import first_candidate, small_study
 
 from lpips_lightning.io.console import Console
-from lpips_lightning.judge import serving
-from lpips_lightning.judge.serving import access, listen, page_links, serve, summary
+from lpips_lightning.judge.server import serving
+from lpips_lightning.judge.server.serving import access, listen, page_links, serve, summary
 from lpips_lightning.judge.store import Study
 
 SERVER = """
 import sys
 sys.path[:0] = {path!r}
 from small_studies import first_candidate
-from lpips_lightning.judge.serving import serve
+from lpips_lightning.judge.server.serving import serve
 from lpips_lightning.judge.store import Study
 try:
     serve(Study.open({file!r}), first_candidate, port={port})
@@ -170,7 +170,7 @@ def test_a_second_slow_request_on_a_connection_is_ended_too_and_whole_ones_are_n
 
 def test_a_body_that_is_slow_or_endless_is_refused(served, monkeypatch):
     _, port, _ = served
-    monkeypatch.setattr("lpips_lightning.judge.guard.BODY_SECONDS", 0.2)
+    monkeypatch.setattr("lpips_lightning.judge.server.guard.BODY_SECONDS", 0.2)
     head = b"POST /api/observers HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(head + b"Content-Length: 50\r\n\r\n{")

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from lpips_lightning.evaluation.methods import Method
 from lpips_lightning.io.download import ProgressCallback, no_progress
-from lpips_lightning.judge.bradley_terry import fit_scores
 from lpips_lightning.judge.judged_images import measure
-from lpips_lightning.judge.ranking import Difference, Preferences, Ranking, draw, resampled_scores
+from lpips_lightning.judge.results.bradley_terry import fit_scores
+from lpips_lightning.judge.results.ranking import Difference, Preferences, Ranking, draw, resampled_scores
+from lpips_lightning.judge.results.student import quantile
 from lpips_lightning.judge.store import Study
-from lpips_lightning.judge.student import quantile
 
 _MOST_FREEDOM = 1000
 _DECIMALS = 12  # equal methods stay equal

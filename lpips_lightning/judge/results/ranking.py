@@ -22,7 +22,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lpips_lightning.judge.bradley_terry import (
+from lpips_lightning.judge.results.bradley_terry import (
     components,
     count_wins,
     deviance,
@@ -30,8 +30,8 @@ from lpips_lightning.judge.bradley_terry import (
     fit_scores,
     is_estimable,
 )
+from lpips_lightning.judge.results.student import quantile, two_sided
 from lpips_lightning.judge.store import Reason, Study, StudyError
-from lpips_lightning.judge.student import quantile, two_sided
 from lpips_lightning.judge.votes import counted
 
 _CHUNK = 250  # resamples at once

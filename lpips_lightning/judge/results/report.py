@@ -15,11 +15,11 @@ from lpips_lightning.io.atomic import atomic_write
 from lpips_lightning.io.figures import WIDTHS
 from lpips_lightning.io.image_folders import count_of
 from lpips_lightning.io.tables import write_table
-from lpips_lightning.judge import report_figures as figures
-from lpips_lightning.judge.agreement import FEW_OBSERVERS, UNKNOWN, Ballots, Estimate, between
-from lpips_lightning.judge.calibrate import Point
 from lpips_lightning.judge.judged_images import Distances, related_by
-from lpips_lightning.judge.observers import (
+from lpips_lightning.judge.results import report_figures as figures
+from lpips_lightning.judge.results.agreement import FEW_OBSERVERS, UNKNOWN, Ballots, Estimate, between
+from lpips_lightning.judge.results.calibrate import Point
+from lpips_lightning.judge.results.observers import (
     TOO_FAST_MS,
     Fatigue,
     ObserverRow,
@@ -30,7 +30,15 @@ from lpips_lightning.judge.observers import (
     refresh_ms,
     side_bias,
 )
-from lpips_lightning.judge.scoring import Difference, Judgments, MetricScore, Outlook, difference, outlook, score
+from lpips_lightning.judge.results.scoring import (
+    Difference,
+    Judgments,
+    MetricScore,
+    Outlook,
+    difference,
+    outlook,
+    score,
+)
 from lpips_lightning.judge.simulated import simulation_note
 from lpips_lightning.judge.store import Answer, Study
 from lpips_lightning.judge.votes import counted, tally
@@ -396,7 +404,7 @@ def write_page(report: Report, pictures: Mapping[str, Picture], run: Mapping[str
     """
     from jinja2 import Environment, StrictUndefined
 
-    template = files("lpips_lightning.judge").joinpath("report.html").read_text(encoding="utf-8")
+    template = files("lpips_lightning.judge.results").joinpath("report.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     page = environment.from_string(template).render(
         title=report.study.design.title,

@@ -26,10 +26,10 @@ from lpips_lightning.io.figures import (
     value_limits,
 )
 from lpips_lightning.io.image_files import read_image
-from lpips_lightning.judge.agreement import Estimate
-from lpips_lightning.judge.calibrate import Point
 from lpips_lightning.judge.judged_images import Distances, checked_files, images_of
-from lpips_lightning.judge.scoring import Judgments, MetricScore, Outlook, psychometric
+from lpips_lightning.judge.results.agreement import Estimate
+from lpips_lightning.judge.results.calibrate import Point
+from lpips_lightning.judge.results.scoring import Judgments, MetricScore, Outlook, psychometric
 from lpips_lightning.judge.store import Item, Study
 
 SHOWN = 6

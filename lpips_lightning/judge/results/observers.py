@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from lpips_lightning.functional.judgments import bootstrap_interval
-from lpips_lightning.judge.agreement import FEW_OBSERVERS, UNKNOWN, Ballots, Estimate, by_observer, pair_agreement
+from lpips_lightning.judge.results.agreement import (
+    FEW_OBSERVERS,
+    UNKNOWN,
+    Ballots,
+    Estimate,
+    by_observer,
+    pair_agreement,
+)
 from lpips_lightning.judge.store import CHOICES, Answer, Study
 from lpips_lightning.judge.votes import COUNTED, counted
 

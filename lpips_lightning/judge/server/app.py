@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from lpips_lightning.judge.guard import (
+from lpips_lightning.judge.server.guard import (
     Access,
     Guard,
     Limits,
@@ -35,8 +35,8 @@ from lpips_lightning.judge.guard import (
     read_json,
     refusal,
 )
+from lpips_lightning.judge.server.shown import ChangedImageError, ShownImages
 from lpips_lightning.judge.sessions import Step, TrialStep, is_number, next_step, record_answer, start_session
-from lpips_lightning.judge.shown import ChangedImageError, ShownImages
 from lpips_lightning.judge.store import Observer, Study, StudyError
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ def _image_number(text: str) -> int:
 
 @cache
 def _page_file(name: str) -> bytes:
-    return files("lpips_lightning.judge").joinpath("page", name).read_bytes()
+    return files("lpips_lightning.judge.server").joinpath("page", name).read_bytes()
 
 
 def _answers(status: int, sentence: Callable[[Exception], str]) -> Callable[[Request, Exception], Awaitable[Response]]:

@@ -25,9 +25,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.image_folders import count_of
-from lpips_lightning.judge.app import create_app
-from lpips_lightning.judge.guard import LOCAL_NAMES, Access, Limits, host_name, network_of
-from lpips_lightning.judge.shown import ShownImages
+from lpips_lightning.judge.server.app import create_app
+from lpips_lightning.judge.server.guard import LOCAL_NAMES, Access, Limits, host_name, network_of
+from lpips_lightning.judge.server.shown import ShownImages
 from lpips_lightning.judge.store import Study
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 from lpips_lightning.evaluation.methods import Method, parse_method
 from lpips_lightning.io.arguments import NETS
 from lpips_lightning.io.tensor_files import read_record
-from lpips_lightning.judge.calibrate import study_digest
+from lpips_lightning.judge.results.calibrate import study_digest
 from lpips_lightning.judge.store import Study
 
 

@@ -24,8 +24,8 @@ from lpips_lightning.io.figures import (
 )
 from lpips_lightning.io.image_folders import count_of
 from lpips_lightning.io.tables import write_table
-from lpips_lightning.judge.metric_ranking import Agreement, MetricRanking
-from lpips_lightning.judge.ranking import Ranking
+from lpips_lightning.judge.results.metric_ranking import Agreement, MetricRanking
+from lpips_lightning.judge.results.ranking import Ranking
 
 FILES = ("ranking.csv", "pairs.csv", "agreement.csv", "ranking.png", "ranking.pdf")
 """Files that `save` writes."""

@@ -21,8 +21,8 @@ from lpips_lightning.calibration.pooled import PooledTriplets, cached_pool, leve
 from lpips_lightning.data.triplets import TripletDataset, split_triplets
 from lpips_lightning.functional.judgments import two_afc_score
 from lpips_lightning.io.image_folders import count_of
-from lpips_lightning.judge.agreement import Ballots, Estimate, between
 from lpips_lightning.judge.judged_images import checked_files, photograph_of, related, related_by, triplets_of
+from lpips_lightning.judge.results.agreement import Ballots, Estimate, between
 from lpips_lightning.judge.simulated import simulation_note
 from lpips_lightning.judge.store import Answer, Study, StudyError
 from lpips_lightning.judge.votes import counted, tally

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from lpips_lightning.io.image_folders import count_of
 from lpips_lightning.io.tables import Row, Table, read_table
 
 COLUMNS = ("ref", "p0", "p1", "votes_p0", "votes_p1", "judge")
+_PATCH = re.compile(r"(photographs/.+)/\d{6,}-ref\.png")  # as `study_from_photographs` names them
 SplitBy = Literal["reference", "triplet"]
 _log = logging.getLogger("lpips_lightning")
 
@@ -93,9 +95,10 @@ class TripletDataset(Dataset[dict[str, Any]]):
 
     @property
     def references(self) -> Tensor:
-        """Index of each triplet's reference among the sorted references, ``(M,)``, int64."""
-        indices = {ref: index for index, ref in enumerate(sorted({triplet.ref for triplet in self.triplets}))}
-        return torch.tensor([indices[triplet.ref] for triplet in self.triplets], dtype=torch.long)
+        """Index of each triplet's reference, ``(M,)``, int64; patches of one photograph are one (`photograph_of`)."""
+        references = [photograph_of(triplet.ref) for triplet in self.triplets]
+        indices = {reference: index for index, reference in enumerate(sorted(set(references)))}
+        return torch.tensor([indices[reference] for reference in references], dtype=torch.long)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         triplet = self.triplets[index]
@@ -212,6 +215,20 @@ def _merge(judged: Sequence[tuple[tuple[str, str, str], tuple[float, float]]]) -
     ]
 
 
+def photograph_of(path: str) -> str:
+    """What the reference of an item comes from: patches of one photograph are related, other references are their own.
+
+    Args:
+        path: File of the reference, relative to the folder of images.
+
+    Example:
+        >>> photograph_of("photographs/holiday/beach/000012-ref.png"), photograph_of("reference/kodim01.png")
+        ('photographs/holiday/beach', 'reference/kodim01.png')
+    """
+    found = _PATCH.fullmatch(path)
+    return found[1] if found else path
+
+
 def split_triplets(
     triplets: Sequence[Triplet], fraction: float, seed: int, by: SplitBy = "reference"
 ) -> tuple[list[Triplet], list[Triplet]]:
@@ -221,8 +238,8 @@ def split_triplets(
         triplets: Triplets to split.
         fraction: Fraction of groups in the second part, between 0 and 1; each part gets one at least.
         seed: Random seed; equal seeds give equal parts.
-        by: Grouping: ``"reference"`` by reference, so that no reference is in both parts, or ``"triplet"`` by reference
-            and candidates (in either order).
+        by: Grouping: ``"reference"`` by reference, so that no reference is in both parts, nor patches of one photograph
+            (see `photograph_of`), or ``"triplet"`` by reference and candidates (in either order).
 
     Returns:
         The first and the second part, each in the order of `triplets`.
@@ -234,7 +251,7 @@ def split_triplets(
         raise ValueError(f"val_fraction: expected a number between 0 and 1, got {fraction}")
     if by not in get_args(SplitBy):
         raise ValueError(f"split_by: expected one of {get_args(SplitBy)}, got {by!r}")
-    keys = [(t.ref,) if by == "reference" else t.images for t in triplets]
+    keys = [(photograph_of(t.ref),) if by == "reference" else t.images for t in triplets]
     groups = sorted(set(keys))
     if len(groups) < 2:
         raise ValueError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lpips_lightning.data.bapps import read_images
-from lpips_lightning.data.triplets import Triplet
+from lpips_lightning.data.triplets import Triplet, photograph_of
 from lpips_lightning.evaluation.methods import Method
 from lpips_lightning.judge.store import Image, Item, Study, StudyError
 
@@ -20,26 +19,11 @@ Distances = dict[int, tuple[float, float | None]]
 """Distances ``(ref, p0)`` and ``(ref, p1)`` by item; the second is None for JND."""
 
 _BATCH_PIXELS = 50 * 64 * 64
-_PATCH = re.compile(r"(photographs/.+)/\d{6,}-ref\.png")  # as `study_from_photographs` names them
 
 
 def images_of(item: Item) -> list[int]:
     """Numbers of the images of an item: the reference, then the candidates."""
     return [item.ref, item.p0, *([] if item.p1 is None else [item.p1])]
-
-
-def photograph_of(path: str) -> str:
-    """What the reference of an item comes from: patches of one photograph are related, other references are their own.
-
-    Args:
-        path: `Image.path` of the reference.
-
-    Example:
-        >>> photograph_of("photographs/holiday/beach/000012-ref.png"), photograph_of("reference/kodim01.png")
-        ('photographs/holiday/beach', 'reference/kodim01.png')
-    """
-    found = _PATCH.fullmatch(path)
-    return found[1] if found else path
 
 
 def related(study: Study, items: Iterable[Item]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from lpips_lightning.calibration.export import write_calibration
 from lpips_lightning.calibration.fit_map import fit_map
 from lpips_lightning.calibration.model import TrainableLPIPS
 from lpips_lightning.calibration.pooled import PooledTriplets, cached_pool, level_factor
-from lpips_lightning.data.triplets import TripletDataset, split_triplets
+from lpips_lightning.data.triplets import TripletDataset, photograph_of, split_triplets
 from lpips_lightning.functional.judgments import two_afc_score
 from lpips_lightning.io.image_folders import count_of
-from lpips_lightning.judge.judged_images import checked_files, photograph_of, related, related_by, triplets_of
+from lpips_lightning.judge.judged_images import checked_files, related, related_by, triplets_of
 from lpips_lightning.judge.results.agreement import Ballots, Estimate, between
 from lpips_lightning.judge.simulated import simulation_note
 from lpips_lightning.judge.store import Answer, Study, StudyError
@@ -226,8 +226,7 @@ def _load(
     answers = counted(study, **rules)  # type: ignore[arg-type]
     items, images = study.items("judged"), study.images()
     votes = tally(answers, study)
-    named = [replace(one, ref=photograph_of(one.ref)) for one in triplets_of(study, votes)]
-    apart = {triplet.ref for triplet in split_triplets(named, val_fraction, seed)[1]}
+    apart = {photograph_of(one.ref) for one in split_triplets(triplets_of(study, votes), val_fraction, seed)[1]}
     held_out = {item for item in votes if photograph_of(images[items[item].ref].path) in apart}
     test = [answer for answer in answers if answer.item in held_out and answer.reason == "random"]
     note = simulation_note(answers)

@@ -251,6 +251,17 @@ def test_split_by_reference_keeps_all_of_a_reference_together():
     assert not {row.ref for row in first} & {row.ref for row in second}
 
 
+def test_patches_of_one_photograph_stay_together():
+    """As `judge export` writes them: on both sides, they would make held-out scores too good."""
+    rows = [Triplet(f"photographs/{c}/00000{i}-ref.png", "p0.png", "p1.png", 0.0) for c in "abcd" for i in range(3)]
+    first, second = split_triplets(rows, 0.5, seed=0)
+    assert {row.ref[12] for row in first}.isdisjoint(row.ref[12] for row in second)
+    assert len(first) == len(second) == 6
+    assert TripletDataset(rows, ".").references.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    own = [Triplet(f"photographs/{i}.png", "p0.png", "p1.png", 0.0) for i in range(3)]
+    assert TripletDataset(own, ".").references.tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -16,12 +16,12 @@ from lpips_lightning import LPIPS
 from lpips_lightning.calibration.model import TrainableLPIPS
 from lpips_lightning.cli.commands import main
 from lpips_lightning.data.bapps import JNDDataset, TwoAFCDataset
-from lpips_lightning.data.triplets import TripletDataset, read_triplets
+from lpips_lightning.data.triplets import TripletDataset, photograph_of, read_triplets
 from lpips_lightning.evaluation.methods import Method
 from lpips_lightning.functional.judgments import jnd_score, two_afc_score
 from lpips_lightning.io.image_files import write_image
 from lpips_lightning.io.tensor_files import read_record
-from lpips_lightning.judge.judged_images import measure, photograph_of
+from lpips_lightning.judge.judged_images import measure
 from lpips_lightning.judge.results import report_figures as figures
 from lpips_lightning.judge.results.agreement import UNKNOWN, Ballots, Estimate
 from lpips_lightning.judge.results.calibrate import Point, calibrate, check_study

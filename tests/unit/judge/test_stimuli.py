@@ -16,8 +16,8 @@ from _helpers.small_data import write_noise
 from PIL import Image as PillowImage
 
 from lpips_lightning.data.cnn_distortions import DenoisingAutoencoder, DistortionFamily, GeneratorSpec
+from lpips_lightning.data.triplets import photograph_of
 from lpips_lightning.io.image_files import read_image
-from lpips_lightning.judge.judged_images import photograph_of
 from lpips_lightning.judge.method_pairs import balanced, method_groups
 from lpips_lightning.judge.stimuli import (
     study_from_methods,

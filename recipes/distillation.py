@@ -39,7 +39,7 @@ from lpips_lightning.images.preprocessing import to_backbone
 from lpips_lightning.io.tensor_files import write_tensors
 from lpips_lightning.recipes.command import RecipeCLI, run_recipe
 from lpips_lightning.recipes.distillation_data import DistillationData
-from lpips_lightning.recipes.distillation_student import Student, load_into, pair_maps, prune_into
+from lpips_lightning.recipes.distillation_student import BackboneStudent, Student, load_into, pair_maps, prune_into
 from lpips_lightning.recipes.distillation_targets import (
     OptimizedGroups,
     Replay,
@@ -53,6 +53,8 @@ from lpips_lightning.recipes.distillation_targets import (
 
 TeacherDtype = Literal["float32", "bfloat16"]
 _ARCHITECTURES = {EMBEDDED: "embedded", EMBEDDED_VGG: "embedded-vgg"}
+_PRETRAINED = ("alex", "vgg", "squeeze")
+_STARTS = ("teacher", "random", "pretrained")
 
 
 class Distillation(LightningModule):
@@ -67,11 +69,15 @@ class Distillation(LightningModule):
         teacher_weights: Backbone weights of the teacher: a path, ``"random"``, or None for torchvision's.
         teacher_calibration: Calibration of the teacher: a path, or None for the official one.
         stages: Convolutions of the student, each with the fields of `Stage`; None for those of the embedded net.
+        backbone: A backbone whose form the student has, in place of `stages`: alex, vgg or squeeze.
+        backbone_weights: Its weights for ``initialize="pretrained"``: a path, ``"random"``, or None for torchvision's.
         normalize: Normalize the output of every convolution over the batch during training; the file has the weights
             of the same network without it. For students that start from random weights.
-        initialize: ``"teacher"``: from the teacher's most important channels (alex only); ``"random"``; or the path of
-            a student's file of the same stages, to train it further.
-        lr: Highest learning rate of AdamW; twice as high for the calibration.
+        initialize: ``"teacher"``: from the teacher's most important channels (alex only); ``"random"``;
+            ``"pretrained"``: from the weights and the official calibration of `backbone`; or the path of a student's
+            file of the same form, to train it further.
+        lr: Highest learning rate of AdamW.
+        calibration_lr: The same for the calibration; None for twice `lr`.
         warmup_steps: Linear warm-up to `lr`; then cosine decay.
         decay: Decay of the moving average per step.
         floor: Added to distances before the logarithm, so that distances far below it have little weight.
@@ -104,9 +110,12 @@ class Distillation(LightningModule):
         teacher_weights: str | None = None,
         teacher_calibration: str | None = None,
         stages: list[dict[str, int | bool]] | None = None,
+        backbone: str | None = None,
+        backbone_weights: str | None = None,
         initialize: str = "teacher",
         normalize: bool = False,
         lr: float = 1e-3,
+        calibration_lr: float | None = None,
         warmup_steps: int = 100,
         decay: float = 0.998,
         floor: float = 1e-3,
@@ -124,8 +133,7 @@ class Distillation(LightningModule):
         optimized_steps: int = 300,
     ) -> None:
         super().__init__()
-        if initialize not in ("teacher", "random") and Path(initialize).suffix != ".safetensors":
-            raise ValueError(f"initialize: expected teacher, random or a .safetensors file, got {initialize!r}")
+        _check_start(initialize, stages, backbone, normalize)
         if teacher_dtype not in get_args(TeacherDtype):
             raise ValueError(f"teacher_dtype: expected one of {get_args(TeacherDtype)}, got {teacher_dtype!r}")
         teacher_version = version_name(teacher_version)
@@ -133,7 +141,8 @@ class Distillation(LightningModule):
         self.stages = (
             [Stage(**cast("dict[str, Any]", stage)) for stage in stages] if stages is not None else list(EMBEDDED)
         )
-        self.student = Student(self.stages, normalize).to(memory_format=torch.channels_last)
+        student = Student(self.stages, normalize) if backbone is None else BackboneStudent(backbone)
+        self.student = student.to(memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.student).requires_grad_(False)
         self._teacher: list[FrozenNetwork] = []  # a list, so that it is no submodule and not in checkpoints
         self._seen: dict[int, list[tuple[Tensor, Tensor]]] = {}
@@ -181,14 +190,17 @@ class Distillation(LightningModule):
         self._smallest = min(_data_of(self.trainer).sizes)
         if self.trainer.ckpt_path is not None:  # resumed: the student comes from the checkpoint
             return
-        if self.hparams["initialize"] not in ("teacher", "random"):
+        if self.hparams["initialize"] not in _STARTS:
             load_into(self.student, self.hparams["initialize"])
             self.averaged.load_state_dict(self.student.state_dict())
             return
         batch = next(iter(_data_of(self.trainer).val_dataloader())).to(self.device)
         versions, images = batch.shape[1] - 1, self.to_backbone(batch.flatten(0, 1))
-        if self.hparams["initialize"] == "teacher":
+        if isinstance(self.student, Student) and self.hparams["initialize"] == "teacher":
             prune_into(self.student, self.teacher, images, versions)
+        if isinstance(self.student, BackboneStudent) and self.hparams["initialize"] == "pretrained":
+            net, source = self.hparams["backbone"], self.hparams["backbone_weights"]
+            self.student.load_pretrained(resolve_network(net, "0.1", True, source, None, seed=0)[1])
         with torch.no_grad():
             student = pair_maps(self.student.encode(images), dict(self.student.calibration), versions)
             teacher = pair_maps(self._encode_by_teacher(images), self.teacher.calibration or {}, versions)
@@ -303,11 +315,11 @@ class Distillation(LightningModule):
 
     @override
     def configure_optimizers(self) -> Any:
-        lr = self.hparams["lr"]
+        lr, calibration_lr = self.hparams["lr"], self.hparams["calibration_lr"]
         groups = [
             {"params": list(self.student.features.parameters()), "lr": lr},
             {"params": list(self.projections.parameters()), "lr": lr},
-            {"params": list(self.student.calibration.parameters()), "lr": 2 * lr},
+            {"params": list(self.student.calibration.parameters()), "lr": calibration_lr or 2 * lr},
         ]
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0)
         warmup = self.hparams["warmup_steps"]
@@ -336,13 +348,14 @@ class StudentFile(Callback):
     Args:
         path: A ``.safetensors`` file, written atomically; its folder is created if missing. None for
             ``student.safetensors`` in the log folder, which is a new one for every run.
+        half: Write the backbone's tensors in float16, half the size. They are loaded as float32.
 
     Attributes:
         written: The file, once it is written.
     """
 
-    def __init__(self, path: str | None = None) -> None:
-        self.path = path
+    def __init__(self, path: str | None = None, half: bool = False) -> None:
+        self.path, self.half = path, half
         self.written: Path | None = None
 
     @override
@@ -354,10 +367,11 @@ class StudentFile(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, Distillation) or not trainer.is_global_zero:
             return
-        net_type = _ARCHITECTURES.get(tuple(pl_module.stages), "custom")
-        record = student_record(trainer, pl_module)
+        tensors, record = pl_module.averaged.folded(), student_record(trainer, pl_module)
+        if self.half:
+            tensors = {name: t if name.startswith("calibration.") else t.half() for name, t in tensors.items()}
         self.written = Path(self.path or log_folder(trainer, trainer.logger) / "student.safetensors")
-        write_tensors(self.written, pl_module.averaged.folded(), record, net_type=net_type, version="0.1")
+        write_tensors(self.written, tensors, record, net_type=_net_of(pl_module) or "custom", version="0.1")
 
 
 def student_record(trainer: Trainer, module: Distillation) -> dict[str, Any]:
@@ -369,7 +383,8 @@ def student_record(trainer: Trainer, module: Distillation) -> dict[str, Any]:
     return {
         "recipe": f"recipes/distillation.py, lpips_lightning {__version__}",
         "teacher": f"LPIPS-{options['teacher']} v{options['teacher_version']}",
-        "stages": [asdict(stage) for stage in module.stages],
+        "stages": [asdict(stage) for stage in module.stages] if options["backbone"] is None else None,
+        "backbone": options["backbone"],
         "seed": data.seed,
         "steps": trainer.global_step,
         "data": data.trained_on,
@@ -382,7 +397,7 @@ def student_record(trainer: Trainer, module: Distillation) -> dict[str, Any]:
 class DistillationCLI(RecipeCLI):
     """Adds ``--checkpoint.*`` (ModelCheckpoint) and ``--file.path``."""
 
-    networks = (("model.teacher", "model.teacher_weights"),)
+    networks = (("model.teacher", "model.teacher_weights"), ("model.backbone", "model.backbone_weights"))
     outputs = (("file.path", "fit"),)
 
     @override
@@ -391,13 +406,18 @@ class DistillationCLI(RecipeCLI):
         parser.add_lightning_class_args(StudentFile, "file")
 
     @override
+    def needed_networks(self) -> tuple[tuple[str, str], ...]:
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        return self.networks if config.get("model.initialize") == "pretrained" else self.networks[:1]
+
+    @override
     def written_files(self) -> list[tuple[Path, str]]:
         written = self._get(self.config_init, "file").written
         return [] if written is None else [(written, "the student")]
 
     @override
     def next_commands(self, checkpoint: Path) -> list[str]:
-        net = _ARCHITECTURES.get(tuple(self.model.stages))
+        net = _net_of(self.model)
         if net is None:
             return []
         return [f"LPIPS({net!r}, weights={str(path)!r}) in Python" for path, _ in self.written_files()]
@@ -410,6 +430,28 @@ def main(args: list[str] | None = None) -> None:
         args: Command line without the program name; None takes ``sys.argv``.
     """
     run_recipe(DistillationCLI, Distillation, DistillationData, __file__, args)
+
+
+def _check_start(initialize: str, stages: object, backbone: str | None, normalize: bool) -> None:
+    if initialize not in _STARTS and Path(initialize).suffix != ".safetensors":
+        raise ValueError(f"initialize: expected {', '.join(_STARTS)} or a .safetensors file, got {initialize!r}")
+    if backbone is None:
+        if initialize == "pretrained":
+            raise ValueError("initialize: expected pretrained with model.backbone, got it without")
+        return
+    if backbone not in _PRETRAINED:
+        raise ValueError(f"backbone: expected one of {', '.join(_PRETRAINED)}, got {backbone!r}")
+    if stages is not None:
+        raise ValueError(f"stages: expected null with backbone {backbone}, which has its own")
+    if initialize == "teacher":
+        raise ValueError(f"initialize: expected pretrained, random or a file with backbone {backbone}, got teacher")
+    if normalize:
+        raise ValueError(f"normalize: expected False with backbone {backbone}, which has no such layers")
+
+
+def _net_of(module: Distillation) -> str | None:
+    """The net whose form a student has."""
+    return module.hparams["backbone"] or _ARCHITECTURES.get(tuple(module.stages))
 
 
 def _data_of(trainer: Trainer) -> DistillationData:

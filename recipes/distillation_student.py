@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lpips_lightning.backbones.definition import get_backbone
+from lpips_lightning.backbones.extractor import FeatureExtractor, random_backbone
 from lpips_lightning.backbones.frozen import FrozenNetwork
 from lpips_lightning.backbones.plain import PlainBackbone, Stage
 from lpips_lightning.distance import unit_normalize
@@ -63,11 +65,52 @@ class Student(PlainBackbone):
             weight.clamp_(min=0)
 
 
-def load_into(student: Student, path: str) -> None:
+class BackboneStudent(nn.Module):
+    """A backbone of torchvision with its calibration, to be trained further: ``features.*``, ``calibration.<layer>``.
+
+    Args:
+        net_type: ``"alex"``, ``"vgg"`` or ``"squeeze"``. The weights are random until `load_pretrained`.
+    """
+
+    def __init__(self, net_type: str) -> None:
+        super().__init__()
+        record = get_backbone(net_type)
+        self.features = FeatureExtractor(record, random_backbone(record, 0)).train()
+        self.channels = record.channels
+        values = zip(record.feature_layers, record.channels, strict=True)
+        self.calibration = nn.ParameterDict({layer: nn.Parameter(torch.ones(count)) for layer, count in values})
+        self.norms = nn.ModuleDict()
+
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        """Features ``(N, C, h, w)`` by layer name."""
+        features: dict[str, Tensor] = self.features(images)
+        return features
+
+    @torch.no_grad()
+    def load_pretrained(self, network: FrozenNetwork) -> None:
+        """Start from the weights and the calibration of a network of the same backbone."""
+        self.features.graph.load_state_dict(network.extractor.graph.state_dict())
+        for layer, weight in (network.calibration or {}).items():
+            self.calibration[layer].copy_(weight)
+
+    @torch.no_grad()
+    def folded(self) -> dict[str, Tensor]:
+        """Tensors by the backbone's names, and ``calibration.<layer>``."""
+        tensors = {name: tensor.clone() for name, tensor in self.features.graph.state_dict().items()}
+        return tensors | {f"calibration.{layer}": weight.detach().clone() for layer, weight in self.calibration.items()}
+
+    @torch.no_grad()
+    def clamp_calibration(self) -> None:
+        """Clamp weights to >= 0, so that a larger difference never lowers the distance."""
+        for weight in self.calibration.values():
+            weight.clamp_(min=0)
+
+
+def load_into(student: Student | BackboneStudent, path: str) -> None:
     """Initialize the student with the weights of a student's file.
 
     Args:
-        student: Student of the same stages.
+        student: Student of the same stages, or of the same backbone.
         path: File that this recipe wrote.
 
     Raises:
@@ -77,10 +120,16 @@ def load_into(student: Student, path: str) -> None:
     if len(student.norms):
         raise ValueError("normalize: expected False to train a student's file further, since files have no such layers")
     tensors = read_tensors(Path(path))
-    expected, found = ({name: tuple(t.shape) for name, t in d.items()} for d in (student.state_dict(), tensors))
+    own = student.state_dict() if isinstance(student, Student) else student.folded()
+    expected, found = ({name: tuple(t.shape) for name, t in d.items()} for d in (own, tensors))
     if expected != found:
         raise ValueError(f"initialize: expected a student of the same stages, got one of other stages in {path}")
-    student.load_state_dict(tensors)
+    if isinstance(student, Student):
+        student.load_state_dict(tensors)
+    else:
+        start = len("calibration.")
+        student.calibration.load_state_dict({n[start:]: t for n, t in tensors.items() if n.startswith("calibration.")})
+        student.features.graph.load_state_dict({n: t for n, t in tensors.items() if not n.startswith("calibration.")})
 
 
 def pair_maps(features: Mapping[str, Tensor], calibration: Mapping[str, Tensor], versions: int) -> list[Tensor]:

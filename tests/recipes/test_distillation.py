@@ -294,8 +294,50 @@ def test_training_without_the_data_module_is_refused_before_the_first_step(data,
 
 
 def test_an_unknown_initialization_is_refused():
-    with pytest.raises(ValueError, match=r"initialize: expected teacher, random or a .safetensors file, got 'warm'"):
+    with pytest.raises(ValueError, match=r"initialize: expected teacher, random, pretrained or .* file, got 'warm'"):
         Distillation(initialize="warm")
+
+
+def test_a_backbone_learns_from_its_pretrained_weights_on(folder, tmp_path):
+    """Its first distances are those of the network up to a scale; the file, of half size, is weights for LPIPS."""
+    network = resolve_network("squeeze", "0.1", True, "random", None, seed=0)[1]
+    halves = {name: tensor.half() for name, tensor in network.extractor.graph.state_dict().items()}
+    options = {"backbone": "squeeze", "backbone_weights": "random", "initialize": "pretrained", "lr": 1e-9}
+    model = Distillation(teacher="squeeze", teacher_weights="random", warmup_steps=1, **options)
+    data = DistillationData([str(folder)], public_domain=False, sizes={64: 4}, val_groups=4, batch_size=2)
+    path = tmp_path / "student.safetensors"
+    fit = trainer(tmp_path, max_epochs=1, callbacks=[StudentFile(str(path), half=True)])
+    fit.fit(model, data)
+    assert float(fit.callback_metrics["val/spearman_64"]) == pytest.approx(1, abs=1e-3)
+    assert float(fit.callback_metrics["val/scale_64"]) == pytest.approx(1, abs=1e-3)
+    tensors = load_file(path)
+    assert {t.dtype for name, t in tensors.items() if name.startswith("features.")} == {torch.float16}
+    written = LPIPS("squeeze", weights=path)
+    x, y = images(groups=1, versions=1).sigmoid().chunk(2)
+    expected = LPIPS("squeeze", weights=halves)(x, y, data_range=(0, 1))
+    torch.testing.assert_close(written(x, y, data_range=(0, 1)), expected, rtol=1e-3, atol=0)
+    further = Distillation(**options | {"initialize": str(path), "backbone_weights": None}, teacher_weights="random")
+    trainer(tmp_path, max_epochs=1).fit(further, data)
+    for name, tensor in further.averaged.folded().items():
+        torch.testing.assert_close(tensor, tensors[name].float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"initialize": "pretrained"}, "initialize: expected pretrained with model.backbone, got it without"),
+        ({"backbone": "resnet18"}, "backbone: expected one of alex, vgg, squeeze, got 'resnet18'"),
+        (
+            {"backbone": "squeeze"},
+            "initialize: expected pretrained, random or a file with backbone squeeze, got teacher",
+        ),
+        ({"backbone": "alex", "stages": TINY, "initialize": "random"}, "stages: expected null with backbone alex"),
+        ({"backbone": "alex", "normalize": True, "initialize": "random"}, "normalize: expected False with backbone"),
+    ],
+)
+def test_a_start_that_a_student_cannot_have_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Distillation(**options)
 
 
 def test_a_student_learns_from_features_gradients_and_what_it_optimizes(folder, tmp_path):

@@ -84,9 +84,10 @@ def _check_source(study: Study) -> None:
     Raises:
         StudyError: If it is one.
     """
+    from lpips_lightning.judge.judged_images import is_of_photographs
     from lpips_lightning.judge.store import StudyError
 
-    if "images" in study.made_with():
+    if is_of_photographs(study):
         raise StudyError(
             "study: expected one of methods, from `judge serve --methods DIR`, got one of distorted photographs, whose"
             " strengths are random; `judge report` scores metrics on it"

@@ -75,8 +75,10 @@ def _simulate(options: argparse.Namespace) -> None:
 
 def _next_action(study: Study) -> str:
     """What follows: methods are ranked, unless they are the distortions of photographs."""
+    from lpips_lightning.judge.judged_images import is_of_photographs
+
     compared = [item for item in study.items("judged").values() if item.method0 and item.method0 != item.method1]
-    return "rank" if compared and study.design.test == "2afc" and "images" not in study.made_with() else "report"
+    return "rank" if compared and study.design.test == "2afc" and not is_of_photographs(study) else "report"
 
 
 def _check_counts(options: argparse.Namespace) -> None:

@@ -40,6 +40,11 @@ def related_by(study: Study) -> str:
     return "photograph" if any(photograph_of(path) != path for path in paths) else "reference"
 
 
+def is_of_photographs(study: Study) -> bool:
+    """Whether the candidates of a study are distorted photographs, not the outputs of methods."""
+    return "images" in study.made_with() or related_by(study) == "photograph"
+
+
 def checked_files(study: Study, items: Iterable[Item]) -> dict[int, Path]:
     """Files of the images of items, by number.
 

@@ -264,7 +264,7 @@ class Outlook:
             f" observers judged, {shares[2]} from single answers."
         )
         if self.parts.observers > 0.1:
-            lines.append("The intervals are over references: for other observers they would be wider.")
+            lines.append("The intervals are for these observers: for others they would be wider.")
         return lines
 
 

@@ -21,7 +21,7 @@ from lpips_lightning.evaluation.methods import Method
 from lpips_lightning.functional.judgments import jnd_score, two_afc_score
 from lpips_lightning.io.image_files import write_image
 from lpips_lightning.io.tensor_files import read_record
-from lpips_lightning.judge.judged_images import measure
+from lpips_lightning.judge.judged_images import is_of_photographs, measure
 from lpips_lightning.judge.results import report_figures as figures
 from lpips_lightning.judge.results.agreement import UNKNOWN, Ballots, Estimate
 from lpips_lightning.judge.results.calibrate import Point, calibrate, check_study
@@ -304,6 +304,7 @@ def test_patches_of_one_photograph_are_held_out_and_resampled_together(tmp_path)
     parts = {True: set(), False: set()}
     for item in items.values():
         parts[item.id in found.record["held_out_items"]].add(photograph_of(images[item.ref].path))
+    assert is_of_photographs(study)
     assert len(parts[True]) == len(parts[False]) == 2 and not parts[True] & parts[False]
     assert found.comparison.references == 2 and "6 held-out triplets of 2 photographs" in found.lines()[1]
     one = calibrate(study, "embedded", val_fraction=0.25, curve=False)

@@ -70,7 +70,7 @@ class Distillation(LightningModule):
         teacher_calibration: Calibration of the teacher: a path, or None for the official one.
         stages: Convolutions of the student, each with the fields of `Stage`; None for those of the embedded net.
         backbone: A backbone whose form the student has, in place of `stages`: alex, vgg or squeeze.
-        backbone_weights: Its weights for ``initialize="pretrained"``: a path, ``"random"``, or None for torchvision's.
+        backbone_file: Its weights for ``initialize="pretrained"``: a path, ``"random"``, or None for torchvision's.
         normalize: Normalize the output of every convolution over the batch during training; the file has the weights
             of the same network without it. For students that start from random weights.
         initialize: ``"teacher"``: from the teacher's most important channels (alex only); ``"random"``;
@@ -111,7 +111,7 @@ class Distillation(LightningModule):
         teacher_calibration: str | None = None,
         stages: list[dict[str, int | bool]] | None = None,
         backbone: str | None = None,
-        backbone_weights: str | None = None,
+        backbone_file: str | None = None,
         initialize: str = "teacher",
         normalize: bool = False,
         lr: float = 1e-3,
@@ -199,7 +199,7 @@ class Distillation(LightningModule):
         if isinstance(self.student, Student) and self.hparams["initialize"] == "teacher":
             prune_into(self.student, self.teacher, images, versions)
         if isinstance(self.student, BackboneStudent) and self.hparams["initialize"] == "pretrained":
-            net, source = self.hparams["backbone"], self.hparams["backbone_weights"]
+            net, source = self.hparams["backbone"], self.hparams["backbone_file"]
             self.student.load_pretrained(resolve_network(net, "0.1", True, source, None, seed=0)[1])
         with torch.no_grad():
             student = pair_maps(self.student.encode(images), dict(self.student.calibration), versions)
@@ -397,7 +397,7 @@ def student_record(trainer: Trainer, module: Distillation) -> dict[str, Any]:
 class DistillationCLI(RecipeCLI):
     """Adds ``--checkpoint.*`` (ModelCheckpoint) and ``--file.path``."""
 
-    networks = (("model.teacher", "model.teacher_weights"), ("model.backbone", "model.backbone_weights"))
+    networks = (("model.teacher", "model.teacher_weights"), ("model.backbone", "model.backbone_file"))
     outputs = (("file.path", "fit"),)
 
     @override

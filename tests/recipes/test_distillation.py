@@ -302,7 +302,7 @@ def test_a_backbone_learns_from_its_pretrained_weights_on(folder, tmp_path):
     """Its first distances are those of the network up to a scale; the file, of half size, is weights for LPIPS."""
     network = resolve_network("squeeze", "0.1", True, "random", None, seed=0)[1]
     halves = {name: tensor.half() for name, tensor in network.extractor.graph.state_dict().items()}
-    options = {"backbone": "squeeze", "backbone_weights": "random", "initialize": "pretrained", "lr": 1e-9}
+    options = {"backbone": "squeeze", "backbone_file": "random", "initialize": "pretrained", "lr": 1e-9}
     model = Distillation(teacher="squeeze", teacher_weights="random", warmup_steps=1, **options)
     data = DistillationData([str(folder)], public_domain=False, sizes={64: 4}, val_groups=4, batch_size=2)
     path = tmp_path / "student.safetensors"
@@ -316,7 +316,7 @@ def test_a_backbone_learns_from_its_pretrained_weights_on(folder, tmp_path):
     x, y = images(groups=1, versions=1).sigmoid().chunk(2)
     expected = LPIPS("squeeze", weights=halves)(x, y, data_range=(0, 1))
     torch.testing.assert_close(written(x, y, data_range=(0, 1)), expected, rtol=1e-3, atol=0)
-    further = Distillation(**options | {"initialize": str(path), "backbone_weights": None}, teacher_weights="random")
+    further = Distillation(**options | {"initialize": str(path), "backbone_file": None}, teacher_weights="random")
     trainer(tmp_path, max_epochs=1).fit(further, data)
     for name, tensor in further.averaged.folded().items():
         torch.testing.assert_close(tensor, tensors[name].float(), rtol=1e-5, atol=1e-5)

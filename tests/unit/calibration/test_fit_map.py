@@ -4,23 +4,13 @@ import math
 
 import pytest
 import torch
+from hidden_calibration import simulated
 
 from lpips_lightning.calibration.fit_map import LAPSE, fit_map, likelihood_terms, normalized, prior_mean
 from lpips_lightning.calibration.pooled import PooledTriplets
 from lpips_lightning.functional.judgments import two_afc_score
 
 START = {"one": torch.ones(6), "two": torch.ones(6)}
-
-
-def simulated(count, channels=12, seed=0, sharp=6.0):
-    """Triplets whose judgments follow a hidden calibration, and an official one that is off."""
-    generator = torch.Generator().manual_seed(seed)
-    mean = torch.rand(2 * count, channels, generator=generator) ** 3
-    hidden = torch.rand(channels, generator=generator) ** 3
-    rows = torch.arange(2 * count).view(count, 2)
-    first, second = (mean @ hidden)[rows].unbind(1)
-    judge = (sharp * (first - second)).sigmoid()
-    return PooledTriplets(mean, None, rows, judge, {"one": channels // 2, "two": channels - channels // 2}), hidden
 
 
 def voted(data, seed=1):

@@ -9,10 +9,11 @@ import pytest
 import torch
 from _helpers.judged_study import bare_study, drawn_study
 from _helpers.selection_simulation import simulate_selection
+from hidden_calibration import simulated
 
 from lpips_lightning import LPIPS
 from lpips_lightning.calibration.model import TrainableLPIPS
-from lpips_lightning.calibration.pooled import PooledTriplets, pool
+from lpips_lightning.calibration.pooled import pool
 from lpips_lightning.data.bapps import to_signed
 from lpips_lightning.data.triplets import TripletDataset, read_triplets
 from lpips_lightning.io.image_files import read_image
@@ -100,17 +101,6 @@ def test_an_open_decision_of_a_known_tie_teaches_nothing():
     torch.testing.assert_close(loss[1], loss[2])
     draws = 0.5 + normal(200_000)
     torch.testing.assert_close(loss[1], (-draws).clamp(min=0).mean(), atol=3e-3, rtol=0)
-
-
-def simulated(count, channels=12, seed=0, sharp=6.0):
-    """Triplets whose judgments follow a hidden calibration, and an official one that is off."""
-    generator = torch.Generator().manual_seed(seed)
-    mean = torch.rand(2 * count, channels, generator=generator) ** 3
-    hidden = torch.rand(channels, generator=generator) ** 3
-    rows = torch.arange(2 * count).view(count, 2)
-    first, second = (mean @ hidden)[rows].unbind(1)
-    judge = (sharp * (first - second)).sigmoid()
-    return PooledTriplets(mean, None, rows, judge, {"one": channels // 2, "two": channels - channels // 2}), hidden
 
 
 def test_the_belief_finds_a_known_calibration():

@@ -165,7 +165,7 @@ def record_answer(
         kept = study.choice(trial)
         if found.reason != "practice":
             return Recorded(kept == stored)
-        expected = study.items("practice")[found.item].expected
+        expected = study.item(found.item).expected
         return Recorded(kept == stored, _as_shown(study.design, str(expected), found.swapped), kept == expected)
 
 
@@ -353,7 +353,7 @@ def _assign(
 
 def _shown(study: Study, plan: Sequence[Slot], trial: Trial) -> TrialStep:
     practice, every = sum(slot.kind == "practice" for slot in plan), study.design.break_every
-    item = study.items()[trial.item]
+    item = study.item(trial.item)
     if trial.position < practice:
         return TrialStep(trial, item, "practice", trial.position, practice, False)
     before, total = trial.position - practice, len(plan) - practice

@@ -336,6 +336,11 @@ class Study:
         rows = self._rows("SELECT * FROM item WHERE ? IN (purpose, 'all') ORDER BY id", purpose or "all")
         return {row[0]: Item(*row) for row in rows}
 
+    def item(self, number: int) -> Item:
+        """An item by its number."""
+        (row,) = self._rows("SELECT * FROM item WHERE id = ?", number)
+        return Item(*row)
+
     def set_distances(self, metric: str, distances: Mapping[int, tuple[float, float | None]]) -> None:
         """Store distances ``(ref, p0)`` and ``(ref, p1)`` of items by a metric, in place of earlier ones of it."""
         with self.transaction() as connection:

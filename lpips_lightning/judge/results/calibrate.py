@@ -143,7 +143,8 @@ def check_study(study: Study, **rules: Any) -> None:
 def _way_out(study: Study, answers: Sequence[Answer]) -> str:
     if not answers and any(answer.passed is False for answer in study.answers()):
         return "collect more, or --include-failed also counts sessions that failed their sentinels"
-    if len({study.items("judged")[answer.item].ref for answer in answers}) > 1:
+    items = study.items("judged")
+    if len({items[answer.item].ref for answer in answers}) > 1:
         return "patches of one photograph count as one: make a study of more photographs"
     return "collect more"
 

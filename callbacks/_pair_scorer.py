@@ -17,6 +17,7 @@ from lpips_lightning.images.preprocessing import ImagePolicy
 from lpips_lightning.images.ranges import DataRange, RangeChecker, RangeError, check_values, parse_range
 from lpips_lightning.network import LPIPS
 from lpips_lightning.options import DEFAULTS, LPIPSOptions, check_names
+from lpips_lightning.perceptual_distance import PerceptualDistance
 
 
 class PairScorer:
@@ -44,7 +45,7 @@ class PairScorer:
 
     def __init__(
         self,
-        net_type: str | Backbone | LPIPS,
+        net_type: str | Backbone | PerceptualDistance,
         data_range: DataRange,
         options: LPIPSOptions,
         owner: Callable[..., Any],
@@ -58,9 +59,9 @@ class PairScorer:
         self.target_features = TargetFeatures(cache_bytes)
         self._predictions, self._targets = RangeChecker(immediate=True), RangeChecker(immediate=True)
         self._warned = False
-        self._net: LPIPS | None = None
+        self._net: PerceptualDistance | None = None
         self._smallest = 1
-        if lpips or isinstance(net_type, LPIPS):
+        if lpips or isinstance(net_type, PerceptualDistance):
             self._net = net = LPIPS.of(net_type, options, owner)
             images = net.images
             # Values are checked here with the user's argument names; the network must not check them again.
@@ -74,7 +75,7 @@ class PairScorer:
         self.images = replace(images, videos=False)
 
     @property
-    def net(self) -> LPIPS:
+    def net(self) -> PerceptualDistance:
         """LPIPS network.
 
         Raises:

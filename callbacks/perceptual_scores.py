@@ -23,8 +23,8 @@ from lpips_lightning.callers import warn_user
 from lpips_lightning.distributed import dataset_indices, gather
 from lpips_lightning.functional.luma import luma_scores_of_unit_range
 from lpips_lightning.images.ranges import DataRange
-from lpips_lightning.network import LPIPS
 from lpips_lightning.options import LPIPSOptions, with_options
+from lpips_lightning.perceptual_distance import PerceptualDistance
 
 Score: TypeAlias = Literal["lpips", "psnr", "ssim", "psnr_y", "ssim_y"]
 
@@ -91,7 +91,7 @@ class PerceptualScores(Callback):
 
     def __init__(
         self,
-        net_type: str | Backbone | LPIPS = "alex",
+        net_type: str | Backbone | PerceptualDistance = "alex",
         *,
         data_range: DataRange,
         metrics: Sequence[Score] = ("lpips", "psnr", "ssim"),
@@ -180,10 +180,10 @@ class PerceptualScores(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.fingerprint is None or not trainer.is_global_zero:
             return
-        own = self._pairs.net.specification
+        own = self._pairs.net
         scheduled = any(isinstance(callback, LossSchedule) for callback in getattr(trainer, "callbacks", []))
         for path, loss in perceptual_losses(pl_module).items():
-            if (loss.weight or scheduled) and loss.net.specification.backbone_sha256 == own.backbone_sha256:
+            if (loss.weight or scheduled) and loss.net.backbone_hashes & own.backbone_hashes:
                 warn_user(
                     f"net_type: expected another network than that of the loss {path!r}, got {own.net_type!r} for both;"
                     f" val/{self.prefix}lpips is biased, since the model is trained to lower it"

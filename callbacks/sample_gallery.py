@@ -27,8 +27,8 @@ from lpips_lightning.io.figures import figure_pixels
 from lpips_lightning.io.heatmap import heatmap_limit
 from lpips_lightning.io.image_files import to_pixels
 from lpips_lightning.loss import PerceptualLoss
-from lpips_lightning.network import LPIPS
 from lpips_lightning.options import LPIPSOptions, with_options
+from lpips_lightning.perceptual_distance import PerceptualDistance
 
 _KINDS = ("worst", "best")
 
@@ -82,7 +82,7 @@ class SampleGallery(Callback):
 
     def __init__(
         self,
-        net_type: str | Backbone | LPIPS = "alex",
+        net_type: str | Backbone | PerceptualDistance = "alex",
         *,
         data_range: DataRange,
         k: int = 4,
@@ -245,7 +245,7 @@ class SampleGallery(Callback):
                 log_figure_file(trainer, f"{name}/sheet", figure, None)  # a megabyte or more
 
 
-def _is_in_a_loss(net: LPIPS, module: LightningModule) -> bool:
+def _is_in_a_loss(net: PerceptualDistance, module: LightningModule) -> bool:
     losses = (part for part in module.modules() if isinstance(part, PerceptualLoss))
     return any(loss.net.net_type == net.net_type for loss in losses)
 

@@ -15,8 +15,9 @@ from lpips_lightning.batch import Distances, Features
 from lpips_lightning.functional.reduction import Reduction, check_reduction, reduced
 from lpips_lightning.images.masks import fill_masked
 from lpips_lightning.images.ranges import DataRange, RangeChecker, parse_range
-from lpips_lightning.network import LPIPS, measure
+from lpips_lightning.network import LPIPS
 from lpips_lightning.options import LPIPSOptions, with_options
+from lpips_lightning.perceptual_distance import PerceptualDistance, measure
 from lpips_lightning.tracing import refuse_scripts
 
 
@@ -64,7 +65,7 @@ class PerceptualLoss(DropsLegacyKeys):
 
     def __init__(
         self,
-        net_type: str | Backbone | LPIPS = "vgg",
+        net_type: str | Backbone | PerceptualDistance = "vgg",
         *,
         data_range: DataRange,
         weight: float = 1.0,

@@ -29,6 +29,7 @@ class LPIPSOptions(TypedDict, total=False):
             by PyTorch's global generator.
         calibration: None for the official calibration of `net_type` and `version`; else a path, or tensors ``(C,)`` by
             layer name.
+        distance: What features give a distance: ``"lpips"``.
         precision: Precision of the backbone; everything after it is float32. ``"fp32"``, also under autocast (float64
             for float64 images); ``"bf16"``; ``"fp16"``; or ``"autocast"``: the dtype of the surrounding autocast, and
             float32 without autocast.
@@ -53,6 +54,7 @@ class LPIPSOptions(TypedDict, total=False):
     calibrated: bool
     weights: WeightsSource
     calibration: WeightsSource
+    distance: str
     precision: Precision
     gray: Gray | None
     background: Background | None
@@ -67,6 +69,7 @@ DEFAULTS: LPIPSOptions = {
     "calibrated": True,
     "weights": None,
     "calibration": None,
+    "distance": "lpips",
     "precision": "fp32",
     "gray": None,
     "background": None,
@@ -101,7 +104,7 @@ def with_options(
         ... def distance(x: float, **options: Unpack[LPIPSOptions]) -> float: ...
         >>> parameters = inspect.signature(distance).parameters
         >>> len(parameters), parameters["precision"].default, parameters["gray"].default
-        (12, 'autocast', None)
+        (13, 'autocast', None)
     """
     hints = get_type_hints(LPIPSOptions)
     parameters = [

@@ -23,7 +23,7 @@ from typing_extensions import override
 from lpips_lightning import LPIPS, PerceptualLoss
 from lpips_lightning._lightning import LightningModule
 from lpips_lightning.backbones.definition import get_backbone
-from lpips_lightning.distance import unit_normalize
+from lpips_lightning.distances.lpips import unit_normalize
 from lpips_lightning.distributed import dataset_indices
 from lpips_lightning.recipes.colorization_data import ColorizationData, shrink
 from lpips_lightning.recipes.colors import ColorDifference, Colorfulness, compose, into_gamut, split_lab

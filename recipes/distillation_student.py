@@ -14,7 +14,7 @@ from lpips_lightning.backbones.definition import get_backbone
 from lpips_lightning.backbones.extractor import FeatureExtractor, random_backbone
 from lpips_lightning.backbones.frozen import FrozenNetwork
 from lpips_lightning.backbones.plain import PlainBackbone, Stage
-from lpips_lightning.distance import unit_normalize
+from lpips_lightning.distances.lpips import unit_normalize
 from lpips_lightning.weights import read_tensors
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lpips_lightning.distance import unit_normalize
+from lpips_lightning.distances.lpips import unit_normalize
 from lpips_lightning.recipes.distillation_student import pair_maps
 
 Encoder = Callable[[Tensor], Mapping[str, Tensor]]

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lpips_lightning.distance import _squared
+from lpips_lightning.distances.lpips import _squared
 from lpips_lightning.io import atomic
 
 ROOT = Path(__file__).parents[1]

@@ -20,6 +20,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.backbones.extractor import FeatureExtractor
+from lpips_lightning.distances.feature_distance import LPIPS_DISTANCE, FeatureDistance
 from lpips_lightning.kernels.conv2d import replace_convolutions
 from lpips_lightning.tracing import untraced
 
@@ -44,6 +45,7 @@ class Specification:
         calibration_sha256: `tensors_sha256` of the calibration; empty for the baseline.
         calibration: Readable name of the calibration: ``"official"``, ``"custom"``, or empty for the baseline.
         layout: For custom backbones: sha256 of feature layers, input scaling and structure.
+        distance: Name of the distance on the features.
     """
 
     net_type: str
@@ -54,6 +56,7 @@ class Specification:
     calibration_sha256: str
     calibration: str
     layout: str = ""
+    distance: str = "lpips"
 
 
 class FrozenNetwork(nn.Module):
@@ -64,6 +67,7 @@ class FrozenNetwork(nn.Module):
         record: Definition of the backbone.
         shift: Input shift ``(3,)``, or None for v0.0.
         scale: Input scale ``(3,)``, or None for v0.0.
+        distance: Distance on the features.
         on_cpu: Whether it is on the CPU, or a meta copy of a network on the CPU.
         compiled_name: Its name in `lpips_lightning.backbones.compiled`; empty if no compiled code uses it.
     """
@@ -72,9 +76,15 @@ class FrozenNetwork(nn.Module):
     scale: Tensor | None
 
     def __init__(
-        self, record: Backbone, extractor: FeatureExtractor, calibration: Mapping[str, Tensor] | None, version: str
+        self,
+        record: Backbone,
+        extractor: FeatureExtractor,
+        calibration: Mapping[str, Tensor] | None,
+        version: str,
+        distance: FeatureDistance = LPIPS_DISTANCE,
     ) -> None:
         super().__init__()
+        self.distance = distance
         self.record = record
         self.extractor = extractor
         for name, values in (("shift", record.shift), ("scale", record.scale)):

@@ -19,6 +19,7 @@ from lpips_lightning.backbones.extractor import FeatureExtractor, random_backbon
 from lpips_lightning.backbones.fetch import find_backbone
 from lpips_lightning.backbones.frozen import FrozenNetwork, Specification, get_or_create, without_modes
 from lpips_lightning.backbones.state_dict import check_tensors
+from lpips_lightning.distances.feature_distance import LPIPS_DISTANCE, FeatureDistance
 from lpips_lightning.io.tensor_files import read_record
 from lpips_lightning.weights import CALIBRATIONS, WeightsError, load, read_tensors, tensors_sha256
 from lpips_lightning.weights.lookup import backbone_file, file_sha256, is_torchvision_file, with_promise
@@ -93,6 +94,7 @@ def resolve_network(
     weights: WeightsSource,
     calibration: WeightsSource,
     seed: int,
+    distance: FeatureDistance = LPIPS_DISTANCE,
 ) -> tuple[Specification, FrozenNetwork]:
     """Find and validate all weights of a network, and build it on the CPU in float32.
 
@@ -103,6 +105,7 @@ def resolve_network(
         weights: Source of the backbone weights.
         calibration: Source of the calibration; None for the official one.
         seed: Seed for ``weights="random"``.
+        distance: Distance on the features.
 
     Returns:
         The specification of the network and the network.
@@ -146,9 +149,10 @@ def resolve_network(
             calibration_sha256,
             _calibration_name(record, version, calibration_sha256) if calibrated else "",
             "" if in_table else _layout(record, extractor),
+            distance.name,
         )
         key = (found, torch.device("cpu"), torch.float32)
-        return found, get_or_create(key, lambda: FrozenNetwork(record, extractor, values, version))
+        return found, get_or_create(key, lambda: FrozenNetwork(record, extractor, values, version, distance))
 
 
 def _backbone_tensors(record: Backbone, weights: WeightsSource, seed: int) -> tuple[Mapping[str, Tensor], str]:

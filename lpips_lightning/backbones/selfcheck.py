@@ -11,7 +11,7 @@ from torch import Tensor
 from lpips_lightning.backbones.caffe_alexnet import NET_TYPE
 from lpips_lightning.backbones.frozen import FrozenNetwork
 from lpips_lightning.backbones.loading import calibration_tensors
-from lpips_lightning.distance import layer_distances
+from lpips_lightning.distances.lpips import layer_distances
 from lpips_lightning.images.preprocessing import to_backbone
 from lpips_lightning.weights import EXAMPLES, WeightsError, load
 

@@ -15,6 +15,7 @@ from lpips_lightning.backbones.compiled import publish, published
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.backbones.frozen import FrozenNetwork, get_network, without_modes
 from lpips_lightning.backbones.loading import WeightsSource, resolve_network, version_name
+from lpips_lightning.distances.feature_distance import LPIPS_DISTANCE, FeatureDistance
 from lpips_lightning.tracing import TraceableModule
 from lpips_lightning.weights import WeightsError
 
@@ -80,6 +81,7 @@ class SharedNetworkModule(DropsLegacyKeys):
         calibrated: False for the baseline.
         weights: Source of the backbone weights.
         calibration: Source of the calibration; None for the official one.
+        distance: Distance on the features.
 
     Raises:
         ValueError: If an argument has an unknown value.
@@ -93,8 +95,10 @@ class SharedNetworkModule(DropsLegacyKeys):
         calibrated: bool,
         weights: WeightsSource,
         calibration: WeightsSource,
+        distance: FeatureDistance = LPIPS_DISTANCE,
     ) -> None:
         super().__init__()
+        self._distance = distance
         self._record = record
         self.version = version = version_name(version)
         self.calibrated = calibrated
@@ -102,7 +106,9 @@ class SharedNetworkModule(DropsLegacyKeys):
         self._calibration = calibration
         with without_modes():
             self._seed = int(torch.randint(2**62, (), device="cpu")) if weights == "random" else 0
-        self._specification, base = resolve_network(record, version, calibrated, weights, calibration, self._seed)
+        self._specification, base = resolve_network(
+            record, version, calibrated, weights, calibration, self._seed, distance
+        )
         # A plain dict, so that nothing is registered as a submodule.
         self._networks: dict[tuple[torch.device, torch.dtype], FrozenNetwork] = {_BASE: base}
         self._register()
@@ -143,7 +149,7 @@ class SharedNetworkModule(DropsLegacyKeys):
         _users.setdefault(self._identity, weakref.WeakSet()).add(self)
 
     def _resolved(self) -> FrozenNetwork:
-        options = (self.version, self.calibrated, self._weights, self._calibration, self._seed)
+        options = (self.version, self.calibrated, self._weights, self._calibration, self._seed, self._distance)
         found, base = resolve_network(self._record, *options)
         if found != self._specification:
             raise WeightsError(f"weights: expected those of {self._specification}, found {found}")

@@ -16,7 +16,7 @@ from lpips_lightning.backbones.caffe_file import ARCHITECTURE
 from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.backbones.loading import calibration_tensors
 from lpips_lightning.calibration.model import TrainableLPIPS, check_choice
-from lpips_lightning.distance import layer_distances
+from lpips_lightning.distances.lpips import layer_distances
 from lpips_lightning.io.tensor_files import write_tensors
 from lpips_lightning.network import LPIPS
 from lpips_lightning.weights import CALIBRATIONS

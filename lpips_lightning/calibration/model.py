@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.backbones.loading import WeightsSource, describe_backbone, resolve_network, version_name
-from lpips_lightning.distance import layer_distances, unit_normalize
+from lpips_lightning.distances.lpips import layer_distances, unit_normalize
 from lpips_lightning.images.preprocessing import to_backbone
 
 Mode = Literal["lin", "tune", "scratch"]

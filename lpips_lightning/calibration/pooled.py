@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from lpips_lightning.calibration.model import TrainableLPIPS
 from lpips_lightning.data.bapps import TwoAFCDataset, read_images
 from lpips_lightning.data.triplets import TripletDataset
-from lpips_lightning.distance import unit_normalize
+from lpips_lightning.distances.lpips import unit_normalize
 from lpips_lightning.images.preprocessing import PLAIN
 from lpips_lightning.io.tensor_files import read_record, write_tensors
 from lpips_lightning.weights import WeightsError, read_tensors, tensors_sha256

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lpips_lightning.comparison.file_pairs import Matches, Pair
     from lpips_lightning.comparison.maps import MapWriter
     from lpips_lightning.comparison.measure import KeepMap, PairResult
-    from lpips_lightning.network import LPIPS
+    from lpips_lightning.perceptual_distance import PerceptualDistance
 
 Kind = Literal["images", "videos", "folders", "list", "pairs", "cross"]
 _PAIRWISE: tuple[Kind, ...] = ("images", "videos", "folders", "list")
@@ -165,7 +165,7 @@ def _match(paths: Sequence[Path], kind: Kind, options: argparse.Namespace) -> Ma
     return matches if options.mask is None else match_masks(matches, options.mask)
 
 
-def _compare(matches: Matches, kind: Kind, net: LPIPS, options: argparse.Namespace) -> None:
+def _compare(matches: Matches, kind: Kind, net: PerceptualDistance, options: argparse.Namespace) -> None:
     from lpips_lightning.comparison import report as compare_report
     from lpips_lightning.comparison.fidelity import definition
 
@@ -203,7 +203,7 @@ def _compare(matches: Matches, kind: Kind, net: LPIPS, options: argparse.Namespa
 def _measure(
     pairs: Sequence[Pair],
     kind: Kind,
-    net: LPIPS,
+    net: PerceptualDistance,
     options: argparse.Namespace,
     keep_map: KeepMap | None,
 ) -> list[PairResult]:
@@ -228,7 +228,7 @@ def _scores(options: argparse.Namespace) -> list[Score]:
     return [score for score in scores if getattr(options, score)]
 
 
-def _map_writer(kind: Kind, net: LPIPS, fingerprint: str, options: argparse.Namespace) -> MapWriter | None:
+def _map_writer(kind: Kind, net: PerceptualDistance, fingerprint: str, options: argparse.Namespace) -> MapWriter | None:
     if options.map is None and options.map_raw is None:
         return None
     from lpips_lightning.comparison.maps import MapWriter
@@ -237,7 +237,7 @@ def _map_writer(kind: Kind, net: LPIPS, fingerprint: str, options: argparse.Name
     return MapWriter(figures, raw, kind != "images", net.net_type, net.images, fingerprint, options.map_max)
 
 
-def _compare_all(folders: Sequence[Path], net: LPIPS, options: argparse.Namespace) -> None:
+def _compare_all(folders: Sequence[Path], net: PerceptualDistance, options: argparse.Namespace) -> None:
     from lpips_lightning.comparison import report as compare_report
     from lpips_lightning.comparison.file_pairs import check_images, images_of
     from lpips_lightning.comparison.measure import measure_all_pairs

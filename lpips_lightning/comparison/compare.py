@@ -15,6 +15,7 @@ from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.images.ranges import DataRange
 from lpips_lightning.network import LPIPS
 from lpips_lightning.options import LPIPSOptions, with_options
+from lpips_lightning.perceptual_distance import PerceptualDistance
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,7 +71,7 @@ class Comparison:
 def compare(
     a: Images,
     b: Images,
-    net: str | Backbone | LPIPS = "alex",
+    net: str | Backbone | PerceptualDistance = "alex",
     *,
     data_range: DataRange | None = None,
     metrics: Sequence[Literal["psnr", "ssim"]] = (),

@@ -11,7 +11,7 @@ from lpips_lightning.io.image_decoding import Header, printable, read_header
 from lpips_lightning.io.image_files import natural_order
 from lpips_lightning.io.image_folders import ImageFolder, check_any_image, count_of, describe_left_out, list_images
 from lpips_lightning.io.tables import read_table
-from lpips_lightning.network import LPIPS
+from lpips_lightning.perceptual_distance import PerceptualDistance
 
 _MAX_EXAMPLES = 3  # names listed in an error
 
@@ -158,7 +158,7 @@ def match_listed(a: str | Path, b: str | Path, table: str | Path) -> Matches:
 
 def check_images(
     groups: Sequence[Sequence[Path]],
-    net: LPIPS,
+    net: PerceptualDistance,
     look: Callable[[Path], Header] = read_header,
     report: ProgressCallback = no_progress,
 ) -> dict[Path, Header]:
@@ -206,7 +206,7 @@ def check_images(
     return headers
 
 
-def _input_problems(path: Path, header: Header, net: LPIPS, smallest: int) -> Iterable[str]:
+def _input_problems(path: Path, header: Header, net: PerceptualDistance, smallest: int) -> Iterable[str]:
     if header.gray and net.images.gray is None:
         yield f"{printable(path)}: expected a color image, got a gray one; --gray repeats it to three channels"
     if net.images.resize is None and min(header.size) < smallest:

@@ -21,7 +21,7 @@ from lpips_lightning.images.hints import UNMASKED
 from lpips_lightning.images.ranges import DataRange, check_values, parse_range
 from lpips_lightning.io.image_decoding import Header, Pixels, decoded_image, printable, read_header, read_pixels
 from lpips_lightning.io.image_formats import is_video
-from lpips_lightning.network import LPIPS
+from lpips_lightning.perceptual_distance import PerceptualDistance
 
 _TYPES = "a path, a Pillow image, a NumPy array or a tensor"
 
@@ -39,7 +39,7 @@ class _Given(NamedTuple):
 def measure_inputs(
     a: Any,
     b: Any,
-    net: LPIPS,
+    net: PerceptualDistance,
     device: str | torch.device | None,
     given: dict[str, Any],
     compute: dict[str, Any],
@@ -87,7 +87,7 @@ def measure_inputs(
 
 
 def _measure(
-    pairs: Sequence[Pair], memory: dict[Path, _Content], net: LPIPS, compute: dict[str, Any]
+    pairs: Sequence[Pair], memory: dict[Path, _Content], net: PerceptualDistance, compute: dict[str, Any]
 ) -> list[PairResult]:
     def look(path: Path) -> Header:
         return memory[path][0] if path in memory else read_header(path)

@@ -22,7 +22,7 @@ from lpips_lightning.comparison.file_pairs import Pair
 from lpips_lightning.comparison.mask_files import read_mask
 from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.image_decoding import Header, printable, read_pixels
-from lpips_lightning.network import LPIPS
+from lpips_lightning.perceptual_distance import PerceptualDistance
 
 _MAX_PAIRS, _MAX_PIXELS = 24, 1 << 19  # per default batch
 _PREFETCH = 2  # batches decoded ahead of the backbone
@@ -65,7 +65,7 @@ def read_file(path: Path, header: Header) -> _Pixels:
 
 def measure_pairs(
     pairs: Sequence[Pair],
-    net: LPIPS,
+    net: PerceptualDistance,
     headers: Mapping[Path, Header],
     *,
     device: str | torch.device = "cpu",
@@ -123,7 +123,7 @@ def measure_pairs(
 
 def measure_all_pairs(
     files: Sequence[Path],
-    net: LPIPS,
+    net: PerceptualDistance,
     headers: Mapping[Path, Header],
     *,
     others: Sequence[Path] = (),
@@ -195,16 +195,16 @@ def _batches(pairs: Sequence[Pair], headers: Mapping[Path, Header], batch_size: 
         yield from (indices[start : start + size] for start in range(0, len(indices), size))
 
 
-def _read_pair(pair: Pair, headers: Mapping[Path, Header], net: LPIPS, read: ReadPixels) -> Read:
+def _read_pair(pair: Pair, headers: Mapping[Path, Header], net: PerceptualDistance, read: ReadPixels) -> Read:
     mask = None if pair.mask is None else read_mask(pair.mask)
     return _read(pair.a, headers[pair.a], net, read), _read(pair.b, headers[pair.b], net, read), mask
 
 
-def _read(path: Path, header: Header, net: LPIPS, read: ReadPixels) -> _Pixels:
+def _read(path: Path, header: Header, net: PerceptualDistance, read: ReadPixels) -> _Pixels:
     return checked_pixels(read(path, header), path, header, net)
 
 
-def checked_pixels(pixels: _Pixels, path: Path, header: Header, net: LPIPS) -> _Pixels:
+def checked_pixels(pixels: _Pixels, path: Path, header: Header, net: PerceptualDistance) -> _Pixels:
     """Pixels ``(H, W, 3)``, or ``(H, W, 4)`` for images with alpha if the network has a background.
 
     Raises:
@@ -228,7 +228,7 @@ def checked_pixels(pixels: _Pixels, path: Path, header: Header, net: LPIPS) -> _
 def _measure_batch(
     pairs: Sequence[Pair],
     batch: Sequence[tuple[int, Future[Read]]],
-    net: LPIPS,
+    net: PerceptualDistance,
     device: torch.device,
     erode: bool,
     scores: Sequence[Score],
@@ -252,7 +252,7 @@ def _measure_batch(
 def measure_read(
     pairs: Sequence[Pair],
     read: Sequence[Read],
-    net: LPIPS,
+    net: PerceptualDistance,
     device: torch.device,
     erode: bool,
     scores: Sequence[Score],
@@ -288,7 +288,7 @@ def _not_finite(pair: Pair, distance: float, erode: bool) -> str:
 
 
 def _layers_and_maps(
-    net: LPIPS, x: Tensor, y: Tensor, mask: Tensor | None, erode: bool, with_maps: bool
+    net: PerceptualDistance, x: Tensor, y: Tensor, mask: Tensor | None, erode: bool, with_maps: bool
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """Terms ``(N,)`` by layer, and maps ``(N, 1, H, W)`` on the CPU; without mask from one backbone pass."""
     layers: dict[str, Tensor] | None = None

@@ -23,12 +23,12 @@ from lpips_lightning.comparison.measure import (
 from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.image_decoding import Header, Pixels, printable
 from lpips_lightning.io.video_files import read_frames
-from lpips_lightning.network import LPIPS
+from lpips_lightning.perceptual_distance import PerceptualDistance
 
 
 def measure_videos(
     pair: Pair,
-    net: LPIPS,
+    net: PerceptualDistance,
     *,
     device: str | torch.device = "cpu",
     batch_size: int | None = None,

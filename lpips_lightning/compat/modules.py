@@ -11,8 +11,8 @@ from typing_extensions import override
 
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.compat import arrays
-from lpips_lightning.distance import EPS, unit_normalize
-from lpips_lightning.distance import upsample as _upsample
+from lpips_lightning.distances.lpips import EPS, unit_normalize
+from lpips_lightning.distances.lpips import upsample as _upsample
 
 
 def normalize_tensor(in_feat: Tensor, eps: float = EPS) -> Tensor:

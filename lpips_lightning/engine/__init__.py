@@ -1,7 +1,7 @@
 """Computes distances and input gradients of a frozen network, exactly, within a memory budget.
 
-`lpips_lightning.distance` is the LPIPS formula in plain autograd. The engine computes the same values faster and with
-less memory, because it knows two things in advance: the weights never change, and a distance is a scalar per pair.
+`lpips_lightning.distances.lpips` is the LPIPS formula in plain autograd. The engine computes the same values faster and
+with less memory, because it knows two things in advance: the weights never change, and a distance is a scalar per pair.
 
 # A metric update, file by file
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lpips_lightning.backbones.frozen import FrozenNetwork, without_autocast
 from lpips_lightning.batch import cat, chunks
-from lpips_lightning.distance import layer_distances, layer_maps, upsample
+from lpips_lightning.distances.lpips import upsample
 from lpips_lightning.engine.autograd import distances
 from lpips_lightning.engine.erosion import eroded_masks
 from lpips_lightning.engine.executor import mean_weight, pair_distances
@@ -59,7 +59,8 @@ def measure(
         ValueError: With `erode`, if the receptive fields of the backbone are unknown.
     """
     fixed = [pairs.y] if isinstance(pairs.y, Tensor) else list(pairs.y.values())
-    if mask is None and map_size is None and _is_fused(pairs.x, fixed, per_layer):
+    is_plain = mask is None and map_size is None and pairs.network.distance.is_fused
+    if is_plain and _is_fused(pairs.x, fixed, per_layer):
         if torch.is_grad_enabled() and pairs.x.requires_grad:
             return {"": distances(pairs)}, None
         return _distances_without_graph(pairs), None
@@ -97,15 +98,15 @@ def measure_features(
     first = x[network.layers[0]]
     with without_autocast(first.device):
         if map_size is not None:
-            maps = layer_maps(x, y, calibration)
+            maps = network.distance.maps(x, y, calibration)
             return {layer: upsample(layer_map, map_size) for layer, layer_map in maps.items()}, None
-        if masks is None and _is_fused(first, [*x.values(), *y.values()], per_layer=True):
+        if masks is None and network.distance.is_fused and _is_fused(first, [*x.values(), *y.values()], per_layer=True):
             with torch.no_grad():
                 return {
                     layer: layer_sum(x[layer], y[layer], mean_weight(network, layer, x[layer]))
                     for layer in network.layers
                 }, None
-        return layer_distances(x, y, calibration, masks), None if masks is None else any_unmasked(masks)
+        return network.distance.by_layer(x, y, calibration, masks), None if masks is None else any_unmasked(masks)
 
 
 def encode(

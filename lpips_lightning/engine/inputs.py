@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lpips_lightning.backbones.frozen import FrozenNetwork, without_autocast
-from lpips_lightning.distance import layer_distances
+from lpips_lightning.distances.lpips import layer_distances
 from lpips_lightning.engine.executor import ImagesOrFeatures
 from lpips_lightning.engine.planner import choose_plan
 from lpips_lightning.engine.state import Plan

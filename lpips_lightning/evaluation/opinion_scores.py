@@ -15,7 +15,7 @@ from lpips_lightning.io.image_decoding import printable
 from lpips_lightning.io.image_files import find_images, natural_order, read_image
 from lpips_lightning.io.streams import open_file
 from lpips_lightning.io.tables import read_table
-from lpips_lightning.network import LPIPS
+from lpips_lightning.perceptual_distance import PerceptualDistance
 
 COLUMNS = ("reference", "distorted", "score")
 _MAX_PIXELS = 1 << 19  # per backbone pass; at least one frame
@@ -115,7 +115,7 @@ def read_opinion_scores(
 
 def measure(
     opinions: Sequence[OpinionScore],
-    net: LPIPS,
+    net: PerceptualDistance,
     device: str | torch.device = "cpu",
     report: ProgressCallback = no_progress,
 ) -> tuple[Tensor, list[FrameDistance]]:
@@ -157,7 +157,7 @@ def measure(
 class _FrameScorer:
     """Computes distances of frames; caches the features of the last reference image."""
 
-    def __init__(self, net: LPIPS, device: torch.device) -> None:
+    def __init__(self, net: PerceptualDistance, device: torch.device) -> None:
         self.net, self.device = net, device
         self.path: Path | None = None
         self.features: Features | None = None

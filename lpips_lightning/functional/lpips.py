@@ -15,15 +15,16 @@ from lpips_lightning.backbones.frozen import without_modes
 from lpips_lightning.functional.reduction import Reduction, check_reduction, choose_range, reduced
 from lpips_lightning.images.hints import METRIC
 from lpips_lightning.images.ranges import DataRange
-from lpips_lightning.network import LPIPS, measure, roles_of
+from lpips_lightning.network import LPIPS
 from lpips_lightning.options import LPIPSOptions, check_names, check_not_given, with_options
+from lpips_lightning.perceptual_distance import PerceptualDistance, measure, roles_of
 
 
 @overload
 def learned_perceptual_image_patch_similarity(
     img1: Tensor,
     img2: Tensor,
-    net_type: str | Backbone | LPIPS = "alex",
+    net_type: str | Backbone | PerceptualDistance = "alex",
     reduction: Reduction = "mean",
     normalize: bool = False,
     *,
@@ -40,7 +41,7 @@ def learned_perceptual_image_patch_similarity(
 def learned_perceptual_image_patch_similarity(
     img1: Tensor,
     img2: Tensor,
-    net_type: str | Backbone | LPIPS = "alex",
+    net_type: str | Backbone | PerceptualDistance = "alex",
     reduction: Reduction = "mean",
     normalize: bool = False,
     *,
@@ -57,7 +58,7 @@ def learned_perceptual_image_patch_similarity(
 def learned_perceptual_image_patch_similarity(
     img1: Tensor,
     img2: Tensor,
-    net_type: str | Backbone | LPIPS = "alex",
+    net_type: str | Backbone | PerceptualDistance = "alex",
     reduction: Reduction = "mean",
     normalize: bool = False,
     *,
@@ -74,7 +75,7 @@ def learned_perceptual_image_patch_similarity(
 def learned_perceptual_image_patch_similarity(
     img1: Tensor,
     img2: Tensor,
-    net_type: str | Backbone | LPIPS = "alex",
+    net_type: str | Backbone | PerceptualDistance = "alex",
     reduction: Reduction = "mean",
     normalize: bool = False,
     *,
@@ -143,15 +144,15 @@ def learned_perceptual_image_patch_similarity(
     return reduced(distances, reduction)
 
 
-def _network(net_type: str | Backbone | LPIPS, options: LPIPSOptions) -> LPIPS:
+def _network(net_type: str | Backbone | PerceptualDistance, options: LPIPSOptions) -> PerceptualDistance:
     check_names(options, learned_perceptual_image_patch_similarity)
-    if isinstance(net_type, LPIPS):
+    if isinstance(net_type, PerceptualDistance):
         check_not_given(options)
         return net_type
     given: dict[str, Any] = dict(sorted(options.items()))
     cached = given.get("weights") != "random" and all(isinstance(one, Hashable) for one in (net_type, *given.values()))
     if cached and torch.compiler.is_dynamo_compiling():
-        compiled: LPIPS = published(_load_for_compile(net_type, **given))
+        compiled: PerceptualDistance = published(_load_for_compile(net_type, **given))
         return compiled
     return (_cached if cached else LPIPS)(net_type, **given)
 

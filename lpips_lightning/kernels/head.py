@@ -1,7 +1,8 @@
 """Distance of one feature layer, and its gradient, without an autograd graph.
 
-Computes what `lpips_lightning.distance` computes in plain autograd. The features are processed in blocks of positions
-that fit the CPU cache, so memory is read and written once. On a GPU with Triton, one fused kernel does the same.
+Computes what `lpips_lightning.distances.lpips` computes in plain autograd. The features are processed in blocks of
+positions that fit the CPU cache, so memory is read and written once. On a GPU with Triton, one fused kernel does the
+same.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lpips_lightning.distance import EPS
+from lpips_lightning.distances.lpips import EPS
 from lpips_lightning.kernels import head_triton
 
 # Per operand and thread: smaller blocks pay call overhead, larger ones fall out of cache.

@@ -1,7 +1,7 @@
 """Distance of one feature layer, and its gradient, on a GPU: one pass over the features.
 
-Computes what `lpips_lightning.distance` computes, up to float32 rounding: difference first, an explicit branch for
-positions whose channels are all zero, ``1e-10`` outside the root, everything in float32 for any feature dtype. The
+Computes what `lpips_lightning.distances.lpips` computes, up to float32 rounding: difference first, an explicit branch
+for positions whose channels are all zero, ``1e-10`` outside the root, everything in float32 for any feature dtype. The
 kernels are registered as ``torch.ops.lpips_lightning.layer_sum`` and ``layer_sum_gradient``, so ``torch.compile`` keeps
 them whole and CUDA graphs can capture them: nothing here synchronizes with the device or depends on values.
 """

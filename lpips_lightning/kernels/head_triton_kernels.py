@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lpips_lightning.distance import EPS
+from lpips_lightning.distances.lpips import EPS
 
 _MAX_CHANNELS_IN_REGISTERS = 2048  # more channels are read block by block
 _VALUES_PER_THREAD = 16  # of each image; about 100 registers on sm_90 (ptxas), so that enough warps fit

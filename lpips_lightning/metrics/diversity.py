@@ -15,8 +15,8 @@ from lpips_lightning.functional.reduction import choose_range
 from lpips_lightning.images.preprocessing import check_dense
 from lpips_lightning.images.ranges import DataRange
 from lpips_lightning.metrics.indexed import METRIC_DEFAULTS, ImageMetric, MetricOptions, state_names
-from lpips_lightning.network import LPIPS
 from lpips_lightning.options import with_options
+from lpips_lightning.perceptual_distance import PerceptualDistance
 
 
 @with_options(METRIC_DEFAULTS)
@@ -60,7 +60,7 @@ class LPIPSDiversity(ImageMetric):
 
     def __init__(
         self,
-        net_type: str | Backbone | LPIPS = "alex",
+        net_type: str | Backbone | PerceptualDistance = "alex",
         normalize: bool = False,
         *,
         data_range: DataRange | None = None,

@@ -20,6 +20,7 @@ from lpips_lightning.batch import SUM_DTYPE
 from lpips_lightning.images.ranges import RangeChecker
 from lpips_lightning.network import LPIPS
 from lpips_lightning.options import LPIPSOptions
+from lpips_lightning.perceptual_distance import PerceptualDistance
 from lpips_lightning.transforms import is_vmapped
 
 
@@ -230,7 +231,7 @@ class IndexedMetric(Metric):
         super()._sync_dist(*args, **kwargs)
 
 
-def state_names(names: Sequence[str], fingerprint: str, net: LPIPS) -> list[str]:
+def state_names(names: Sequence[str], fingerprint: str, net: PerceptualDistance) -> list[str]:
     """Names of states which no metric of another network has.
 
     `MetricCollection` merges metrics whose states have equal names and values after the first update.
@@ -261,7 +262,7 @@ class ImageMetric(IndexedMetric):
         options: Options of the network and of `torchmetrics.Metric`.
     """
 
-    def __init__(self, net_type: str | Backbone | LPIPS, options: MetricOptions) -> None:
+    def __init__(self, net_type: str | Backbone | PerceptualDistance, options: MetricOptions) -> None:
         given: dict[str, Any] = dict(options)
         own = {name: given.pop(name) for name in METRIC_DEFAULTS if name in given}
         net = LPIPS.of(net_type, given, type(self))  # type: ignore[arg-type]

@@ -21,8 +21,8 @@ from lpips_lightning.images.hints import METRIC
 from lpips_lightning.images.ranges import DataRange
 from lpips_lightning.metrics.indexed import METRIC_DEFAULTS, ImageMetric, MetricOptions, as_list, state_names
 from lpips_lightning.metrics.sharing import SharedDistances
-from lpips_lightning.network import LPIPS, measure
 from lpips_lightning.options import with_options
+from lpips_lightning.perceptual_distance import PerceptualDistance, measure
 
 
 @with_options(METRIC_DEFAULTS)
@@ -91,7 +91,7 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
 
     def __init__(
         self,
-        net_type: str | Backbone | LPIPS = "alex",
+        net_type: str | Backbone | PerceptualDistance = "alex",
         reduction: Reduction = "mean",
         normalize: bool = False,
         *,
@@ -279,7 +279,7 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
     def _share(self, cache: NetworkCache) -> None:
         """Share distances with the other metrics of a `FeatureShare`, if they have the same network."""
         network = cache.network
-        if not isinstance(network, LPIPS):
+        if not isinstance(network, PerceptualDistance):
             return
         # The cache finds results by the tensors' identity, and misses that a batch was changed in place.
         vars(network).pop("forward", None)

@@ -11,7 +11,7 @@ from itertools import product
 
 import torch
 
-from lpips_lightning.distance import layer_distances
+from lpips_lightning.distances.lpips import layer_distances
 from lpips_lightning.kernels.head_triton import layer_sum, layer_sum_gradient
 
 CHANNELS = (3, 64, 100, 192, 512, 600, 2100)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from lpips_lightning import LPIPS
 from lpips_lightning.backbones.custom import from_module, from_torchvision
-from lpips_lightning.distance import layer_distances
+from lpips_lightning.distances.lpips import layer_distances
 
 PIECES = ("alex", "squeeze", "embedded", "thin", "resnet", "odd")
 """Nets: the table's, VGG16's geometry with few channels, one with sums and normalization, one of oddities."""

@@ -15,7 +15,7 @@ from frozen_networks import frozen_network, live_networks
 from torch import nn
 
 from lpips_lightning import LPIPS, LearnedPerceptualImagePatchSimilarity, PerceptualLoss, compat
-from lpips_lightning.distance import layer_distances, unit_normalize
+from lpips_lightning.distances.lpips import layer_distances, unit_normalize
 from lpips_lightning.io.tensor_files import write_tensors
 from lpips_lightning.weights import WeightsError
 

@@ -97,7 +97,7 @@ def test_dropout_drops_single_differences_and_is_right_on_average(pair):
     drawn, expected = torch.cat(draws), torch.cat(list(whole.values()), 1)
     assert torch.allclose(drawn.mean(0, keepdim=True), expected, rtol=0.3, atol=1e-4)
     # Element by element: of n positions with squares s the variance is sum(s^2) / n^2, not that of a dropped mean.
-    from lpips_lightning.distance import unit_normalize
+    from lpips_lightning.distances.lpips import unit_normalize
 
     square = (unit_normalize(fx["relu2"]) - unit_normalize(fy["relu2"])).square()
     variance = square.square().sum((2, 3)) / square[0, 0].numel() ** 2

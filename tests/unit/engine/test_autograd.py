@@ -10,11 +10,11 @@ from rounding import FEW, TWICE
 from torch.nn import functional as F
 
 from lpips_lightning import LPIPS, PerceptualLoss
-from lpips_lightning.distance import layer_distances
+from lpips_lightning.distances.lpips import layer_distances
 from lpips_lightning.engine import autograd
 from lpips_lightning.kernels import head
 from lpips_lightning.kernels.head import layer_sum, layer_sum_gradient
-from lpips_lightning.network import measure
+from lpips_lightning.perceptual_distance import measure
 
 EXACT = 1e-12  # relative, in float64: a thousand times its rounding of 24 channels and 35 positions
 NETS = ("alex", "squeeze", "embedded", "embedded-vgg")

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lpips_lightning import LPIPS
 from lpips_lightning.backbones.custom import from_module
-from lpips_lightning.distance import layer_distances
+from lpips_lightning.distances.lpips import layer_distances
 from lpips_lightning.engine.constants import STRIP_BYTES
 from lpips_lightning.engine.graph import build_layer_graph
 from lpips_lightning.engine.streaming import stream

@@ -10,7 +10,7 @@ from torch import nn
 
 from lpips_lightning import LPIPS, LearnedPerceptualImagePatchSimilarity, PerceptualLoss
 from lpips_lightning.backbones.custom import from_module, from_torchvision
-from lpips_lightning.distance import layer_maps
+from lpips_lightning.distances.lpips import layer_maps
 from lpips_lightning.engine.erosion import eroded_masks
 from lpips_lightning.engine.state import Engine
 from lpips_lightning.functional.lpips import learned_perceptual_image_patch_similarity

@@ -1,7 +1,7 @@
 """Functions of tensors: LPIPS, PSNR and SSIM on luma, agreement with judgments, correlation with mean opinion scores.
 
 `learned_perceptual_image_patch_similarity` is LPIPS with torchmetrics' name and arguments. `luma_scores` gives PSNR and
-SSIM as superresolution papers report them. `two_afc_score`,
+SSIM as superresolution papers report them, `temporal_lpips` how differently two videos change (tLP). `two_afc_score`,
 `jnd_score`, `jnd_curve`, `human_ceiling` and `agreement` score distances against human judgments, with
 `bootstrap_interval` around a mean. `correlate`, `by_group` and `mean_over_groups` give SRCC, PLCC after the
 four-parameter logistic, and KRCC as `Correlations`.
@@ -23,6 +23,7 @@ __all__ = [
     "learned_perceptual_image_patch_similarity",
     "luma_scores",
     "mean_over_groups",
+    "temporal_lpips",
     "two_afc_score",
 ]
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     )
     from lpips_lightning.functional.lpips import learned_perceptual_image_patch_similarity
     from lpips_lightning.functional.luma import luma_scores
+    from lpips_lightning.functional.temporal import temporal_lpips
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -53,5 +55,6 @@ else:
             ],
             "lpips": ["learned_perceptual_image_patch_similarity"],
             "luma": ["luma_scores"],
+            "temporal": ["temporal_lpips"],
         },
     )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from lpips_lightning.data.bapps import JNDDataset, TwoAFCDataset
     from lpips_lightning.data.judges import Judge
+    from lpips_lightning.evaluation.benchmark import Score
 
 _OUT = "outputs/evaluation"
 _FIGURES = ("2afc", "jnd", "2afc_jnd", "disagreements")
@@ -26,7 +27,8 @@ _DESCRIPTION = """Measure how often distances agree with judgments, of people or
 
 METHOD is a calibrated network (alex, vgg, squeeze, embedded); a network with a variant: alex:baseline, alex:random,
 alex:calibration=FILE, alex:weights=FILE, alex:kmeans=FILE; or l2, l2-lab, psnr, ssim, ms-ssim, fsim. PSNR and SSIM are
-of RGB on [0, 1], without border crop; SSIM has a Gaussian window of 11x11, sigma 1.5, as in torchmetrics.
+of RGB on [0, 1], without border crop; SSIM has a Gaussian window of 11x11, sigma 1.5, as in torchmetrics. cvvdp is
+ColorVideoVDP (extra cvvdp), as 10 - JOD on its display standard_4k; cvvdp:DISPLAY on another, such as standard_fhd.
 
 The first row is the agreement of the judges with themselves. It is called "human" for BAPPS, recognized by the names of
 its sets and their numbers of judgments, which alone has the paper's values beside it; "judge: NAME" where a metric
@@ -125,8 +127,7 @@ def run(args: argparse.Namespace) -> None:
     kinds = [kind for kind in evaluation.KINDS if any(cell.kind == kind for cell in scores)]
     for kind in kinds:  # print before writing, so that a full disk loses no result
         console.print(evaluation_report.as_table(scores, kind))
-    evaluation_report.save_csv(scores, out / "scores.csv")
-    evaluation_report.save_text(evaluation_report.as_markdown(scores), out / "scores.md")
+    _save_tables(scores, [method.note for method in methods if method.note], out, console)
     files = [out / "scores.csv", out / "scores.md"]
     for kind in kinds:
         files += figures.save_scores(scores, out / f"{kind}.png", kind)
@@ -137,6 +138,16 @@ def run(args: argparse.Namespace) -> None:
         files += figures.save_disagreements(measured, pair, sets, out / "disagreements.png")
     written = f"Written to {out}: {', '.join(file.name for file in files)}"
     console.print(written, highlight=False, markup=False, soft_wrap=True)
+
+
+def _save_tables(scores: Sequence[Score], notes: Sequence[str], out: Path, console: Console) -> None:
+    """Print what methods are, and save the scores as CSV and as Markdown with these notes."""
+    from lpips_lightning.evaluation import report as evaluation_report
+
+    for note in notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    evaluation_report.save_csv(scores, out / "scores.csv")
+    evaluation_report.save_text("\n".join([evaluation_report.as_markdown(scores), *notes]), out / "scores.md")
 
 
 def _sets(args: argparse.Namespace) -> dict[str, Dataset[dict[str, Any]]]:

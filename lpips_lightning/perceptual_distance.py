@@ -203,8 +203,8 @@ class PerceptualDistance(DropsLegacyKeys):
             mask: Weight of each pixel: bool, or floating on [0, 1], ``(N, H, W)`` or ``(N, 1, H, W)``. Every layer's
                 term becomes the mean over positions, weighted by the mask area-resized to the layer.
             erode: Count only positions whose receptive field, inside the image, holds only pixels with mask 1. The
-                deepest receptive field is 163 pixels (alex), 196 (vgg), 207 (squeeze), 147 (embedded) or 106
-                (embedded-vgg). Pixels outside the mask then have no effect on the distance; they may be NaN, or off
+                deepest receptive field is 163 pixels (alex), 196 (vgg), 207 (squeeze, embedded-vgg) or 147
+                (embedded). Pixels outside the mask then have no effect on the distance; they may be NaN, or off
                 the range.
             normalize: torchmetrics' argument of ``metric.net``, instead of `data_range`: True for [0, 1], False for
                 [-1, 1].

@@ -101,14 +101,14 @@ EMBEDDED = Weights(
 
 EMBEDDED_VGG = Weights(
     "embedded_vgg.safetensors",
-    "9a3dd16361124c89955609252fc5d774be978105ba957aef8841cf2d4cab8b53",
-    "recipes/distillation.py, from random weights; the file's metadata say more",
+    "02a12c60ac53938425290e838bb0212fe2348a1a7535118d6d37ce6526f54937",
+    "recipes/distillation.py, started from torchvision's SqueezeNet; the file's metadata say more",
     "BSD-2-Clause AND BSD-3-Clause",
     "distilled from LPIPS-vgg v0.1, input scaled",
-    "530fad0fbdd27fc4ca72b85ddfe6ea1b57d8a38382fb1922e5efb58a4c1a9fe1",
-    "e679574416dd17ec2f2804cf0d15d4b9a44e7a656a0494c7e5262604e68b0025",
+    "b3bdddb4bf1f1fe501d894986d1094bb20f6153909300ef6ea72fd672ded0e96",
+    "87e0daab8fe8719d65d44aa7347c65dd345d0babb227c4a354e3ce6a8fc69822",
 )
-"""The embedded network for losses, likewise."""
+"""The embedded network that learned from vgg, likewise; the backbone is in float16."""
 
 EXAMPLES = Weights(
     "examples.safetensors",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lpips_lightning.backbones.plain import EMBEDDED, EMBEDDED_VGG, PlainBackbone, Stage
+from lpips_lightning.backbones.plain import EMBEDDED, PlainBackbone, Stage
 from lpips_lightning.weights import CALIBRATIONS, load
 from lpips_lightning.weights.lookup import backbone_places
 
@@ -84,6 +84,11 @@ def _embedded(name: str, stages: tuple[Stage, ...], side: int) -> Backbone:
     return Backbone(name, name, nodes, backbone.channels, side, partial(PlainBackbone, stages), default_weights=weights)
 
 
+def _trained_further(name: str, record: Backbone) -> Backbone:
+    """A backbone of the same form, with its own weights that ship."""
+    return replace(record, name=name, builder=name, default_weights=partial(load, CALIBRATIONS[name, "0.1"]))
+
+
 BACKBONES: dict[str, Backbone] = {
     record.name: record
     for record in (
@@ -109,9 +114,9 @@ BACKBONES: dict[str, Backbone] = {
             17,
         ),
         _embedded("embedded", EMBEDDED, 31),
-        _embedded("embedded-vgg", EMBEDDED_VGG, 16),
     )
 }
+BACKBONES["embedded-vgg"] = _trained_further("embedded-vgg", BACKBONES["squeeze"])
 """Backbones by net_type. Feature layers are those of ``lpips/pretrained_networks.py``, by index in ``.features``."""
 
 

@@ -37,7 +37,7 @@ GOLDEN = {
     "vgg": Golden(0.568612814, 0.421664298, _COMPUTED),
     "squeeze": Golden(0.711047649, 0.147901624, _COMPUTED),
     "embedded": Golden(0.821794514, 0.126430342, "lpips_lightning in float64, the shipped weights"),
-    "embedded-vgg": Golden(0.532429955, 0.354722009, "lpips_lightning in float64, the shipped weights"),
+    "embedded-vgg": Golden(0.551488192, 0.482182055, "lpips_lightning in float64, the shipped weights"),
 }
 """Recorded distances by net_type."""
 

@@ -68,6 +68,10 @@ def from_torchvision(
     except ValueError as error:
         raise ValueError(f"builder: expected the name of a torchvision model, got {builder!r}") from error
     channels = _channels(input_channels, mean, std)
+    if channels != 3 and first_conv == "as_is":
+        raise ValueError(
+            f"input_channels: expected 3, as torchvision's models have, got {channels}; say first_conv='repeat'"
+        )
     usual = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 and has_range else None
     scaling = _scaling(mean, std, channels, has_range, usual)
     build, repeated = _with_channels(TorchvisionBuilder(builder), channels, first_conv)

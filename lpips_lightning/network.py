@@ -101,9 +101,11 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
         for name, switch in (("calibrated", values["calibrated"]), ("validate_args", values["validate_args"])):
             if not isinstance(switch, bool):
                 raise ValueError(f"{name}: expected True or False, got {switch!r}")
-        images = ImagePolicy.parse(values["gray"], values["background"], values["resize"])
         weights, calibration = values["weights"], values["calibration"]
         backbone, calibrated = describe_backbone(net_type, weights, values["calibrated"], calibration, _DEFAULT_NET)
+        images = ImagePolicy.parse(
+            values["gray"], values["background"], values["resize"], backbone.input_channels, backbone.has_range
+        )
         distance = parse_distance(values["distance"])
         super().__init__(backbone, values["version"], calibrated, weights, calibration, distance)
         self.net_type = self._record.name
@@ -205,7 +207,7 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
         """Plan of a call on image pairs, with an estimate of its memory.
 
         Args:
-            shape: ``(N, 3, H, W)`` of the images on each side.
+            shape: ``(N, 3, H, W)`` of the images on each side, or of other input channels.
             gradient: Include the gradient w.r.t. the first images, as for a loss.
             device: Device of the images.
 
@@ -213,10 +215,11 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
             The plan; its ``size`` is the estimated memory in bytes, excluding weights and images.
 
         Raises:
-            ValueError: If the shape is not four nonnegative integers.
+            ValueError: If the shape is not four nonnegative integers, or has other channels than the network.
         """
-        if len(shape) != 4 or not all(isinstance(size, int) and size >= 0 for size in shape):
-            raise ValueError(f"shape: expected (N, 3, H, W), got {shape}")
+        channels = self._record.input_channels
+        if len(shape) != 4 or not all(isinstance(size, int) and size >= 0 for size in shape) or shape[1] != channels:
+            raise ValueError(f"shape: expected (N, {channels}, H, W), got {shape}")
         dtype = HALF_PRECISIONS.get(self.precision, torch.float32)
         network = self.frozen_network(torch.device(device), dtype)
         found = choose_plan(network, shape, self.memory_budget, gradient)
@@ -314,7 +317,7 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
 
     @override
     def all_pairs(
-        self, x: Tensor, y: Tensor | None, data_range: DataRange, batch_size: int, memory_budget: int
+        self, x: Tensor, y: Tensor | None, data_range: DataRange | None, batch_size: int, memory_budget: int
     ) -> Tensor:
         if not self.frozen_network().distance.is_squared_euclidean:
             return super().all_pairs(x, y, data_range, batch_size, memory_budget)
@@ -326,7 +329,7 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
         distances = torch.cat(blocks, 1)
         return distances if y is not None else distances.triu(1) + distances.triu(1).T
 
-    def _vectors(self, images: Tensor, data_range: DataRange, batch_size: int) -> Iterator[Tensor]:
+    def _vectors(self, images: Tensor, data_range: DataRange | None, batch_size: int) -> Iterator[Tensor]:
         for chunk in images.split(batch_size):
             features = self.encode(chunk, data_range)
             first = features.layers[self.layers[0]]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lpips_lightning.backbones.plain import EMBEDDED, PlainBackbone, Stage
+from lpips_lightning.images.ranges import UNBOUNDED
 from lpips_lightning.weights import CALIBRATIONS, load
 from lpips_lightning.weights.lookup import backbone_places
 
@@ -44,9 +45,13 @@ class Backbone:
         channels: Channels of each feature layer.
         smallest_side: Minimum image side in pixels; below it, the last feature layer would be empty.
         build: Builds the model; its initial weights are not used.
-        shift: Subtracted per channel from images in ``[-1, 1]`` (v0.1 only).
-        scale: Divisor per channel after the shift (v0.1 only).
+        shift: Subtracted from each input channel, of images in ``[-1, 1]`` (v0.1 only).
+        scale: Divisor of each input channel after the shift (v0.1 only).
         default_weights: Returns the default weights; None looks for torchvision's weights.
+        has_range: Whether the input has a value range, which is mapped to ``[-1, 1]`` first; False for values as they
+            are, such as latents.
+        repeated_conv: Name of the convolution whose weights, if they are of 3 input channels, are repeated for
+            `input_channels`; empty for none.
     """
 
     name: str
@@ -55,9 +60,21 @@ class Backbone:
     channels: tuple[int, ...]
     smallest_side: int
     build: Callable[[], nn.Module]
-    shift: tuple[float, float, float] = (-0.030, -0.088, -0.188)
-    scale: tuple[float, float, float] = (0.458, 0.448, 0.450)
+    shift: tuple[float, ...] = (-0.030, -0.088, -0.188)
+    scale: tuple[float, ...] = (0.458, 0.448, 0.450)
     default_weights: Callable[[], Mapping[str, Tensor]] | None = None
+    has_range: bool = True
+    repeated_conv: str = ""
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the images."""
+        return len(self.shift)
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """Range of values that need no mapping: (-1, 1), or (-inf, inf) for a backbone without a range."""
+        return (-1.0, 1.0) if self.has_range else UNBOUNDED
 
     @property
     def is_available(self) -> bool:

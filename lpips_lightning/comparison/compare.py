@@ -137,6 +137,7 @@ def compare(
     from lpips_lightning.comparison.inputs import measure_inputs
 
     network = LPIPS.of(net, options, compare)
+    network.images.check_pictures("net")
     given = {"data_range": data_range, "mask": mask, "common": common, "in_order": in_order}
     compute = {"erode": erode, "batch_size": batch_size, "scores": [score for score in _SCORES if score in metrics]}
     try:

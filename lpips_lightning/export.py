@@ -110,6 +110,7 @@ def export_network(
     kind = _format(file, format, opset)
     low_high = parse_range(data_range)
     _check_network(net, kind, size)
+    net.check_range(low_high)
     metadata = _metadata(net, low_high)
     module = _Distance(net, low_high)
     example = _images(low_high, 2, *size)

@@ -80,6 +80,7 @@ class PerceptualLoss(DropsLegacyKeys):
         self.weight = weight
         self.reduction = reduction
         self.net = LPIPS.of(net_type, options, type(self), precision="autocast")
+        self.net.check_range(self.data_range)
         self.net.range_checker = RangeChecker(periodic=True)
         self.spatial = spatial
         self.per_layer = per_layer

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from lpips_lightning.backbones.definition import Backbone
-from lpips_lightning.images.ranges import DataRange
+from lpips_lightning.images.ranges import DataRange, parse_range
 from lpips_lightning.network import LPIPS
 from lpips_lightning.options import LPIPSOptions, with_options
-from lpips_lightning.perceptual_distance import PerceptualDistance
+from lpips_lightning.perceptual_distance import PerceptualDistance, check_repeatable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -137,6 +137,9 @@ def compare(
     from lpips_lightning.comparison.inputs import measure_inputs
 
     network = LPIPS.of(net, options, compare)
+    check_repeatable(network)
+    if data_range is not None:
+        network.check_range(parse_range(data_range))
     given = {"data_range": data_range, "mask": mask, "common": common, "in_order": in_order}
     compute = {"erode": erode, "batch_size": batch_size, "scores": [score for score in _SCORES if score in metrics]}
     try:

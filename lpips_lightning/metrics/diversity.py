@@ -68,6 +68,7 @@ class LPIPSDiversity(ImageMetric):
     ) -> None:
         low_high = choose_range(normalize, data_range)
         super().__init__(net_type, options)
+        self.net.check_range(low_high)
         self.data_range = low_high
         self.fingerprint = f"diversity by {self.net.fingerprint}, range {list(self.data_range)}"
         self._total, self._groups = state_names(("total", "groups"), self.fingerprint, self.net)

@@ -2,10 +2,10 @@
 
 `LPIPS` is the network, `PerceptualLoss` the training loss, `LearnedPerceptualImagePatchSimilarity` the metric, and
 `LPIPSDiversity` the diversity metric of a generator. `compare` takes files, folders, Pillow images and arrays.
-`WeightedSum` and `Ensemble` combine
-networks, or average one over random transformations. `LPIPS.encode` returns `Features`. `export_network` writes a network as one file for other runtimes. More public names
-are in the sub-packages `functional`, `metrics`, `backbones`, `data`, `calibration`, `evaluation`, `callbacks`,
-`images`, `io` and `weights`, and in `compat`. Everything else is internal.
+`WeightedSum` adds several networks, and `Ensemble` averages one over random transformations. `LPIPS.encode` returns
+`Features`. `export_network` writes a network as one file for other runtimes. More public names are in the sub-packages
+`functional`, `metrics`, `backbones`, `data`, `calibration`, `evaluation`, `callbacks`, `images`, `io` and `weights`,
+and in `compat`. Everything else is internal.
 
 Names are imported on first use. The import needs only torch, torchvision and torchmetrics; Lightning, kornia and wandb
 are imported only by the modules that use them.

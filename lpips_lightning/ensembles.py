@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from random import Random
@@ -272,7 +272,7 @@ class Ensemble(PerceptualDistance):
     def encode_flat(self, images: Tensor, flat: Tensor, flat_range: tuple[float, float]) -> dict[str, Tensor]:
         if self.seed is None:
             raise ValueError(
-                "encode: expected an ensemble with a seed, got fresh draws in every call; compare images, or pass seed=0"
+                "encode: expected an ensemble with a seed, got fresh draws in every call; compare images or pass seed=0"
             )
         unit = _to_unit(flat, flat_range)
         return {
@@ -293,6 +293,20 @@ class Ensemble(PerceptualDistance):
         per_layer: bool = False,
         mask: Tensor | None = None,
         erode: bool = False,
+    ) -> LayerDistances:
+        arguments = (x, y, data_range, roles, map_size, per_layer, mask, erode)
+        return self._terms(*arguments) if self.seed is not None else _outside_graphs(self._terms, *arguments)
+
+    def _terms(
+        self,
+        x: Tensor,
+        y: Tensor | Features,
+        data_range: tuple[float, float],
+        roles: tuple[Role, Role],
+        map_size: tuple[int, int] | None,
+        per_layer: bool,
+        mask: Tensor | None,
+        erode: bool,
     ) -> LayerDistances:
         unit_x = _to_unit(*self.images.to_flat_rgb(x, data_range))
         unit_y = _to_unit(*self.images.to_flat_rgb(y, data_range)) if isinstance(y, Tensor) else None
@@ -361,10 +375,10 @@ class Ensemble(PerceptualDistance):
 
     def _draws(self, images: Tensor) -> Iterator[tuple[int, _Draw]]:
         """The draws of a call, with their index."""
-        if is_jit_tracing() or (self.seed is None and is_tracing() and not torch.compiler.is_dynamo_compiling()):
+        if is_jit_tracing() or (self.seed is None and is_tracing()):
             raise ValueError(
-                "Ensemble: expected a call outside tracing and export, which would keep the draws of the example; trace "
-                "the network that it averages"
+                "Ensemble: expected a call outside tracing and export, which would keep the draws of the example; "
+                "trace the network that it averages"
             )
         yield from self._draws_of(images.shape[1])
 
@@ -397,8 +411,8 @@ def _checked_transforms(transforms: Transforms, smallest_side: int) -> tuple[Ran
     if isinstance(transforms, str):
         if transforms not in get_args(Named):
             raise ValueError(
-                f"transforms: expected one of {get_args(Named)} or a list of transformations of lpips_lightning.images, "
-                f"got {transforms!r}"
+                f"transforms: expected one of {get_args(Named)} or a list of transformations of "
+                f"lpips_lightning.images, got {transforms!r}"
             )
         transforms = NAMED[transforms]
     if not isinstance(transforms, Sequence) or not all(isinstance(one, RandomTransform) for one in transforms):
@@ -415,6 +429,11 @@ def _checked_transforms(transforms: Transforms, smallest_side: int) -> tuple[Ran
 
 
 @torch.compiler.disable
+def _outside_graphs(measure: Callable[..., LayerDistances], *arguments: object) -> LayerDistances:
+    """What torch.compile leaves to Python: the numbers of a call decide which operations run."""
+    return measure(*arguments)
+
+
 def _fresh_numbers(amounts: tuple[int, ...]) -> list[list[float]]:
     """Numbers of one draw, from PyTorch's global generator of the CPU."""
     with without_modes():
@@ -422,15 +441,24 @@ def _fresh_numbers(amounts: tuple[int, ...]) -> list[list[float]]:
         return [part.tolist() for part in numbers.split(list(amounts))]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-@lru_cache(maxsize=1024)
-def _seeded_numbers(seed: int, index: int, amounts: tuple[int, ...]) -> tuple[tuple[float, ...], ...]:
+def _seeded_numbers(seed: int, index: int, amounts: tuple[int, ...]) -> list[list[float]]:
     """Numbers of one draw; those of Python's generator are the same in all versions and on all machines."""
-    found = []
+    return [[float(number) for number in part.split()] for part in _written(seed, index, amounts).split("/")]
+
+
+# As text: torch.compile would make variables of numbers, on which no branch may depend.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _written(seed: int, index: int, amounts: tuple[int, ...]) -> str:
+    return _write(seed, index, amounts)
+
+
+@lru_cache(maxsize=1024)
+def _write(seed: int, index: int, amounts: tuple[int, ...]) -> str:
+    parts = []
     for step, amount in enumerate(amounts):
         generator = Random(f"{seed}/{index}/{step}")
-        found.append(tuple(generator.random() for _ in range(amount)))
-    return tuple(found)
+        parts.append(" ".join(repr(generator.random()) for _ in range(amount)))
+    return "/".join(parts)
 
 
 def _to_unit(images: Tensor, data_range: tuple[float, float]) -> Tensor:

@@ -123,7 +123,8 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
         self.precision = precision
         self.images = images
         found = self._specification
-        self._source = f"{found.net_type} v{found.version} {found.backbone_sha256} {found.layout} {images}{self._convention_label()}"
+        self._source = f"{found.net_type} v{found.version} {found.backbone_sha256} {found.layout} {images}"
+        self._source += self._convention_label()
         self.frame_chunk = frame_chunk
         self.memory_budget = values["memory_budget"]
         self.validate_args = values["validate_args"]
@@ -415,8 +416,8 @@ def _checked_convention(options: LPIPSOptions, net: str) -> Convention | None:
     other = next((name for name, value in fixed.items() if given[name] is not value and given[name] != value), None)
     if other is not None:
         raise ValueError(
-            f"{other}: expected {fixed[other]!r} with convention={convention!r}, got {given[other]!r:.80}; leave one of "
-            "them out"
+            f"{other}: expected {fixed[other]!r} with convention={convention!r}, got {given[other]!r:.80}; leave one "
+            "of them out"
         )
     return convention
 

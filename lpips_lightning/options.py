@@ -31,9 +31,9 @@ class LPIPSOptions(TypedDict, total=False):
         calibration: None for the official calibration of `net_type` and `version`; else a path, or tensors ``(C,)`` by
             layer name.
         distance: What features give a distance: ``"lpips"``.
-        convention: None measures images as they are declared. ``"3dgs"`` gives the number that tables of Gaussian splatting
-            and NeRF print: ``"vgg"`` on images on [0, 1] that are read as if they were on [-1, 1], without ``2x - 1``.
-            It needs ``data_range=(0, 1)``; uint8 images, files and ``data_range=255`` are divided by 255.
+        convention: None measures images as they are declared. ``"3dgs"`` gives the number that tables of Gaussian
+            splatting and NeRF print: ``"vgg"`` on images on [0, 1] that are read as if they were on [-1, 1], without
+            ``2x - 1``. It needs ``data_range=(0, 1)``; uint8 images, files and ``data_range=255`` are divided by 255.
         precision: Precision of the backbone; everything after it is float32. ``"fp32"``, also under autocast (float64
             for float64 images); ``"bf16"``; ``"fp16"``; or ``"autocast"``: the dtype of the surrounding autocast, and
             float32 without autocast.

@@ -76,7 +76,8 @@ class WeightedSum(PerceptualDistance):
                 raise ValueError(
                     f"parts: expected networks that accept the same images, got {self.names[0]!r} with "
                     f"{str(first.images) or 'RGB images as they are'}, and {name!r} with "
-                    f"{str(net.images) or 'RGB images as they are'}; build all with the same gray, background and resize"
+                    f"{str(net.images) or 'RGB images as they are'}; build all with the same gray, background "
+                    "and resize"
                 )
         self.net_type, self.images, self.precision = "+".join(self.names), first.images, first.precision
         self.frame_chunk, self.memory_budget = None, _smallest(net.memory_budget for net in nets)

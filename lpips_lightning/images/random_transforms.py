@@ -5,7 +5,6 @@ The list of E-LPIPS (Kettunen, Härkönen and Lehtinen 2019), without its dropou
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import math
 from collections.abc import Sequence
@@ -253,7 +252,7 @@ class BoxDownscale(RandomTransform):
     def _factor(self, number: float, side: int) -> int:
         factors = [factor for factor in range(1, self.most + 1) if math.ceil(side / factor) >= self.least_side] or [1]
         sums = list(itertools.accumulate(1 / factor**2 for factor in factors))
-        return factors[min(bisect.bisect_right(sums, number * sums[-1]), len(factors) - 1)]
+        return factors[sum(number * sums[-1] >= limit for limit in sums[:-1])]
 
 
 def _is_number(value: object) -> bool:

@@ -135,7 +135,8 @@ class Ensemble(PerceptualDistance):
         self.net = built.plain()
         self.transforms = _checked_transforms(transforms, built.smallest_side)
         self.draws, self.seed = draws, seed
-        self._draw_index: int | None = None
+        self._indices = tuple(range(draws))
+        self._label = f"{draws} draws"
         self.net_type, self.images, self.precision = built.net_type, built.images, built.precision
         self.frame_chunk, self.memory_budget = built.frame_chunk, built.memory_budget
         self.validate_args = built.validate_args
@@ -160,13 +161,13 @@ class Ensemble(PerceptualDistance):
     @override
     def fingerprint(self) -> str:
         transforms = " ".join(map(repr, self.transforms))
-        kind = f"{self.draws} draws, seed {self.seed}" if self.seed is not None else f"{self.draws} fresh draws a call"
+        kind = f"{self._label}, seed {self.seed}" if self.seed is not None else f"{self.draws} fresh draws a call"
         return f"mean over transformations ({kind}: {transforms}) of {self.net.fingerprint}{self._image_label()}"
 
     @property
     @override
     def source(self) -> str:
-        return f"{self.draws} draws {self.seed} {self.transforms} {self.net.source}{self._image_label()}"
+        return f"{self._label} {self.seed} {self.transforms} {self.net.source}{self._image_label()}"
 
     @property
     @override
@@ -216,8 +217,38 @@ class Ensemble(PerceptualDistance):
             TypeError: See `forward`.
             ValueError: See `forward`; also with a single draw.
         """
-        totals = torch.stack(list(self.draw_distances(x, y, data_range, mask=mask, erode=erode)))
+        found = self.draw_distances(x, y, data_range, mask=mask, erode=erode)
+        totals = torch.stack([torch.stack(list(terms.values())).sum(0) for terms in found])
         return totals.mean(0), self.standard_error(totals)
+
+    def single(self, draw: int) -> Self:
+        """The distance under one draw alone, for instance for a metric of each draw.
+
+        The values of these metrics have the mean of the ensemble's metric, and their `standard_error` is the one of it.
+
+        Args:
+            draw: Index of the draw, from 0 to ``draws - 1``.
+
+        Raises:
+            ValueError: If there is no such draw, or no seed.
+
+        Example:
+            >>> from lpips_lightning import LearnedPerceptualImagePatchSimilarity
+            >>> ensemble, (x, y) = Ensemble("embedded", draws=3), torch.rand(2, 2, 3, 64, 64)
+            >>> one_each = [LearnedPerceptualImagePatchSimilarity(ensemble.single(i), data_range=1) for i in range(3)]
+            >>> values = torch.stack([metric(x, y) for metric in one_each])
+            >>> torch.allclose(values.mean(), ensemble(x, y, data_range=1).mean())
+            True
+            >>> ensemble.standard_error(values).shape
+            torch.Size([])
+        """
+        if self.seed is None:
+            raise ValueError("single: expected an ensemble with a seed, got fresh draws in every call; pass seed=0")
+        if type(draw) is not int or draw not in self._indices:
+            raise ValueError(f"draw: expected one of {self._indices}, got {draw!r}")
+        clone = copy.deepcopy(self)
+        clone._only(draw)
+        return clone
 
     def draw_distances(
         self,
@@ -227,8 +258,8 @@ class Ensemble(PerceptualDistance):
         *,
         mask: Tensor | None = None,
         erode: bool = False,
-    ) -> Iterator[Tensor]:
-        """Distance of every pair under each draw.
+    ) -> Iterator[dict[str, Tensor]]:
+        """Distance of every pair under each draw, by layer.
 
         Args:
             x: See `forward`.
@@ -238,25 +269,26 @@ class Ensemble(PerceptualDistance):
             erode: See `forward`.
 
         Yields:
-            `draws` tensors, each ``(N,)``, or ``(B, T)`` for videos.
+            `draws` dicts of tensors ``(N,)``, or ``(B, T)`` for videos, that sum to the distance.
 
         Raises:
             TypeError: See `forward`.
             ValueError: See `forward`.
         """
-        for index in range(self.draws):
+        for index in self._indices:
             single = copy.copy(self)
-            single._draw_index = index
+            single._only(index)
             # Values are checked once, and warned of once.
-            single.validate_args = self.validate_args and index == 0
-            values = single.measure(x, y, data_range, mask=mask, erode=erode).values
-            yield values if isinstance(values, Tensor) else sum(values.values(), torch.zeros(()))
+            single.validate_args = self.validate_args and index == self._indices[0]
+            other = y._replace(source=single.source) if isinstance(y, Features) and y.source == self.source else y
+            values = single.measure(x, other, data_range, per_layer=True, mask=mask, erode=erode).values
+            yield values if isinstance(values, dict) else {"": values}
 
     def standard_error(self, distances: Tensor) -> Tensor:
         """Standard error of a mean over draws.
 
         Args:
-            distances: One value for each draw, ``(draws, ...)``, for instance from `draw_distances`.
+            distances: One value for each draw, ``(draws, ...)``, for instance from metrics of `single` draws.
 
         Returns:
             Shape ``(...)``.
@@ -370,6 +402,12 @@ class Ensemble(PerceptualDistance):
         """
         return self.net.selfcheck(device)
 
+    def _only(self, index: int) -> None:
+        """Leave one draw."""
+        if self.draws > 1:
+            self._label = f"draw {index} of {self.draws}"
+        self._indices, self.draws = (index,), 1
+
     def _image_label(self) -> str:
         return f", {self.images}" if str(self.images) else ""
 
@@ -384,8 +422,7 @@ class Ensemble(PerceptualDistance):
 
     def _draws_of(self, channels: int) -> Iterator[tuple[int, _Draw]]:
         amounts = tuple(transform.amount(channels) for transform in self.transforms)
-        indices = range(self.draws) if self._draw_index is None else (self._draw_index,)
-        for index in indices:
+        for index in self._indices:
             numbers = _fresh_numbers(amounts) if self.seed is None else _seeded_numbers(self.seed, index, amounts)
             yield index, _Draw(tuple(zip(self.transforms, numbers, strict=True)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ class Comparison:
         psnr: PSNR of each pair in dB, infinite for equal images; empty unless asked for.
         ssim: SSIM of each pair; empty unless asked for.
         notes: Sentences on files that were not compared.
+        standard_errors: Standard error of each distance, over the draws of an `Ensemble`; empty for other nets.
     """
 
     names: list[str]
@@ -60,6 +62,7 @@ class Comparison:
     psnr: list[float] = field(default_factory=list)
     ssim: list[float] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    standard_errors: list[float] = field(default_factory=list)
 
     @property
     def mean(self) -> float:
@@ -162,7 +165,8 @@ def _comparison(
     fingerprint += definition(options["scores"], masked=mask is not None)
     scores = {score: [one.scores[score] for one in results] for score in options["scores"]}
     names, distances = [one.pair.name for one in results], [one.distance for one in results]
-    return Comparison(names, distances, fingerprint, **scores, notes=notes)
+    errors = [one.standard_error for one in results if not math.isnan(one.standard_error)]
+    return Comparison(names, distances, fingerprint, **scores, notes=notes, standard_errors=errors)
 
 
 def _renamed(error: Exception) -> Exception:

@@ -1,8 +1,9 @@
 """What an image batch is: shapes, value ranges, masks, preprocessing.
 
 `DataRange`, `Gray` and `Background` are the types of the options ``data_range``, ``gray`` and ``background``.
-`RangeError` is raised where values leave the range. `RandomTransform` and its subclasses are what an
-`lpips_lightning.Ensemble` averages over.
+`RangeError` is raised where values leave the range. `lpips_lightning.Ensemble` averages over
+transformations: `Shift`, `Flip`, `Transpose`, `ChannelGains`, `ChannelPermutation`, `BoxDownscale`, and any
+`RandomTransform` of your own.
 
 Images are ``(N, 3, H, W)``, floating on the declared ``data_range`` (``(low, high)``, or ``high`` alone for
 ``(0, high)``), or uint8 on [0, 255]. Unequal sizes are an error; nothing is broadcast or resized silently.

@@ -214,7 +214,7 @@ class SampleGallery(Callback):
         if trainer.is_global_zero:
             maps = [sample.distances for sample in samples.values()]
             legend = Legend(
-                f"{self._pairs.net.net_type} v{self._pairs.net.version}",
+                self._pairs.net.label,
                 self.heatmap_max or heatmap_limit(*maps),
                 self.input_label,
                 _is_in_a_loss(self._pairs.net, pl_module),

@@ -81,6 +81,7 @@ class PerceptualLoss(DropsLegacyKeys):
         self.reduction = reduction
         self.net = LPIPS.of(net_type, options, type(self), precision="autocast")
         self.data_range = self.net.images.value_range(data_range)
+        self.net.check_range(self.data_range)
         self.net.range_checker = RangeChecker(periodic=True)
         self.spatial = spatial
         self.per_layer = per_layer

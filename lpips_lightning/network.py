@@ -17,7 +17,7 @@ from typing_extensions import override
 from lpips_lightning.backbones.caffe_file import is_caffe_file
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.backbones.frozen import FrozenNetwork, Specification, without_autocast
-from lpips_lightning.backbones.loading import describe_backbone
+from lpips_lightning.backbones.loading import describe_backbone, version_name
 from lpips_lightning.backbones.selfcheck import selfcheck
 from lpips_lightning.backbones.shared import SharedNetworkModule
 from lpips_lightning.batch import Features
@@ -32,12 +32,21 @@ from lpips_lightning.engine.inputs import Pairs
 from lpips_lightning.engine.memory import estimate
 from lpips_lightning.engine.planner import check_budget, choose_plan
 from lpips_lightning.engine.state import Plan
-from lpips_lightning.images.preprocessing import ImagePolicy
+from lpips_lightning.images.preprocessing import ImagePolicy, clamped
 from lpips_lightning.images.ranges import DataRange, RangeChecker, Role
-from lpips_lightning.options import DEFAULTS, LPIPSOptions, Precision, check_names, check_not_given, with_options
+from lpips_lightning.options import (
+    DEFAULTS,
+    Convention,
+    LPIPSOptions,
+    Precision,
+    check_names,
+    check_not_given,
+    with_options,
+)
 from lpips_lightning.perceptual_distance import PerceptualDistance
 
 _DEFAULT_NET = "alex"
+_CONVENTIONS = {"3dgs": "convention 3dgs: [0, 1] read as [-1, 1]"}
 HALF_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -87,6 +96,8 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
         "fingerprint",
         "source",
         "backbone_hashes",
+        "label",
+        "is_repeatable",
     )
 
     def __init__(self, net_type: str | Backbone = _DEFAULT_NET, **options: Unpack[LPIPSOptions]) -> None:
@@ -107,12 +118,15 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
             values["gray"], values["background"], values["resize"], backbone.input_channels, backbone.has_range
         )
         distance = parse_distance(values["distance"])
+        convention = _checked_convention(values, backbone.name)
         super().__init__(backbone, values["version"], calibrated, weights, calibration, distance)
         self.net_type = self._record.name
+        self.convention = convention
         self.precision = precision
         self.images = images
         found = self._specification
         self._source = f"{found.net_type} v{found.version} {found.backbone_sha256} {found.layout} {images}"
+        self._source += self._convention_label()
         self.frame_chunk = frame_chunk
         self.memory_budget = values["memory_budget"]
         self.validate_args = values["validate_args"]
@@ -188,9 +202,28 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
             self._calibration_label(),
             backbone,
             str(self.images),
+            self._convention_label(),
             self.precision,
         ]
         return ", ".join([*filter(None, parts), f"lpips_lightning {__version__}"])
+
+    @override
+    def check_range(self, data_range: tuple[float, float]) -> None:
+        if self.convention is not None and data_range not in ((0.0, 1.0), (0.0, 255.0)):
+            low, high = data_range
+            raise ValueError(
+                f"data_range: expected (0, 1), or 255, with convention={self.convention!r}, which is defined by images "
+                f"on [0, 1], got ({low:g}, {high:g}); declare images on [0, 1] with data_range=(0, 1), or leave the "
+                "convention out"
+            )
+
+    @property
+    @override
+    def label(self) -> str:
+        return f"{self.net_type} v{self.version}"
+
+    def _convention_label(self) -> str:
+        return "" if self.convention is None else _CONVENTIONS[self.convention]
 
     def _calibration_label(self) -> str:
         from lpips_lightning.io.image_decoding import printable
@@ -269,10 +302,10 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
         Returns:
             A flat batch of pairs.
         """
-        flat_x, range_x = self.images.to_flat_rgb(x, data_range)
-        flat_y, range_y = self.images.to_flat_rgb(y, data_range) if isinstance(y, Tensor) else (y.layers, data_range)
-        network, dtype = self._network_for(x)
         clamps = (clamp_x and self.validate_args, clamp_y and self.validate_args)
+        flat_x, range_x = self._flat(x, data_range, clamps[0])
+        flat_y, range_y = self._flat(y, data_range, clamps[1]) if isinstance(y, Tensor) else (y.layers, data_range)
+        network, dtype = self._network_for(x)
         return Pairs(network, dtype, flat_x, flat_y, range_x, range_y, *clamps, self.frame_chunk, self.memory_budget)
 
     @property
@@ -288,6 +321,7 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
     @override
     def encode_flat(self, images: Tensor, flat: Tensor, flat_range: tuple[float, float]) -> dict[str, Tensor]:
         network, dtype = self._network_for(images)
+        flat, flat_range = self._as_read(flat, flat_range, self.validate_args)
         return dispatch.encode(network, dtype, flat, flat_range, clamp=self.validate_args, chunk=self.frame_chunk)
 
     @override
@@ -343,6 +377,19 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
         clone.range_checker = copy.deepcopy(self.range_checker, memo)
         return clone
 
+    def _flat(self, images: Tensor, data_range: tuple[float, float], clamp: bool) -> tuple[Tensor, tuple[float, float]]:
+        return self._as_read(*self.images.to_flat_rgb(images, data_range), clamp)
+
+    def _as_read(
+        self, flat: Tensor, data_range: tuple[float, float], clamp: bool
+    ) -> tuple[Tensor, tuple[float, float]]:
+        """Images and their range as the convention reads them."""
+        if self.convention is None:
+            return flat, data_range
+        if data_range[1] != 1:
+            flat = flat.to(torch.promote_types(flat.dtype, torch.float32)) / data_range[1]
+        return clamped(flat, 0.0, 1.0) if clamp else flat, (-1.0, 1.0)
+
     def _network_for(self, images: Tensor) -> tuple[FrozenNetwork, torch.dtype]:
         dtype = self._backbone_dtype(images)
         return self.frozen_network(images.device, dtype), dtype
@@ -354,6 +401,28 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
         if self.precision == "autocast" and device_type != "meta" and torch.is_autocast_enabled(device_type):
             return torch.get_autocast_dtype(device_type)
         return torch.float64 if images.dtype == torch.float64 else torch.float32
+
+
+def _checked_convention(options: LPIPSOptions, net: str) -> Convention | None:
+    convention = options["convention"]
+    if convention is None:
+        return None
+    if convention not in get_args(Convention):
+        raise ValueError(f"convention: expected None or one of {get_args(Convention)}, got {convention!r}")
+    if net != "vgg":
+        raise ValueError(
+            f"convention: expected net_type='vgg' with {convention!r}, got {net!r}; such tables print other nets on "
+            "[-1, 1], as convention=None measures them"
+        )
+    fixed = {"version": "0.1", "calibrated": True, "calibration": None, "distance": "lpips"}
+    given: dict[str, Any] = {**options, "version": version_name(options["version"])}
+    other = next((name for name, value in fixed.items() if given[name] is not value and given[name] != value), None)
+    if other is not None:
+        raise ValueError(
+            f"{other}: expected {fixed[other]!r} with convention={convention!r}, got {given[other]!r:.80}; leave one "
+            "of them out"
+        )
+    return convention
 
 
 def _default_net(owner: Callable[..., Any]) -> object:

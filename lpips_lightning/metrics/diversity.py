@@ -69,6 +69,7 @@ class LPIPSDiversity(ImageMetric):
     ) -> None:
         super().__init__(net_type, options)
         low_high = choose_range(self.net.images, normalize, data_range)
+        self.net.check_range(low_high)
         self.data_range = low_high
         self.fingerprint = f"diversity by {self.net.fingerprint}, {range_label(self.data_range)}"
         self._total, self._groups = state_names(("total", "groups"), self.fingerprint, self.net)

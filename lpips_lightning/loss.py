@@ -81,6 +81,8 @@ class PerceptualLoss(DropsLegacyKeys):
         self.reduction = reduction
         self.net = LPIPS.of(net_type, options, type(self), precision="autocast")
         self.net.range_checker = RangeChecker(periodic=True)
+        if spatial:
+            self.net.check_maps()
         self.spatial = spatial
         self.per_layer = per_layer
 

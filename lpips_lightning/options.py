@@ -29,7 +29,12 @@ class LPIPSOptions(TypedDict, total=False):
             by PyTorch's global generator.
         calibration: None for the official calibration of `net_type` and `version`; else a path, or tensors ``(C,)`` by
             layer name.
-        distance: What features give a distance: ``"lpips"``.
+        distance: How features become a distance. ``"lpips"``; ``"lpips_plus"``, which weights positions by the features
+            of the reference `y` (TOPIQ); ``"mean_pool"`` and ``"style"``, which compare means and Gram matrices of
+            whole feature maps (Kumar et al. 2022) and take no calibration; ``"dists"`` (Ding et al. 2020), for
+            ``net_type="vgg"`` alone, with weights of its own; or a weighted sum on the same features,
+            ``"lpips+0.5*style"``, or ``{"lpips": 1, "style": 0.5}``. It is part of the fingerprint. Only ``"lpips"``
+            and ``"lpips_plus"`` have distance maps.
         precision: Precision of the backbone; everything after it is float32. ``"fp32"``, also under autocast (float64
             for float64 images); ``"bf16"``; ``"fp16"``; or ``"autocast"``: the dtype of the surrounding autocast, and
             float32 without autocast.
@@ -54,7 +59,7 @@ class LPIPSOptions(TypedDict, total=False):
     calibrated: bool
     weights: WeightsSource
     calibration: WeightsSource
-    distance: str
+    distance: str | Mapping[str, float]
     precision: Precision
     gray: Gray | None
     background: Background | None

@@ -134,6 +134,9 @@ class PerceptualDistance(DropsLegacyKeys):
         """
         raise NotImplementedError
 
+    def check_maps(self) -> None:
+        """Raise ValueError if there are no distance maps, so that ``spatial=True`` would be an error."""
+
     def selfcheck(self, device: torch.device | str = "cpu") -> dict[str, float]:
         """Compare distances of known images with recorded ones.
 

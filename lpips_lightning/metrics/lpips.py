@@ -103,6 +103,8 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
         check_reduction(reduction)
         low_high = choose_range(normalize, data_range)
         super().__init__(net_type, options)
+        if spatial:
+            self.net.check_maps()
         self.reduction = reduction
         self.normalize = low_high == (0.0, 1.0)
         self.data_range = low_high

@@ -354,9 +354,10 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
             rows = (self.encode(part, data_range) for part in x.split(batch_size))
             blocks.append(torch.cat([self._one_to_many(row, group) for part in rows for row in _single(part)]))
         distances = torch.cat(blocks, 1)
-        if y is not None or not self._distance.is_symmetric:
+        if y is not None:
             return distances
-        return distances.triu(1) + distances.triu(1).T
+        upper = distances.triu(1)
+        return upper + (upper.T if self._distance.is_symmetric else distances.tril(-1))
 
     def _one_to_many(self, row: Features, group: list[Features]) -> Tensor:
         """Distances ``(1, M)`` of one image to all of a group."""

@@ -360,7 +360,8 @@ class PerceptualDistance(DropsLegacyKeys):
                 runs on `x` once for each part.
 
         Returns:
-            Shape ``(N, M)``; for ``y=None`` exactly symmetric with a zero diagonal. float32; float64 for float64.
+            Shape ``(N, M)``; for ``y=None`` with a zero diagonal, and exactly symmetric if the distance is. float32;
+            float64 for float64.
 
         Raises:
             TypeError: If an argument is of the wrong type.

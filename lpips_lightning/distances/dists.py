@@ -1,6 +1,6 @@
-"""DISTS: structure and texture similarity of feature maps (Ding et al., "Image Quality Assessment: Unifying Structure
-and Texture Similarity", TPAMI 2020).
+"""DISTS: structure and texture similarity of feature maps.
 
+Ding et al., "Image Quality Assessment: Unifying Structure and Texture Similarity", TPAMI 2020.
 ``d(x, y) = 1 - sum_l sum_c  alpha l(x, y) + beta s(x, y)``, where ``l`` (texture) compares the means of a channel and
 ``s`` (structure) its covariance with the variances, as SSIM does; all alpha and beta sum to 1. The layers are those of
 VGG16 with L2 pooling, and the image itself. Here the complements ``1 - l`` and ``1 - s`` are summed, which are squared

@@ -119,8 +119,8 @@ class FeatureDistance:
         """Raise ValueError unless the distance `has_maps`."""
         if not self.has_maps:
             raise ValueError(
-                f"spatial: expected False with distance={self.name!r}, which compares statistics of whole feature maps "
-                "and has no term by position; 'lpips' and 'lpips_plus' have maps"
+                f"distance: expected 'lpips' or 'lpips_plus' for a map (spatial=True), got {self.name!r}, which "
+                "compares statistics of whole feature maps"
             )
 
     def check_layers(self, layers: Sequence[str]) -> None:

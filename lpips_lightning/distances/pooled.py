@@ -34,8 +34,8 @@ class StyleDistance(FeatureDistance):
     """Mean absolute difference of two Gram matrices, by layer.
 
     The matrix ``(C, C)`` is the mean over positions of the outer product of a feature vector with itself, each vector
-    scaled to unit length. The mean makes it independent of the image size: with a sum, as in Gatys et al. 2016, it would
-    be ``h w`` times as large.
+    scaled to unit length. The mean makes it independent of the image size: with a sum, as in piq's ``StyleLoss``
+    (``normalize_features=True``, ``distance="mae"``), it is ``h w`` times as large.
     """
 
     def at_layer(self, x: Tensor, y: Tensor, weight: Tensor | None, mask: Tensor | None = None) -> Tensor:

@@ -90,8 +90,8 @@ def parse_distance(distance: DistanceSource) -> FeatureDistance:
         return DISTANCES[only]
     if "dists" in weights:
         raise ValueError(
-            f"distance: expected 'dists' alone, which has a network of its own (VGG16 with L2 pooling), got {distance!r}; "
-            "lpips_lightning.WeightedSum adds distances of several networks"
+            f"distance: expected 'dists' alone, which has a network of its own (VGG16 with L2 pooling), got "
+            f"{distance!r}; lpips_lightning.WeightedSum adds distances of several networks"
         )
     parts = tuple((weights[name], part) for name, part in DISTANCES.items() if name in weights)
     terms = [part.name if weight == 1 else f"{_text(weight)}*{part.name}" for weight, part in parts]

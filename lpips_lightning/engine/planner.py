@@ -24,7 +24,6 @@ from lpips_lightning.engine.memory import Shape, Work, estimate, estimate_stream
 from lpips_lightning.engine.state import Engine, Plan
 from lpips_lightning.engine.tiling import axis_tiles
 
-
 _NEEDS_IMAGES = "only distance 'lpips' is computed without whole images"
 
 

@@ -46,9 +46,9 @@ def parse_method(name: str) -> Method:
     ``NET`` is LPIPS with its official calibration; ``NET:baseline`` is uncalibrated; ``NET:random`` has Gaussian
     backbone weights; ``NET:calibration=FILE`` uses your own calibration; ``NET:kmeans=FILE`` and ``NET:weights=FILE``
     use other backbone weights, uncalibrated unless the file includes a calibration. ``NET`` is a network name of
-    `LPIPS`; ``caffe-alexnet`` needs ``random`` or ``weights=FILE``. ``NET:mean_pool``, ``NET:style``, ``NET:lpips_plus``
-    and sums such as ``NET:lpips+0.5*style`` are other distances on the same features; ``dists`` is ``vgg:dists``. The
-    classical metrics are the keys of `OTHERS`.
+    `LPIPS`; ``caffe-alexnet`` needs ``random`` or ``weights=FILE``. ``NET:mean_pool``, ``NET:style``,
+    ``NET:lpips_plus`` and sums such as ``NET:lpips+0.5*style`` are other distances on the same features; ``dists`` is
+    ``vgg:dists``. The classical metrics are the keys of `OTHERS`.
 
     Args:
         name: Name of the method.

@@ -107,6 +107,7 @@ class SampleGallery(Callback):
         self._reader = OutputReader(pred_key, target_key, input_key, adapter)
         self._pairs = PairScorer(net_type, data_range, options, type(self), clamp=clamp)
         self._pairs.images.check_pictures("net_type")
+        self._pairs.net.check_maps()
         self._reset()
 
     @override

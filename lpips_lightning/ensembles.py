@@ -191,6 +191,10 @@ class Ensemble(PerceptualDistance):
         self.net.check_range(data_range)
 
     @override
+    def check_maps(self) -> None:
+        self.net.check_maps()
+
+    @override
     def plain(self) -> Self:
         clone = super().plain()
         clone.net = self.net.plain()

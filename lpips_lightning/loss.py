@@ -83,6 +83,8 @@ class PerceptualLoss(DropsLegacyKeys):
         self.data_range = self.net.images.value_range(data_range)
         self.net.check_range(self.data_range)
         self.net.range_checker = RangeChecker(periodic=True)
+        if spatial:
+            self.net.check_maps()
         self.spatial = spatial
         self.per_layer = per_layer
 

@@ -160,6 +160,9 @@ class PerceptualDistance(DropsLegacyKeys):
         """
         raise NotImplementedError
 
+    def check_maps(self) -> None:
+        """Raise ValueError if there are no distance maps, so that ``spatial=True`` would be an error."""
+
     def selfcheck(self, device: torch.device | str = "cpu") -> dict[str, float]:
         """Compare distances of known images with recorded ones.
 
@@ -386,7 +389,8 @@ class PerceptualDistance(DropsLegacyKeys):
                 runs on `x` once for each part.
 
         Returns:
-            Shape ``(N, M)``; for ``y=None`` exactly symmetric with a zero diagonal. float32; float64 for float64.
+            Shape ``(N, M)``; for ``y=None`` with a zero diagonal, and exactly symmetric if the distance is. float32;
+            float64 for float64.
 
         Raises:
             TypeError: If an argument is of the wrong type.

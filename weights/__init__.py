@@ -119,6 +119,19 @@ EXAMPLES = Weights(
 )
 """Three patches ``(3, 64, 64)``: ``ref``, ``p0``, ``p1``."""
 
+DISTS = Weights(
+    "dists.safetensors",
+    "745cdae1b30c00fe14c81d72f852015ae5c33dc3d83c49d4c928295c1cfc4ce9",
+    "DISTS_pytorch 0.1 (dingkeyan93/DISTS), weights.pt",
+    "MIT",
+    "trained on KADID-10k and textures (Ding et al. 2020), VGG16 with L2 pooling",
+    "786a75a1466c3b790832696dd26ddce8d5b3ffeb66d931869254bd02b8596e55",
+)
+"""``alpha`` and ``beta`` of DISTS, ``(1475,)``: the channels of the image and of five layers of VGG16.
+
+Its `calibration_sha256` is that of both by layer, divided by their sum, as the distance uses them.
+"""
+
 CALIBRATIONS: dict[tuple[str, str], Weights] = {
     ("alex", "0.0"): _official(
         "alex",

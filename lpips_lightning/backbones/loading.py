@@ -128,7 +128,8 @@ def resolve_network(
         source = "weights" if origin in _NO_FILES else origin
         tensors, own_calibration = _split(tensors, source)
         calibration = calibration if calibration is not None else own_calibration
-        if calibrated and calibration is None and not in_table:
+        own_weights = distance.packaged_weights(list(record.feature_layers), record.channels)
+        if calibrated and calibration is None and own_weights is None and not in_table:
             raise ValueError(
                 f"calibration: expected a path or tensors for net_type {record.name!r}, which has no official "
                 "calibration; or pass calibrated=False"
@@ -139,7 +140,9 @@ def resolve_network(
         except WeightsError as error:
             raise with_promise(error, origin, backbone_file(record.builder)) from error.__cause__
         source = "calibration" if calibration is not own_calibration or source == "weights" else source
-        values = calibration_tensors(record, version, calibration, source) if calibrated else None
+        values = own_weights
+        if values is None and calibrated:
+            values = calibration_tensors(record, version, calibration, source)
         state = extractor.graph.state_dict()
         backbone_sha256 = tensors_sha256(state)
         given_sha256 = tensors_sha256({**state, **{name: tensors[name] for name in repeated}})
@@ -152,7 +155,7 @@ def resolve_network(
             f"{named} repeated to {record.input_channels} channels" if repeated else named,
             backbone_sha256,
             calibration_sha256,
-            _calibration_name(record, version, calibration_sha256) if calibrated else "",
+            _calibration_name(record, version, calibration_sha256, distance) if calibrated else "",
             "" if in_table else _layout(record, extractor),
             distance.name,
         )
@@ -213,7 +216,9 @@ def _backbone_name(record: Backbone, backbone_sha256: str, origin: str, looked_u
     return "unverified"
 
 
-def _calibration_name(record: Backbone, version: str, calibration_sha256: str) -> str:
+def _calibration_name(record: Backbone, version: str, calibration_sha256: str, distance: FeatureDistance) -> str:
+    if not distance.uses_calibration:  # it has weights of its own
+        return "official"
     official = CALIBRATIONS.get((record.name, version)) if BACKBONES.get(record.name) is record else None
     return "official" if official is not None and official.calibration_sha256 == calibration_sha256 else "custom"
 

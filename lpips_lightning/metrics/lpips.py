@@ -105,6 +105,8 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
         super().__init__(net_type, options)
         low_high = choose_range(self.net.images, normalize, data_range)
         self.net.check_range(low_high)
+        if spatial:
+            self.net.check_maps()
         self.reduction = reduction
         self.normalize = low_high == (0.0, 1.0)
         self.data_range = low_high

@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.backbones.lab import RgbToLab
+from lpips_lightning.backbones.shift_tolerant import BlurPool
 from lpips_lightning.backbones.state_dict import fitting_tensors
 
 
@@ -102,7 +103,7 @@ def cut(record: Backbone) -> tuple[nn.Module, set[str]]:
     names = set(model.state_dict())
     try:
         nodes = {node: layer for layer, node in record.feature_layers.items()}
-        leaves = {"leaf_modules": [RgbToLab]}  # one operation for the engine
+        leaves = {"leaf_modules": [RgbToLab, BlurPool]}  # one operation each for the engine
         return create_feature_extractor(model, nodes, tracer_kwargs=leaves).eval(), names
     except Exception as error:  # tracing runs the user's code: any error
         modules = dict(model.named_modules())

@@ -30,7 +30,11 @@ of RGB on [0, 1], without border crop; SSIM has a Gaussian window of 11x11, sigm
 
 The first row is the agreement of the judges with themselves. It is called "human" for BAPPS, recognized by the names of
 its sets and their numbers of judgments, which alone has the paper's values beside it; "judge: NAME" where a metric
-judged (data of bapps make); "judges" for all other data."""
+judged (data of bapps make); "judges" for all other data.
+
+--shifts measures rank flips as Ghildyal and Liu (2022) do: all images are cropped by 3 columns, or by the shift if that
+is larger; both patches are then cropped N columns further right, the reference is not. A triplet flips if the other
+patch is closer then; a tie before or after counts one half."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--disagree", nargs=2, metavar="METHOD", help="draw the pairs on which these two methods disagree most"
+    )
+    parser.add_argument(
+        "--shifts",
+        type=integers,
+        default=(),
+        metavar="N,N",
+        help="also measure how often shifting both patches by so many pixels changes the answer, such as 1,2,3",
     )
     parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="bootstrap resamples (default 1000)")
     parser.add_argument(
@@ -108,6 +119,7 @@ def run(args: argparse.Namespace) -> None:
     judges = _judges(args, sets)
     if args.methods and not sets:
         raise ValueError("folder: expected --folder DIR, alone or with --csv FILE, to evaluate methods, got none")
+    _check_shifts(args.shifts, sets)
     if not sets and not external:
         raise ValueError("methods: expected --folder or --distances, got nothing to score")
     names = list(dict.fromkeys([*args.methods, *(args.disagree or [])])) or (["embedded", "l2", "ssim"] if sets else [])
@@ -117,7 +129,8 @@ def run(args: argparse.Namespace) -> None:
     methods = [parse_method(name) for name in names]
     device = choose_device(args.device)
     with progress_report("items") as report:
-        measured = evaluation.measure(methods, sets, args.batch_size, args.num_workers, device, report)
+        options = (args.batch_size, args.num_workers, device, report, args.shifts)
+        measured = evaluation.measure(methods, sets, *options)
     measured |= {name: evaluation.read_distances(path) for name, path in external.items()}
     paper_rows = {method.name: method.paper for method in methods}
     scores = evaluation.score(measured, paper_rows, args.resamples, judges=judges)
@@ -125,6 +138,8 @@ def run(args: argparse.Namespace) -> None:
     kinds = [kind for kind in evaluation.KINDS if any(cell.kind == kind for cell in scores)]
     for kind in kinds:  # print before writing, so that a full disk loses no result
         console.print(evaluation_report.as_table(scores, kind))
+    if args.shifts:
+        console.print(evaluation_report.as_flip_table(scores))
     evaluation_report.save_csv(scores, out / "scores.csv")
     evaluation_report.save_text(evaluation_report.as_markdown(scores), out / "scores.md")
     files = [out / "scores.csv", out / "scores.md"]
@@ -137,6 +152,13 @@ def run(args: argparse.Namespace) -> None:
         files += figures.save_disagreements(measured, pair, sets, out / "disagreements.png")
     written = f"Written to {out}: {', '.join(file.name for file in files)}"
     console.print(written, highlight=False, markup=False, soft_wrap=True)
+
+
+def _check_shifts(shifts: Sequence[int], sets: Mapping[str, object]) -> None:
+    if any(shift < 1 for shift in shifts):
+        raise ValueError(f"shifts: expected pixels of at least 1, got {min(shifts)}")
+    if shifts and all(name.startswith("jnd/") for name in sets):
+        raise ValueError("shifts: expected --folder with sets of triplets, got none; pairs have no rank to flip")
 
 
 def _sets(args: argparse.Namespace) -> dict[str, Dataset[dict[str, Any]]]:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from typing_extensions import override
 
-NETS = ("alex", "vgg", "squeeze", "embedded", "embedded-vgg")
+NETS = ("alex", "vgg", "squeeze", "embedded", "embedded-vgg", "alex-st", "vgg-st")
 """Names of the networks, for command lines that are read without importing torch."""
 
 _TYPES = {"int": "an integer", "float": "a number", "integers": "integers with commas between them"}

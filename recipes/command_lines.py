@@ -8,7 +8,7 @@ from __future__ import annotations
 from argparse import BooleanOptionalAction
 from pathlib import Path
 
-from lpips_lightning.io.arguments import NETS, ArgumentParser
+from lpips_lightning.io.arguments import NETS, ArgumentParser, integers
 
 LOSSES = ("untrained", "pixel", "vgg", "alex", "embedded", "embedded-vgg", "baseline")
 """Default rows of the trade-off table."""
@@ -139,8 +139,3 @@ def tradeoff_parser(name: str) -> ArgumentParser:
 def comma_separated(text: str) -> list[str]:
     """Words of a list."""
     return text.split(",")
-
-
-def integers(text: str) -> list[int]:
-    """Integers of a list."""
-    return [int(word) for word in comma_separated(text)]

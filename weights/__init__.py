@@ -2,7 +2,8 @@
 
 A `Weights` record describes a small file that ships in this folder; `load` reads it and verifies its sha256.
 `CALIBRATIONS` holds those of LPIPS by network and version. A `BackboneFile` record describes weights of a backbone that
-do not ship, `BACKBONE_FILES` all of them; `lpips_lightning.weights.lookup` lists where they may be on the user's machine.
+do not ship, `BACKBONE_FILES` all of them; `lpips_lightning.weights.lookup` lists where they may be on the user's
+machine.
 `WeightsError` is raised if weights are missing, damaged, or do not match their record.
 """
 
@@ -175,8 +176,16 @@ CALIBRATIONS: dict[tuple[str, str], Weights] = {
     ),
     ("embedded", "0.1"): EMBEDDED,
     ("embedded-vgg", "0.1"): EMBEDDED_VGG,
-    ("alex-st", "0.1"): _shift_tolerant("alex", "48e2a701c40a21d77249cb751c105c7e4cd6a400ba1d2bf5ba4785d45f2b8caa", "78ca04d7fbdbae60b70d8c3915de6ebe24d8bb7e149f7beae021646fc495ffad"),
-    ("vgg-st", "0.1"): _shift_tolerant("vgg", "fa9273843e47576a322371f4ff94db33eaaee4e902bcb534e93b574302c28abb", "d03da7c5b5d95f87fe1168393e55317cf779e25c696087f3a19c6d66284162cb"),
+    ("alex-st", "0.1"): _shift_tolerant(
+        "alex",
+        "48e2a701c40a21d77249cb751c105c7e4cd6a400ba1d2bf5ba4785d45f2b8caa",
+        "78ca04d7fbdbae60b70d8c3915de6ebe24d8bb7e149f7beae021646fc495ffad",
+    ),
+    ("vgg-st", "0.1"): _shift_tolerant(
+        "vgg",
+        "fa9273843e47576a322371f4ff94db33eaaee4e902bcb534e93b574302c28abb",
+        "d03da7c5b5d95f87fe1168393e55317cf779e25c696087f3a19c6d66284162cb",
+    ),
 }
 """Calibrations by (net_type, version). Tensors are named as the net's layers, shape ``(C,)``."""
 
@@ -198,8 +207,22 @@ BACKBONE_FILES: dict[str, BackboneFile] = {
             "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth",
             "e93098750a62e61ef70cc50f01c17f7eccd8b4c075997affea326c113b362a6e",
         ),
-        BackboneFile("alexnet_st", "", "9016dc04af8bfcb608d1011cfd4c3e22dad4e524d56a0375204b5fd30d411020", "ST0.0", "BSD-2-Clause", STLPIPS),
-        BackboneFile("vgg16_st", "", "2b01feabfac08d040de91d71c309a9b4cfa8d5324f1a4fddf521944d31379189", "ST0.0", "BSD-2-Clause", STLPIPS),
+        BackboneFile(
+            "alexnet_st",
+            "",
+            "9016dc04af8bfcb608d1011cfd4c3e22dad4e524d56a0375204b5fd30d411020",
+            "ST0.0",
+            "BSD-2-Clause",
+            STLPIPS,
+        ),
+        BackboneFile(
+            "vgg16_st",
+            "",
+            "2b01feabfac08d040de91d71c309a9b4cfa8d5324f1a4fddf521944d31379189",
+            "ST0.0",
+            "BSD-2-Clause",
+            STLPIPS,
+        ),
     )
 }
 """Backbones that do not ship, by builder name: torchvision's, and those of shift-tolerant LPIPS."""

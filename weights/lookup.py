@@ -69,7 +69,12 @@ def is_torchvision_file(path: str | os.PathLike[str], record: BackboneFile) -> b
         Also False if the file does not exist, or the weights are not torchvision's.
     """
     file = Path(path)
-    return bool(record.url) and file.name == record.file and file.is_file() and file_sha256(file).startswith(record.sha256_prefix)
+    return (
+        bool(record.url)
+        and file.name == record.file
+        and file.is_file()
+        and file_sha256(file).startswith(record.sha256_prefix)
+    )
 
 
 def file_sha256(path: Path) -> str:

@@ -207,8 +207,7 @@ def _convert(builder: str, archive: Path, folder: Path, source: SourcePackage) -
     sha256 = tensors_sha256(tensors)
     if sha256 != record.convolutions_sha256:
         raise WeightsError(
-            f"{shown}: expected {record.title}, tensors of sha256 {record.convolutions_sha256}, got"
-            f" {sha256}"
+            f"{shown}: expected {record.title}, tensors of sha256 {record.convolutions_sha256}, got {sha256}"
         )
     name = f"{builder}.safetensors"
     origin = f"{source.package.file} (sha256 {source.package.sha256}), {checkpoint.member}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lpips_lightning.cli.options import add_device_option, choose_device
+from lpips_lightning.io.arguments import integers
 from lpips_lightning.io.atomic import choose_output_folder
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.progress import progress_report
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from lpips_lightning.data.bapps import JNDDataset, TwoAFCDataset
     from lpips_lightning.data.judges import Judge
+    from lpips_lightning.evaluation.benchmark import Score
 
 _OUT = "outputs/evaluation"
 _FIGURES = ("2afc", "jnd", "2afc_jnd", "disagreements")
@@ -111,7 +113,6 @@ def run(args: argparse.Namespace) -> None:
     from lpips_lightning.data.judges import is_label
     from lpips_lightning.evaluation import benchmark as evaluation
     from lpips_lightning.evaluation import figures
-    from lpips_lightning.evaluation import report as evaluation_report
     from lpips_lightning.evaluation.methods import parse_method
 
     external = dict(_split_name(text) for text in args.distances)
@@ -134,11 +135,24 @@ def run(args: argparse.Namespace) -> None:
     measured |= {name: evaluation.read_distances(path) for name, path in external.items()}
     paper_rows = {method.name: method.paper for method in methods}
     scores = evaluation.score(measured, paper_rows, args.resamples, judges=judges)
+    files = _print_and_save(scores, out, flips=bool(args.shifts))
+    if args.disagree:
+        pair = (args.disagree[0], args.disagree[1])
+        files += figures.save_disagreements(measured, pair, sets, out / "disagreements.png")
+    written = f"Written to {out}: {', '.join(file.name for file in files)}"
+    Console().print(written, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_and_save(scores: Sequence[Score], out: Path, flips: bool) -> list[Path]:
+    from lpips_lightning.evaluation import benchmark as evaluation
+    from lpips_lightning.evaluation import figures
+    from lpips_lightning.evaluation import report as evaluation_report
+
     console = Console()
     kinds = [kind for kind in evaluation.KINDS if any(cell.kind == kind for cell in scores)]
     for kind in kinds:  # print before writing, so that a full disk loses no result
         console.print(evaluation_report.as_table(scores, kind))
-    if args.shifts:
+    if flips:
         console.print(evaluation_report.as_flip_table(scores))
     evaluation_report.save_csv(scores, out / "scores.csv")
     evaluation_report.save_text(evaluation_report.as_markdown(scores), out / "scores.md")
@@ -147,11 +161,7 @@ def run(args: argparse.Namespace) -> None:
         files += figures.save_scores(scores, out / f"{kind}.png", kind)
     if len(kinds) == 2:
         files += figures.save_scatter(scores, out / "2afc_jnd.png")
-    if args.disagree:
-        pair = (args.disagree[0], args.disagree[1])
-        files += figures.save_disagreements(measured, pair, sets, out / "disagreements.png")
-    written = f"Written to {out}: {', '.join(file.name for file in files)}"
-    console.print(written, highlight=False, markup=False, soft_wrap=True)
+    return files
 
 
 def _check_shifts(shifts: Sequence[int], sets: Mapping[str, object]) -> None:

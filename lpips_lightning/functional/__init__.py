@@ -1,10 +1,10 @@
 """Functions of tensors: LPIPS, PSNR and SSIM on luma, agreement with judgments, correlation with mean opinion scores.
 
 `learned_perceptual_image_patch_similarity` is LPIPS with torchmetrics' name and arguments. `luma_scores` gives PSNR and
-SSIM as superresolution papers report them. `two_afc_score`,
-`jnd_score`, `jnd_curve`, `human_ceiling` and `agreement` score distances against human judgments, with
-`bootstrap_interval` around a mean; `rank_flip_rate` says how often a shift changes their answers. `correlate`, `by_group` and `mean_over_groups` give SRCC, PLCC after the
-four-parameter logistic, and KRCC as `Correlations`.
+SSIM as superresolution papers report them. `two_afc_score`, `jnd_score`, `jnd_curve`, `human_ceiling` and `agreement`
+score distances against human judgments, with `bootstrap_interval` around a mean; `rank_flip_rate` says how often a
+shift changes their answers. `correlate`, `by_group` and `mean_over_groups` give SRCC, PLCC after the four-parameter
+logistic, and KRCC as `Correlations`.
 """
 
 from typing import TYPE_CHECKING

@@ -79,9 +79,7 @@ def rank_flip_rate(d0: Tensor, d1: Tensor, shifted_d0: Tensor, shifted_d1: Tenso
     return rank_flips(d0, d1, shifted_d0, shifted_d1).mean()
 
 
-def rank_flips(
-    d0: Tensor, d1: Tensor, shifted_d0: Tensor, shifted_d1: Tensor, validate_args: bool = True
-) -> Tensor:
+def rank_flips(d0: Tensor, d1: Tensor, shifted_d0: Tensor, shifted_d1: Tensor, validate_args: bool = True) -> Tensor:
     """Whether the answer changes, for each triplet: 0, 0.5 or 1, ``(M,)``, float64.
 
     `rank_flip_rate` is its mean and has the same arguments and errors. `validate_args` checks values.

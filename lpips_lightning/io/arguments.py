@@ -23,6 +23,11 @@ _MISSING = re.compile(r"the following arguments are required: (.*)|one of the ar
 _UNKNOWN = re.compile(r"unrecognized arguments: (.*)", re.S | re.I)
 
 
+def integers(text: str) -> list[int]:
+    """Integers with commas between them, as the type of an option."""
+    return [int(word) for word in text.split(",")]
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's parser without abbreviations of options; a mistake is one line on standard error, and exit code 2."""
 

@@ -138,9 +138,7 @@ class RankFlipRate(_MeanOfFractions):
     higher_is_better = False
 
     @override
-    def update(
-        self, d0: Tensor, d1: Tensor, shifted_d0: Tensor, shifted_d1: Tensor, index: Index = None
-    ) -> None:
+    def update(self, d0: Tensor, d1: Tensor, shifted_d0: Tensor, shifted_d1: Tensor, index: Index = None) -> None:
         """Add a batch; see `rank_flip_rate` and, for `index`, `TwoAFCScore.update`."""
         self._add({"d0": d0, "d1": d1, "shifted_d0": shifted_d0, "shifted_d1": shifted_d1}, index)
 

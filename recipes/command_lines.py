@@ -36,7 +36,7 @@ def demo_parser() -> ArgumentParser:
         choices=NETS,
         default="embedded",
         metavar="NET",
-        help="network of the loss: alex, vgg, squeeze, embedded, embedded-vgg (default: %(default)s)",
+        help=f"network of the loss: {', '.join(NETS)} (default: %(default)s)",
     )
     parser.add_argument(
         "--metric-net",

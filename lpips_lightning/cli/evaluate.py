@@ -26,9 +26,9 @@ _FIGURES = ("2afc", "jnd", "2afc_jnd", "disagreements")
 _FILES = ("scores.csv", "scores.md", *(f"{name}.{kind}" for name in _FIGURES for kind in ("png", "pdf")))
 _DESCRIPTION = """Measure how often distances agree with judgments, of people or of a metric.
 
-METHOD is a calibrated network (alex, vgg, squeeze, embedded); a network with a variant: alex:baseline, alex:random,
-alex:calibration=FILE, alex:weights=FILE, alex:kmeans=FILE; or l2, l2-lab, psnr, ssim, ms-ssim, fsim. PSNR and SSIM are
-of RGB on [0, 1], without border crop; SSIM has a Gaussian window of 11x11, sigma 1.5, as in torchmetrics.
+METHOD is a calibrated network (alex, vgg, squeeze, embedded, alex-st, vgg-st); a network with a variant: alex:baseline,
+alex:random, alex:calibration=FILE, alex:weights=FILE, alex:kmeans=FILE; or l2, l2-lab, psnr, ssim, ms-ssim, fsim. PSNR
+and SSIM are of RGB on [0, 1], without border crop; SSIM has a Gaussian window of 11x11, sigma 1.5, as in torchmetrics.
 
 The first row is the agreement of the judges with themselves. It is called "human" for BAPPS, recognized by the names of
 its sets and their numbers of judgments, which alone has the paper's values beside it; "judge: NAME" where a metric

@@ -35,8 +35,9 @@ class PerceptualLoss(DropsLegacyKeys):
     check does not synchronize: errors are raised up to 12 calls later.
 
     Args:
-        net_type: ``"vgg"`` (recommended by the reference for optimization), ``"alex"``, ``"squeeze"``, or
-            ``"embedded"`` or ``"embedded-vgg"``, which ship with the package; a custom backbone from
+        net_type: ``"vgg"`` (recommended by the reference for optimization), ``"alex"``, ``"squeeze"``;
+            ``"alex-st"`` or ``"vgg-st"``, which tolerate shifts; ``"embedded"`` or ``"embedded-vgg"``, which ship with
+            the package; a custom backbone from
             `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network and options, including
             precision, are used.
         data_range: Range of predictions and targets: ``(low, high)``, or ``high`` alone for ``(0, high)``. There is no

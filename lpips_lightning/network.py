@@ -61,9 +61,10 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
     checkpoints do not affect the network; it runs on the device of the images.
 
     Args:
-        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``, or ``"embedded"`` or ``"embedded-vgg"``, which ship with the
-            package; or a custom backbone from `lpips_lightning.backbones.custom`. ``"caffe-alexnet"`` is the one that
-            the file in `weights` describes, which may be left out next to such a file.
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``; ``"alex-st"`` or ``"vgg-st"``, which tolerate shifts (Ghildyal
+            and Liu, ECCV 2022); ``"embedded"`` or ``"embedded-vgg"``, which ship with the package; or a
+            custom backbone from `lpips_lightning.backbones.custom`. ``"caffe-alexnet"`` is the one that the file in
+            `weights` describes, which may be left out next to such a file.
         options: See `lpips_lightning.options.LPIPSOptions`. Checking pixel values synchronizes with the device.
 
     Attributes:

@@ -135,7 +135,7 @@ class WeightedSum(PerceptualDistance):
 
     @override
     def check_maps(self) -> None:
-        for net, _ in self.parts:
+        for net in self.parts.values():
             net.check_maps()
 
     @override

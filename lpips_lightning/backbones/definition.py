@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lpips_lightning.backbones.plain import EMBEDDED, PlainBackbone, Stage
+from lpips_lightning.backbones.shift_tolerant import ALEX, VGG, shift_tolerant_alexnet, shift_tolerant_vgg16
 from lpips_lightning.images.ranges import UNBOUNDED
 from lpips_lightning.weights import CALIBRATIONS, load
 from lpips_lightning.weights.lookup import backbone_places
@@ -39,7 +40,8 @@ class Backbone:
 
     Attributes:
         name: The ``net_type``.
-        builder: Name of the torchvision model, which names the weight files; the name of a backbone that ships.
+        builder: Name of the torchvision model, or of ours, which names the weight files; the name of a backbone that
+            ships.
         feature_layers: Graph node by layer name, in execution order; nodes are named as by
             `torchvision.models.feature_extraction.get_graph_node_names`. The layer is the output of the node.
         channels: Channels of each feature layer.
@@ -87,10 +89,15 @@ class Backbone:
 
 
 def _sequential(
-    name: str, builder: str, feature_layers: Mapping[str, int], channels: tuple[int, ...], side: int
+    name: str,
+    builder: str,
+    feature_layers: Mapping[str, int],
+    channels: tuple[int, ...],
+    side: int,
+    build: Callable[[], nn.Module] | None = None,
 ) -> Backbone:
     nodes = {layer: f"features.{index}" for layer, index in feature_layers.items()}
-    return Backbone(name, builder, nodes, channels, side, TorchvisionBuilder(builder))
+    return Backbone(name, builder, nodes, channels, side, build or TorchvisionBuilder(builder))
 
 
 def _embedded(name: str, stages: tuple[Stage, ...], side: int) -> Backbone:
@@ -131,18 +138,37 @@ BACKBONES: dict[str, Backbone] = {
             17,
         ),
         _embedded("embedded", EMBEDDED, 31),
+        _sequential(
+            "alex-st",
+            "alexnet_st",
+            {"relu1": 2, "relu2": 6, "relu3": 10, "relu4": 12, "relu5": 14},
+            ALEX,
+            21,
+            shift_tolerant_alexnet,
+        ),
+        _sequential(
+            "vgg-st",
+            "vgg16_st",
+            {"relu1_2": 3, "relu2_2": 9, "relu3_3": 17, "relu4_3": 25, "relu5_3": 33},
+            VGG,
+            18,
+            shift_tolerant_vgg16,
+        ),
     )
 }
 BACKBONES["embedded-vgg"] = _trained_further("embedded-vgg", BACKBONES["squeeze"])
-"""Backbones by net_type. Feature layers are those of ``lpips/pretrained_networks.py``, by index in ``.features``."""
+"""Backbones by net_type. Feature layers are those of ``lpips/pretrained_networks.py``, by index in ``.features``.
+
+``"alex-st"`` and ``"vgg-st"`` are the networks of shift-tolerant LPIPS (Ghildyal and Liu, ECCV 2022).
+"""
 
 
 def get_backbone(net_type: str | Backbone) -> Backbone:
     """Look up a backbone by name; a `Backbone` is returned as it is.
 
     Args:
-        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``, ``"embedded"`` or ``"embedded-vgg"``, or a backbone from
-            `lpips_lightning.backbones.custom`.
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``, ``"embedded"``, ``"embedded-vgg"``, ``"alex-st"`` or
+            ``"vgg-st"``, or a backbone from `lpips_lightning.backbones.custom`.
 
     Returns:
         The definition.

@@ -200,19 +200,19 @@ def _backbone_name(record: Backbone, backbone_sha256: str, origin: str, looked_u
         return "custom"
     if backbone_sha256 == official.convolutions_sha256 or is_torchvision_file(origin, official):
         return official.name
-    if origin not in _NO_FILES and Path(origin).name == official.file:
+    if official.url and origin not in _NO_FILES and Path(origin).name == official.file:
         raise WeightsError(
-            f"{origin}: expected a sha256 that begins with {official.sha256_prefix}, as torchvision's {official.name}"
+            f"{origin}: expected a sha256 that begins with {official.sha256_prefix}, as {official.title}"
             f" has, got {file_sha256(Path(origin))}; delete the file, or give other weights another name"
         )
     if not looked_up:
         return "custom"
     if official.convolutions_sha256 is not None:
         raise WeightsError(
-            f"{origin}: expected torchvision's {official.name}, tensors of sha256 {official.convolutions_sha256}, got"
+            f"{origin}: expected {official.title}, tensors of sha256 {official.convolutions_sha256}, got"
             f" {backbone_sha256}; to use other weights, pass weights=PATH"
         )
-    _log.warning("%s: whether these are torchvision's %s is not known: no sha256 is recorded", origin, official.name)
+    _log.warning("%s: whether these are %s is not known: no sha256 is recorded", origin, official.title)
     return "unverified"
 
 

@@ -54,7 +54,7 @@ def add_weight_options(group: argparse._ArgumentGroup) -> None:
         choices=NETS,
         default="alex",
         metavar="NET",
-        help="alex (default), vgg, squeeze; embedded and embedded-vgg need no download",
+        help="alex (default), vgg, squeeze; alex-st, vgg-st: shift-tolerant; embedded, embedded-vgg need no download",
     )
     add("--version", choices=_VERSIONS, default="0.1", metavar="V", help="0.1 (default) or 0.0")
     add("--baseline", action="store_true", help="uncalibrated LPIPS (the baseline of the paper)")

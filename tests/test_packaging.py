@@ -172,7 +172,7 @@ def test_public_places_are_packages_and_every_name_resolves():
     assert len(PACKAGES) == 21
     internal = {
         f"lpips_lightning.{name}"
-        for name in ("cli", "comparison", "engine", "judge.results", "judge.server", "kernels")
+        for name in ("cli", "comparison", "distances", "engine", "judge.results", "judge.server", "kernels")
     }
     assert set(listed) == PACKAGES - internal
     for name, names in listed.items():

@@ -54,7 +54,7 @@ class FrameSequence:
     def _distance(self, before: Tensor | Features, after: Tensor | Features) -> Tensor:
         if isinstance(before, Features) and isinstance(after, Features):
             return self.net.distance(before, after)
-        found = self.net.measure(before, after, self.data_range).values  # type: ignore[arg-type]
+        found = self.net.measure(before, after, _given(self.net, self.data_range)).values  # type: ignore[arg-type]
         assert isinstance(found, Tensor)
         return found
 
@@ -64,8 +64,8 @@ def neighbor_distances(
 ) -> Tensor:
     """Distance of every frame to the next.
 
-    Data is encoded once, a few frames at a time. Predictions, which must not be clamped, and all frames under a memory
-    budget are measured as pairs, which runs the backbone on most frames twice.
+    Data is encoded once, a few frames at a time. Predictions, which must not be clamped, all frames under a memory
+    budget, and those of an ensemble of fresh draws are measured as pairs: the backbone runs on most of them twice.
 
     Args:
         net: The network.
@@ -77,13 +77,13 @@ def neighbor_distances(
         Distances ``(B, T - 1)``.
     """
     batch, count, _, height, width = videos.shape
-    if role == "prediction" or net.memory_budget is not None or not batch:
+    if role == "prediction" or net.memory_budget is not None or not net.is_repeatable or not batch:
         found = measure(net, videos[:, :-1], videos[:, 1:], data_range, roles=(role, role)).values
         assert isinstance(found, Tensor)
         return found
-    sequence = FrameSequence(net, data_range)
+    sequence, given = FrameSequence(net, data_range), _given(net, data_range)
     size = net.frame_chunk or max(1, _MAX_PIXELS // (height * width))
-    parts = [sequence.extend(net.encode(frames, data_range)) for frames in videos.flatten(0, 1).split(size)]
+    parts = [sequence.extend(net.encode(frames, given)) for frames in videos.flatten(0, 1).split(size)]
     return torch.cat(parts).view(batch, count)[:, 1:]  # the first one is to the video before
 
 
@@ -121,12 +121,18 @@ def temporal_differences(
             raise ValueError(
                 f"{name}: expected videos (B, T, 3, H, W) of two frames or more, got shape {tuple(videos.shape)}"
             )
+    net.check_range(data_range)
     net.check_shapes(x, y, names)
     net.check_pair_values(x, y, names, data_range, roles, hints)
     first, second = (
         neighbor_distances(net, videos, data_range, role) for videos, role in zip((x, y), roles, strict=True)
     )
     return (first - second).abs()
+
+
+def _given(net: PerceptualDistance, data_range: tuple[float, float]) -> tuple[float, float] | None:
+    """The range as an argument of the network: None for one whose input has no range."""
+    return data_range if net.images.has_range else None
 
 
 def _count(frames: Tensor | Features) -> int:

@@ -63,8 +63,8 @@ def temporal_lpips(
         torch.Size([1, 2])
     """
     check_reduction(reduction)
-    low_high = choose_range(normalize, data_range)
     net = cached_network(net_type, options, temporal_lpips)
+    low_high = choose_range(net.images, normalize, data_range)
     names, roles = ("preds", "target"), roles_of(preds, target)
     values = temporal_differences(net, preds, target, low_high, names=names, roles=roles, hints=METRIC)
     if reduction in ("none", None):

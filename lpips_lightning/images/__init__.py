@@ -1,7 +1,9 @@
 """What an image batch is: shapes, value ranges, masks, preprocessing.
 
 `DataRange`, `Gray` and `Background` are the types of the options ``data_range``, ``gray`` and ``background``.
-`RangeError` is raised where values leave the range.
+`RangeError` is raised where values leave the range. `lpips_lightning.Ensemble` averages over
+transformations: `Shift`, `Flip`, `Transpose`, `ChannelGains`, `ChannelPermutation`, `BoxDownscale`, and any
+`RandomTransform` of your own.
 
 Images are ``(N, 3, H, W)``, floating on the declared ``data_range`` (``(low, high)``, or ``high`` alone for
 ``(0, high)``), or uint8 on [0, 255]. Unequal sizes are an error; nothing is broadcast or resized silently.
@@ -36,7 +38,7 @@ tensor([0., 0.])
 
 **High dynamic range.** Networks know display-encoded images. Linear RGB in cd/m^2, from a renderer or an HDR file
 scaled to the display that shows it, is encoded with `pu21_encode` first, for metric, loss, function and `compare` of
-tensors.
+tensors; `pu21_range` is then its range, and `pu21_decode` the inverse.
 
 >>> hdr = 1000 * x  # cd/m^2
 >>> net(pu21_encode(hdr), pu21_encode(hdr), data_range=pu21_range(1000))
@@ -47,11 +49,35 @@ from typing import TYPE_CHECKING
 
 from lpips_lightning._lazy import lazy_names
 
-__all__ = ["Background", "DataRange", "Gray", "RangeError", "pu21_decode", "pu21_encode", "pu21_range"]
+__all__ = [
+    "Background",
+    "BoxDownscale",
+    "ChannelGains",
+    "ChannelPermutation",
+    "DataRange",
+    "Flip",
+    "Gray",
+    "RandomTransform",
+    "RangeError",
+    "Shift",
+    "Transpose",
+    "pu21_decode",
+    "pu21_encode",
+    "pu21_range",
+]
 
 if TYPE_CHECKING:
     from lpips_lightning.images.hdr import pu21_decode, pu21_encode, pu21_range
     from lpips_lightning.images.preprocessing import Background, Gray
+    from lpips_lightning.images.random_transforms import (
+        BoxDownscale,
+        ChannelGains,
+        ChannelPermutation,
+        Flip,
+        RandomTransform,
+        Shift,
+        Transpose,
+    )
     from lpips_lightning.images.ranges import DataRange, RangeError
 else:
     __getattr__, __dir__ = lazy_names(
@@ -59,6 +85,15 @@ else:
         {
             "hdr": ["pu21_decode", "pu21_encode", "pu21_range"],
             "preprocessing": ["Background", "Gray"],
+            "random_transforms": [
+                "BoxDownscale",
+                "ChannelGains",
+                "ChannelPermutation",
+                "Flip",
+                "RandomTransform",
+                "Shift",
+                "Transpose",
+            ],
             "ranges": ["DataRange", "RangeError"],
         },
     )

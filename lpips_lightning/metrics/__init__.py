@@ -3,7 +3,7 @@
 `LearnedPerceptualImagePatchSimilarity` replaces torchmetrics' class: same arguments and defaults, only the import
 changes. `LPIPSDiversity` is the mean LPIPS over all pairs of a group's samples. `TemporalLPIPS` is tLP: how differently
 two videos change from frame to frame. `TwoAFCScore`, `JNDScore` and `HumanCeiling` score distances against human
-judgments.
+judgments, `RankFlipRate` their answers against those after a shift.
 
 All return the single-process result for any sharding over batches and ranks. ``index=`` of ``update`` takes the dataset
 index of each sample, so that samples repeated by a `DistributedSampler` count once.
@@ -18,13 +18,14 @@ __all__ = [
     "JNDScore",
     "LPIPSDiversity",
     "LearnedPerceptualImagePatchSimilarity",
+    "RankFlipRate",
     "TemporalLPIPS",
     "TwoAFCScore",
 ]
 
 if TYPE_CHECKING:
     from lpips_lightning.metrics.diversity import LPIPSDiversity
-    from lpips_lightning.metrics.judgments import HumanCeiling, JNDScore, TwoAFCScore
+    from lpips_lightning.metrics.judgments import HumanCeiling, JNDScore, RankFlipRate, TwoAFCScore
     from lpips_lightning.metrics.lpips import LearnedPerceptualImagePatchSimilarity
     from lpips_lightning.metrics.temporal import TemporalLPIPS
 else:
@@ -32,7 +33,7 @@ else:
         __name__,
         {
             "diversity": ["LPIPSDiversity"],
-            "judgments": ["HumanCeiling", "JNDScore", "TwoAFCScore"],
+            "judgments": ["HumanCeiling", "JNDScore", "RankFlipRate", "TwoAFCScore"],
             "lpips": ["LearnedPerceptualImagePatchSimilarity"],
             "temporal": ["TemporalLPIPS"],
         },

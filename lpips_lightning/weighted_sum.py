@@ -102,7 +102,7 @@ class WeightedSum(PerceptualDistance):
     @property
     @override
     def fingerprint(self) -> str:
-        terms = (f"{self.weights[name]:.17g} * ({net.fingerprint})" for name, net in self.parts.items())
+        terms = (f"{_written(self.weights[name])} * ({net.fingerprint})" for name, net in self.parts.items())
         return f"weighted sum: {' + '.join(terms)}"
 
     @property
@@ -119,7 +119,7 @@ class WeightedSum(PerceptualDistance):
     @override
     def label(self) -> str:
         return " + ".join(
-            f"{'' if self.weights[name] == 1 else f'{self.weights[name]:g} '}{net.label}"
+            f"{'' if self.weights[name] == 1 else f'{_written(self.weights[name])} '}{net.label}"
             for name, net in self.parts.items()
         )
 
@@ -270,6 +270,10 @@ def _distinct(names: Sequence[str]) -> tuple[str, ...]:
             known = f"{name}-{count}"
         found.append(known)
     return tuple(found)
+
+
+def _written(weight: float) -> str:
+    return repr(weight).removesuffix(".0")
 
 
 def _smallest(budgets: Iterator[int | None]) -> int | None:

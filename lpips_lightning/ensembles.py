@@ -17,8 +17,9 @@ from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.backbones.frozen import without_modes
 from lpips_lightning.batch import Features
 from lpips_lightning.engine.dispatch import LayerDistances
+from lpips_lightning.images.preprocessing import SIGNED
 from lpips_lightning.images.random_transforms import NAMED, BoxDownscale, Numbers, RandomTransform
-from lpips_lightning.images.ranges import DataRange, RangeChecker, Role, parse_range
+from lpips_lightning.images.ranges import UNBOUNDED, DataRange, RangeChecker, Role
 from lpips_lightning.network import LPIPS
 from lpips_lightning.perceptual_distance import PerceptualDistance
 from lpips_lightning.tracing import is_jit_tracing, is_tracing
@@ -74,8 +75,9 @@ class Ensemble(PerceptualDistance):
     global generator of the CPU, so seeded and resumed trainings repeat. Ranks that are seeded alike draw alike.
 
     Transformations act on the images as the network gets them, after `gray`, `background` and `resize`, mapped from
-    the declared range to [0, 1], in float32 (float64 for float64 images). Predictions of a loss are not clamped. Masks
-    are transformed like the images; maps of each draw are moved back to the pixels of the images and averaged.
+    the declared range, if there is one, to [0, 1], in float32 (float64 for float64 images). Predictions of a loss are
+    not clamped. Masks are transformed like the images; maps of each draw are moved back to the pixels of the images and
+    averaged.
 
     ``"elpips"`` is `Shift`, `Flip`, `Transpose`, `ChannelGains`, `ChannelPermutation` and `BoxDownscale` of
     `lpips_lightning.images`, one after the other, with the numbers of E-LPIPS; its dropout inside the network is left
@@ -143,6 +145,11 @@ class Ensemble(PerceptualDistance):
         self.range_checker, self.role = RangeChecker(immediate=True), "data"
 
     @property
+    def _range(self) -> tuple[float, float]:
+        """Range of the transformed images."""
+        return _UNIT if self.images.has_range else UNBOUNDED
+
+    @property
     @override
     def layers(self) -> tuple[str, ...]:
         return self.net.layers
@@ -184,6 +191,10 @@ class Ensemble(PerceptualDistance):
         self.net.check_range(data_range)
 
     @override
+    def check_maps(self) -> None:
+        self.net.check_maps()
+
+    @override
     def plain(self) -> Self:
         clone = super().plain()
         clone.net = self.net.plain()
@@ -193,7 +204,7 @@ class Ensemble(PerceptualDistance):
         self,
         x: Tensor,
         y: Tensor | Features,
-        data_range: DataRange = (-1, 1),
+        data_range: DataRange | None = None,
         *,
         mask: Tensor | None = None,
         erode: bool = False,
@@ -254,7 +265,7 @@ class Ensemble(PerceptualDistance):
         self,
         x: Tensor,
         y: Tensor | Features,
-        data_range: DataRange = (-1, 1),
+        data_range: DataRange | None = None,
         *,
         mask: Tensor | None = None,
         erode: bool = False,
@@ -310,7 +321,7 @@ class Ensemble(PerceptualDistance):
         return {
             f"{index}.{layer}": features
             for index, draw in self._draws(unit)
-            for layer, features in self.net.encode_flat(images, self._transformed(draw, unit), _UNIT).items()
+            for layer, features in self.net.encode_flat(images, self._transformed(draw, unit), self._range).items()
         }
 
     @override
@@ -349,7 +360,7 @@ class Ensemble(PerceptualDistance):
             other = self._features(y, index, size) if unit_y is None else self._transformed(draw, unit_y)  # type: ignore[arg-type]
             options = {"map_size": None if map_size is None else size, "per_layer": per_layer, "erode": erode}
             moved = None if mask is None else draw.mask(mask)
-            terms = self.net.pair_terms(images, other, _UNIT, roles, mask=moved, **options)  # type: ignore[arg-type]
+            terms = self.net.pair_terms(images, other, self._range, roles, mask=moved, **options)  # type: ignore[arg-type]
             found.append(_restored(draw, terms, map_size))
         return _mean(found)
 
@@ -358,7 +369,7 @@ class Ensemble(PerceptualDistance):
         self, x: Features, y: Features, *, map_size: tuple[int, int] | None, mask: Tensor | None, erode: bool
     ) -> LayerDistances:
         found = []
-        for index, draw in self._draws_of(3):
+        for index, draw in self._draws_of(self.images.channels):
             size = draw.size(x.size)
             parts = (self._features(features, index, size) for features in (x, y))
             options = {"map_size": None if map_size is None else size, "erode": erode}
@@ -373,7 +384,7 @@ class Ensemble(PerceptualDistance):
     ) -> Tensor:
         if self.images.gray == "per_channel":
             return super().all_pairs(x, y, data_range, batch_size, memory_budget)
-        low_high = parse_range(data_range)
+        low_high = self.images.value_range(data_range, SIGNED)
         self.check_range(low_high)
         for images, name in ((x, "x"), (y, "y")):
             if images is not None:
@@ -383,7 +394,9 @@ class Ensemble(PerceptualDistance):
         found = []
         for _, draw in self._draws(rows):
             others = None if columns is None else self._transformed(draw, columns)
-            found.append(self.net.all_pairs(self._transformed(draw, rows), others, _UNIT, batch_size, memory_budget))
+            found.append(
+                self.net.all_pairs(self._transformed(draw, rows), others, self._range, batch_size, memory_budget)
+            )
         return torch.stack(found).mean(0)
 
     @override
@@ -499,10 +512,10 @@ def _write(seed: int, index: int, amounts: tuple[int, ...]) -> str:
 
 
 def _to_unit(images: Tensor, data_range: tuple[float, float]) -> Tensor:
-    """Images mapped from their range to [0, 1], unclamped."""
+    """Images mapped from their range to [0, 1], unclamped; values without a range as they are."""
     low, high = data_range
     images = images if images.dtype == torch.float64 else images.float()
-    return images if data_range == _UNIT else (images - low) / (high - low)
+    return images if data_range in (_UNIT, UNBOUNDED) else (images - low) / (high - low)
 
 
 def _restored(draw: _Draw, terms: LayerDistances, size: tuple[int, int] | None) -> LayerDistances:

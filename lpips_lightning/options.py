@@ -30,7 +30,12 @@ class LPIPSOptions(TypedDict, total=False):
             by PyTorch's global generator.
         calibration: None for the official calibration of `net_type` and `version`; else a path, or tensors ``(C,)`` by
             layer name.
-        distance: What features give a distance: ``"lpips"``.
+        distance: How features become a distance. ``"lpips"``; ``"lpips_plus"``, which weights positions by the features
+            of the reference `y` (TOPIQ); ``"mean_pool"`` and ``"style"``, which compare means and Gram matrices of
+            whole feature maps (Kumar et al. 2022) and take no calibration; ``"dists"`` (Ding et al. 2020), for
+            ``net_type="vgg"`` alone, with weights of its own; or a weighted sum on the same features,
+            ``"lpips+0.5*style"``, or ``{"lpips": 1, "style": 0.5}``. It is part of the fingerprint. Only ``"lpips"``
+            and ``"lpips_plus"`` have distance maps.
         convention: None measures images as they are declared. ``"3dgs"`` gives the number that tables of Gaussian
             splatting and NeRF print: ``"vgg"`` on images on [0, 1] that are read as if they were on [-1, 1], without
             ``2x - 1``. It needs ``data_range=(0, 1)``; uint8 images, files and ``data_range=255`` are divided by 255.
@@ -58,7 +63,7 @@ class LPIPSOptions(TypedDict, total=False):
     calibrated: bool
     weights: WeightsSource
     calibration: WeightsSource
-    distance: str
+    distance: str | Mapping[str, float]
     convention: Convention | None
     precision: Precision
     gray: Gray | None

@@ -134,6 +134,11 @@ class WeightedSum(PerceptualDistance):
             net.check_range(data_range)
 
     @override
+    def check_maps(self) -> None:
+        for net in self.parts.values():
+            net.check_maps()
+
+    @override
     def plain(self) -> Self:
         clone = super().plain()
         clone._nets = nn.ModuleList(net.plain() for net in self.parts.values())

@@ -54,12 +54,18 @@ def add_weight_options(group: argparse._ArgumentGroup) -> None:
         choices=NETS,
         default="alex",
         metavar="NET",
-        help="alex (default), vgg, squeeze; embedded and embedded-vgg need no download",
+        help="alex (default), vgg, squeeze; alex-st, vgg-st: shift-tolerant; embedded, embedded-vgg need no download",
     )
     add("--version", choices=_VERSIONS, default="0.1", metavar="V", help="0.1 (default) or 0.0")
     add("--baseline", action="store_true", help="uncalibrated LPIPS (the baseline of the paper)")
     add("--weights", metavar="PATH", help="backbone weights: a file or a folder")
     add("--calibration", metavar="FILE", help="your own calibration file")
+    add(
+        "--distance",
+        default="lpips",
+        metavar="D",
+        help="lpips (default), lpips_plus, mean_pool, style, dists (with --net vgg), or a sum: lpips+0.5*style",
+    )
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
@@ -108,6 +114,7 @@ def weight_options(options: argparse.Namespace) -> LPIPSOptions:
         "calibrated": not options.baseline,
         "weights": options.weights,
         "calibration": options.calibration,
+        "distance": options.distance,
     }
 
 

@@ -97,8 +97,8 @@ def compare(
             ``(N, H, W, 3)``, uint8, uint16 or floating; a tensor ``(3, H, W)`` or ``(N, 3, H, W)``, uint8 or floating.
             Gray images have no or one channel, and need ``gray="repeat"``.
         b: What `a` is compared with. Files, Pillow images, arrays and tensors may be mixed, folders and videos not.
-        net: ``"alex"``, ``"vgg"``, ``"squeeze"``, or ``"embedded"`` or ``"embedded-vgg"``, which ship with the package,
-            a custom backbone, or a built `LPIPS`.
+        net: ``"alex"``, ``"vgg"``, ``"squeeze"``, ``"alex-st"``, ``"vgg-st"``, or ``"embedded"`` or ``"embedded-vgg"``,
+            which ship with the package, a custom backbone, or a built `LPIPS`.
         data_range: Range of floating-point images: ``(low, high)``, or ``high`` alone for ``(0, high)``. uint8 and
             uint16 images have their full range.
         metrics: Other scores: ``"psnr"`` (dB, all pixels and RGB, peak 1, no border crop) and ``"ssim"`` (RGB, Gaussian
@@ -140,6 +140,7 @@ def compare(
     from lpips_lightning.comparison.inputs import measure_inputs
 
     network = LPIPS.of(net, options, compare)
+    network.images.check_pictures("net")
     check_repeatable(network)
     if data_range is not None:
         network.check_range(parse_range(data_range))

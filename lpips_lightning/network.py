@@ -221,7 +221,8 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
     @property
     @override
     def label(self) -> str:
-        return f"{self.net_type} v{self.version}"
+        distance = "" if self._distance.name == "lpips" else f" {self._distance.name}"
+        return f"{self.net_type} v{self.version}{distance}"
 
     def _convention_label(self) -> str:
         return "" if self.convention is None else _CONVENTIONS[self.convention]

@@ -28,8 +28,9 @@ class WeightedSum(PerceptualDistance):
 
     Metric, loss, function, callbacks and `lpips_lightning.compare` take it as one network. Every part keeps its own
     precision and memory budget; parts with equal weights share one frozen network, and parts with equal features are
-    encoded once. Layers are called by their part, as ``"vgg.relu1_2"``; a second part of one net is called ``"vgg-2"``.
-    A part may be a sum or an `Ensemble` itself.
+    encoded once. Layers are called by their part, as ``"vgg.relu1_2"``: a part has the name of its net, with its
+    distance if that is not LPIPS (``"vgg-dists"``), and with a number if another one is called so (``"vgg-2"``). A part
+    may be a sum or an `Ensemble` itself.
 
     Args:
         parts: Pairs ``(net, weight)``, or a mapping of them; each `net` is a backbone, or a built `LPIPS` or other
@@ -67,7 +68,7 @@ class WeightedSum(PerceptualDistance):
         super().__init__()
         pairs = _checked_parts(parts)
         nets = [LPIPS.of(net, {}, WeightedSum) for net, _ in pairs]
-        self.names = _distinct([net.net_type for net in nets])
+        self.names = _distinct(list(map(_name, nets)))
         self.weights = {name: float(weight) for name, (_, weight) in zip(self.names, pairs, strict=True)}
         self._nets = nn.ModuleList(nets)
         first = nets[0]
@@ -263,6 +264,12 @@ def _checked_parts(parts: Parts) -> list[tuple[Net, float]]:
             raise ValueError(f"parts: expected a finite weight above 0, got {weight!r}; leave a part of weight 0 out")
         checked.append((net, float(weight)))
     return checked
+
+
+def _name(net: PerceptualDistance) -> str:
+    """Name of a part, with its distance unless that is the usual one or a formula."""
+    distance = net.specification.distance if isinstance(net, LPIPS) else "lpips"
+    return net.net_type if distance == "lpips" or not distance.isidentifier() else f"{net.net_type}-{distance}"
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:

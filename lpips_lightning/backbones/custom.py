@@ -257,9 +257,9 @@ def _probe(record: Backbone, smallest_side: int | None) -> tuple[tuple[int, ...]
         try:
             shapes = _shapes(backbone, record, side, device)
         except Exception as error:
-            channels = record.input_channels
+            taken = record.input_channels
             raise ValueError(
-                f"{record.name}: expected a backbone that takes {side}x{side} images of {channels} channels"
+                f"{record.name}: expected a backbone that takes {side}x{side} images of {taken} channels"
                 f" (input_channels): {error}"
             ) from error
     for layer, shape in shapes.items():

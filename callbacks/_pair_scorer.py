@@ -17,7 +17,7 @@ from lpips_lightning.images.preprocessing import ImagePolicy
 from lpips_lightning.images.ranges import DataRange, RangeChecker, RangeError, check_values, range_label
 from lpips_lightning.network import LPIPS
 from lpips_lightning.options import DEFAULTS, LPIPSOptions, check_names
-from lpips_lightning.perceptual_distance import PerceptualDistance
+from lpips_lightning.perceptual_distance import PerceptualDistance, check_repeatable
 
 
 class PairScorer:
@@ -63,6 +63,8 @@ class PairScorer:
         self._smallest = 1
         if lpips or isinstance(net_type, PerceptualDistance):
             self._net = net = LPIPS.of(net_type, options, owner)
+            check_repeatable(net)
+            net.check_range(self.data_range)
             images = net.images
             # Values are checked here with the user's argument names; the network must not check them again.
             self.validate_args, net.validate_args = net.validate_args, False

@@ -51,9 +51,10 @@ class PerceptualScores(Callback):
     papers, on 8-bit luma without a `border`: see `lpips_lightning.functional.luma_scores`.
 
     Args:
-        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``, or ``"embedded"`` or ``"embedded-vgg"``, which ship with the
-            package; a custom backbone from `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network
-            and options are used. A warning is issued if a `PerceptualLoss` of the model has the same backbone.
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``; ``"alex-st"`` or ``"vgg-st"``, which tolerate shifts;
+            ``"embedded"`` or ``"embedded-vgg"``, which ship with the package; a custom backbone from
+            `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network and options are used. A warning
+            is issued if a `PerceptualLoss` of the model has the same backbone.
         data_range: Range of predictions and targets: ``(low, high)``, or ``high`` alone for ``(0, high)``; uint8 is
             always on [0, 255]. There is no default, since scores with a wrong range are wrong silently; None for a
             backbone without a range, which has ``metrics=["lpips"]`` alone.

@@ -112,6 +112,7 @@ def export_network(
     kind = _format(file, format, opset)
     low_high = net.images.value_range(data_range, SIGNED)
     _check_network(net, kind, size)
+    net.check_range(low_high)
     metadata = _metadata(net, low_high)
     module = _Distance(net, low_high)
     example = _images(net, low_high, 2, *size)

@@ -35,8 +35,9 @@ class PerceptualLoss(DropsLegacyKeys):
     check does not synchronize: errors are raised up to 12 calls later.
 
     Args:
-        net_type: ``"vgg"`` (recommended by the reference for optimization), ``"alex"``, ``"squeeze"``, or
-            ``"embedded"`` or ``"embedded-vgg"``, which ship with the package; a custom backbone from
+        net_type: ``"vgg"`` (recommended by the reference for optimization), ``"alex"``, ``"squeeze"``;
+            ``"alex-st"`` or ``"vgg-st"``, which tolerate shifts; ``"embedded"`` or ``"embedded-vgg"``, which ship with
+            the package; a custom backbone from
             `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network and options, including
             precision, are used.
         data_range: Range of predictions and targets: ``(low, high)``, or ``high`` alone for ``(0, high)``. There is no
@@ -81,7 +82,10 @@ class PerceptualLoss(DropsLegacyKeys):
         self.reduction = reduction
         self.net = LPIPS.of(net_type, options, type(self), precision="autocast")
         self.data_range = self.net.images.value_range(data_range)
+        self.net.check_range(self.data_range)
         self.net.range_checker = RangeChecker(periodic=True)
+        if spatial:
+            self.net.check_maps()
         self.spatial = spatial
         self.per_layer = per_layer
 

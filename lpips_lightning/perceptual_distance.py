@@ -31,7 +31,7 @@ class PerceptualDistance(DropsLegacyKeys):
     """Distance of image pairs by frozen networks: base class of `LPIPS` and of what combines several of them.
 
     A subclass sets the attributes and defines `layers`, `smallest_side`, `fingerprint`, `source`, `backbone_hashes`,
-    `encode_flat`, `pair_terms`, `feature_terms` and `selfcheck`.
+    `encode_flat`, `pair_terms`, `feature_terms` and `selfcheck`; `label`, `check_range` and `plain` where they differ.
 
     Attributes:
         net_type: Name for errors and labels.
@@ -77,6 +77,32 @@ class PerceptualDistance(DropsLegacyKeys):
     def backbone_hashes(self) -> frozenset[str]:
         """`tensors_sha256` of every backbone that it uses."""
         raise NotImplementedError
+
+    @property
+    def label(self) -> str:
+        """Short name for figures."""
+        return self.net_type
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether equal images always give equal distances."""
+        return True
+
+    def check_range(self, data_range: tuple[float, float]) -> None:
+        """Refuse images on a range that cannot be measured.
+
+        Args:
+            data_range: ``(low, high)``.
+
+        Raises:
+            ValueError: If the network takes no images on this range.
+        """
+
+    def plain(self) -> Self:
+        """A copy that takes RGB images as they are: no gray images, no alpha, no resizing."""
+        clone = copy.deepcopy(self)
+        clone.images = replace(self.images, gray=None, background=None, resize=None)
+        return clone
 
     def encode_flat(self, images: Tensor, flat: Tensor, flat_range: tuple[float, float]) -> dict[str, Tensor]:
         """Features of a flat batch.
@@ -134,6 +160,9 @@ class PerceptualDistance(DropsLegacyKeys):
         """
         raise NotImplementedError
 
+    def check_maps(self) -> None:
+        """Raise ValueError if there are no distance maps, so that ``spatial=True`` would be an error."""
+
     def selfcheck(self, device: torch.device | str = "cpu") -> dict[str, float]:
         """Compare distances of known images with recorded ones.
 
@@ -164,6 +193,7 @@ class PerceptualDistance(DropsLegacyKeys):
             ValueError: If the shape or size is wrong, or pixel values are outside the range.
         """
         low_high = self.images.value_range(data_range, SIGNED)
+        self.check_range(low_high)
         self.images.check(images, "images", self.net_type, self.smallest_side)
         if self.validate_args and not torch.compiler.is_compiling():
             self.check_values(images, "images", low_high, hints=replace(self.images.hints, mask="none"))
@@ -205,8 +235,8 @@ class PerceptualDistance(DropsLegacyKeys):
             mask: Weight of each pixel: bool, or floating on [0, 1], ``(N, H, W)`` or ``(N, 1, H, W)``. Every layer's
                 term becomes the mean over positions, weighted by the mask area-resized to the layer.
             erode: Count only positions whose receptive field, inside the image, holds only pixels with mask 1. The
-                deepest receptive field is 163 pixels (alex), 196 (vgg), 207 (squeeze), 147 (embedded) or 106
-                (embedded-vgg). Pixels outside the mask then have no effect on the distance; they may be NaN, or off
+                deepest receptive field is 163 pixels (alex), 196 (vgg), 207 (squeeze, embedded-vgg) or 147
+                (embedded). Pixels outside the mask then have no effect on the distance; they may be NaN, or off
                 the range.
             normalize: torchmetrics' argument of ``metric.net``, instead of `data_range`: True for [0, 1], False for
                 [-1, 1].
@@ -359,7 +389,8 @@ class PerceptualDistance(DropsLegacyKeys):
                 runs on `x` once for each part.
 
         Returns:
-            Shape ``(N, M)``; for ``y=None`` exactly symmetric with a zero diagonal. float32; float64 for float64.
+            Shape ``(N, M)``; for ``y=None`` with a zero diagonal, and exactly symmetric if the distance is. float32;
+            float64 for float64.
 
         Raises:
             TypeError: If an argument is of the wrong type.
@@ -541,7 +572,7 @@ class PerceptualDistance(DropsLegacyKeys):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         clone = type(self).__new__(type(self))
         memo[id(self)] = clone
-        clone.__dict__ = dict(self.__dict__)
+        clone.__dict__ = {**self.__dict__, "_modules": copy.deepcopy(self._modules, memo)}
         clone.range_checker = copy.deepcopy(self.range_checker, memo)
         return clone
 
@@ -557,6 +588,22 @@ def _range_of(images: ImagePolicy, normalize: bool | None, data_range: DataRange
     if data_range is not None and parse_range(data_range) != low_high:
         raise TypeError(f"normalize: expected None with data_range={data_range!r}; leave one of them out")
     return low_high
+
+
+def check_repeatable(net: PerceptualDistance) -> None:
+    """Refuse what draws random numbers in every call, where a number is reported.
+
+    Args:
+        net: The network.
+
+    Raises:
+        ValueError: If equal images may give different distances.
+    """
+    if not net.is_repeatable:
+        raise ValueError(
+            "net_type: expected distances that can be repeated, got an ensemble of fresh draws in every call; pass "
+            "Ensemble(..., seed=0), and keep seed=None for a loss"
+        )
 
 
 def roles_of(x: Tensor, y: Tensor | Features, role: Role = "data") -> tuple[Role, Role]:
@@ -615,6 +662,7 @@ def measure(
         ValueError: See `LPIPS.forward`.
     """
     net.check_shapes(x, y, names)
+    net.check_range(data_range)
     layout, size = net.images.batch_layout(x), (x.shape[-2], x.shape[-1])
     flat_mask = net.flat_mask(mask, erode, spatial, layout, size, x.device)
     if erode and mask is not None:  # before the values are checked: nothing is known of those outside the mask

@@ -45,7 +45,7 @@ class Specification:
         calibration_sha256: `tensors_sha256` of the calibration; empty for the baseline.
         calibration: Readable name of the calibration: ``"official"``, ``"custom"``, or empty for the baseline.
         layout: For custom backbones: sha256 of feature layers, input scaling and structure.
-        distance: Name of the distance on the features.
+        distance: Name of the distance on the features; of a sum, with the weights.
     """
 
     net_type: str
@@ -101,7 +101,7 @@ class FrozenNetwork(nn.Module):
 
     @property
     def calibration(self) -> dict[str, Tensor] | None:
-        """Weights ``(C,)`` by layer name, or None for the baseline."""
+        """Weights ``(C,)`` by layer name (of DISTS ``(2, C)``: alpha and beta), or None for the baseline."""
         if not self.calibrated:
             return None
         return {layer: getattr(self, f"calibration_{index}") for index, layer in enumerate(self.layers)}

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lpips_lightning.backbones.frozen import FrozenNetwork, without_autocast
-from lpips_lightning.distances.lpips import layer_distances
 from lpips_lightning.engine.executor import ImagesOrFeatures
 from lpips_lightning.engine.planner import choose_plan
 from lpips_lightning.engine.state import Plan
@@ -103,7 +102,7 @@ class Pairs:
         with torch.no_grad():
             y = self.inputs_y(slice(None))
             features_y = self.network.extractor(y) if isinstance(y, Tensor) else y
-        by_layer = layer_distances(features_x, features_y, self.network.calibration)
+        by_layer = self.network.distance.by_layer(features_x, features_y, self.network.calibration)
         return torch.stack(list(by_layer.values())).sum(0)
 
     def _preprocess(self, images: Tensor, data_range: tuple[float, float], clamp: bool) -> Tensor:

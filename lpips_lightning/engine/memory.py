@@ -54,7 +54,8 @@ def estimate(network: FrozenNetwork, shape: Shape, work: Work) -> int:
         per_pixel = max(large - small, 1) / (3 * side**2)
         costs[side, work] = max(small - per_pixel * side**2, 0.0), per_pixel
     fixed, per_pixel = costs[side, work]
-    return int(fixed + per_pixel * shape[0] * pixels) + _workspace_bytes(network)
+    copies = 1 if network.distance.is_fused else max(shape[0], 1)  # matrices of each image, whatever its size
+    return int(fixed * copies + per_pixel * shape[0] * pixels) + _workspace_bytes(network)
 
 
 def estimate_stream(network: FrozenNetwork, shape: Shape, strip_bytes: int) -> int:

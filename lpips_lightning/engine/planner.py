@@ -24,6 +24,8 @@ from lpips_lightning.engine.memory import Shape, Work, estimate, estimate_stream
 from lpips_lightning.engine.state import Engine, Plan
 from lpips_lightning.engine.tiling import axis_tiles
 
+_NEEDS_IMAGES = "only distance 'lpips' is computed without whole images"
+
 
 def plan(network: FrozenNetwork, shape: Shape, budget: int, gradient: bool) -> Plan:
     """The fastest plan that fits a memory budget.
@@ -60,7 +62,7 @@ def _plan(network: FrozenNetwork, shape: Shape, budget: int, gradient: bool) -> 
         images = -(-count // parts)
         size = estimate(network, (images, *shape[1:]), work)
         return Plan("whole" if parts == 1 else "images", size, images)
-    unsupported = Engine.of(network).unsupported_reason
+    unsupported = Engine.of(network).unsupported_reason if network.distance.is_fused else _NEEDS_IMAGES
     if unsupported is not None:
         return Plan("images", one, reason=f"images cannot be split into strips or tiles: {unsupported}")
     return _tiles(network, shape, budget) if gradient else _rows(network, shape, budget)

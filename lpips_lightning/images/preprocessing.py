@@ -305,7 +305,7 @@ def to_backbone(
     ours = in_place and (clamp or images.dtype != working)
     images = images.to(working)
     if clamp:
-        images = _clamped(images, low, high)
+        images = clamped(images, low, high)
     if (low, high) not in ((-1.0, 1.0), UNBOUNDED):
         images = images.sub_(low) if ours else images - low
         slope = 2 / (high - low)
@@ -323,8 +323,17 @@ def to_backbone(
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def _clamped(images: Tensor, low: float, high: float) -> Tensor:
-    """Clamp with derivative 1 at the ends of the range too, where torch.clamp gives 0 or 1 depending on the version."""
+def clamped(images: Tensor, low: float, high: float) -> Tensor:
+    """Clamp with derivative 1 at the ends of the range too, where torch.clamp gives 0 or 1 depending on the version.
+
+    Args:
+        images: Any shape, floating.
+        low: Lowest value.
+        high: Highest value.
+
+    Returns:
+        Shape and dtype of `images`.
+    """
     if not is_symbolic(images) and not is_differentiated(images):
         return images.clamp(low, high)
     inside = (images >= low) & (images <= high)

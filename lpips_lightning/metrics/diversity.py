@@ -31,9 +31,9 @@ class LPIPSDiversity(ImageMetric):
     several, K >= 2. As output: a 0-dimensional float32 tensor; NaN without groups.
 
     Args:
-        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``, or ``"embedded"`` or ``"embedded-vgg"``, which ship with the
-            package; a custom backbone from `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network
-            and options are used.
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``; ``"alex-st"`` or ``"vgg-st"``, which tolerate shifts;
+            ``"embedded"`` or ``"embedded-vgg"``, which ship with the package; a custom backbone from
+            `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network and options are used.
         normalize: torchmetrics' argument: True is ``data_range=(0, 1)``, False is ``(-1, 1)``.
         data_range: Range of the images, instead of `normalize`: ``(low, high)``, or ``high`` alone for ``(0, high)``.
             None for a backbone without a range.
@@ -69,6 +69,7 @@ class LPIPSDiversity(ImageMetric):
     ) -> None:
         super().__init__(net_type, options)
         low_high = choose_range(self.net.images, normalize, data_range)
+        self.net.check_range(low_high)
         self.data_range = low_high
         self.fingerprint = f"diversity by {self.net.fingerprint}, {range_label(self.data_range)}"
         self._total, self._groups = state_names(("total", "groups"), self.fingerprint, self.net)

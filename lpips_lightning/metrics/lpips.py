@@ -47,9 +47,9 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
     videos); float32, float64 after float64 images.
 
     Args:
-        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``, or ``"embedded"`` or ``"embedded-vgg"``, which ship with the
-            package; a custom backbone from `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network
-            and options are used.
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``; ``"alex-st"`` or ``"vgg-st"``, which tolerate shifts;
+            ``"embedded"`` or ``"embedded-vgg"``, which ship with the package; a custom backbone from
+            `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network and options are used.
         reduction: Over all images and the frames of videos: ``"mean"``, ``"sum"``, or ``"none"`` (None), which stores
             one score per image, or per frame of videos, which must then have equal length.
         normalize: torchmetrics' argument: True is ``data_range=(0, 1)``, False is ``(-1, 1)``.
@@ -104,6 +104,9 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
         check_reduction(reduction)
         super().__init__(net_type, options)
         low_high = choose_range(self.net.images, normalize, data_range)
+        self.net.check_range(low_high)
+        if spatial:
+            self.net.check_maps()
         self.reduction = reduction
         self.normalize = low_high == (0.0, 1.0)
         self.data_range = low_high

@@ -361,7 +361,7 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
 
     @override
     def all_pairs(
-        self, x: Tensor, y: Tensor | None, data_range: DataRange | None, batch_size: int, memory_budget: int
+        self, x: Tensor, y: Tensor | None, data_range: DataRange, batch_size: int, memory_budget: int
     ) -> Tensor:
         if not self._distance.is_squared_euclidean:
             return self._all_feature_pairs(x, y, data_range, batch_size, memory_budget)
@@ -373,7 +373,7 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
         distances = torch.cat(blocks, 1)
         return distances if y is not None else distances.triu(1) + distances.triu(1).T
 
-    def _vectors(self, images: Tensor, data_range: DataRange | None, batch_size: int) -> Iterator[Tensor]:
+    def _vectors(self, images: Tensor, data_range: DataRange, batch_size: int) -> Iterator[Tensor]:
         for chunk in images.split(batch_size):
             features = self.encode(chunk, data_range)
             first = features.layers[self.layers[0]]

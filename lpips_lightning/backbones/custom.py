@@ -129,6 +129,7 @@ def from_module(
         A distance of latents of a diffusion model, with 4 channels and any values:
 
         >>> module = nn.Sequential(nn.Conv2d(4, 32, 3, padding=1), nn.GroupNorm(8, 32), nn.SiLU())
+        >>> from lpips_lightning import LPIPS
         >>> net = LPIPS(from_module(module, ["2"], input_channels=4, has_range=False), calibrated=False)
         >>> latents = 5 * torch.randn(2, 4, 32, 32)
         >>> net(latents, latents)
@@ -257,9 +258,9 @@ def _probe(record: Backbone, smallest_side: int | None) -> tuple[tuple[int, ...]
         try:
             shapes = _shapes(backbone, record, side, device)
         except Exception as error:
-            channels = record.input_channels
+            taken = record.input_channels
             raise ValueError(
-                f"{record.name}: expected a backbone that takes {side}x{side} images of {channels} channels"
+                f"{record.name}: expected a backbone that takes {side}x{side} images of {taken} channels"
                 f" (input_channels): {error}"
             ) from error
     for layer, shape in shapes.items():

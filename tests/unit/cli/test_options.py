@@ -20,6 +20,7 @@ GIVEN = {  # command-line option: (name, value) in the library
     "--baseline": ("calibrated", False),
     "--weights=file": ("weights", "file"),
     "--calibration=file": ("calibration", "file"),
+    "--distance=style": ("distance", "style"),
     "--precision=bf16": ("precision", "bf16"),
     "--gray": ("gray", "repeat"),
     "--background=white": ("background", "white"),

@@ -65,8 +65,8 @@ class FrozenNetwork(nn.Module):
     Attributes:
         extractor: The backbone.
         record: Definition of the backbone.
-        shift: Input shift ``(3,)``, or None for v0.0.
-        scale: Input scale ``(3,)``, or None for v0.0.
+        shift: Input shift of every channel, ``(3,)`` for RGB images, or None for v0.0.
+        scale: Input scale of every channel, or None for v0.0.
         distance: Distance on the features.
         on_cpu: Whether it is on the CPU, or a meta copy of a network on the CPU.
         compiled_name: Its name in `lpips_lightning.backbones.compiled`; empty if no compiled code uses it.

@@ -110,7 +110,8 @@ class LayerGraph:
             rows, columns = zip(*(found[name] for name in node.inputs), strict=True)
             both = _union(node.name, rows), _union(node.name, columns)
             if isinstance(node.op, Window):
-                both = both[0].through(node.op.rows), both[1].through(node.op.columns)
+                rows_seen, columns_seen = node.op.reach
+                both = both[0].through(rows_seen), both[1].through(columns_seen)
             found[node.name] = both
         return found
 

@@ -83,7 +83,7 @@ def _tiles(network: FrozenNetwork, shape: Shape, budget: int) -> Plan:
     gradient = 4 * shape[0] * shape[1] * shape[2] * shape[3]
     plans = []
     for rows, columns in product(*(list(_cuts(layer_graph, axis, shape[2 + axis])) for axis in range(2))):
-        size = estimate(network, (1, 3, rows.longest, columns.longest), "tile") + gradient
+        size = estimate(network, (1, shape[1], rows.longest, columns.longest), "tile") + gradient
         cost = size if size > budget else rows.total * columns.total
         plans.append((size > budget, cost, size, rows.tile, columns.tile))
     over, _, size, *tile = min(plans)

@@ -64,7 +64,6 @@ class PairScorer:
         if lpips or isinstance(net_type, PerceptualDistance):
             self._net = net = LPIPS.of(net_type, options, owner)
             check_repeatable(net)
-            net.check_range(self.data_range)
             images = net.images
             # Values are checked here with the user's argument names; the network must not check them again.
             self.validate_args, net.validate_args = net.validate_args, False
@@ -76,6 +75,8 @@ class PairScorer:
             self.validate_args = values["validate_args"]
         self.images = replace(images, videos=False)
         self.data_range = images.value_range(data_range)
+        if self._net is not None:
+            self._net.check_range(self.data_range)
         if clamp and not images.has_range:
             raise ValueError("clamp: expected False for a network whose input has no range, got True")
 

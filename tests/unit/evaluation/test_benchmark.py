@@ -117,11 +117,11 @@ def test_older_measures_are_distances(pair):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("lpips", "method: expected one of alex, vgg, squeeze, embedded, embedded-vgg, l2, .* got 'lpips'"),
+        ("lpips", "method: expected one of alex, vgg, squeeze, embedded, embedded-vgg, dists, l2, .* got 'lpips'"),
         ("l2:baseline", "method: expected one of alex"),
         (
             "embedded:tuned",
-            "method: expected embedded with one of baseline, random, calibration=FILE, .* got 'embedded:t",
+            "method: expected embedded with one of baseline, random, lpips, .*, calibration=FILE, .* got 'embedded:t",
         ),
         ("embedded:weights=", "got 'embedded:weights='"),
         ("embedded:baseline=x", "got 'embedded:baseline=x'"),

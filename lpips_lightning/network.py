@@ -185,6 +185,7 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
             f"{self.frozen_network().distance.title} {found.net_type}{feature_layers} v{found.version}",
             self._calibration_label(),
             backbone,
+            self._record.description,
             str(self.images),
             self.precision,
         ]

@@ -47,6 +47,8 @@ class Backbone:
         shift: Subtracted per channel from images in ``[-1, 1]`` (v0.1 only).
         scale: Divisor per channel after the shift (v0.1 only).
         default_weights: Returns the default weights; None looks for torchvision's weights.
+        description: What the fingerprint says of it besides its feature layers, such as how it resizes images.
+        convert: Renames the tensors of a file to those of the model; None for files that need none.
     """
 
     name: str
@@ -58,6 +60,8 @@ class Backbone:
     shift: tuple[float, float, float] = (-0.030, -0.088, -0.188)
     scale: tuple[float, float, float] = (0.458, 0.448, 0.450)
     default_weights: Callable[[], Mapping[str, Tensor]] | None = None
+    description: str = ""
+    convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
 
     @property
     def is_available(self) -> bool:

@@ -52,9 +52,9 @@ class SampleGallery(Callback):
     are drawn after ``background`` and ``resize``; with ``gray="per_channel"`` as the mean of their channels.
 
     Args:
-        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``, or ``"embedded"`` or ``"embedded-vgg"``, which ship with the
-            package; a custom backbone from `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network
-            and options are used.
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``; ``"alex-st"`` or ``"vgg-st"``, which tolerate shifts;
+            ``"embedded"`` or ``"embedded-vgg"``, which ship with the package; a custom backbone from
+            `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network and options are used.
         data_range: Range of all images: ``(low, high)``, or ``high`` alone for ``(0, high)``; uint8 is always on [0,
             255].
         k: Number of worst and of best samples. With fewer than ``2 * k`` samples, some are in both groups.
@@ -106,6 +106,8 @@ class SampleGallery(Callback):
         self.input_label = input_label
         self._reader = OutputReader(pred_key, target_key, input_key, adapter)
         self._pairs = PairScorer(net_type, data_range, options, type(self), clamp=clamp)
+        self._pairs.images.check_pictures("net_type")
+        self._pairs.net.check_maps()
         self._reset()
 
     @override
@@ -213,7 +215,7 @@ class SampleGallery(Callback):
         if trainer.is_global_zero:
             maps = [sample.distances for sample in samples.values()]
             legend = Legend(
-                f"{self._pairs.net.net_type} v{self._pairs.net.version}",
+                self._pairs.net.label,
                 self.heatmap_max or heatmap_limit(*maps),
                 self.input_label,
                 _is_in_a_loss(self._pairs.net, pl_module),

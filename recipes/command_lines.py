@@ -8,7 +8,7 @@ from __future__ import annotations
 from argparse import BooleanOptionalAction
 from pathlib import Path
 
-from lpips_lightning.io.arguments import NETS, ArgumentParser
+from lpips_lightning.io.arguments import NETS, ArgumentParser, integers
 
 LOSSES = ("untrained", "pixel", "vgg", "alex", "embedded", "embedded-vgg", "baseline")
 """Default rows of the trade-off table."""
@@ -36,7 +36,7 @@ def demo_parser() -> ArgumentParser:
         choices=NETS,
         default="embedded",
         metavar="NET",
-        help="network of the loss: alex, vgg, squeeze, embedded, embedded-vgg (default: %(default)s)",
+        help=f"network of the loss: {', '.join(NETS)} (default: %(default)s)",
     )
     parser.add_argument(
         "--metric-net",
@@ -139,8 +139,3 @@ def tradeoff_parser(name: str) -> ArgumentParser:
 def comma_separated(text: str) -> list[str]:
     """Words of a list."""
     return text.split(",")
-
-
-def integers(text: str) -> list[int]:
-    """Integers of a list."""
-    return [int(word) for word in comma_separated(text)]

@@ -1,8 +1,9 @@
 """Weight files and their records: file, source, license, sha256.
 
 A `Weights` record describes a small file that ships in this folder; `load` reads it and verifies its sha256.
-`CALIBRATIONS` holds those of LPIPS by network and version. A `BackboneFile` record describes ImageNet weights that do
-not ship, `BACKBONE_FILES` all of them; `lpips_lightning.weights.lookup` lists where they may be on the user's machine.
+`CALIBRATIONS` holds those of LPIPS by network and version. A `BackboneFile` record describes weights of a backbone that
+do not ship, `BACKBONE_FILES` all of them; `lpips_lightning.weights.lookup` lists where they may be on the user's
+machine.
 `WeightsError` is raised if weights are missing, damaged, or do not match their record.
 """
 
@@ -54,14 +55,15 @@ class Weights:
 
 @dataclass(frozen=True)
 class BackboneFile:
-    """ImageNet weights of a torchvision model, which do not ship.
+    """Weights of a backbone, which do not ship: those of a torchvision model, or those in a package of a package index.
 
     Attributes:
-        builder: Name of the torchvision model, and the stem of accepted file names in a folder.
-        url: Download URL; the hex digits in the file name are the start of its sha256.
+        builder: Name of the torchvision model, or of ours; the stem of accepted file names in a folder.
+        url: Download URL; the hex digits in the file name are the start of its sha256. Empty for weights in a package.
         convolutions_sha256: `tensors_sha256` of the convolutional part; None if not recorded.
-        name: torchvision's name of these weights.
+        name: The publisher's name of these weights.
         license: SPDX identifier.
+        publisher: Who published them: torchvision, or the package.
     """
 
     builder: str
@@ -69,16 +71,32 @@ class BackboneFile:
     convolutions_sha256: str | None
     name: str = "IMAGENET1K_V1"
     license: str = "BSD-3-Clause"
+    publisher: str = "torchvision"
 
     @property
     def file(self) -> str:
-        """File name of the download."""
-        return self.url.rpartition("/")[2]
+        """File name of the download, or of the file that is made of a package."""
+        return self.url.rpartition("/")[2] or f"{self.builder}.safetensors"
 
     @property
     def sha256_prefix(self) -> str:
-        """First hex digits of the file's sha256, from its name."""
-        return self.file.rpartition("-")[2].removesuffix(".pth")
+        """First hex digits of the downloaded file's sha256, from its name; empty for weights in a package."""
+        return self.file.rpartition("-")[2].removesuffix(".pth") if self.url else ""
+
+    @property
+    def title(self) -> str:
+        """The weights as messages name them."""
+        return f"torchvision's {self.name}" if self.url else f"the weights {self.name} of {self.publisher}"
+
+
+STLPIPS = "stlpips-pytorch 0.0.2"
+"""The package that holds the weights of shift-tolerant LPIPS."""
+
+
+def _shift_tolerant(net_type: str, sha256: str, calibration_sha256: str) -> Weights:
+    source = f"{STLPIPS} (abhijay9/ShiftTolerant-LPIPS), weights/vST0.0/{net_type}_shift_tolerant.pth"
+    protocol = "calibrated (lin) with its backbone on BAPPS, input scaled"
+    return Weights(f"{net_type}_st_v0.1.safetensors", sha256, source, "BSD-2-Clause", protocol, calibration_sha256)
 
 
 def _official(net_type: str, version: str, sha256: str, calibration_sha256: str) -> Weights:
@@ -101,14 +119,14 @@ EMBEDDED = Weights(
 
 EMBEDDED_VGG = Weights(
     "embedded_vgg.safetensors",
-    "9a3dd16361124c89955609252fc5d774be978105ba957aef8841cf2d4cab8b53",
-    "recipes/distillation.py, from random weights; the file's metadata say more",
+    "02a12c60ac53938425290e838bb0212fe2348a1a7535118d6d37ce6526f54937",
+    "recipes/distillation.py, started from torchvision's SqueezeNet; the file's metadata say more",
     "BSD-2-Clause AND BSD-3-Clause",
     "distilled from LPIPS-vgg v0.1, input scaled",
-    "530fad0fbdd27fc4ca72b85ddfe6ea1b57d8a38382fb1922e5efb58a4c1a9fe1",
-    "e679574416dd17ec2f2804cf0d15d4b9a44e7a656a0494c7e5262604e68b0025",
+    "b3bdddb4bf1f1fe501d894986d1094bb20f6153909300ef6ea72fd672ded0e96",
+    "87e0daab8fe8719d65d44aa7347c65dd345d0babb227c4a354e3ce6a8fc69822",
 )
-"""The embedded network for losses, likewise."""
+"""The embedded network that learned from vgg, likewise; the backbone is in float16."""
 
 EXAMPLES = Weights(
     "examples.safetensors",
@@ -118,6 +136,19 @@ EXAMPLES = Weights(
     "the reference's example patches, uint8, for the self-check",
 )
 """Three patches ``(3, 64, 64)``: ``ref``, ``p0``, ``p1``."""
+
+DISTS = Weights(
+    "dists.safetensors",
+    "745cdae1b30c00fe14c81d72f852015ae5c33dc3d83c49d4c928295c1cfc4ce9",
+    "DISTS_pytorch 0.1 (dingkeyan93/DISTS), weights.pt",
+    "MIT",
+    "trained on KADID-10k and textures (Ding et al. 2020), VGG16 with L2 pooling",
+    "786a75a1466c3b790832696dd26ddce8d5b3ffeb66d931869254bd02b8596e55",
+)
+"""``alpha`` and ``beta`` of DISTS, ``(1475,)``: the channels of the image and of five layers of VGG16.
+
+Its `calibration_sha256` is that of both by layer, divided by their sum, as the distance uses them.
+"""
 
 CALIBRATIONS: dict[tuple[str, str], Weights] = {
     ("alex", "0.0"): _official(
@@ -158,6 +189,16 @@ CALIBRATIONS: dict[tuple[str, str], Weights] = {
     ),
     ("embedded", "0.1"): EMBEDDED,
     ("embedded-vgg", "0.1"): EMBEDDED_VGG,
+    ("alex-st", "0.1"): _shift_tolerant(
+        "alex",
+        "48e2a701c40a21d77249cb751c105c7e4cd6a400ba1d2bf5ba4785d45f2b8caa",
+        "78ca04d7fbdbae60b70d8c3915de6ebe24d8bb7e149f7beae021646fc495ffad",
+    ),
+    ("vgg-st", "0.1"): _shift_tolerant(
+        "vgg",
+        "fa9273843e47576a322371f4ff94db33eaaee4e902bcb534e93b574302c28abb",
+        "d03da7c5b5d95f87fe1168393e55317cf779e25c696087f3a19c6d66284162cb",
+    ),
 }
 """Calibrations by (net_type, version). Tensors are named as the net's layers, shape ``(C,)``."""
 
@@ -179,9 +220,25 @@ BACKBONE_FILES: dict[str, BackboneFile] = {
             "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth",
             "e93098750a62e61ef70cc50f01c17f7eccd8b4c075997affea326c113b362a6e",
         ),
+        BackboneFile(
+            "alexnet_st",
+            "",
+            "9016dc04af8bfcb608d1011cfd4c3e22dad4e524d56a0375204b5fd30d411020",
+            "ST0.0",
+            "BSD-2-Clause",
+            STLPIPS,
+        ),
+        BackboneFile(
+            "vgg16_st",
+            "",
+            "2b01feabfac08d040de91d71c309a9b4cfa8d5324f1a4fddf521944d31379189",
+            "ST0.0",
+            "BSD-2-Clause",
+            STLPIPS,
+        ),
     )
 }
-"""torchvision's backbones by builder name."""
+"""Backbones that do not ship, by builder name: torchvision's, and those of shift-tolerant LPIPS."""
 
 
 def load(record: Weights) -> dict[str, Tensor]:

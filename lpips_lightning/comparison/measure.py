@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from lpips_lightning.comparison.fidelity import Score, pair_scores, white
 from lpips_lightning.comparison.file_pairs import Pair
 from lpips_lightning.comparison.mask_files import read_mask
+from lpips_lightning.ensembles import Ensemble
 from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.image_decoding import Header, printable, read_pixels
 from lpips_lightning.perceptual_distance import PerceptualDistance
@@ -42,6 +43,7 @@ class PairResult:
         layers: Terms by layer name, which sum to `distance`.
         error: Why the pair failed; empty on success.
         scores: PSNR and SSIM, if wanted.
+        standard_error: Of `distance`, over the draws of an `Ensemble`; else NaN.
     """
 
     pair: Pair
@@ -49,6 +51,7 @@ class PairResult:
     layers: dict[str, float] = field(default_factory=dict)
     error: str = ""
     scores: dict[str, float] = field(default_factory=dict)
+    standard_error: float = math.nan
 
 
 KeepMap: TypeAlias = Callable[[PairResult, Tensor, Read], None]
@@ -264,9 +267,10 @@ def measure_read(
     x, y = _tensor(first, deep, device), _tensor(second, deep, device)
     mask = None if masks[0] is None else torch.from_numpy(np.stack(masks)).to(device)
     with torch.inference_mode():
-        layers, maps = _layers_and_maps(net, x, y, mask, erode, keep_map is not None)
+        layers, maps, errors = _layers_and_maps(net, x, y, mask, erode, keep_map is not None)
     distances = torch.stack(list(layers.values())).sum(0).tolist()
     terms = {layer: values.tolist() for layer, values in layers.items()}
+    error = [math.nan] * len(read) if errors is None else errors.tolist()
     results = []
     for row, pair in enumerate(pairs):
         if not math.isfinite(distances[row]):
@@ -274,7 +278,7 @@ def measure_read(
             continue
         pixels, own = read[row], {layer: values[row] for layer, values in terms.items()}
         beside = pair_scores(pixels[0], pixels[1], net.images, scores, pixels[2]) if scores else {}
-        results.append(PairResult(pair, distances[row], own, scores=beside))
+        results.append(PairResult(pair, distances[row], own, scores=beside, standard_error=error[row]))
         if keep_map is not None and maps is not None:
             keep_map(results[-1], maps[row, 0], pixels)
     return results
@@ -289,18 +293,34 @@ def _not_finite(pair: Pair, distance: float, erode: bool) -> str:
 
 def _layers_and_maps(
     net: PerceptualDistance, x: Tensor, y: Tensor, mask: Tensor | None, erode: bool, with_maps: bool
-) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Terms ``(N,)`` by layer, and maps ``(N, 1, H, W)`` on the CPU; without mask from one backbone pass."""
+) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
+    """Terms ``(N,)`` by layer, maps ``(N, 1, H, W)`` on the CPU, and the standard error over draws ``(N,)``.
+
+    Maps without a mask are from one backbone pass, and without a standard error.
+    """
     layers: dict[str, Tensor] | None = None
+    error = None
     if mask is not None or not with_maps:
-        layers = net(x, y, (0, 1), per_layer=True, mask=mask, erode=erode)
+        layers, error = _layers(net, x, y, mask, erode)
     if layers is not None and not with_maps:
-        return layers, None
+        return layers, None, error
     features = net.encode(x, (0, 1)), net.encode(y, (0, 1))
     maps = net.distance(*features, spatial=True)
     if layers is None:
-        return net.distance(*features, per_layer=True), maps.cpu()
-    return layers, (maps * _at_size(mask, maps)).cpu()
+        return net.distance(*features, per_layer=True), maps.cpu(), None
+    return layers, (maps * _at_size(mask, maps)).cpu(), error
+
+
+def _layers(
+    net: PerceptualDistance, x: Tensor, y: Tensor, mask: Tensor | None, erode: bool
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    if not isinstance(net, Ensemble) or net.draws == 1:
+        layers: dict[str, Tensor] = net(x, y, (0, 1), per_layer=True, mask=mask, erode=erode)
+        return layers, None
+    draws = list(net.draw_distances(x, y, (0, 1), mask=mask, erode=erode))
+    totals = torch.stack([torch.stack(list(terms.values())).sum(0) for terms in draws])
+    means = {layer: torch.stack([terms[layer] for terms in draws]).mean(0) for layer in draws[0]}
+    return means, net.standard_error(totals)
 
 
 def _at_size(mask: Tensor | None, maps: Tensor) -> Tensor | float:

@@ -26,6 +26,7 @@ from lpips_lightning.engine.state import Engine
 from lpips_lightning.engine.streaming import stream
 from lpips_lightning.engine.tiling import AxisTile, tile_gradient
 from lpips_lightning.images.preprocessing import to_backbone
+from lpips_lightning.images.ranges import UNBOUNDED
 from lpips_lightning.kernels.conv2d import FastConv2d
 
 Shape: TypeAlias = tuple[int, int, int, int]
@@ -52,11 +53,13 @@ def estimate(network: FrozenNetwork, shape: Shape, work: Work) -> int:
     side = max(side, 2 * network.record.smallest_side)
     costs = Engine.of(network).pixel_costs
     if (side, work) not in costs:
-        small, large = (_peak_of(network, (1, 3, length, length), _EVALUATE[work]) for length in (side, 2 * side))
+        channels, evaluate = network.record.input_channels, _EVALUATE[work]
+        small, large = (_peak_of(network, (1, channels, length, length), evaluate) for length in (side, 2 * side))
         per_pixel = max(large - small, 1) / (3 * side**2)
         costs[side, work] = max(small - per_pixel * side**2, 0.0), per_pixel
     fixed, per_pixel = costs[side, work]
-    return int(fixed + per_pixel * shape[0] * pixels) + _workspace_bytes(network)
+    copies = 1 if network.distance.is_fused else max(shape[0], 1)  # matrices of each image, whatever its size
+    return int(fixed * copies + per_pixel * shape[0] * pixels) + _workspace_bytes(network)
 
 
 def _estimate_by_images(network: FrozenNetwork, shape: Shape, work: Work) -> int:
@@ -94,13 +97,13 @@ def estimate_stream(network: FrozenNetwork, shape: Shape, strip_bytes: int) -> i
         strip_bytes // (element_size * depth * columns) * receptive_fields[name].jump
         + receptive_fields[name].before
         + receptive_fields[name].after
-        for name, (depth, _, columns) in layer_graph.shapes((wide, wide)).items()
+        for name, (depth, _, columns) in layer_graph.shapes((wide, wide), shape[1]).items()
     )
     tall = min(tall, deepest + deepest // 4)  # the peak is reached once the deepest layer has rows
     costs = Engine.of(network).stream_costs
     if (tall, wide, strip_bytes) not in costs:
         evaluate = partial(stream, strip_bytes=strip_bytes)
-        costs[tall, wide, strip_bytes] = _peak_of(network, (1, 3, tall, wide), evaluate)
+        costs[tall, wide, strip_bytes] = _peak_of(network, (1, shape[1], tall, wide), evaluate)
     return costs[tall, wide, strip_bytes] + _workspace_bytes(network)
 
 
@@ -225,9 +228,10 @@ def _peak_of(network: FrozenNetwork, shape: Shape, evaluate: Callable[..., objec
     clone = _meta_copy(network)
     dtype = next(clone.extractor.parameters()).dtype
     x, y = (torch.empty(shape, device="meta") for _ in range(2))
+    data_range = (0.0, 1.0) if network.record.has_range else UNBOUNDED
 
     def preprocess(images: Tensor) -> Tensor:
-        return to_backbone(images, (0.0, 1.0), clone.shift, clone.scale, dtype, clamp=True)
+        return to_backbone(images, data_range, clone.shift, clone.scale, dtype, clamp=True)
 
     run = partial(evaluate, clone, x, y, preprocess, preprocess)
     return peak_bytes(run, [x, y, *clone.parameters(), *clone.buffers()])

@@ -16,7 +16,7 @@ from lpips_lightning.backbones.frozen import FrozenNetwork
 from lpips_lightning.engine.constants import STRIP_BYTES
 from lpips_lightning.engine.graph import LayerGraph, Node
 from lpips_lightning.engine.state import Engine
-from lpips_lightning.engine.windows import Window
+from lpips_lightning.engine.windows import Window, joined
 from lpips_lightning.kernels.head import layer_sum
 
 
@@ -46,7 +46,7 @@ def stream(
         ValueError: If the backbone is not supported: see `lpips_lightning.engine.graph.unsupported_reason`.
     """
     layer_graph = Engine.of(network).layer_graph
-    shapes = layer_graph.shapes((x.shape[2], x.shape[3]))
+    shapes = layer_graph.shapes((x.shape[2], x.shape[3]), x.shape[1])
     element_size = preprocess_x(x[:1, :, :1, :1]).element_size()
     distances: list[dict[str, Tensor]] = []
     for image in range(len(x)):
@@ -176,7 +176,7 @@ class _PairStream:
         total, height = self._shapes[node.name][1], self._shapes[node.inputs[0]][1]
         if not isinstance(node.op, Window) or received in (0, height):
             return total if received == height else received
-        stop = min(total, node.op.rows.count_complete(received))
+        stop = min(total, node.op.count_complete(received))
         # Wait for at least half a strip: every call costs time, and a copy of the weights.
         return stop if 2 * (stop - self._rows_done[node.name]) > self._strip_rows(node) else 0
 
@@ -184,16 +184,15 @@ class _PairStream:
         """Compute the output rows ``[first, stop)`` of a node, for one of the two images."""
         line_buffers = [both[side] for both in self._line_buffers[index]]
         if not isinstance(node.op, Window):
-            inputs = [_joined(line_buffer.take(first, stop)) for line_buffer in line_buffers]
+            inputs = [joined(line_buffer.take(first, stop)) for line_buffer in line_buffers]
             for line_buffer in line_buffers:
                 line_buffer.discard(stop)
             return node.op(*inputs)
-        axis, height = node.op.rows, self._shapes[node.inputs[0]][1]
-        low, high = axis.input_range(first, stop)
-        parts = line_buffers[0].take(max(low, 0), min(high, height))
-        rows = _padded(parts, max(-low, 0), max(high - height, 0), node.op.fill)
+        height = self._shapes[node.inputs[0]][1]
+        parts = line_buffers[0].take(*node.op.needed_rows(first, stop, height))
+        rows = node.op.pad_rows(parts, first, stop, height)
         del parts  # free what was copied before the operation runs
-        line_buffers[0].discard(max(0, axis.input_range(stop, stop)[0]))
+        line_buffers[0].discard(node.op.first_needed(stop))
         return node.op.run_rows(rows, first, height)
 
     def _strip_rows(self, node: Node) -> int:
@@ -205,16 +204,3 @@ class _PairStream:
     def _row_bytes(self, name: str) -> int:
         depth, _, width = self._shapes[name]
         return max(1, depth * width * self._element_size)
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
-
-
-def _padded(parts: list[Tensor], top: int, bottom: int, fill: float) -> Tensor:
-    """Concatenate the parts between rows of `fill`."""
-    like = parts[0]
-    layout = torch.channels_last
-    shapes = [(like.shape[0], like.shape[1], rows, like.shape[3]) for rows in (top, bottom)]
-    above, below = ([like.new_full(shape, fill).to(memory_format=layout)] if shape[2] else [] for shape in shapes)
-    return _joined([*above, *parts, *below])

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from lpips_lightning.backbones.dists_vgg import L2Pool2d, l2_pool
+from lpips_lightning.backbones.shift_tolerant import BlurPool, reflect
 from lpips_lightning.kernels.conv2d import FastConv2d
 
 
@@ -78,6 +80,29 @@ class Window:
         """Apply the module to whole images ``(N, C, H, W)``."""
         result: Tensor = self.module(x)
         return result
+
+    @property
+    def reach(self) -> tuple[Axis, Axis]:
+        """Axes of a window without reflection that sees at least what this one sees."""
+        return self.rows, self.columns
+
+    def count_complete(self, received: int) -> int:
+        """Number of output rows that depend only on the first `received` input rows, if more will follow."""
+        return self.rows.count_complete(received)
+
+    def needed_rows(self, first: int, stop: int, height: int) -> tuple[int, int]:
+        """Input rows ``[low, high)`` of the output rows ``[first, stop)``, of an input of `height` rows."""
+        low, high = self.rows.input_range(first, stop)
+        return max(low, 0), min(high, height)
+
+    def first_needed(self, stop: int) -> int:
+        """First input row that output rows from `stop` on need."""
+        return max(0, self.reach[0].input_range(stop, stop)[0])
+
+    def pad_rows(self, parts: list[Tensor], first: int, stop: int, height: int) -> Tensor:
+        """The needed rows, in one or more parts, with the padding of the output rows ``[first, stop)``."""
+        low, high = self.rows.input_range(first, stop)
+        return _padded(parts, max(-low, 0), max(high - height, 0), self.fill)
 
     def run_rows(self, block: Tensor, first: int, height: int) -> Tensor:
         """Compute some output rows.
@@ -218,6 +243,74 @@ class AvgPool(Window):
         return min(high, height) - max(low, 0)
 
 
+class L2Pool(Window):
+    """An L2 pool."""
+
+    def __init__(self, module: L2Pool2d) -> None:
+        super().__init__(module, Axis(3, 2, 1, 1), Axis(3, 2, 1, 1))
+
+    @override
+    def run_rows(self, block: Tensor, first: int, height: int) -> Tensor:
+        return l2_pool(block, (0, self.columns.before))
+
+
+class Blur(Window):
+    """Blur pooling, which reflects its input at the borders: the first and last window see rows further inside."""
+
+    def __init__(self, module: BlurPool) -> None:
+        axis = Axis(3, 2, module.padding, module.padding)
+        super().__init__(module, axis, axis)
+
+    @property
+    @override
+    def reach(self) -> tuple[Axis, Axis]:
+        margin = self.rows.before
+        axis = Axis(3 + 2 * margin, 2, 2 * margin, 2 * margin)
+        return axis, axis
+
+    @override
+    def count_complete(self, received: int) -> int:
+        return super().count_complete(received) if received > self.rows.before else 0
+
+    @override
+    def needed_rows(self, first: int, stop: int, height: int) -> tuple[int, int]:
+        low, high = self.rows.input_range(first, stop)
+        # Row -r is row r, and row height - 1 + r is row height - 1 - r.
+        return max(0, min(low, 2 * height - 1 - high)), min(height, max(high, 1 - low))
+
+    @override
+    def pad_rows(self, parts: list[Tensor], first: int, stop: int, height: int) -> Tensor:
+        low, high = self.rows.input_range(first, stop)
+        start, _ = self.needed_rows(first, stop, height)
+        rows, above, below = joined(parts), max(-low, 0), max(high - height, 0)
+        if above or below:
+            rows = reflect(rows, max(above, below), 0)
+            start -= max(above, below)
+        return rows[:, :, low - start : high - start]
+
+    @override
+    def run_rows(self, block: Tensor, first: int, height: int) -> Tensor:
+        return BlurPool.blur(reflect(block, 0, self.columns.before))
+
+    @override
+    def dilate(self, ones: Tensor) -> Tensor:
+        return F.max_pool2d(reflect(ones, self.rows.before, self.columns.before), self._kernel, self._stride)
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """Rows in parts as one tensor."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
+def _padded(parts: list[Tensor], top: int, bottom: int, fill: float) -> Tensor:
+    """Concatenate the parts between rows of `fill`."""
+    like = parts[0]
+    layout = torch.channels_last
+    shapes = [(like.shape[0], like.shape[1], rows, like.shape[3]) for rows in (top, bottom)]
+    above, below = ([like.new_full(shape, fill).to(memory_format=layout)] if shape[2] else [] for shape in shapes)
+    return joined([*above, *parts, *below])
+
+
 def window_of(module: nn.Module) -> Window | None:
     """The window of a convolution or pool.
 
@@ -230,7 +323,14 @@ def window_of(module: nn.Module) -> Window | None:
     Raises:
         ValueError: If the module is a convolution or pool that cannot run on a range of rows.
     """
-    kinds = ((nn.Conv2d, Convolution), (FastConv2d, Convolution), (nn.MaxPool2d, MaxPool), (nn.AvgPool2d, AvgPool))
+    kinds = (
+        (nn.Conv2d, Convolution),
+        (FastConv2d, Convolution),
+        (nn.MaxPool2d, MaxPool),
+        (nn.AvgPool2d, AvgPool),
+        (L2Pool2d, L2Pool),
+        (BlurPool, Blur),
+    )
     for kind, window in kinds:
         if type(module) is kind:
             return window(module)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +14,17 @@ from torch.utils.data import DataLoader, Dataset
 from lpips_lightning.data.judges import PEOPLE, Judge, judge_of
 from lpips_lightning.evaluation.methods import Method
 from lpips_lightning.evaluation.table5 import PAPER_SETS, TABLE_5, paper_row
-from lpips_lightning.functional.judgments import agreement, bootstrap_interval, jnd_score
+from lpips_lightning.functional.judgments import agreement, bootstrap_interval, jnd_score, rank_flips
 from lpips_lightning.io.tables import read_table
 
 Kind = Literal["2afc", "jnd"]
 KINDS: tuple[Kind, ...] = ("2afc", "jnd")
 HUMAN = PEOPLE.label
+FLIPS = "flips-"
+"""Kind of rank flips after a shift, before the number of pixels."""
+
+SHIFT_ROOM = 3
+"""Columns by which images are narrower in the measurement of rank flips, as of Ghildyal and Liu 2022."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,14 @@ class Judged:
         distances: Shape ``(M, 2)``, distances to the reference, for triplets; ``(M, 1)`` for pairs.
         shares: Shape ``(M,)`` in [0, 1]: fraction of people who chose `p1` (triplets) or saw no difference (pairs).
         references: Shape ``(M,)``: index of each triplet's reference; None if every triplet has its own.
+        flips: By pixels of a shift, ``(M,)``: whether it changes the answer, see `rank_flip_rate`.
     """
 
     kind: Kind
     distances: Tensor
     shares: Tensor
     references: Tensor | None = None
+    flips: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Score:
     Attributes:
         method: Name of the method; `judge` for the agreement of the judges with themselves.
         set: Name of the set.
-        kind: ``"2afc"``: 2AFC score. ``"jnd"``: average precision.
+        kind: ``"2afc"``: 2AFC score. ``"jnd"``: average precision. ``"flips-1"``: rank flips after a shift by 1 pixel.
         value: The score in per cent.
         low: Lower bound of the 95 % interval over references, see `bootstrap_interval`, in per cent.
         high: Upper bound, in per cent.
@@ -57,7 +64,7 @@ class Score:
 
     method: str
     set: str
-    kind: Kind
+    kind: str
     value: float
     low: float
     high: float
@@ -78,8 +85,15 @@ def measure(
     num_workers: int = 0,
     device: str | torch.device = "cpu",
     report: Callable[[str, int, int], None] | None = None,
+    shifts: Sequence[int] = (),
 ) -> dict[str, dict[str, Judged]]:
     """Distances of every method on every set; each image is read once.
+
+    Of triplets, also how often a shift by some pixels changes the answer, as Ghildyal and Liu 2022 measure it. All
+    images are cropped by 3 columns (by as many as the shift, if that is larger). The answer without a shift is that of
+    the leftmost crops of all three. For the answer after it, both patches are cropped `shift` columns further right,
+    the reference is not: so the patches are shifted to the left against the reference, and nothing is made up at
+    borders.
 
     Args:
         methods: Methods to evaluate.
@@ -89,14 +103,19 @@ def measure(
         num_workers: Worker processes that read images.
         device: Device to compute on.
         report: Progress callback: name of the set, rows done, rows in total.
+        shifts: Pixels of each shift.
 
     Returns:
         Distances by method, then by set.
+
+    Raises:
+        ValueError: If images are not wider than a shift.
     """
     results: dict[str, dict[str, Judged]] = {method.name: {} for method in methods}
     for name, data in sets.items():
         loader = DataLoader(data, batch_size, num_workers=num_workers)
         parts: dict[str, list[Tensor]] = {method.name: [] for method in methods}
+        flips: dict[str, list[Tensor]] = {method.name: [] for method in methods}
         shares: list[Tensor] = []
         kind: Kind = "2afc"
         for batch in loader:
@@ -107,13 +126,51 @@ def measure(
                 for method in methods:
                     columns = [method.distance(images[first], images[other]) for other in others]
                     parts[method.name].append(torch.stack(columns, 1).cpu().double())
+                    if kind == "2afc":
+                        flips[method.name].append(_flips(method, images, shifts))
             shares.append(batch["judge" if kind == "2afc" else "same"].double())
             if report is not None:
                 report(name, sum(map(len, shares)), len(data))  # type: ignore[arg-type]
         for method in methods:
             references = getattr(data, "references", None)
-            results[method.name][name] = Judged(kind, torch.cat(parts[method.name]), torch.cat(shares), references)
+            by_shift = dict(zip(shifts, torch.cat(flips[method.name]).unbind(1), strict=True)) if kind == "2afc" else {}
+            distances = torch.cat(parts[method.name])
+            results[method.name][name] = Judged(kind, distances, torch.cat(shares), references, by_shift)
     return results
+
+
+def _flips(method: Method, images: Mapping[str, Tensor], shifts: Sequence[int]) -> Tensor:
+    """Rank flips of every triplet after every shift, ``(M, S)``."""
+    flips = [torch.zeros(len(images["ref"]), 0, dtype=torch.float64)]
+    unshifted: dict[int, list[Tensor]] = {}
+    for shift in shifts:
+        room = max(shift, SHIFT_ROOM)
+        reference = crop_columns(images["ref"], 0, room)
+        if room not in unshifted:
+            unshifted[room] = [method.distance(reference, crop_columns(images[name], 0, room)) for name in ("p0", "p1")]
+        moved = [method.distance(reference, crop_columns(images[name], shift, room)) for name in ("p0", "p1")]
+        flips.append(rank_flips(*unshifted[room], *moved, validate_args=False)[:, None].cpu().double())
+    return torch.cat(flips, 1)
+
+
+def crop_columns(images: Tensor, first: int, room: int) -> Tensor:
+    """Columns from `first` on, `room` fewer than the images have; see `measure`.
+
+    Args:
+        images: Shape ``(N, C, H, W)``.
+        first: First column, at most `room`.
+        room: Columns to leave out.
+
+    Returns:
+        Shape ``(N, C, H, W - room)``.
+
+    Raises:
+        ValueError: If no column would be left.
+    """
+    width = images.shape[-1]
+    if width <= room:
+        raise ValueError(f"shifts: expected less than the width of the images, {width} pixels, got {room}")
+    return images[..., first : width - room + first]
 
 
 def read_distances(path: str | Path) -> dict[str, Judged]:
@@ -193,10 +250,34 @@ def score(
                 d0, d1 = judged.distances.unbind(1)
                 columns: tuple[Tensor, ...] = (agreement(d0, d1, judged.shares),)
                 scores.append(_score(method, name, judged, torch.mean, columns, row, resamples, seed, judge[name]))
+                for shift, flips in judged.flips.items():
+                    cell = _score(method, name, judged, torch.mean, (flips,), None, resamples, seed, judge[name])
+                    scores.append(replace(cell, kind=f"{FLIPS}{shift}"))
             else:
                 columns = (judged.distances[:, 0], judged.shares)
                 scores.append(_score(method, name, judged, jnd_score, columns, None, resamples, seed, judge[name]))
     return scores
+
+
+def flip_rates(scores: Iterable[Score]) -> dict[str, dict[int, tuple[float, int]]]:
+    """Rank flips over the triplets of all sets, by method and pixels of the shift.
+
+    Args:
+        scores: Scores from `score`.
+
+    Returns:
+        Per cent of the triplets, and their number.
+    """
+    sums: dict[str, dict[int, tuple[float, int]]] = {}
+    for cell in scores:
+        if cell.kind.startswith(FLIPS):
+            rates = sums.setdefault(cell.method, {})
+            total, count = rates.get(shift := int(cell.kind.removeprefix(FLIPS)), (0.0, 0))
+            rates[shift] = total + cell.value * cell.count, count + cell.count
+    return {
+        method: {shift: (total / max(count, 1), count) for shift, (total, count) in rates.items()}
+        for method, rates in sums.items()
+    }
 
 
 def _judge(name: str, judged: Judged) -> Judge:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lpips_lightning.backbones.caffe_alexnet import NET_TYPE
 from lpips_lightning.backbones.definition import BACKBONES
+from lpips_lightning.distances.weighted import DISTANCES
 from lpips_lightning.evaluation.table5 import paper_row
 from lpips_lightning.images.hints import EVALUATION
 from lpips_lightning.io.tensor_files import read_record
@@ -29,7 +30,8 @@ class Method:
 
     Attributes:
         name: Name passed to `parse_method`.
-        distance: Function of two image batches ``(N, 3, H, W)`` on [-1, 1], returns ``(N,)``; lower is more similar.
+        distance: Function of two image batches ``(N, 3, H, W)`` on [-1, 1], the reference first, returns ``(N,)``;
+            lower is more similar.
         paper: Row of the paper's Table 5, or None.
     """
 
@@ -44,7 +46,9 @@ def parse_method(name: str) -> Method:
     ``NET`` is LPIPS with its official calibration; ``NET:baseline`` is uncalibrated; ``NET:random`` has Gaussian
     backbone weights; ``NET:calibration=FILE`` uses your own calibration; ``NET:kmeans=FILE`` and ``NET:weights=FILE``
     use other backbone weights, uncalibrated unless the file includes a calibration. ``NET`` is a network name of
-    `LPIPS`; ``caffe-alexnet`` needs ``random`` or ``weights=FILE``. The classical metrics are the keys of `OTHERS`.
+    `LPIPS`; ``caffe-alexnet`` needs ``random`` or ``weights=FILE``. ``NET:mean_pool``, ``NET:style``,
+    ``NET:lpips_plus`` and sums such as ``NET:lpips+0.5*style`` are other distances on the same features; ``dists`` is
+    ``vgg:dists``. The classical metrics are the keys of `OTHERS`.
 
     Args:
         name: Name of the method.
@@ -65,8 +69,10 @@ def parse_method(name: str) -> Method:
     head, _, variant = name.partition(":")
     if head in OTHERS and not variant:
         return Method(name, OTHERS[head](), paper_row(head))
+    if name == "dists":
+        return _lpips(name, "vgg", "dists")
     if head not in BACKBONES and head != NET_TYPE:
-        known = ", ".join([*BACKBONES, *OTHERS])
+        known = ", ".join([*BACKBONES, "dists", *OTHERS])
         raise ValueError(
             f"method: expected one of {known}, or a network with a variant such as alex:baseline or"
             f" {NET_TYPE}:weights=FILE, got {name!r}"
@@ -84,8 +90,11 @@ def _lpips(name: str, net_type: str, variant: str) -> Method:
             torch.manual_seed(0)
             net = _net(net_type, calibrated=False, weights="random")
         return Method(name, net, paper_row(net_type, "random"))
+    if any(distance in variant for distance in DISTANCES) and not file:
+        net = _net(net_type, distance=variant)
+        return Method(name, lambda reference, other: net(other, reference), None)
     if option not in _OPTIONS or not file:
-        choices = ", ".join(["baseline", "random", *(f"{choice}=FILE" for choice in _OPTIONS)])
+        choices = ", ".join(["baseline", "random", *DISTANCES, *(f"{choice}=FILE" for choice in _OPTIONS)])
         raise ValueError(f"method: expected {net_type} with one of {choices}, got {name!r}")
     if option == "calibration":
         return Method(name, _net(net_type, calibration=file), paper_row(net_type, "lin"))

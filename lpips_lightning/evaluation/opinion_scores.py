@@ -177,10 +177,10 @@ class _FrameScorer:
             )
         with torch.inference_mode():
             if self.net.memory_budget is not None:
-                return self.net(x, y).cpu().double().tolist()
+                return self.net(y, x).cpu().double().tolist()
             if self.features is None or len(pairs) > 1 or pairs[0][0] != self.path:
                 self.path, self.features = pairs[0][0], self.net.encode(x)
-            distance = self.net.distance(self.features, self.net.encode(y))
+            distance = self.net.distance(self.net.encode(y), self.features)  # the reference comes second
             if len(pairs) > 1:
                 self.features = None
         return distance.cpu().double().tolist()

@@ -11,12 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from lpips_lightning.data.judges import judge_note
-from lpips_lightning.evaluation.benchmark import Kind, Score, summary
+from lpips_lightning.evaluation.benchmark import Kind, Score, flip_rates, summary
 from lpips_lightning.io.atomic import atomic_write
 from lpips_lightning.io.tables import write_table
 
 TITLES: dict[Kind, str] = {"2afc": "2AFC score, %", "jnd": "JND average precision, %"}
 """Names of the scores, with their unit."""
+
+FLIPS_TITLE = "Rank flips after a shift, % of triplets"
+"""Name of the rank flips, with their unit."""
 
 
 def as_table(scores: Sequence[Score], kind: Kind) -> Table:
@@ -50,6 +53,24 @@ def as_table(scores: Sequence[Score], kind: Kind) -> Table:
     return table
 
 
+def as_flip_table(scores: Sequence[Score]) -> Table:
+    """Terminal table of rank flips: methods by pixels of the shift, over the triplets of all sets.
+
+    Args:
+        scores: Scores from `lpips_lightning.evaluation.benchmark.score`, of which some are rank flips.
+    """
+    header, rows, counts = _flip_cells(scores)
+    title = Text(FLIPS_TITLE, style="table.title")
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column(header[0], overflow="fold")
+    for heading in header[1:]:
+        table.add_column(heading, justify="right")
+    for method, *cells in rows:
+        table.add_row(Text(method), *cells)
+    table.add_row("n", *counts, style="dim")
+    return table
+
+
 def as_markdown(scores: Sequence[Score]) -> str:
     """Markdown tables of methods by sets, one per kind; the paper's values in parentheses."""
     lines: list[str] = []
@@ -61,6 +82,10 @@ def as_markdown(scores: Sequence[Score]) -> str:
             about += filter(None, [judge_note(cell.judge for cell in of_kind)])
             lines += [f"**{title}**" + (f" ({'; '.join(about)})" if about else ""), ""]
             lines += [_line(header), _line(["---"] + ["---:"] * (len(header) - 1)), *map(_line, rows), ""]
+    header, rows, _ = _flip_cells(scores)
+    if rows:
+        lines += [f"**{FLIPS_TITLE}**", "", _line(header), _line(["---"] + ["---:"] * (len(header) - 1))]
+        lines += [*map(_line, rows), ""]
     return "\n".join(lines)
 
 
@@ -87,6 +112,20 @@ def _cells(scores: Sequence[Score], kind: Kind) -> tuple[list[str], list[list[st
         row = [method, *(_cell(found[name]) if name in found else "" for name in sets)]
         rows.append([*row, f"{means[method]:.2f}" if method in means else ""])
     return ["method", *sets, "mean"], rows
+
+
+def _flip_cells(scores: Sequence[Score]) -> tuple[list[str], list[list[str]], list[str]]:
+    """Headings, rows, and numbers of triplets."""
+    rates = flip_rates(scores)
+    shifts = sorted({shift for found in rates.values() for shift in found})
+    rows = [
+        [method, *(f"{found[shift][0]:.1f}" if shift in found else "" for shift in shifts)]
+        for method, found in rates.items()
+    ]
+    counts = [
+        "/".join(map(str, sorted({found[shift][1] for found in rates.values() if shift in found}))) for shift in shifts
+    ]
+    return ["method", *(f"{shift} px" for shift in shifts)], rows, counts
 
 
 def _value(cell: Score) -> str:

@@ -1,10 +1,10 @@
 """Functions of tensors: LPIPS, PSNR and SSIM on luma, agreement with judgments, correlation with mean opinion scores.
 
 `learned_perceptual_image_patch_similarity` is LPIPS with torchmetrics' name and arguments. `luma_scores` gives PSNR and
-SSIM as superresolution papers report them. `two_afc_score`,
-`jnd_score`, `jnd_curve`, `human_ceiling` and `agreement` score distances against human judgments, with
-`bootstrap_interval` around a mean. `correlate`, `by_group` and `mean_over_groups` give SRCC, PLCC after the
-four-parameter logistic, and KRCC as `Correlations`.
+SSIM as superresolution papers report them. `two_afc_score`, `jnd_score`, `jnd_curve`, `human_ceiling` and `agreement`
+score distances against human judgments, with `bootstrap_interval` around a mean; `rank_flip_rate` says how often a
+shift changes their answers. `correlate`, `by_group` and `mean_over_groups` give SRCC, PLCC after the four-parameter
+logistic, and KRCC as `Correlations`.
 """
 
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ __all__ = [
     "learned_perceptual_image_patch_similarity",
     "luma_scores",
     "mean_over_groups",
+    "rank_flip_rate",
     "two_afc_score",
 ]
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         human_ceiling,
         jnd_curve,
         jnd_score,
+        rank_flip_rate,
         two_afc_score,
     )
     from lpips_lightning.functional.lpips import learned_perceptual_image_patch_similarity
@@ -49,6 +51,7 @@ else:
                 "human_ceiling",
                 "jnd_curve",
                 "jnd_score",
+                "rank_flip_rate",
                 "two_afc_score",
             ],
             "lpips": ["learned_perceptual_image_patch_similarity"],

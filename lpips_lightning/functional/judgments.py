@@ -51,6 +51,47 @@ def agreement(d0: Tensor, d1: Tensor, judge: Tensor, validate_args: bool = True)
     return torch.where(first < second, 1 - fraction, torch.where(second < first, fraction, 0.5))
 
 
+def rank_flip_rate(d0: Tensor, d1: Tensor, shifted_d0: Tensor, shifted_d1: Tensor) -> Tensor:
+    """How often a shift of the patches changes the answer which of two patches is closer to the reference.
+
+    Ghildyal and Liu 2022, section 3. The authors count a triplet if ``d0 < d1`` has another truth value after the
+    shift; without ties that is the same. `lpips_lightning.evaluation.benchmark.shifted` makes their shift.
+
+    Args:
+        d0: Distance of the first patch to the reference, shape ``(M,)``; ``(M, 1, ...)`` is flattened.
+        d1: Distance of the second patch, same shape.
+        shifted_d0: Distance of the first patch after the shift, same shape.
+        shifted_d1: Distance of the second patch after the shift, same shape.
+
+    Returns:
+        Shape ``()`` in [0, 1], float64; NaN for M = 0. Where the distances are equal either before or after the shift,
+        the triplet counts one half; where they are equal both times, it counts 0.
+
+    Raises:
+        TypeError: If an argument is not a real tensor.
+        ValueError: If shapes or devices differ, or a value is NaN.
+
+    Example:
+        >>> d0, d1 = torch.tensor([0.1, 0.7, 0.2, 0.4]), torch.tensor([0.3, 0.2, 0.2, 0.5])
+        >>> rank_flip_rate(d0, d1, torch.tensor([0.2, 0.1, 0.1, 0.3]), torch.tensor([0.3, 0.2, 0.3, 0.4]))
+        tensor(0.3750, dtype=torch.float64)
+    """
+    return rank_flips(d0, d1, shifted_d0, shifted_d1).mean()
+
+
+def rank_flips(d0: Tensor, d1: Tensor, shifted_d0: Tensor, shifted_d1: Tensor, validate_args: bool = True) -> Tensor:
+    """Whether the answer changes, for each triplet: 0, 0.5 or 1, ``(M,)``, float64.
+
+    `rank_flip_rate` is its mean and has the same arguments and errors. `validate_args` checks values.
+    """
+    columns = {"d0": d0, "d1": d1, "shifted_d0": shifted_d0, "shifted_d1": shifted_d1}
+    first, second, shifted_first, shifted_second = checked(columns, values=validate_args)
+    # The sign of a comparison, not of a difference: that of two infinite distances would be NaN.
+    before = (first > second).to(first.dtype) - (first < second).to(first.dtype)
+    after = (shifted_first > shifted_second).to(first.dtype) - (shifted_first < shifted_second).to(first.dtype)
+    return (before - after).abs() / 2
+
+
 def human_ceiling(judge: Tensor) -> Tensor:
     """Expected 2AFC score of one more person who judges as the others: mean of ``p^2 + (1 - p)^2``.
 

@@ -94,12 +94,13 @@ def learned_perceptual_image_patch_similarity(
         img1: Images ``(N, 3, H, W)`` or videos ``(B, T, 3, H, W)``, floating on the range or uint8 on [0, 255]. Images
             that require grad may have any values, see `LPIPS.forward`.
         img2: Images of the same shape.
-        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``, or ``"embedded"`` or ``"embedded-vgg"``, which ship with the
-            package; a custom backbone from `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network
-            and options are used.
+        net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``; ``"alex-st"`` or ``"vgg-st"``, which tolerate shifts;
+            ``"embedded"`` or ``"embedded-vgg"``, which ship with the package; a custom backbone from
+            `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network and options are used.
         reduction: Over the batch and the frames of videos: ``"mean"``, ``"sum"``, or ``"none"`` (None).
         normalize: torchmetrics' argument: True is ``data_range=(0, 1)``, False is ``(-1, 1)``.
         data_range: Range of the images, instead of `normalize`: ``(low, high)``, or ``high`` alone for ``(0, high)``.
+            None for a backbone without a range.
         spatial: Return distance maps, ``(1, H, W)`` for each image.
         per_layer: Return a dict of the layers' terms instead of their sum.
         mask: Weight of each pixel, see `LPIPS.forward`. Images that the mask excludes completely do not count in mean
@@ -126,8 +127,8 @@ def learned_perceptual_image_patch_similarity(
         tensor(0.)
     """
     check_reduction(reduction)
-    low_high = choose_range(normalize, data_range)
     net = _network(net_type, options)
+    low_high = choose_range(net.images, normalize, data_range)
     distances = measure(
         net,
         img1,

@@ -1,7 +1,9 @@
 """What an image batch is: shapes, value ranges, masks, preprocessing.
 
 `DataRange`, `Gray` and `Background` are the types of the options ``data_range``, ``gray`` and ``background``.
-`RangeError` is raised where values leave the range.
+`RangeError` is raised where values leave the range. `lpips_lightning.Ensemble` averages over
+transformations: `Shift`, `Flip`, `Transpose`, `ChannelGains`, `ChannelPermutation`, `BoxDownscale`, and any
+`RandomTransform` of your own.
 
 Images are ``(N, 3, H, W)``, floating on the declared ``data_range`` (``(low, high)``, or ``high`` alone for
 ``(0, high)``), or uint8 on [0, 255]. Unequal sizes are an error; nothing is broadcast or resized silently.
@@ -38,16 +40,46 @@ from typing import TYPE_CHECKING
 
 from lpips_lightning._lazy import lazy_names
 
-__all__ = ["Background", "DataRange", "Gray", "RangeError"]
+__all__ = [
+    "Background",
+    "BoxDownscale",
+    "ChannelGains",
+    "ChannelPermutation",
+    "DataRange",
+    "Flip",
+    "Gray",
+    "RandomTransform",
+    "RangeError",
+    "Shift",
+    "Transpose",
+]
 
 if TYPE_CHECKING:
     from lpips_lightning.images.preprocessing import Background, Gray
+    from lpips_lightning.images.random_transforms import (
+        BoxDownscale,
+        ChannelGains,
+        ChannelPermutation,
+        Flip,
+        RandomTransform,
+        Shift,
+        Transpose,
+    )
     from lpips_lightning.images.ranges import DataRange, RangeError
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
             "preprocessing": ["Background", "Gray"],
+            "random_transforms": [
+                "BoxDownscale",
+                "ChannelGains",
+                "ChannelPermutation",
+                "Flip",
+                "RandomTransform",
+                "Shift",
+                "Transpose",
+            ],
             "ranges": ["DataRange", "RangeError"],
         },
     )

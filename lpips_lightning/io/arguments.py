@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from typing_extensions import override
 
-NETS = ("alex", "vgg", "squeeze", "embedded", "embedded-vgg")
+NETS = ("alex", "vgg", "squeeze", "embedded", "embedded-vgg", "alex-st", "vgg-st")
 """Names of the networks, for command lines that are read without importing torch."""
 
 _TYPES = {"int": "an integer", "float": "a number", "integers": "integers with commas between them"}
@@ -21,6 +21,11 @@ _COUNT = re.compile(r"argument (\S+): expected (one|\d+|at least one|at most one
 _EXCLUSIVE = re.compile(r"argument (\S+): not allowed with argument (\S+)")
 _MISSING = re.compile(r"the following arguments are required: (.*)|one of the arguments (.*) is required")
 _UNKNOWN = re.compile(r"unrecognized arguments: (.*)", re.S | re.I)
+
+
+def integers(text: str) -> list[int]:
+    """Integers with commas between them, as the type of an option."""
+    return [int(word) for word in text.split(",")]
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -218,7 +218,7 @@ def _project_page(index: str, project: str) -> str:
 
 
 def _is_file(place: str) -> bool:
-    return urlsplit(place).path.endswith((".tar.gz", ".html", ".htm"))
+    return urlsplit(place).path.endswith((".tar.gz", ".whl", ".html", ".htm"))
 
 
 def _is_local(place: str) -> bool:

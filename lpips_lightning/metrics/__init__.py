@@ -2,7 +2,7 @@
 
 `LearnedPerceptualImagePatchSimilarity` replaces torchmetrics' class: same arguments and defaults, only the import
 changes. `LPIPSDiversity` is the mean LPIPS over all pairs of a group's samples. `TwoAFCScore`, `JNDScore` and
-`HumanCeiling` score distances against human judgments.
+`HumanCeiling` score distances against human judgments, `RankFlipRate` their answers against those after a shift.
 
 All return the single-process result for any sharding over batches and ranks. ``index=`` of ``update`` takes the dataset
 index of each sample, so that samples repeated by a `DistributedSampler` count once.
@@ -12,18 +12,25 @@ from typing import TYPE_CHECKING
 
 from lpips_lightning._lazy import lazy_names
 
-__all__ = ["HumanCeiling", "JNDScore", "LPIPSDiversity", "LearnedPerceptualImagePatchSimilarity", "TwoAFCScore"]
+__all__ = [
+    "HumanCeiling",
+    "JNDScore",
+    "LPIPSDiversity",
+    "LearnedPerceptualImagePatchSimilarity",
+    "RankFlipRate",
+    "TwoAFCScore",
+]
 
 if TYPE_CHECKING:
     from lpips_lightning.metrics.diversity import LPIPSDiversity
-    from lpips_lightning.metrics.judgments import HumanCeiling, JNDScore, TwoAFCScore
+    from lpips_lightning.metrics.judgments import HumanCeiling, JNDScore, RankFlipRate, TwoAFCScore
     from lpips_lightning.metrics.lpips import LearnedPerceptualImagePatchSimilarity
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
             "diversity": ["LPIPSDiversity"],
-            "judgments": ["HumanCeiling", "JNDScore", "TwoAFCScore"],
+            "judgments": ["HumanCeiling", "JNDScore", "RankFlipRate", "TwoAFCScore"],
             "lpips": ["LearnedPerceptualImagePatchSimilarity"],
         },
     )

@@ -1,4 +1,4 @@
-"""2AFC and JND scores as torchmetrics metrics; same value for any sharding over batches and ranks."""
+"""2AFC and JND scores and rank flips as torchmetrics metrics; same value for any sharding over batches and ranks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchmetrics.utilities import dim_zero_cat
 from typing_extensions import override
 
 from lpips_lightning.batch import SUM_DTYPE
-from lpips_lightning.functional.judgments import agreement, checked, jnd_curve, jnd_score
+from lpips_lightning.functional.judgments import agreement, checked, jnd_curve, jnd_score, rank_flips
 from lpips_lightning.metrics.indexed import IndexedMetric
 
 Index: TypeAlias = Tensor | Sequence[int] | None
@@ -119,6 +119,34 @@ class HumanCeiling(_MeanOfFractions):
     def _fractions(*columns: Tensor) -> Tensor:
         (fraction,) = columns
         return fraction.square() + (1 - fraction).square()
+
+
+class RankFlipRate(_MeanOfFractions):
+    """`rank_flip_rate` over all batches and ranks; the state is a sum and a count.
+
+    Args:
+        validate_args: Check values; this waits for the device. Shapes are always checked.
+        kwargs: See `torchmetrics.Metric`.
+
+    Example:
+        >>> metric = RankFlipRate()
+        >>> metric.update(*(torch.tensor([value]) for value in (0.1, 0.3, 0.4, 0.2)))
+        >>> float(metric.compute())
+        1.0
+    """
+
+    higher_is_better = False
+
+    @override
+    def update(self, d0: Tensor, d1: Tensor, shifted_d0: Tensor, shifted_d1: Tensor, index: Index = None) -> None:
+        """Add a batch; see `rank_flip_rate` and, for `index`, `TwoAFCScore.update`."""
+        self._add({"d0": d0, "d1": d1, "shifted_d0": shifted_d0, "shifted_d1": shifted_d1}, index)
+
+    @staticmethod
+    @override
+    def _fractions(*columns: Tensor) -> Tensor:
+        d0, d1, shifted_d0, shifted_d1 = columns
+        return rank_flips(d0, d1, shifted_d0, shifted_d1, validate_args=False)
 
 
 class JNDScore(IndexedMetric):

@@ -9,10 +9,13 @@ from torch.nn import functional as F
 
 from lpips_lightning import LPIPS
 from lpips_lightning.backbones.custom import from_module, from_torchvision
+from lpips_lightning.backbones.definition import BACKBONES
+from lpips_lightning.backbones.shift_tolerant import shift_tolerant_alexnet, shift_tolerant_vgg16
 from lpips_lightning.distances.lpips import layer_distances
 
-PIECES = ("alex", "squeeze", "embedded", "thin", "resnet", "odd")
-"""Nets: the table's, VGG16's geometry with few channels, one with sums and normalization, one of oddities."""
+PIECES = ("alex", "squeeze", "embedded", "thin", "resnet", "odd", "thin-st", "thin-vgg-st")
+"""Nets: the table's, VGG16's geometry with few channels, one with sums and normalization, one of oddities, and the
+geometry of the shift-tolerant ones with few channels."""
 
 
 def thin_vgg(channels=6):
@@ -60,6 +63,17 @@ class Odd(nn.Module):
         return self.last(self.inner_average(x))
 
 
+def thin_shift_tolerant(name):
+    """A shift-tolerant network with few channels."""
+    module = (shift_tolerant_alexnet if name == "alex-st" else shift_tolerant_vgg16)((5, 6, 7, 8, 8))
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):  # what a blur leaves of small features would drown in biases
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+    side = BACKBONES[name].smallest_side
+    return from_module(module, dict(BACKBONES[name].feature_layers), smallest_side=side)
+
+
 def made(name, backbones):
     """A net by the tests' name for it, and its network in float64."""
     torch.manual_seed(0)
@@ -72,6 +86,8 @@ def made(name, backbones):
     elif name == "thin":
         feature_layers = {layer: str(index) for layer, index in zip("abcde", (3, 8, 15, 22, 29), strict=True)}
         net = LPIPS(from_module(thin_vgg(), feature_layers), calibrated=False)
+    elif name.startswith("thin-"):
+        net = LPIPS(thin_shift_tolerant({"thin-st": "alex-st"}.get(name, "vgg-st")), calibrated=False)
     else:
         net = LPIPS(from_module(Odd(), ["early", "middle", "late", "last"]), calibrated=False)
     return net, frozen_network(net, torch.float64)

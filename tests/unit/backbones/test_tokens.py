@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from boring_module import fit
 from frozen_networks import frozen_network
 from safetensors.torch import save_file
 from torch import nn
@@ -18,6 +19,7 @@ from lpips_lightning import LPIPS, LearnedPerceptualImagePatchSimilarity, Percep
 from lpips_lightning.backbones.custom import from_module, from_torchvision
 from lpips_lightning.backbones.timm_models import from_timm
 from lpips_lightning.backbones.tokens import Tokens, mean_calibration
+from lpips_lightning.callbacks import PerceptualScores
 from lpips_lightning.weights import WeightsError
 
 timm = pytest.importorskip("timm")
@@ -153,7 +155,7 @@ def test_what_weights_do_not_tell_apart_the_specification_does():
         small(norm=True),
         small((1,)),
         small(dynamic_img_size=False),
-        small(mean=(0.1, 0.1, 0.1)),
+        small(std=(0.1, 0.1, 0.1)),
         small(tokens=Tokens(8, prefix=1, size=32)),
     ]
     nets = [
@@ -180,6 +182,16 @@ def test_gradients_are_right_in_float64():
         lambda images: net(images, y, data_range=(0, 1)), x.requires_grad_(), fast_mode=True
     )
     assert torch.autograd.gradcheck(lambda images: net(images, y, data_range=(0, 1), spatial=True), x, fast_mode=True)
+
+
+def test_a_penalty_on_the_gradient_has_one_too(pair):
+    x, y = pair(1, 16, 16, torch.float64)
+    net = network(small(depth=1, layers=(0,)))
+
+    def gradient(images):
+        return torch.autograd.grad(net(images, y).sum(), images, create_graph=True)[0]
+
+    assert torch.autograd.gradcheck(gradient, x.requires_grad_(), fast_mode=True)
 
 
 def test_half_precision_and_autocast_are_near(pair):
@@ -270,7 +282,9 @@ def test_files_of_other_models_are_refused(tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match="converting them failed"):
         LPIPS(small(), weights={**weights, "pos_embed": torch.zeros(24)}, calibrated=False)
     monkeypatch.setenv("LPIPS_LIGHTNING_WEIGHTS", str(tmp_path))
-    with pytest.raises(WeightsError, match=rf"backbone 'timm/{VIT}' was not found"):
+    with pytest.raises(
+        WeightsError, match=rf"(?s)'timm/{VIT}' was not found.*pretrained=True.* as timm/{VIT}.safetens"
+    ):
         LPIPS(small(), calibrated=False)
     (tmp_path / "timm").mkdir()
     torch.save(weights, tmp_path / "timm" / f"{VIT}.pth")
@@ -319,6 +333,24 @@ def test_other_families_work(name, layers, channels, pair):
     x, y = pair(2, 37, 43)
     net = network(backbone)
     assert bool((net(x, y) > 0).all()) and float(net(x, x).sum()) == 0
+
+
+def test_models_of_four_channels_take_the_weights_of_rgb(pair):
+    weights = of_timm().state_dict()
+    net = LPIPS(small(in_chans=4), weights=weights, calibrated=False)
+    colors = pair(1, 32, 32)[0]
+    images = torch.cat([colors, colors[:, :1]], 1)
+    assert net.encode(images).layers["blocks.0"].shape == (1, 24, 4, 4)
+    filters = net.frozen_network().extractor.graph.state_dict()["patch_embed.proj.weight"]
+    torch.testing.assert_close(filters[:, 3], 0.75 * weights["patch_embed.proj.weight"][:, 0])
+
+
+def test_a_callback_scores_by_it_and_its_checkpoint_holds_none_of_it(tmp_path):
+    options = {"weights": "random", "calibrated": False, "data_range": (0, 1), "metrics": ["lpips"]}
+    trainer = fit(tmp_path, [PerceptualScores(small((0,)), **options)], max_epochs=1, enable_checkpointing=True)
+    assert float(trainer.callback_metrics["val/lpips"]) > 0
+    (file,) = tmp_path.rglob("*.ckpt")
+    assert list(torch.load(file, weights_only=True)["state_dict"]) == ["scale"]
 
 
 class Own(nn.Module):
@@ -379,6 +411,10 @@ def test_the_mean_over_layers_is_a_calibration(pair):
         (lambda: from_module(Own(), ["block"], tokens=True), r"tokens: expected Tokens\(patch, prefix\) for a Own"),
         (lambda: from_module(Own(), ["block"], tokens=8), r"tokens: expected True, False or Tokens"),
         (lambda: from_module(of_timm(), ["blocks.0"]), r"got \(1, 1025, 24\); of tokens \(N, L, C\), say tokens="),
+        (
+            lambda: from_torchvision("swin_t", ["features.1"]),
+            r"second dimension changes with the size of the images, such as \(N, h, w, C\); from_timm takes Swin",
+        ),
         (lambda: Tokens(0), "patch: expected a positive number"),
         (lambda: Tokens(8, prefix=-1), "prefix: expected a number of tokens"),
         (lambda: Tokens(8, size=30), r"size: expected a multiple of the patch, \(8, 8\), got \(30, 30\)"),

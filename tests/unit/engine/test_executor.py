@@ -25,7 +25,7 @@ from lpips_lightning.engine.executor import (
     pair_gradient,
 )
 
-BY_HAND = ("alex", "squeeze", "embedded", "thin")
+BY_HAND = ("alex", "squeeze", "embedded", "thin", "thin-st", "thin-vgg-st")
 
 
 class Branches(nn.Module):

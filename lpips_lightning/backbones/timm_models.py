@@ -169,18 +169,26 @@ class _TimmBuilder:
 
     def _create(self, **options: Any) -> Any:
         """A model that interpolates its position embeddings, where timm can; the global generator is not used."""
-        create = _timm().create_model
         _check_known(self.name)
-        options = {**options, **dict(self.options)}
-        with torch.random.fork_rng(devices=[]):
-            if "dynamic_img_size" in options:
-                return create(self.name, **options)
-            try:
-                return create(self.name, dynamic_img_size=True, **options)
-            except TypeError as error:
-                if "dynamic_img_size" not in str(error):
-                    raise
-            return create(self.name, **options)
+        options = {"dynamic_img_size": True, **options, **dict(self.options)}
+        try:
+            return _created(self.name, options)
+        except RuntimeError as error:
+            if "meta tensors" not in str(error):
+                raise
+        with torch.device("cpu"):  # older timm computes some settings with tensors
+            return _created(self.name, options)
+
+
+def _created(name: str, options: dict[str, Any]) -> Any:
+    create = _timm().create_model
+    with torch.random.fork_rng(devices=[]):
+        try:
+            return create(name, **options)
+        except TypeError as error:
+            if "dynamic_img_size" not in str(error):
+                raise
+        return create(name, **{key: value for key, value in options.items() if key != "dynamic_img_size"})
 
 
 @lru_cache(maxsize=2)

@@ -317,11 +317,11 @@ def _probe(record: Backbone, smallest_side: int | None) -> tuple[tuple[int, ...]
         try:
             shapes = _shapes(backbone, record, side, device)
         except Exception as error:
-            channels = record.input_channels
+            colors = record.input_channels
             empty = any(parameter.is_meta for parameter in backbone.parameters())  # nothing runs elsewhere
             error = on_meta if empty else error
             raise ValueError(
-                f"{record.name}: expected a backbone that takes {side}x{side} images of {channels} channels"
+                f"{record.name}: expected a backbone that takes {side}x{side} images of {colors} channels"
                 f" (input_channels): {error}"
             ) from error
     for layer, shape in shapes.items():

@@ -217,7 +217,7 @@ def _layers(
     named = isinstance(feature_layers, Mapping)
     nodes: dict[str, str] = {}
     for layer in feature_layers:
-        node = _node(feature_layers[layer] if named else layer, counted, name)  # type: ignore[call-overload, index]
+        node = _node(feature_layers[layer] if named else layer, counted, name)  # type: ignore[index]
         nodes[str(layer) if named else node] = node
     if len(nodes) != len(feature_layers) or len(set(nodes.values())) != len(nodes):
         raise ValueError(f"feature_layers: expected every layer once, got {feature_layers!r}")

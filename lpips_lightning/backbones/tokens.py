@@ -106,7 +106,8 @@ def tokens_of(model: nn.Module) -> Tokens:
 
     if isinstance(model, VisionTransformer):
         return Tokens(model.patch_size, prefix=1, size=model.image_size)
-    embedding, prefix = getattr(model, "patch_embed", None), getattr(model, "num_prefix_tokens", 0)
+    embedding: Any = getattr(model, "patch_embed", None)
+    prefix = getattr(model, "num_prefix_tokens", 0)
     patch = getattr(embedding, "patch_size", None)
     if patch is None:
         raise ValueError(

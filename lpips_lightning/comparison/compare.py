@@ -108,7 +108,7 @@ def compare(
             Gray images have no or one channel, and need ``gray="repeat"``.
         b: What `a` is compared with. Files, Pillow images, arrays and tensors may be mixed, folders and videos not.
         net: ``"alex"``, ``"vgg"``, ``"squeeze"``, ``"alex-st"``, ``"vgg-st"``, or ``"embedded"`` or ``"embedded-vgg"``,
-            which ship with the package, a custom backbone, or a built `LPIPS`.
+            which ship with the package, a custom backbone, or a built `LPIPS`, `WeightedSum` or `Ensemble`.
         data_range: Range of floating-point images: ``(low, high)``, or ``high`` alone for ``(0, high)``. uint8 and
             uint16 images have their full range.
         metrics: Other scores: ``"psnr"`` (dB, all pixels and RGB, peak 1, no border crop) and ``"ssim"`` (RGB, Gaussian

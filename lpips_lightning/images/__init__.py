@@ -29,6 +29,9 @@ Traceback (most recent call last):
     ...
 lpips_lightning.images.ranges.RangeError: x: expected values on [0, 1], got values from ...
 
+A backbone may take other channels than 3, and values without a range (`lpips_lightning.backbones`): then
+``data_range=None``, values are neither mapped nor clamped, uint8 is refused, and so are NaN and infinity in data.
+
 **Other images** are accepted when you say how: ``gray="repeat"`` or ``"per_channel"``, ``background="white"`` or a
 color for alpha channels, ``resize=(H, W)``. All three are in the fingerprint.
 

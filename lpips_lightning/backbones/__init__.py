@@ -17,8 +17,8 @@ official calibration for them: pass ``calibration=PATH``, or ``calibrated=False`
 >>> metric = LearnedPerceptualImagePatchSimilarity(mine, data_range=(0, 1), calibrated=False)
 
 `from_timm` (extra ``timm``) takes vision transformers, DINO and CLIP among them, and timm's convolutional nets; the
-other two take those of torchvision and your own with ``tokens=``. `mean_calibration` makes the distance the mean over
-layers.
+other two take those of torchvision and your own with ``tokens=``, a `Tokens` that says the patch. `mean_calibration`
+makes the distance the mean over layers.
 
 `CaffeAlexNet` is the network of most self-supervised methods. `write_caffe_alexnet` writes one as a file that says its
 architecture, for ``LPIPS(weights=FILE)``, and `load_caffe_alexnet` reads it again to go on training.

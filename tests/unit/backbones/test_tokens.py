@@ -159,9 +159,8 @@ def test_what_weights_do_not_tell_apart_the_specification_does():
         small(std=(0.1, 0.1, 0.1)),
         small(tokens=Tokens(8, prefix=1, size=32)),
     ]
-    nets = [
-        network(backbone, weights=network().frozen_network().extractor.graph.state_dict()) for backbone in backbones
-    ]
+    weights = network().frozen_network().extractor.graph.state_dict()
+    nets = [network(backbone, weights=weights) for backbone in backbones]
     assert len({net.specification for net in nets}) == len(nets)
     assert len({net.specification.backbone_sha256 for net in nets}) == 1
     assert len({net.source for net in nets}) == len(nets)

@@ -20,6 +20,24 @@ official calibration for them: pass ``calibration=PATH``, or ``calibrated=False`
 other two take those of torchvision and your own with ``tokens=``, a `Tokens` that says the patch. `mean_calibration`
 makes the distance the mean over layers.
 
+Images may have any number of channels, ``input_channels``, with ``mean`` and ``std`` of that length or none; without a
+value range (``has_range=False``) every call says ``data_range=None``. An RGB network takes other channels with
+``first_conv="repeat"``. A distance of latents is such a backbone, here like VGG with group normalization:
+
+>>> import torch
+>>> from lpips_lightning import PerceptualLoss
+>>> def stage(inputs: int, outputs: int) -> list[nn.Module]:
+...     return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.GroupNorm(8, outputs), nn.ReLU()]
+>>> trunk = nn.Sequential(*stage(4, 32), nn.MaxPool2d(2), *stage(32, 64), nn.MaxPool2d(2), *stage(64, 128))
+>>> latent = from_module(trunk, ["2", "6", "10"], name="latent", input_channels=4, has_range=False)
+>>> loss = PerceptualLoss(latent, data_range=None, calibrated=False)
+>>> latents = 5 * torch.randn(2, 4, 32, 32)
+>>> float(loss(latents, latents))
+0.0
+
+`lpips_lightning.calibration.PerceptualCalibration` trains its calibration on judged latents
+(`lpips_lightning.data.TensorTriplets`), and ``calibration=FILE`` reads it.
+
 `CaffeAlexNet` is the network of most self-supervised methods. `write_caffe_alexnet` writes one as a file that says its
 architecture, for ``LPIPS(weights=FILE)``, and `load_caffe_alexnet` reads it again to go on training.
 

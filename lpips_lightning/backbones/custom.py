@@ -138,6 +138,7 @@ def from_module(
         A distance of latents of a diffusion model, with 4 channels and any values:
 
         >>> module = nn.Sequential(nn.Conv2d(4, 32, 3, padding=1), nn.GroupNorm(8, 32), nn.SiLU())
+        >>> from lpips_lightning import LPIPS
         >>> net = LPIPS(from_module(module, ["2"], input_channels=4, has_range=False), calibrated=False)
         >>> latents = 5 * torch.randn(2, 4, 32, 32)
         >>> net(latents, latents)

@@ -117,6 +117,13 @@ def _trained_further(name: str, record: Backbone) -> Backbone:
     return replace(record, name=name, builder=name, default_weights=partial(load, CALIBRATIONS[name, "0.1"]))
 
 
+_SQUEEZE = _sequential(
+    "squeeze",
+    "squeezenet1_1",
+    {"relu1": 1, "relu2": 4, "relu3": 7, "relu4": 9, "relu5": 10, "relu6": 11, "relu7": 12},
+    (64, 128, 256, 384, 384, 512, 512),
+    17,
+)
 BACKBONES: dict[str, Backbone] = {
     record.name: record
     for record in (
@@ -134,14 +141,9 @@ BACKBONES: dict[str, Backbone] = {
             (64, 128, 256, 512, 512),
             16,
         ),
-        _sequential(
-            "squeeze",
-            "squeezenet1_1",
-            {"relu1": 1, "relu2": 4, "relu3": 7, "relu4": 9, "relu5": 10, "relu6": 11, "relu7": 12},
-            (64, 128, 256, 384, 384, 512, 512),
-            17,
-        ),
+        _SQUEEZE,
         _embedded("embedded", EMBEDDED, 31),
+        _trained_further("embedded-vgg", _SQUEEZE),
         _sequential(
             "alex-st",
             "alexnet_st",
@@ -160,7 +162,6 @@ BACKBONES: dict[str, Backbone] = {
         ),
     )
 }
-BACKBONES["embedded-vgg"] = _trained_further("embedded-vgg", BACKBONES["squeeze"])
 """Backbones by net_type. Feature layers are those of ``lpips/pretrained_networks.py``, by index in ``.features``.
 
 ``"alex-st"`` and ``"vgg-st"`` are the networks of shift-tolerant LPIPS (Ghildyal and Liu, ECCV 2022).

@@ -406,6 +406,22 @@ def test_the_mean_over_layers_is_a_calibration(pair):
         assert "lin custom" in mean.fingerprint
 
 
+def test_the_number_is_the_mean_over_tokens_channels_and_layers_of_unit_tokens(pair):
+    backbone = small()
+    x, y = pair(2, 32, 32)
+    net = network(backbone, calibrated=True, calibration=mean_calibration(backbone, over_channels=True))
+    model = of_timm(net.frozen_network().extractor.graph.state_dict())
+    mean, std = (torch.tensor(model.pretrained_cfg[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+
+    def unit_tokens(images):
+        maps = model.forward_intermediates(((images + 1) / 2 - mean) / std, intermediates_only=True, output_fmt="NLC")
+        return [F.normalize(tokens, dim=-1) for tokens in maps]
+
+    layers = zip(unit_tokens(x), unit_tokens(y), strict=True)
+    expected = torch.stack([(one - other).square().mean((1, 2)) for one, other in layers]).mean(0)
+    torch.testing.assert_close(net(x, y), expected, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

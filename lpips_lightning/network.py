@@ -202,6 +202,7 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
             f"{self._distance.title} {found.net_type}{feature_layers} v{found.version}",
             self._calibration_label(),
             backbone,
+            self._record.description,
             str(self.images),
             self._convention_label(),
             self.precision,
@@ -221,7 +222,8 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
     @property
     @override
     def label(self) -> str:
-        return f"{self.net_type} v{self.version}"
+        distance = "" if self._distance.name == "lpips" else f" {self._distance.name}"
+        return f"{self.net_type} v{self.version}{distance}"
 
     def _convention_label(self) -> str:
         return "" if self.convention is None else _CONVENTIONS[self.convention]

@@ -16,6 +16,10 @@ official calibration for them: pass ``calibration=PATH``, or ``calibrated=False`
 >>> mine = from_module(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), ["1"], mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 >>> metric = LearnedPerceptualImagePatchSimilarity(mine, data_range=(0, 1), calibrated=False)
 
+`from_timm` (extra ``timm``) takes vision transformers, DINO and CLIP among them, and timm's convolutional nets; the
+other two take those of torchvision and your own with ``tokens=``. `mean_calibration` makes the distance the mean over
+layers.
+
 Images may have any number of channels, ``input_channels``, with ``mean`` and ``std`` of that length or none; without a
 value range (``has_range=False``) every call says ``data_range=None``. An RGB network takes other channels with
 ``first_conv="repeat"``. A distance of latents is such a backbone, here like VGG with group normalization:
@@ -49,10 +53,13 @@ __all__ = [
     "Backbone",
     "CaffeAlexNet",
     "FeatureExtractor",
+    "Tokens",
     "from_module",
+    "from_timm",
     "from_torchvision",
     "get_backbone",
     "load_caffe_alexnet",
+    "mean_calibration",
     "random_backbone",
     "write_caffe_alexnet",
 ]
@@ -63,6 +70,8 @@ if TYPE_CHECKING:
     from lpips_lightning.backbones.custom import from_module, from_torchvision
     from lpips_lightning.backbones.definition import BACKBONES, Backbone, get_backbone
     from lpips_lightning.backbones.extractor import FeatureExtractor, random_backbone
+    from lpips_lightning.backbones.timm_models import from_timm
+    from lpips_lightning.backbones.tokens import Tokens, mean_calibration
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -72,5 +81,7 @@ else:
             "custom": ["from_module", "from_torchvision"],
             "definition": ["BACKBONES", "Backbone", "get_backbone"],
             "extractor": ["FeatureExtractor", "random_backbone"],
+            "timm_models": ["from_timm"],
+            "tokens": ["Tokens", "mean_calibration"],
         },
     )

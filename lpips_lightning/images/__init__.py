@@ -21,6 +21,7 @@ from the declared one, as of [0, 255] floats declared as [0, 1].
 
 >>> import torch
 >>> from lpips_lightning import LPIPS
+>>> from lpips_lightning.images import pu21_encode, pu21_range
 >>> net = LPIPS("embedded")
 >>> x = torch.rand(2, 3, 64, 64)
 >>> net(255 * x, 255 * x, data_range=(0, 1))
@@ -36,6 +37,14 @@ color for alpha channels, ``resize=(H, W)``. All three are in the fingerprint.
 
 >>> gray = LPIPS("embedded", gray="repeat")
 >>> gray(x[:, :1], x[:, :1], data_range=(0, 1))
+tensor([0., 0.])
+
+**High dynamic range.** Networks know display-encoded images. Linear RGB in cd/m^2, from a renderer or an HDR file
+scaled to the display that shows it, is encoded with `pu21_encode` first, for metric, loss, function and `compare` of
+tensors; `pu21_range` is then its range, and `pu21_decode` the inverse.
+
+>>> hdr = 1000 * x  # cd/m^2
+>>> net(pu21_encode(hdr), pu21_encode(hdr), data_range=pu21_range(1000))
 tensor([0., 0.])
 """
 
@@ -55,9 +64,13 @@ __all__ = [
     "RangeError",
     "Shift",
     "Transpose",
+    "pu21_decode",
+    "pu21_encode",
+    "pu21_range",
 ]
 
 if TYPE_CHECKING:
+    from lpips_lightning.images.hdr import pu21_decode, pu21_encode, pu21_range
     from lpips_lightning.images.preprocessing import Background, Gray
     from lpips_lightning.images.random_transforms import (
         BoxDownscale,
@@ -73,6 +86,7 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "hdr": ["pu21_decode", "pu21_encode", "pu21_range"],
             "preprocessing": ["Background", "Gray"],
             "random_transforms": [
                 "BoxDownscale",

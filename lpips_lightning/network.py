@@ -202,6 +202,7 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
             f"{self._distance.title} {found.net_type}{feature_layers} v{found.version}",
             self._calibration_label(),
             backbone,
+            self._record.description,
             str(self.images),
             self._convention_label(),
             self.precision,
@@ -361,7 +362,7 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
 
     @override
     def all_pairs(
-        self, x: Tensor, y: Tensor | None, data_range: DataRange | None, batch_size: int, memory_budget: int
+        self, x: Tensor, y: Tensor | None, data_range: DataRange, batch_size: int, memory_budget: int
     ) -> Tensor:
         if not self._distance.is_squared_euclidean:
             return self._all_feature_pairs(x, y, data_range, batch_size, memory_budget)
@@ -373,7 +374,7 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
         distances = torch.cat(blocks, 1)
         return distances if y is not None else distances.triu(1) + distances.triu(1).T
 
-    def _vectors(self, images: Tensor, data_range: DataRange | None, batch_size: int) -> Iterator[Tensor]:
+    def _vectors(self, images: Tensor, data_range: DataRange, batch_size: int) -> Iterator[Tensor]:
         for chunk in images.split(batch_size):
             features = self.encode(chunk, data_range)
             first = features.layers[self.layers[0]]

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from lpips_lightning.backbones.definition import BACKBONES, Backbone
+from lpips_lightning.tracing import static_sizes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -51,8 +52,9 @@ def l2_pool(features: Tensor, padding: tuple[int, int]) -> Tensor:
     """
     squares = (features if features.dtype == torch.float64 else features.float()).square()
     window = 1 - torch.arange(-1, 2, dtype=squares.dtype, device=squares.device).abs() / 2
-    kernel = (window.unsqueeze(1) * window / 4).expand(features.shape[1], 1, 3, 3)
-    means = F.conv2d(squares, kernel, stride=2, padding=padding, groups=features.shape[1])
+    (channels,) = static_sizes(features.shape[1:2])  # ONNX takes no kernel of unknown shape
+    kernel = (window.unsqueeze(1) * window / 4).expand(channels, 1, 3, 3)
+    means = F.conv2d(squares, kernel, stride=2, padding=padding, groups=channels)
     return (means + _EPS).sqrt().to(features.dtype)
 
 

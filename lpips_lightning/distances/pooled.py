@@ -62,9 +62,9 @@ def gram_matrix(features: Tensor, mask: Tensor | None = None) -> Tensor:
     features = at_least_float32(features)
     if mask is None:
         unit = unit_normalize(features).flatten(2)
-        return unit @ unit.mT / unit.shape[2]
+        return unit @ unit.transpose(1, 2) / unit.shape[2]
     unit = unit_normalize(without_masked(features, mask)).flatten(2)
-    return (unit * fractions(mask, unit.dtype).flatten(2)) @ unit.mT
+    return (unit * fractions(mask, unit.dtype).flatten(2)) @ unit.transpose(1, 2)
 
 
 MEAN_POOL_DISTANCE = MeanPoolDistance("mean_pool", "mean-pool distance", is_squared_euclidean=True)

@@ -21,6 +21,7 @@ GIVEN = {  # command-line option: (name, value) in the library
     "--weights=file": ("weights", "file"),
     "--calibration=file": ("calibration", "file"),
     "--distance=style": ("distance", "style"),
+    "--net=vgg --convention=3dgs": ("convention", "3dgs"),
     "--precision=bf16": ("precision", "bf16"),
     "--gray": ("gray", "repeat"),
     "--background=white": ("background", "white"),
@@ -50,7 +51,7 @@ def test_commands_take_the_networks_options(command):
     assert usual == {name: value for name, value in DEFAULTS.items() if name != "validate_args"}
     assert {name for name, _ in GIVEN.values()} == set(usual)
     for text, (name, value) in GIVEN.items():
-        assert network_options(parser().parse_args([*rest, text])) == {**usual, name: value}, text
+        assert network_options(parser().parse_args([*rest, *text.split()])) == {**usual, name: value}, text
     for text, message in REFUSED.items():
         with pytest.raises(ValueError, match=f"^{message}"):
             network_options(parser().parse_args([*rest, text]))

@@ -119,10 +119,7 @@ def test_older_measures_are_distances(pair):
     [
         (
             "lpips",
-            (
-                "lpips",
-                "method: expected one of alex, vgg, squeeze, embedded, alex-st, vgg-st, embedded-vgg, dists, l2, .* got 'l",
-            ),
+            "method: expected one of alex, vgg, squeeze, embedded, alex-st, vgg-st, embedded-vgg, dists, l2, .* got 'lpip",
         ),
         ("l2:baseline", "method: expected one of alex"),
         (

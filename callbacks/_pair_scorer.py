@@ -71,7 +71,8 @@ class PairScorer:
         else:
             check_names(options, owner)
             values: LPIPSOptions = {**DEFAULTS, **options}
-            images = ImagePolicy.parse(values["gray"], values["background"], values["resize"])
+            given = (net_type.input_channels, net_type.has_range) if isinstance(net_type, Backbone) else (3, True)
+            images = ImagePolicy.parse(values["gray"], values["background"], values["resize"], *given)
             self.validate_args = values["validate_args"]
         self.images = replace(images, videos=False)
         self.data_range = images.value_range(data_range)

@@ -202,6 +202,7 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
             f"{self._distance.title} {found.net_type}{feature_layers} v{found.version}",
             self._calibration_label(),
             backbone,
+            self._record.description,
             str(self.images),
             self._convention_label(),
             self.precision,
@@ -221,7 +222,8 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
     @property
     @override
     def label(self) -> str:
-        return f"{self.net_type} v{self.version}"
+        distance = "" if self._distance.name == "lpips" else f" {self._distance.name}"
+        return f"{self.net_type} v{self.version}{distance}"
 
     def _convention_label(self) -> str:
         return "" if self.convention is None else _CONVENTIONS[self.convention]
@@ -360,7 +362,7 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
 
     @override
     def all_pairs(
-        self, x: Tensor, y: Tensor | None, data_range: DataRange | None, batch_size: int, memory_budget: int
+        self, x: Tensor, y: Tensor | None, data_range: DataRange, batch_size: int, memory_budget: int
     ) -> Tensor:
         if not self._distance.is_squared_euclidean:
             return self._all_feature_pairs(x, y, data_range, batch_size, memory_budget)
@@ -372,7 +374,7 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
         distances = torch.cat(blocks, 1)
         return distances if y is not None else distances.triu(1) + distances.triu(1).T
 
-    def _vectors(self, images: Tensor, data_range: DataRange | None, batch_size: int) -> Iterator[Tensor]:
+    def _vectors(self, images: Tensor, data_range: DataRange, batch_size: int) -> Iterator[Tensor]:
         for chunk in images.split(batch_size):
             features = self.encode(chunk, data_range)
             first = features.layers[self.layers[0]]

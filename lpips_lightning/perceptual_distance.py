@@ -413,10 +413,10 @@ class PerceptualDistance(DropsLegacyKeys):
         if min(len(x), len(columns)) == 0:
             return x.new_zeros(len(x), len(columns), dtype=torch.promote_types(x.dtype, torch.float32))
         self.images.check_pair(x[:1], columns[:1], ("x", "y"), self.net_type, self.smallest_side)
-        return self.all_pairs(x, y, data_range, batch_size, memory_budget)
+        return self.all_pairs(x, y, self.images.value_range(data_range, SIGNED), batch_size, memory_budget)
 
     def all_pairs(
-        self, x: Tensor, y: Tensor | None, data_range: DataRange | None, batch_size: int, memory_budget: int
+        self, x: Tensor, y: Tensor | None, data_range: DataRange, batch_size: int, memory_budget: int
     ) -> Tensor:
         """`pairwise` of checked images: here by measuring each image of `x` beside every one of `y`.
 
@@ -433,7 +433,7 @@ class PerceptualDistance(DropsLegacyKeys):
         ]
         return torch.stack(rows)
 
-    def _of_one(self, row: Tensor, others: Tensor, data_range: DataRange | None) -> Tensor:
+    def _of_one(self, row: Tensor, others: Tensor, data_range: DataRange) -> Tensor:
         found = self.measure(row.expand_as(others), others, data_range).values
         return found if isinstance(found, Tensor) else torch.stack(list(found.values())).sum(0)
 

@@ -28,8 +28,9 @@ class WeightedSum(PerceptualDistance):
 
     Metric, loss, function, callbacks and `lpips_lightning.compare` take it as one network. Every part keeps its own
     precision and memory budget; parts with equal weights share one frozen network, and parts with equal features are
-    encoded once. Layers are called by their part, as ``"vgg.relu1_2"``; a second part of one net is called ``"vgg-2"``.
-    A part may be a sum or an `Ensemble` itself.
+    encoded once. Layers are called by their part, as ``"vgg.relu1_2"``: a part has the name of its net, with its
+    distance if that is not LPIPS (``"vgg-dists"``), and with a number if another one is called so (``"vgg-2"``). A part
+    may be a sum or an `Ensemble` itself.
 
     Args:
         parts: Pairs ``(net, weight)``, or a mapping of them; each `net` is a backbone, or a built `LPIPS` or other
@@ -67,7 +68,7 @@ class WeightedSum(PerceptualDistance):
         super().__init__()
         pairs = _checked_parts(parts)
         nets = [LPIPS.of(net, {}, WeightedSum) for net, _ in pairs]
-        self.names = _distinct([net.net_type for net in nets])
+        self.names = _distinct(list(map(_name, nets)))
         self.weights = {name: float(weight) for name, (_, weight) in zip(self.names, pairs, strict=True)}
         self._nets = nn.ModuleList(nets)
         first = nets[0]
@@ -102,7 +103,7 @@ class WeightedSum(PerceptualDistance):
     @property
     @override
     def fingerprint(self) -> str:
-        terms = (f"{self.weights[name]:.17g} * ({net.fingerprint})" for name, net in self.parts.items())
+        terms = (f"{_written(self.weights[name])} * ({net.fingerprint})" for name, net in self.parts.items())
         return f"weighted sum: {' + '.join(terms)}"
 
     @property
@@ -119,7 +120,7 @@ class WeightedSum(PerceptualDistance):
     @override
     def label(self) -> str:
         return " + ".join(
-            f"{'' if self.weights[name] == 1 else f'{self.weights[name]:g} '}{net.label}"
+            f"{'' if self.weights[name] == 1 else f'{_written(self.weights[name])} '}{net.label}"
             for name, net in self.parts.items()
         )
 
@@ -265,6 +266,12 @@ def _checked_parts(parts: Parts) -> list[tuple[Net, float]]:
     return checked
 
 
+def _name(net: PerceptualDistance) -> str:
+    """Name of a part, with its distance unless that is the usual one or a formula."""
+    distance = net.specification.distance if isinstance(net, LPIPS) else "lpips"
+    return net.net_type if distance == "lpips" or not distance.isidentifier() else f"{net.net_type}-{distance}"
+
+
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:
     """Names without dots, which separate a part from its layer; a repeated one gets a number."""
     found: list[str] = []
@@ -275,6 +282,10 @@ def _distinct(names: Sequence[str]) -> tuple[str, ...]:
             known = f"{name}-{count}"
         found.append(known)
     return tuple(found)
+
+
+def _written(weight: float) -> str:
+    return repr(weight).removesuffix(".0")
 
 
 def _smallest(budgets: Iterator[int | None]) -> int | None:

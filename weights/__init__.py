@@ -281,7 +281,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Args:
         path: The file. Files without the suffix ``.safetensors`` are read as ``torch.save`` files; of a checkpoint,
-            only its ``state_dict`` is read.
+            only its ``state_dict``, ``teacher`` or ``model`` is read.
 
     Returns:
         Tensor by name, on the CPU.
@@ -297,8 +297,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         content = _of_safetensors(path) if path.suffix == ".safetensors" else _of_torch_save(path)
     except Exception as error:  # safetensors, zipfile and pickle raise different errors
         raise WeightsError(f"{path}: expected a whole file of tensors, got {_reason(path, error)}") from error
-    inner: Any = content.get("state_dict") if isinstance(content, dict) else None
-    content = inner if isinstance(inner, dict) else content
+    parts = (content.get(part) for part in _OF_CHECKPOINTS) if isinstance(content, dict) else ()
+    content = next((part for part in parts if isinstance(part, dict)), content)
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: expected a mapping of names to tensors, got {type(content).__name__}")
     for name, value in content.items():
@@ -307,6 +307,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
                 f"{path}: expected a mapping of names to tensors, got {type(value).__name__} by the name {name!r}"
             )
     return dict(content)
+
+
+_OF_CHECKPOINTS = ("state_dict", "teacher", "model")  # Lightning and most others; DINO; DeiT and MAE
 
 
 class _DamagedError(Exception):

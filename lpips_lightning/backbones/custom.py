@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lpips_lightning.backbones.definition import Backbone, TorchvisionBuilder
 from lpips_lightning.backbones.extractor import cut, hooked_features
 from lpips_lightning.backbones.first_convolution import RepeatedBuilder
+from lpips_lightning.backbones.tokens import Tokens, TokensBuilder, tokens_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -34,6 +35,7 @@ def from_torchvision(
     has_range: bool = True,
     first_conv: FirstConv = "as_is",
     smallest_side: int | None = None,
+    tokens: Tokens | bool = False,
 ) -> Backbone:
     """A torchvision model as a backbone; its ``IMAGENET1K_V1`` weights are found as those of built-in backbones.
 
@@ -48,6 +50,8 @@ def from_torchvision(
         has_range: See `from_module`.
         first_conv: See `from_module`. Weights of `input_channels` channels are taken as they are.
         smallest_side: Minimum image side in pixels; None determines it.
+        tokens: True for a vision transformer, whose layers give tokens; see `from_module`. Images are resized to the
+            size of its weights.
 
     Returns:
         A backbone for the `net_type` argument. It has no official calibration: pass ``calibration=`` or
@@ -64,7 +68,7 @@ def from_torchvision(
     """
     try:
         with torch.device("meta"):
-            TorchvisionBuilder(builder)()
+            model = TorchvisionBuilder(builder)()
     except ValueError as error:
         raise ValueError(f"builder: expected the name of a torchvision model, got {builder!r}") from error
     channels = _channels(input_channels, mean, std)
@@ -73,9 +77,10 @@ def from_torchvision(
             f"input_channels: expected 3, as torchvision's models have, got {channels}; say first_conv='repeat'"
         )
     usual = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 and has_range else None
-    scaling = _scaling(mean, std, channels, has_range, usual)
+    scaling = channel_scaling(mean, std, channels, has_range, usual)
     build, repeated = _with_channels(TorchvisionBuilder(builder), channels, first_conv)
-    return measured_backbone(builder, builder, feature_layers, build, None, scaling, smallest_side, has_range, repeated)
+    options = (smallest_side, has_range, repeated, _tokens(tokens, model))
+    return measured_backbone(builder, builder, feature_layers, build, None, scaling, *options)
 
 
 def from_module(
@@ -89,6 +94,7 @@ def from_module(
     has_range: bool = True,
     first_conv: FirstConv = "as_is",
     smallest_side: int | None = None,
+    tokens: Tokens | bool = False,
 ) -> Backbone:
     """Any module as a backbone, with its current weights, for images of any number of channels.
 
@@ -109,7 +115,10 @@ def from_module(
         first_conv: ``"as_is"``: the module takes `input_channels` channels. ``"repeat"``: it takes 3; the RGB filters
             of its first convolution are repeated in turn and scaled by ``3 / input_channels``, or summed for one
             channel, as timm does (``adapt_input_conv``). The fingerprint says so.
-        smallest_side: Minimum image side in pixels; None determines it.
+        smallest_side: Minimum image side in pixels; None determines it, or takes the patch with `tokens`.
+        tokens: `Tokens` of a module whose layers give tokens ``(N, L, C)``, or tuples that begin with them: they become
+            maps ``(N, C, h, w)``, without class and register tokens. True for a vision transformer of timm or
+            torchvision, which says its own.
 
     Returns:
         A backbone for the `net_type` argument. It has no official calibration: pass ``calibration=`` or
@@ -117,8 +126,8 @@ def from_module(
 
     Raises:
         TypeError: If `module` is not an ``nn.Module``.
-        ValueError: If a submodule does not exist, an output is not ``(N, C, h, w)``, or the numbers of channels do not
-            fit.
+        ValueError: If a submodule does not exist, an output is not ``(N, C, h, w)``, or not as `tokens` says, or the
+            numbers of channels do not fit.
 
     Example:
         >>> module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2), nn.ReLU())
@@ -129,20 +138,34 @@ def from_module(
         A distance of latents of a diffusion model, with 4 channels and any values:
 
         >>> module = nn.Sequential(nn.Conv2d(4, 32, 3, padding=1), nn.GroupNorm(8, 32), nn.SiLU())
+        >>> from lpips_lightning import LPIPS
         >>> net = LPIPS(from_module(module, ["2"], input_channels=4, has_range=False), calibrated=False)
         >>> latents = 5 * torch.randn(2, 4, 32, 32)
         >>> net(latents, latents)
         tensor([0., 0.])
+
+        Of tokens, every patch is a position:
+
+        >>> from torchvision.models import VisionTransformer
+        >>> module = VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=24, mlp_dim=48)
+        >>> backbone = from_module(module, ["encoder.layers.encoder_layer_1"], tokens=True)
+        >>> backbone.channels, backbone.description
+        ((24,), 'patch 8x8 without 1 prefix token, resize 32x32 bilinear antialias')
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
     copied = _CopyBuilder(copy.deepcopy(module).to("cpu").eval())
     channels = _channels(input_channels, mean, std)
-    scaling = _scaling(mean, std, channels, has_range)
+    scaling = channel_scaling(mean, std, channels, has_range)
     build, repeated = _with_channels(copied, channels, first_conv)
-    return measured_backbone(
-        name, "", feature_layers, build, copied.state_dict, scaling, smallest_side, has_range, repeated
-    )
+    options = (smallest_side, has_range, repeated, _tokens(tokens, module))
+    return measured_backbone(name, "", feature_layers, build, copied.state_dict, scaling, *options)
+
+
+def _tokens(tokens: Tokens | bool, model: nn.Module) -> Tokens | None:
+    if not isinstance(tokens, Tokens | bool):
+        raise ValueError(f"tokens: expected True, False or Tokens(patch, prefix), got {tokens!r}")
+    return tokens_of(model) if tokens is True else tokens or None
 
 
 @dataclass(frozen=True)
@@ -166,6 +189,7 @@ def measured_backbone(
     smallest_side: int | None,
     has_range: bool = True,
     repeated_conv: str = "",
+    tokens: Tokens | None = None,
 ) -> Backbone:
     """A backbone whose channels, and whose smallest side if it is None, are found by running it.
 
@@ -179,6 +203,7 @@ def measured_backbone(
         smallest_side: Minimum image side in pixels; None determines it.
         has_range: See `Backbone`.
         repeated_conv: See `Backbone`.
+        tokens: How the model makes tokens; None if its layers give maps.
 
     Returns:
         The backbone.
@@ -199,10 +224,32 @@ def measured_backbone(
     shift, scale = mean, std
     if has_range:  # of images in [0, 1] -> in [-1, 1]
         shift, scale = tuple(2 * value - 1 for value in mean), tuple(2 * value for value in std)
+    build = build if tokens is None else TokensBuilder(build, tuple(by_layer.items()), tokens)
     options = (shift, scale, default_weights, has_range, repeated_conv)
     record = Backbone(name, builder, by_layer, (), smallest_side or 1, build, *options)
-    channels, found_side = _probe(record, smallest_side)
-    return replace(record, channels=channels, smallest_side=found_side)
+    if tokens is None:
+        channels, found_side = _probe(record, smallest_side)
+        return replace(record, channels=channels, smallest_side=found_side)
+    return probed_tokens(record, tokens, smallest_side)
+
+
+def probed_tokens(record: Backbone, tokens: Tokens, smallest_side: int | None) -> Backbone:
+    """A backbone of `TokenMaps` with the channels found by running it.
+
+    Args:
+        record: The backbone without channels.
+        tokens: How the model makes tokens.
+        smallest_side: Minimum image side in pixels; None for the patch.
+
+    Returns:
+        The backbone.
+
+    Raises:
+        ValueError: If the model has other tokens.
+    """
+    side = max(tokens.sides)
+    channels, _ = _probe(record, smallest_side or 4 * side)
+    return replace(record, channels=channels, smallest_side=smallest_side or side, description=str(tokens))
 
 
 def _channels(input_channels: int | None, mean: Sequence[float] | None, std: Sequence[float] | None) -> int:
@@ -215,14 +262,28 @@ def _channels(input_channels: int | None, mean: Sequence[float] | None, std: Seq
     return input_channels
 
 
-def _scaling(
+def channel_scaling(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     channels: int,
     has_range: bool,
     usual: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and standard deviation of every channel; None stands for those that change nothing, or the usual ones."""
+    """Mean and standard deviation of every channel.
+
+    Args:
+        mean: As the user gave it.
+        std: As the user gave it.
+        channels: Number of input channels.
+        has_range: See `Backbone`.
+        usual: What None stands for; None for values that change nothing.
+
+    Returns:
+        Both, with `channels` numbers each.
+
+    Raises:
+        ValueError: If the numbers of channels do not fit.
+    """
     if not isinstance(has_range, bool):
         raise ValueError(f"has_range: expected True or False, got {has_range!r}")
     if usual is None:
@@ -251,20 +312,25 @@ def _probe(record: Backbone, smallest_side: int | None) -> tuple[tuple[int, ...]
     device = "meta"
     try:
         shapes = _shapes(backbone.to("meta"), record, smallest_side or _PROBE_SIDE, device)
-    except Exception:  # the module cannot run on the meta device
+    except Exception as on_meta:  # the module cannot run on the meta device
         device, (backbone, _) = "cpu", cut(record)
         side = smallest_side or _PROBE_SIDE
         try:
             shapes = _shapes(backbone, record, side, device)
         except Exception as error:
-            channels = record.input_channels
+            colors = record.input_channels
+            empty = any(parameter.is_meta for parameter in backbone.parameters())  # nothing runs elsewhere
+            error = on_meta if empty else error
             raise ValueError(
-                f"{record.name}: expected a backbone that takes {side}x{side} images of {channels} channels"
+                f"{record.name}: expected a backbone that takes {side}x{side} images of {colors} channels"
                 f" (input_channels): {error}"
             ) from error
     for layer, shape in shapes.items():
         if shape is None or len(shape) != 4 or 0 in shape:
-            raise ValueError(f"feature layers: expected an output of shape (N, C, h, w) at {layer!r}, got {shape}")
+            tokens = "; of tokens (N, L, C), say tokens=" if shape is not None and len(shape) == 3 else ""
+            raise ValueError(
+                f"feature layers: expected an output of shape (N, C, h, w) at {layer!r}, got {shape}{tokens}"
+            )
     channels = tuple(shape[1] for shape in shapes.values() if shape)
     if smallest_side is not None:
         return channels, smallest_side
@@ -272,7 +338,18 @@ def _probe(record: Backbone, smallest_side: int | None) -> tuple[tuple[int, ...]
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if _works(backbone, record, middle, device) else (middle, high)
+    _refuse_other_channels(channels, _shapes(backbone, record, high, device))
     return channels, high
+
+
+def _refuse_other_channels(channels: tuple[int, ...], shapes: Mapping[str, tuple[int, ...] | None]) -> None:
+    """Raise if the second dimension changes with the size of the images, as that of ``(N, h, w, C)`` does."""
+    for count, (layer, shape) in zip(channels, shapes.items(), strict=True):
+        if shape is not None and shape[1] != count:
+            raise ValueError(
+                f"feature layers: expected an output of shape (N, C, h, w) at {layer!r}, got one whose second dimension"
+                " changes with the size of the images, such as (N, h, w, C); from_timm takes Swin transformers"
+            )
 
 
 def _works(backbone: nn.Module, record: Backbone, side: int, device: str) -> bool:

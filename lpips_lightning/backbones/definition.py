@@ -54,6 +54,8 @@ class Backbone:
             are, such as latents.
         repeated_conv: Name of the convolution whose weights, if they are of 3 input channels, are repeated for
             `input_channels`; empty for none.
+        description: What the fingerprint says of it besides its feature layers, such as how it resizes images.
+        convert: Renames the tensors of a file to those of the model; None for files that need none.
     """
 
     name: str
@@ -67,6 +69,8 @@ class Backbone:
     default_weights: Callable[[], Mapping[str, Tensor]] | None = None
     has_range: bool = True
     repeated_conv: str = ""
+    description: str = ""
+    convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
 
     @property
     def input_channels(self) -> int:
@@ -113,6 +117,13 @@ def _trained_further(name: str, record: Backbone) -> Backbone:
     return replace(record, name=name, builder=name, default_weights=partial(load, CALIBRATIONS[name, "0.1"]))
 
 
+_SQUEEZE = _sequential(
+    "squeeze",
+    "squeezenet1_1",
+    {"relu1": 1, "relu2": 4, "relu3": 7, "relu4": 9, "relu5": 10, "relu6": 11, "relu7": 12},
+    (64, 128, 256, 384, 384, 512, 512),
+    17,
+)
 BACKBONES: dict[str, Backbone] = {
     record.name: record
     for record in (
@@ -130,14 +141,9 @@ BACKBONES: dict[str, Backbone] = {
             (64, 128, 256, 512, 512),
             16,
         ),
-        _sequential(
-            "squeeze",
-            "squeezenet1_1",
-            {"relu1": 1, "relu2": 4, "relu3": 7, "relu4": 9, "relu5": 10, "relu6": 11, "relu7": 12},
-            (64, 128, 256, 384, 384, 512, 512),
-            17,
-        ),
+        _SQUEEZE,
         _embedded("embedded", EMBEDDED, 31),
+        _trained_further("embedded-vgg", _SQUEEZE),
         _sequential(
             "alex-st",
             "alexnet_st",
@@ -156,7 +162,6 @@ BACKBONES: dict[str, Backbone] = {
         ),
     )
 }
-BACKBONES["embedded-vgg"] = _trained_further("embedded-vgg", BACKBONES["squeeze"])
 """Backbones by net_type. Feature layers are those of ``lpips/pretrained_networks.py``, by index in ``.features``.
 
 ``"alex-st"`` and ``"vgg-st"`` are the networks of shift-tolerant LPIPS (Ghildyal and Liu, ECCV 2022).

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from lpips_lightning.backbones.caffe_alexnet import NET_TYPE, CaffeAlexNet, caffe_backbone
 from lpips_lightning.backbones.caffe_file import caffe_backbone_of_file, has_calibration, is_caffe_file
@@ -128,6 +129,8 @@ def resolve_network(
         source = "weights" if origin in _NO_FILES else origin
         tensors, own_calibration = _split(tensors, source)
         calibration = calibration if calibration is not None else own_calibration
+        if record.convert is not None and origin not in ("random", "custom"):
+            tensors = _converted(record.convert, tensors, record.name, source)
         own_weights = distance.packaged_weights(list(record.feature_layers), record.channels)
         if calibrated and calibration is None and own_weights is None and not in_table:
             raise ValueError(
@@ -173,6 +176,18 @@ def _backbone_tensors(record: Backbone, weights: WeightsSource, seed: int) -> tu
         return record.default_weights(), "packaged" if BACKBONES.get(record.name) is record else "custom"
     found = find_backbone(record.builder, None if weights is None else _path(weights, "weights"))
     return found.tensors, found.origin
+
+
+def _converted(
+    convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+    tensors: Mapping[str, Tensor],
+    name: str,
+    source: str,
+) -> dict[str, Tensor]:
+    try:
+        return dict(convert(tensors))
+    except Exception as error:  # of other packages, for tensors of another model
+        raise WeightsError(f"{source}: expected the tensors of {name}; converting them failed: {error!r}") from error
 
 
 def _path(source: str | os.PathLike[str], name: str) -> Path:
@@ -228,7 +243,39 @@ def _layout(record: Backbone, extractor: FeatureExtractor) -> str:
     structure = f"{type(extractor.graph)!r} {extractor.graph!r} {getattr(extractor.graph, 'code', '')}"
     said: tuple[object, ...] = (sorted(record.feature_layers.items()), record.shift, record.scale, structure)
     said += () if record.has_range else ("no range",)
+    said += (*_settings(extractor.graph), record.description) if _is_opaque(extractor.graph) else ()
     return hashlib.sha256(repr(said).encode()).hexdigest()
+
+
+def _is_opaque(graph: nn.Module) -> bool:
+    """Whether a backbone was not traced, or holds attention, which is never traced and whose heads no `repr` shows."""
+    return not isinstance(graph, GraphModule) or any(
+        isinstance(part, nn.MultiheadAttention) for part in graph.modules()
+    )
+
+
+def _settings(graph: nn.Module) -> tuple[object, ...]:
+    """Plain attributes of all parts of a module, and the sha256 of buffers that its state dict lacks."""
+    plain = [
+        (name, type(part).__module__, type(part).__qualname__, attribute, value)
+        for name, part in graph.named_modules()
+        for attribute, value in sorted(vars(part).items())
+        if attribute not in _MODULE_ATTRIBUTES and _is_plain(value)
+    ]
+    kept = graph.state_dict().keys()
+    unsaved = {name.removeprefix("model."): buffer for name, buffer in graph.named_buffers()}
+    unsaved = {name: buffer for name, buffer in unsaved.items() if name not in kept and not buffer.is_meta}
+    return plain, tensors_sha256(unsaved)
+
+
+_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))  # PyTorch's own, such as `training`
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is plain, of plain values alone, and so has one `repr`."""
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.Size)
 
 
 def calibration_tensors(

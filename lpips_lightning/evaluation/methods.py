@@ -20,6 +20,9 @@ from lpips_lightning.io.tensor_files import read_record
 from lpips_lightning.network import LPIPS
 from lpips_lightning.weights import read_tensors
 
+VDP = "cvvdp"
+"""Name of ColorVideoVDP."""
+
 _OPTIONS = ("calibration", "weights", "kmeans")
 _MS_SSIM_SIDE = 160  # after 4 halvings, a shorter side is below the window of 11 pixels
 
@@ -33,11 +36,13 @@ class Method:
         distance: Function of two image batches ``(N, 3, H, W)`` on [-1, 1], the reference first, returns ``(N,)``;
             lower is more similar.
         paper: Row of the paper's Table 5, or None.
+        note: What the distance is, to cite; empty if the name says it.
     """
 
     name: str
     distance: Callable[[Tensor, Tensor], Tensor]
     paper: str | None
+    note: str = ""
 
 
 def parse_method(name: str) -> Method:
@@ -48,7 +53,8 @@ def parse_method(name: str) -> Method:
     use other backbone weights, uncalibrated unless the file includes a calibration. ``NET`` is a network name of
     `LPIPS`; ``caffe-alexnet`` needs ``random`` or ``weights=FILE``. ``NET:mean_pool``, ``NET:style``,
     ``NET:lpips_plus`` and sums such as ``NET:lpips+0.5*style`` are other distances on the same features; ``dists`` is
-    ``vgg:dists``. The classical metrics are the keys of `OTHERS`.
+    ``vgg:dists``. The classical metrics are the keys of `OTHERS`. ``cvvdp`` is ColorVideoVDP,
+    ``cvvdp:DISPLAY`` with another display model (see `lpips_lightning.evaluation.colorvideovdp`).
 
     Args:
         name: Name of the method.
@@ -71,8 +77,10 @@ def parse_method(name: str) -> Method:
         return Method(name, OTHERS[head](), paper_row(head))
     if name == "dists":
         return _lpips(name, "vgg", "dists")
+    if head == VDP and (variant or ":" not in name):
+        return _color_video_vdp(name, variant)
     if head not in BACKBONES and head != NET_TYPE:
-        known = ", ".join([*BACKBONES, "dists", *OTHERS])
+        known = ", ".join([*BACKBONES, "dists", *OTHERS, VDP])
         raise ValueError(
             f"method: expected one of {known}, or a network with a variant such as alex:baseline or"
             f" {NET_TYPE}:weights=FILE, got {name!r}"
@@ -164,6 +172,13 @@ def _fsim() -> Callable[[Tensor, Tensor], Tensor]:
     from piq import fsim
 
     return lambda x, y: 1 - fsim(_unit(x), _unit(y), data_range=1.0, reduction="none")
+
+
+def _color_video_vdp(name: str, display: str) -> Method:
+    from lpips_lightning.evaluation.colorvideovdp import DISPLAY, color_video_vdp
+
+    distance, about = color_video_vdp(display or DISPLAY)
+    return Method(name, lambda x, y: distance(_unit(x), _unit(y)), None, f"{name}: {about}")
 
 
 def _unit(images: Tensor) -> Tensor:

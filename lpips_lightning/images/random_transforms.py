@@ -19,7 +19,6 @@ Numbers: TypeAlias = Sequence[float]
 """Uniform random numbers on [0, 1)."""
 
 
-@dataclass(frozen=True)
 class RandomTransform:
     """A transformation of images that is determined by a few uniform random numbers: base class.
 

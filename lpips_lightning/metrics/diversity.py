@@ -33,7 +33,8 @@ class LPIPSDiversity(ImageMetric):
     Args:
         net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``; ``"alex-st"`` or ``"vgg-st"``, which tolerate shifts;
             ``"embedded"`` or ``"embedded-vgg"``, which ship with the package; a custom backbone from
-            `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network and options are used.
+            `lpips_lightning.backbones.custom`; or a built `LPIPS`, `WeightedSum` or
+            `Ensemble`, whose frozen networks and options are used.
         normalize: torchmetrics' argument: True is ``data_range=(0, 1)``, False is ``(-1, 1)``.
         data_range: Range of the images, instead of `normalize`: ``(low, high)``, or ``high`` alone for ``(0, high)``.
             None for a backbone without a range.

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FLOORS = """weights < io distances batch distributed tracing transforms callers < kernels images < data backbones
-    < options < engine < perceptual_distance < network < ensembles weighted_sum < functional comparison export
+    < options < engine < perceptual_distance < network < ensembles weighted_sum temporal < functional comparison export
     < compat metrics loss evaluation < calibration < judge < callbacks < recipes"""
 FLOOR = {part: number for number, floor in enumerate(FLOORS.split("<")) for part in floor.split()}
 WITH_LIGHTNING = ("data.datamodules", "io.checkpoint_io", "calibration.module", "callbacks", "recipes")

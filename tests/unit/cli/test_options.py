@@ -20,8 +20,8 @@ GIVEN = {  # command-line option: (name, value) in the library
     "--baseline": ("calibrated", False),
     "--weights=file": ("weights", "file"),
     "--calibration=file": ("calibration", "file"),
-    "--distance=style": ("distance", "style"),
-    "--net=vgg --convention=3dgs": ("convention", "3dgs"),
+    "--distance=lpips+0.5*style": ("distance", "lpips+0.5*style"),
+    "--convention=3dgs --net=vgg": ("convention", "3dgs"),
     "--precision=bf16": ("precision", "bf16"),
     "--gray": ("gray", "repeat"),
     "--background=white": ("background", "white"),
@@ -35,6 +35,7 @@ GIVEN = {  # command-line option: (name, value) in the library
     "--memory-budget=2G": ("memory_budget", 2**31),
 }
 REFUSED = {
+    "--convention=3dgs": "convention: expected --net vgg with this option, got --net alex",
     "--resize=a": "resize: expected a number of pixels, or HEIGHTxWIDTH, got 'a'",
     "--background=red": "background: expected white, black, or R,G,B on",
     "--frame-chunk=0": "frame-chunk: expected a positive number, got 0",

@@ -21,8 +21,17 @@ from lpips_lightning.data.bapps_download import ARCHIVES
 from lpips_lightning.data.bapps_generate import l2, make_bapps
 from lpips_lightning.data.judges import PEOPLE
 from lpips_lightning.evaluation import figures
-from lpips_lightning.evaluation.benchmark import HUMAN, Judged, Score, measure, read_distances, score, summary
-from lpips_lightning.evaluation.methods import OTHERS, parse_method
+from lpips_lightning.evaluation.benchmark import (
+    HUMAN,
+    Judged,
+    Score,
+    flip_rates,
+    measure,
+    read_distances,
+    score,
+    summary,
+)
+from lpips_lightning.evaluation.methods import OTHERS, Method, parse_method
 from lpips_lightning.evaluation.table5 import PAPER_SETS, TABLE_5, paper_row
 from lpips_lightning.functional.judgments import bootstrap_interval, human_ceiling, jnd_score, two_afc_score
 from lpips_lightning.io.image_files import write_image
@@ -119,7 +128,8 @@ def test_older_measures_are_distances(pair):
     [
         (
             "lpips",
-            "method: expected one of alex, vgg, squeeze, embedded, alex-st, vgg-st, embedded-vgg, dists, l2, .* got 'lpip",
+            "method: expected one of alex, vgg, squeeze, embedded, embedded-vgg, alex-st, vgg-st, dists, l2, .* got"
+            " 'lpips'",
         ),
         ("l2:baseline", "method: expected one of alex"),
         (
@@ -194,6 +204,57 @@ def test_measured_distances_are_scored_by_the_judgments():
     low, high = bootstrap_interval(jnd_score, *columns, bounds=(0, 1), resamples=50)
     assert (cell.low, cell.high) == pytest.approx((100 * low, 100 * high))
     assert cell.count == 7
+
+
+def test_shifts_move_the_patches_against_the_reference():
+    data, seen = judged.triplets(6, 40), []
+
+    def distance(x, y):
+        seen.append((x, y))
+        return (x - y).square().mean((1, 2, 3))
+
+    found = measure([Method("l2", distance, None)], {"noise": data, "jnd/noise": judged.pairs(3, 40)}, 6, shifts=(1, 5))
+    columns, flips = data.columns, found["l2"]["noise"].flips
+    assert list(flips) == [1, 5] and found["l2"]["jnd/noise"].flips == {}
+    for shift, width in ((1, 37), (5, 35)):
+        ref = columns["ref"][..., :width]
+        answers = [
+            distance(ref, columns["p0"][..., first : first + width])
+            < distance(ref, columns["p1"][..., first : first + width])
+            for first in (0, shift)
+        ]
+        assert torch.equal(flips[shift], (answers[0] != answers[1]).double())
+    assert all(x.shape == y.shape for x, y in seen)
+    cells = {cell.kind: cell for cell in score(found, resamples=20) if cell.method == "l2" and cell.set == "noise"}
+    assert list(cells) == ["2afc", "flips-1", "flips-5", "jnd"]
+    assert cells["flips-5"].value == pytest.approx(100 * float(flips[5].mean())) and cells["flips-5"].count == 6
+    with pytest.raises(ValueError, match="shifts: expected less than the width of the images, 40 pixels, got 40"):
+        measure([Method("l2", distance, None)], {"noise": data}, 6, shifts=(40,))
+
+
+def test_rank_flips_of_all_sets_are_pooled():
+    rows = [
+        Judged("2afc", torch.zeros(n, 2), torch.zeros(n), None, {1: torch.ones(n) * rate})
+        for n, rate in ((1, 1.0), (3, 0))
+    ]
+    scores = score({"ours": dict(zip("ab", rows, strict=True))}, resamples=2)
+    assert flip_rates(scores) == {"ours": {1: (25.0, 4)}}
+
+
+def test_the_command_prints_and_writes_rank_flips(root, tmp_path, capsys):
+    out = tmp_path / "out"
+    evaluate("l2", "--folder", root, "--shifts", "1,2", "--resamples", 10, "--out", out, "--size", 0)
+    said = capsys.readouterr().out
+    assert "Rank flips after a shift, % of triplets" in said and re.search(r"method +1 px +2 px", said)
+    assert {kind for _, _, kind in cells(out / "scores.csv")} == {"2afc", "jnd", "flips-1", "flips-2"}
+    assert "| method | 1 px | 2 px |" in (out / "scores.md").read_text()
+    for given, message in (
+        ("0", "shifts: expected pixels of at least 1, got 0"),
+        ("1", "shifts: expected --folder with"),
+    ):
+        only = ["--sets", "--jnd-sets", "cnn"] if given == "1" else []
+        with pytest.raises(ValueError, match=message):
+            evaluate("l2", "--folder", root, *only, "--shifts", given, "--out", tmp_path / "none")
 
 
 def test_papers_values_stand_beside_ours_on_the_papers_sets():

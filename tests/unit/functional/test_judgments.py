@@ -18,9 +18,10 @@ from lpips_lightning.functional.judgments import (
     human_ceiling,
     jnd_curve,
     jnd_score,
+    rank_flip_rate,
     two_afc_score,
 )
-from lpips_lightning.metrics.judgments import JNDScore, TwoAFCScore
+from lpips_lightning.metrics.judgments import JNDScore, RankFlipRate, TwoAFCScore
 
 NAN = float("nan")
 # Means of the score column and of p^2 + (1 - p)^2, in per cent: data/README.md beside the files.
@@ -296,3 +297,62 @@ def test_few_groups_have_the_tail_of_students_distribution():
 def test_bad_groups_and_bounds_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         bootstrap_interval(torch.mean, torch.rand(3), **arguments)
+
+
+# Distances of 12 triplets of BAPPS' frameinterp (20 to 26, 38 to 42) before and after a shift by 1 pixel, as published
+# for alex-ST: abhijay9/ShiftTolerant-LPIPS, results/alex_shift_tolerant (BSD-2-Clause).
+TRIPLETS = """
+0.033962 0.019528 0.036819 0.027115
+0.006254 0.017664 0.011204 0.020751
+0.162080 0.042016 0.155771 0.046764
+0.002871 0.003360 0.008609 0.008347
+0.002710 0.002622 0.013956 0.009905
+0.053075 0.006350 0.056761 0.008690
+0.060353 0.047496 0.060401 0.048133
+0.028355 0.223099 0.027480 0.220367
+0.035006 0.123652 0.026689 0.115601
+0.008021 0.003364 0.006715 0.011137
+0.001270 0.000994 0.001480 0.001139
+0.004162 0.012997 0.010032 0.012006
+"""
+
+
+def test_rank_flips_of_published_distances():
+    columns = torch.tensor([[float(value) for value in line.split()] for line in TRIPLETS.split("\n") if line]).unbind(
+        1
+    )
+    assert float(rank_flip_rate(*columns)) == pytest.approx(2 / 12)  # the fourth, and the tenth
+
+
+def test_rank_flips_by_hand():
+    rows = {
+        (1, 2, 3, 4): 0.0,  # the first stays nearer
+        (1, 2, 4, 3): 1.0,
+        (2, 1, 3, 4): 1.0,
+        (1, 1, 2, 2): 0.0,  # tied before and after
+        (1, 1, 2, 3): 0.5,
+        (2, 3, 1, 1): 0.5,
+        (math.inf, math.inf, 1, 2): 0.5,
+    }
+    columns = torch.tensor(list(rows), dtype=torch.float32).unbind(1)
+    assert float(rank_flip_rate(*columns)) == pytest.approx(sum(rows.values()) / len(rows))
+    d0, d1, shifted_d0, shifted_d1 = columns
+    for same in ((d1, d0, shifted_d1, shifted_d0), (shifted_d0, shifted_d1, d0, d1)):
+        assert rank_flip_rate(*same) == rank_flip_rate(*columns)
+    for row, flips in rows.items():
+        assert float(rank_flip_rate(*torch.tensor(row)[:, None])) == flips
+    assert rank_flip_rate(*[column.view(-1, 1, 1, 1) for column in columns]) == rank_flip_rate(*columns)
+    assert rank_flip_rate(*torch.zeros(4, 0)).isnan()
+
+
+@pytest.mark.parametrize("call", [rank_flip_rate, lambda *columns: RankFlipRate().update(*columns)])
+def test_rank_flips_refuse_what_scores_refuse(call):
+    d = torch.rand(3)
+    with pytest.raises(ValueError, match="shifted_d1: expected values without NaN, got 1 NaN of 3"):
+        call(d, d, d, torch.tensor([0.1, NAN, 0.2]))
+    with pytest.raises(ValueError, match="d1: expected as many as d0, 3 on cpu, got 2 on cpu"):
+        call(d, d[:2], d, d)
+    with pytest.raises(ValueError, match=r"shifted_d0: expected shape \(M,\)"):
+        call(d, d, torch.rand(3, 2), d)
+    with pytest.raises(TypeError, match="d0: expected a real tensor"):
+        call([0.1], d, d, d)

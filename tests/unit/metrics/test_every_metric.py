@@ -13,12 +13,13 @@ from sharding import COUNT
 from torchmetrics import Metric
 
 from lpips_lightning import LPIPS
-from lpips_lightning.functional import human_ceiling, learned_perceptual_image_patch_similarity
+from lpips_lightning.functional import human_ceiling, learned_perceptual_image_patch_similarity, rank_flip_rate
 from lpips_lightning.metrics import (
     HumanCeiling,
     JNDScore,
     LearnedPerceptualImagePatchSimilarity,
     LPIPSDiversity,
+    RankFlipRate,
     TwoAFCScore,
 )
 
@@ -33,7 +34,7 @@ LPIPS_CASES = {
     f"{kind}, {what}, {reduction}": (kind, WHAT[what], reduction)
     for kind, what, reduction in [*product(("images", "videos"), WHAT, REDUCTIONS), ("images", "distances", None)]
 }
-OTHERS = ("plain mean", "diversity", "2afc", "human", "jnd")
+OTHERS = ("plain mean", "diversity", "2afc", "human", "jnd", "rank flips")
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,9 @@ def cases(backbones, pair):
         ),
         "2afc": MetricCase(TwoAFCScore, judged["2afc"], lambda **rows: torch.tensor(slow_two_afc(**rows)), 1e-6),
         "human": MetricCase(HumanCeiling, judged["human"], human_ceiling, 1e-12),
+        "rank flips": MetricCase(
+            RankFlipRate, {"d0": d0, "d1": d1, "shifted_d0": judge, "shifted_d1": d0.flip(0)}, rank_flip_rate, 1e-12
+        ),
         "jnd": MetricCase(
             JNDScore, {"distances": d0, "same": judge}, lambda **rows: torch.tensor(slow_jnd(**rows)), 1e-6
         ),
@@ -93,10 +97,10 @@ def test_every_metric_passes_the_harness(name, check, cases):
 
 def test_two_processes_give_the_reference_of_all_samples(cases, tmp_path):
     chosen = {name: case for name, case in cases.items() if name in OTHERS or name.startswith("images, layers")}
-    assert len(chosen) == 8 and len(cases) == 30
+    assert len(chosen) == 9 and len(cases) == 31
     jobs, owed = jobs_over_ranks(chosen, 2)
     ranks = subprocess_jobs.run(subprocess_jobs.scores_over_ranks, 2, tmp_path, 2, str(tmp_path), jobs, [])
-    assert len(jobs) == 24
+    assert len(jobs) == 27
     for found, _ in ranks:
         for value, case in zip(found, owed, strict=True):
             assert_equal_values(value, case.reference(**case.columns), case.tolerance)

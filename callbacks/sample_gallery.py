@@ -106,6 +106,8 @@ class SampleGallery(Callback):
         self.input_label = input_label
         self._reader = OutputReader(pred_key, target_key, input_key, adapter)
         self._pairs = PairScorer(net_type, data_range, options, type(self), clamp=clamp)
+        self._pairs.images.check_pictures("net_type")
+        self._pairs.net.check_maps()
         self._reset()
 
     @override
@@ -213,7 +215,7 @@ class SampleGallery(Callback):
         if trainer.is_global_zero:
             maps = [sample.distances for sample in samples.values()]
             legend = Legend(
-                f"{self._pairs.net.net_type} v{self._pairs.net.version}",
+                self._pairs.net.label,
                 self.heatmap_max or heatmap_limit(*maps),
                 self.input_label,
                 _is_in_a_loss(self._pairs.net, pl_module),

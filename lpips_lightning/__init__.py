@@ -2,9 +2,10 @@
 
 `LPIPS` is the network, `PerceptualLoss` the training loss, `LearnedPerceptualImagePatchSimilarity` the metric, and
 `LPIPSDiversity` the diversity metric of a generator. `compare` takes files, folders, Pillow images and arrays.
-`LPIPS.encode` returns `Features`. `export_network` writes a network as one file for other runtimes. More public names
-are in the sub-packages `functional`, `metrics`, `backbones`, `data`, `calibration`, `evaluation`, `callbacks`,
-`images`, `io` and `weights`, and in `compat`. Everything else is internal.
+`WeightedSum` adds several networks, and `Ensemble` averages one over random transformations. `LPIPS.encode` returns
+`Features`. `export_network` writes a network as one file for other runtimes. More public names are in the sub-packages
+`functional`, `metrics`, `backbones`, `data`, `calibration`, `evaluation`, `callbacks`, `images`, `io` and `weights`,
+and in `compat`. Everything else is internal.
 
 Names are imported on first use. The import needs only torch, torchvision and torchmetrics; Lightning, kornia and wandb
 are imported only by the modules that use them.
@@ -82,10 +83,12 @@ __path__ = [*__path__, *(str(p.parent) for p in Path(__file__).parents[1].glob("
 __version__ = "0.1.0"
 __all__ = [
     "LPIPS",
+    "Ensemble",
     "Features",
     "LPIPSDiversity",
     "LearnedPerceptualImagePatchSimilarity",
     "PerceptualLoss",
+    "WeightedSum",
     "compare",
     "export_network",
     "keep_freed_memory",
@@ -95,11 +98,13 @@ if TYPE_CHECKING:
     from lpips_lightning.batch import Features
     from lpips_lightning.comparison.compare import compare
     from lpips_lightning.engine.memory import keep_freed_memory
+    from lpips_lightning.ensembles import Ensemble
     from lpips_lightning.export import export_network
     from lpips_lightning.loss import PerceptualLoss
     from lpips_lightning.metrics.diversity import LPIPSDiversity
     from lpips_lightning.metrics.lpips import LearnedPerceptualImagePatchSimilarity
     from lpips_lightning.network import LPIPS
+    from lpips_lightning.weighted_sum import WeightedSum
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -107,10 +112,12 @@ else:
             "batch": ["Features"],
             "comparison.compare": ["compare"],
             "engine.memory": ["keep_freed_memory"],
+            "ensembles": ["Ensemble"],
             "export": ["export_network"],
             "loss": ["PerceptualLoss"],
             "metrics.diversity": ["LPIPSDiversity"],
             "metrics.lpips": ["LearnedPerceptualImagePatchSimilarity"],
             "network": ["LPIPS"],
+            "weighted_sum": ["WeightedSum"],
         },
     )

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lpips_lightning.images.ranges import DataRange, parse_range
+from lpips_lightning.images.preprocessing import SIGNED
+from lpips_lightning.images.ranges import DataRange
 from lpips_lightning.io.atomic import atomic_write
 from lpips_lightning.network import LPIPS
 from lpips_lightning.weights.lookup import file_sha256
@@ -63,7 +64,7 @@ def export_network(
     path: str | os.PathLike[str],
     format: Format | None = None,  # noqa: A002 -- as the option of the command
     *,
-    data_range: DataRange = (-1, 1),
+    data_range: DataRange | None = None,
     size: tuple[int, int] = (64, 64),
     opset: int | None = None,
 ) -> ExportedFile:
@@ -85,7 +86,8 @@ def export_network(
         path: Output file; missing folders are created.
         format: ``"onnx"``, ``"torchscript"`` or ``"pt2"`` (`torch.export`); None decides by the suffix: ``.onnx``,
             ``.pt`` or ``.pts``, ``.pt2``.
-        data_range: Range of the images: ``(low, high)``, or ``high`` alone for ``(0, high)``.
+        data_range: Range of the images: ``(low, high)``, or ``high`` alone for ``(0, high)``; None: ``(-1, 1)``, or no
+            range for a network without one.
         size: ``(H, W)`` of the example images that are traced.
         opset: Version of the ONNX operators; None for PyTorch's default.
 
@@ -108,11 +110,12 @@ def export_network(
     file = Path(path).expanduser()
     _check_type(net)
     kind = _format(file, format, opset)
-    low_high = parse_range(data_range)
+    low_high = net.images.value_range(data_range, SIGNED)
     _check_network(net, kind, size)
+    net.check_range(low_high)
     metadata = _metadata(net, low_high)
     module = _Distance(net, low_high)
-    example = _images(low_high, 2, *size)
+    example = _images(net, low_high, 2, *size)
     write = {"onnx": _onnx, "torchscript": _torchscript, "pt2": _pt2}[kind]
     with (
         torch.no_grad(),
@@ -185,17 +188,17 @@ def _metadata(net: LPIPS, data_range: tuple[float, float]) -> dict[str, str]:
         "backbone": found.backbone,
         "backbone_sha256": found.backbone_sha256,
         "calibration_sha256": found.calibration_sha256,
-        "data_range": json.dumps(data_range),
-        "inputs": "x, y: float32 (N, 3, H, W) on data_range",
+        "data_range": json.dumps(data_range if net.images.has_range else None),
+        "inputs": f"x, y: float32 (N, {net.images.channels}, H, W) on data_range",
         "output": "distance: float32 (N,)",
     }
 
 
-def _images(data_range: tuple[float, float], count: int, height: int, width: int) -> _Pair:
+def _images(net: LPIPS, data_range: tuple[float, float], count: int, height: int, width: int) -> _Pair:
     """Seeded image pairs whose distances are neither 0 nor all alike."""
-    low, high = data_range
+    low, high = data_range if net.images.has_range else (-3.0, 3.0)
     generator = torch.Generator().manual_seed(height * width)
-    x, noise = torch.rand(2, count, 3, height, width, generator=generator, dtype=torch.float32)
+    x, noise = torch.rand(2, count, net.images.channels, height, width, generator=generator, dtype=torch.float32)
     strength = torch.linspace(0.2, 0.8, count, dtype=torch.float32).view(-1, 1, 1, 1)
     return low + (high - low) * x, low + (high - low) * torch.lerp(x, noise, strength)
 
@@ -238,7 +241,7 @@ def _onnx(module: nn.Module, example: _Pair, metadata: dict[str, str], opset: in
 
 
 def _verify(
-    kind: Format, data: bytes, module: nn.Module, data_range: tuple[float, float], size: tuple[int, int]
+    kind: Format, data: bytes, module: _Distance, data_range: tuple[float, float], size: tuple[int, int]
 ) -> float | None:
     """Largest relative difference of a file's distances from the network's; None if ONNX cannot be run here."""
     if kind == "onnx" and find_spec("onnxruntime") is None:
@@ -247,7 +250,7 @@ def _verify(
     height, width = size
     differences = []
     for shape in ((2, height, width), (3, height + 37, width), (1, height, width + 64)):
-        x, y = _images(data_range, *shape)
+        x, y = _images(module.net, data_range, *shape)
         expected, found = module(x, y), run(x, y)
         differences += [(found - expected).abs().max() / expected.abs().max(), run(x, x).abs().max()]
     worst = float(torch.stack(differences).max())  # NaN if one is

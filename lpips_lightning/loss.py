@@ -14,7 +14,7 @@ from lpips_lightning.backbones.shared import DropsLegacyKeys
 from lpips_lightning.batch import Distances, Features
 from lpips_lightning.functional.reduction import Reduction, check_reduction, reduced
 from lpips_lightning.images.masks import fill_masked
-from lpips_lightning.images.ranges import DataRange, RangeChecker, parse_range
+from lpips_lightning.images.ranges import DataRange, RangeChecker, range_label
 from lpips_lightning.network import LPIPS
 from lpips_lightning.options import LPIPSOptions, with_options
 from lpips_lightning.perceptual_distance import PerceptualDistance, measure
@@ -41,7 +41,8 @@ class PerceptualLoss(DropsLegacyKeys):
             `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network and options, including
             precision, are used.
         data_range: Range of predictions and targets: ``(low, high)``, or ``high`` alone for ``(0, high)``. There is no
-            default, since training with a wrong range fails silently.
+            default, since training with a wrong range fails silently; None for a backbone without a range, and only
+            for one.
         weight: Factor of the result, >= 0; may be changed at any time. At 0 the network does not run.
         reduction: Over the batch and the frames of videos: ``"mean"``, ``"sum"``, or ``"none"`` (None).
         spatial: Return distance maps, ``(1, H, W)`` for each image.
@@ -68,7 +69,7 @@ class PerceptualLoss(DropsLegacyKeys):
         self,
         net_type: str | Backbone | PerceptualDistance = "vgg",
         *,
-        data_range: DataRange,
+        data_range: DataRange | None,
         weight: float = 1.0,
         reduction: Reduction = "mean",
         spatial: bool = False,
@@ -77,11 +78,14 @@ class PerceptualLoss(DropsLegacyKeys):
     ) -> None:
         super().__init__()
         check_reduction(reduction)
-        self.data_range = parse_range(data_range)
         self.weight = weight
         self.reduction = reduction
         self.net = LPIPS.of(net_type, options, type(self), precision="autocast")
+        self.data_range = self.net.images.value_range(data_range)
+        self.net.check_range(self.data_range)
         self.net.range_checker = RangeChecker(periodic=True)
+        if spatial:
+            self.net.check_maps()
         self.spatial = spatial
         self.per_layer = per_layer
 
@@ -100,7 +104,7 @@ class PerceptualLoss(DropsLegacyKeys):
     @property
     def fingerprint(self) -> str:
         """One line to cite: everything that determines the value, except the weight."""
-        return f"{self.net.fingerprint}, range {list(self.data_range)}"
+        return f"{self.net.fingerprint}, {range_label(self.data_range)}"
 
     @torch.jit.unused
     def forward(

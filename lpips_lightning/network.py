@@ -16,28 +16,35 @@ from typing_extensions import override
 
 from lpips_lightning.backbones.caffe_file import is_caffe_file
 from lpips_lightning.backbones.definition import Backbone
+from lpips_lightning.backbones.dists_vgg import dists_backbone
 from lpips_lightning.backbones.frozen import FrozenNetwork, Specification, without_autocast
-from lpips_lightning.backbones.loading import describe_backbone
+from lpips_lightning.backbones.loading import describe_backbone, version_name
 from lpips_lightning.backbones.selfcheck import selfcheck
 from lpips_lightning.backbones.shared import SharedNetworkModule
 from lpips_lightning.batch import Features
-from lpips_lightning.distances.feature_distance import parse_distance
-from lpips_lightning.distances.lpips import (
-    feature_vectors,
-    groups_within,
-    pairwise_distances,
-)
+from lpips_lightning.distances.feature_distance import FeatureDistance
+from lpips_lightning.distances.lpips import groups_within, pairwise_distances
+from lpips_lightning.distances.weighted import parse_distance
 from lpips_lightning.engine import dispatch
 from lpips_lightning.engine.inputs import Pairs
 from lpips_lightning.engine.memory import estimate
 from lpips_lightning.engine.planner import check_budget, choose_plan
 from lpips_lightning.engine.state import Plan
-from lpips_lightning.images.preprocessing import ImagePolicy
+from lpips_lightning.images.preprocessing import ImagePolicy, clamped
 from lpips_lightning.images.ranges import DataRange, RangeChecker, Role
-from lpips_lightning.options import DEFAULTS, LPIPSOptions, Precision, check_names, check_not_given, with_options
+from lpips_lightning.options import (
+    DEFAULTS,
+    Convention,
+    LPIPSOptions,
+    Precision,
+    check_names,
+    check_not_given,
+    with_options,
+)
 from lpips_lightning.perceptual_distance import PerceptualDistance
 
 _DEFAULT_NET = "alex"
+_CONVENTIONS = {"3dgs": "convention 3dgs: [0, 1] read as [-1, 1]"}
 HALF_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -88,6 +95,8 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
         "fingerprint",
         "source",
         "backbone_hashes",
+        "label",
+        "is_repeatable",
     )
 
     def __init__(self, net_type: str | Backbone = _DEFAULT_NET, **options: Unpack[LPIPSOptions]) -> None:
@@ -102,16 +111,22 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
         for name, switch in (("calibrated", values["calibrated"]), ("validate_args", values["validate_args"])):
             if not isinstance(switch, bool):
                 raise ValueError(f"{name}: expected True or False, got {switch!r}")
-        images = ImagePolicy.parse(values["gray"], values["background"], values["resize"])
         weights, calibration = values["weights"], values["calibration"]
         backbone, calibrated = describe_backbone(net_type, weights, values["calibrated"], calibration, _DEFAULT_NET)
+        images = ImagePolicy.parse(
+            values["gray"], values["background"], values["resize"], backbone.input_channels, backbone.has_range
+        )
         distance = parse_distance(values["distance"])
+        convention = _checked_convention(values, backbone.name)
+        backbone, calibrated = _fitting(backbone, calibrated, distance, values)
         super().__init__(backbone, values["version"], calibrated, weights, calibration, distance)
         self.net_type = self._record.name
+        self.convention = convention
         self.precision = precision
         self.images = images
         found = self._specification
         self._source = f"{found.net_type} v{found.version} {found.backbone_sha256} {found.layout} {images}"
+        self._source += self._convention_label()
         self.frame_chunk = frame_chunk
         self.memory_budget = values["memory_budget"]
         self.validate_args = values["validate_args"]
@@ -180,21 +195,45 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
         from lpips_lightning import __version__
 
         found = self._specification
-        feature_layers = f" [{' '.join(self._record.feature_layers)}]" if found.layout else ""
+        is_custom = found.layout and found.distance != "dists"
+        feature_layers = f" [{' '.join(self._record.feature_layers)}]" if is_custom else ""
         backbone = f"backbone {found.backbone} sha256:{found.backbone_sha256[:12]}"
         parts = [
-            f"{self.frozen_network().distance.title} {found.net_type}{feature_layers} v{found.version}",
+            f"{self._distance.title} {found.net_type}{feature_layers} v{found.version}",
             self._calibration_label(),
             backbone,
+            self._record.description,
             str(self.images),
+            self._convention_label(),
             self.precision,
         ]
         return ", ".join([*filter(None, parts), f"lpips_lightning {__version__}"])
+
+    @override
+    def check_range(self, data_range: tuple[float, float]) -> None:
+        if self.convention is not None and data_range not in ((0.0, 1.0), (0.0, 255.0)):
+            low, high = data_range
+            raise ValueError(
+                f"data_range: expected (0, 1), or 255, with convention={self.convention!r}, which is defined by images "
+                f"on [0, 1], got ({low:g}, {high:g}); declare images on [0, 1] with data_range=(0, 1), or leave the "
+                "convention out"
+            )
+
+    @property
+    @override
+    def label(self) -> str:
+        distance = "" if self._distance.name == "lpips" else f" {self._distance.name}"
+        return f"{self.net_type} v{self.version}{distance}"
+
+    def _convention_label(self) -> str:
+        return "" if self.convention is None else _CONVENTIONS[self.convention]
 
     def _calibration_label(self) -> str:
         from lpips_lightning.io.image_decoding import printable
 
         found = self._specification
+        if not self._distance.uses_calibration:
+            return f"alpha beta sha256:{found.calibration_sha256[:12]}" if found.calibrated else ""
         if not found.calibrated:
             return "baseline"
         source = self._weights if self._calibration is None else self._calibration
@@ -206,7 +245,7 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
         """Plan of a call on image pairs, with an estimate of its memory.
 
         Args:
-            shape: ``(N, 3, H, W)`` of the images on each side.
+            shape: ``(N, 3, H, W)`` of the images on each side, or of other input channels.
             gradient: Include the gradient w.r.t. the first images, as for a loss.
             device: Device of the images.
 
@@ -214,10 +253,11 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
             The plan; its ``size`` is the estimated memory in bytes, excluding weights and images.
 
         Raises:
-            ValueError: If the shape is not four nonnegative integers.
+            ValueError: If the shape is not four nonnegative integers, or has other channels than the network.
         """
-        if len(shape) != 4 or not all(isinstance(size, int) and size >= 0 for size in shape):
-            raise ValueError(f"shape: expected (N, 3, H, W), got {shape}")
+        channels = self._record.input_channels
+        if len(shape) != 4 or not all(isinstance(size, int) and size >= 0 for size in shape) or shape[1] != channels:
+            raise ValueError(f"shape: expected (N, {channels}, H, W), got {shape}")
         dtype = HALF_PRECISIONS.get(self.precision, torch.float32)
         network = self.frozen_network(torch.device(device), dtype)
         found = choose_plan(network, shape, self.memory_budget, gradient)
@@ -267,11 +307,15 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
         Returns:
             A flat batch of pairs.
         """
-        flat_x, range_x = self.images.to_flat_rgb(x, data_range)
-        flat_y, range_y = self.images.to_flat_rgb(y, data_range) if isinstance(y, Tensor) else (y.layers, data_range)
-        network, dtype = self._network_for(x)
         clamps = (clamp_x and self.validate_args, clamp_y and self.validate_args)
+        flat_x, range_x = self._flat(x, data_range, clamps[0])
+        flat_y, range_y = self._flat(y, data_range, clamps[1]) if isinstance(y, Tensor) else (y.layers, data_range)
+        network, dtype = self._network_for(x)
         return Pairs(network, dtype, flat_x, flat_y, range_x, range_y, *clamps, self.frame_chunk, self.memory_budget)
+
+    @override
+    def check_maps(self) -> None:
+        self._distance.check_maps()
 
     @property
     @override
@@ -286,6 +330,7 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
     @override
     def encode_flat(self, images: Tensor, flat: Tensor, flat_range: tuple[float, float]) -> dict[str, Tensor]:
         network, dtype = self._network_for(images)
+        flat, flat_range = self._as_read(flat, flat_range, self.validate_args)
         return dispatch.encode(network, dtype, flat, flat_range, clamp=self.validate_args, chunk=self.frame_chunk)
 
     @override
@@ -301,6 +346,8 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
         mask: Tensor | None = None,
         erode: bool = False,
     ) -> dispatch.LayerDistances:
+        if map_size is not None:
+            self.check_maps()
         pairs = self.pairs(x, y, data_range, *(role == "data" for role in roles))
         return dispatch.measure(pairs, map_size=map_size, per_layer=per_layer, mask=mask, erode=erode)
 
@@ -317,8 +364,8 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
     def all_pairs(
         self, x: Tensor, y: Tensor | None, data_range: DataRange, batch_size: int, memory_budget: int
     ) -> Tensor:
-        if not self.frozen_network().distance.is_squared_euclidean:
-            return super().all_pairs(x, y, data_range, batch_size, memory_budget)
+        if not self._distance.is_squared_euclidean:
+            return self._all_feature_pairs(x, y, data_range, batch_size, memory_budget)
         columns = x if y is None else y
         blocks = []
         for group in groups_within(self._vectors(columns, data_range, batch_size), memory_budget):
@@ -332,14 +379,53 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
             features = self.encode(chunk, data_range)
             first = features.layers[self.layers[0]]
             with without_autocast(first.device):
-                vectors = feature_vectors(features.layers, self.frozen_network(first.device, first.dtype).calibration)
+                calibration = self.frozen_network(first.device, first.dtype).calibration
+                vectors = self._distance.vectors(features.layers, calibration)
             channels = features.batch_layout.channels
             yield vectors.view(len(chunk), -1) / channels**0.5 if channels > 1 else vectors
+
+    def _all_feature_pairs(
+        self, x: Tensor, y: Tensor | None, data_range: DataRange, batch_size: int, memory_budget: int
+    ) -> Tensor:
+        """All pairs of a distance without vectors: each image's features beside those of every column."""
+        columns = x if y is None else y
+        blocks = []
+        for group in _feature_groups(self, columns, data_range, batch_size, memory_budget):
+            rows = (self.encode(part, data_range) for part in x.split(batch_size))
+            blocks.append(torch.cat([self._one_to_many(row, group) for part in rows for row in _single(part)]))
+        distances = torch.cat(blocks, 1)
+        if y is not None:
+            return distances
+        upper = distances.triu(1)
+        return upper + (upper.T if self._distance.is_symmetric else distances.tril(-1))
+
+    def _one_to_many(self, row: Features, group: list[Features]) -> Tensor:
+        """Distances ``(1, M)`` of one image to all of a group."""
+        found = []
+        for columns in group:
+            count = columns.batch_layout.shape[0]
+            repeated = {layer: values.repeat(count, 1, 1, 1) for layer, values in row.layers.items()}
+            one = row._replace(layers=repeated, batch_layout=columns.batch_layout)
+            found.append(self.distance(one, columns))
+        return torch.cat(found).unsqueeze(0)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         clone = super().__deepcopy__(memo)
         clone.range_checker = copy.deepcopy(self.range_checker, memo)
         return clone
+
+    def _flat(self, images: Tensor, data_range: tuple[float, float], clamp: bool) -> tuple[Tensor, tuple[float, float]]:
+        return self._as_read(*self.images.to_flat_rgb(images, data_range), clamp)
+
+    def _as_read(
+        self, flat: Tensor, data_range: tuple[float, float], clamp: bool
+    ) -> tuple[Tensor, tuple[float, float]]:
+        """Images and their range as the convention reads them."""
+        if self.convention is None:
+            return flat, data_range
+        if data_range[1] != 1:
+            flat = flat.to(torch.promote_types(flat.dtype, torch.float32)) / data_range[1]
+        return clamped(flat, 0.0, 1.0) if clamp else flat, (-1.0, 1.0)
 
     def _network_for(self, images: Tensor) -> tuple[FrozenNetwork, torch.dtype]:
         dtype = self._backbone_dtype(images)
@@ -352,6 +438,79 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
         if self.precision == "autocast" and device_type != "meta" and torch.is_autocast_enabled(device_type):
             return torch.get_autocast_dtype(device_type)
         return torch.float64 if images.dtype == torch.float64 else torch.float32
+
+
+def _checked_convention(options: LPIPSOptions, net: str) -> Convention | None:
+    convention = options["convention"]
+    if convention is None:
+        return None
+    if convention not in get_args(Convention):
+        raise ValueError(f"convention: expected None or one of {get_args(Convention)}, got {convention!r}")
+    if net != "vgg":
+        raise ValueError(
+            f"convention: expected net_type='vgg' with {convention!r}, got {net!r}; such tables print other nets on "
+            "[-1, 1], as convention=None measures them"
+        )
+    fixed = {"version": "0.1", "calibrated": True, "calibration": None, "distance": "lpips"}
+    given: dict[str, Any] = {**options, "version": version_name(options["version"])}
+    other = next((name for name, value in fixed.items() if given[name] is not value and given[name] != value), None)
+    if other is not None:
+        raise ValueError(
+            f"{other}: expected {fixed[other]!r} with convention={convention!r}, got {given[other]!r:.80}; leave one "
+            "of them out"
+        )
+    return convention
+
+
+def _fitting(
+    backbone: Backbone, calibrated: bool, distance: FeatureDistance, options: LPIPSOptions
+) -> tuple[Backbone, bool]:
+    """The backbone that a distance runs on, and whether it has weights beside it.
+
+    Raises:
+        ValueError: If an option does not fit the distance.
+    """
+    if distance.uses_calibration:
+        distance.check_layers(tuple(backbone.feature_layers))
+        return backbone, calibrated
+    if options["calibration"] is not None:
+        raise ValueError(
+            f"calibration: expected None with distance={distance.name!r}, which takes no calibration, got "
+            f"{options['calibration']!r:.80}; 'lpips' and 'lpips_plus' take one"
+        )
+    if distance.name != "dists":
+        return backbone, False
+    if not calibrated:
+        raise ValueError(
+            "calibrated: expected True with distance='dists', whose alpha and beta are part of it, got False"
+        )
+    return dists_backbone(backbone), True
+
+
+def _feature_groups(
+    net: LPIPS, images: Tensor, data_range: DataRange, batch_size: int, memory_budget: int
+) -> Iterator[list[Features]]:
+    """Features of consecutive batches, grouped up to a number of bytes, at least one batch per group."""
+    group: list[Features] = []
+    total = 0
+    for part in images.split(batch_size):
+        features = net.encode(part, data_range)
+        size = sum(values.numel() * values.element_size() for values in features.layers.values())
+        if group and total + size > memory_budget:
+            yield group
+            group, total = [], 0
+        group.append(features)
+        total += size
+    yield group
+
+
+def _single(features: Features) -> Iterator[Features]:
+    """Features of each image of a batch alone."""
+    (count,), channels = features.batch_layout
+    for index in range(count):
+        part = slice(index * channels, (index + 1) * channels)
+        layers = {layer: values[part] for layer, values in features.layers.items()}
+        yield features._replace(layers=layers, batch_layout=features.batch_layout._replace(shape=(1,)))
 
 
 def _default_net(owner: Callable[..., Any]) -> object:

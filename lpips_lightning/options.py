@@ -13,6 +13,7 @@ from lpips_lightning.backbones.loading import WeightsSource, version_name
 from lpips_lightning.images.preprocessing import Background, Gray
 
 Precision = Literal["fp32", "bf16", "fp16", "autocast"]
+Convention = Literal["3dgs"]
 _Owner = TypeVar("_Owner", bound=Callable[..., Any])
 
 
@@ -29,7 +30,15 @@ class LPIPSOptions(TypedDict, total=False):
             by PyTorch's global generator.
         calibration: None for the official calibration of `net_type` and `version`; else a path, or tensors ``(C,)`` by
             layer name.
-        distance: What features give a distance: ``"lpips"``.
+        distance: How features become a distance. ``"lpips"``; ``"lpips_plus"``, which weights positions by the features
+            of the reference `y` (TOPIQ); ``"mean_pool"`` and ``"style"``, which compare means and Gram matrices of
+            whole feature maps (Kumar et al. 2022) and take no calibration; ``"dists"`` (Ding et al. 2020), for
+            ``net_type="vgg"`` alone, with weights of its own; or a weighted sum on the same features,
+            ``"lpips+0.5*style"``, or ``{"lpips": 1, "style": 0.5}``. It is part of the fingerprint. Only ``"lpips"``
+            and ``"lpips_plus"`` have distance maps.
+        convention: None measures images as they are declared. ``"3dgs"`` gives the number that tables of Gaussian
+            splatting and NeRF print: ``"vgg"`` on images on [0, 1] that are read as if they were on [-1, 1], without
+            ``2x - 1``. It needs ``data_range=(0, 1)``; uint8 images, files and ``data_range=255`` are divided by 255.
         precision: Precision of the backbone; everything after it is float32. ``"fp32"``, also under autocast (float64
             for float64 images); ``"bf16"``; ``"fp16"``; or ``"autocast"``: the dtype of the surrounding autocast, and
             float32 without autocast.
@@ -54,7 +63,8 @@ class LPIPSOptions(TypedDict, total=False):
     calibrated: bool
     weights: WeightsSource
     calibration: WeightsSource
-    distance: str
+    distance: str | Mapping[str, float]
+    convention: Convention | None
     precision: Precision
     gray: Gray | None
     background: Background | None
@@ -70,6 +80,7 @@ DEFAULTS: LPIPSOptions = {
     "weights": None,
     "calibration": None,
     "distance": "lpips",
+    "convention": None,
     "precision": "fp32",
     "gray": None,
     "background": None,
@@ -104,7 +115,7 @@ def with_options(
         ... def distance(x: float, **options: Unpack[LPIPSOptions]) -> float: ...
         >>> parameters = inspect.signature(distance).parameters
         >>> len(parameters), parameters["precision"].default, parameters["gray"].default
-        (13, 'autocast', None)
+        (14, 'autocast', None)
     """
     hints = get_type_hints(LPIPSOptions)
     parameters = [

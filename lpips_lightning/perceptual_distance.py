@@ -20,7 +20,7 @@ from lpips_lightning.engine.dispatch import LayerDistances
 from lpips_lightning.engine.planner import check_budget
 from lpips_lightning.images.hints import MASK, Hints
 from lpips_lightning.images.masks import check_mask, fill_masked
-from lpips_lightning.images.preprocessing import ImagePolicy
+from lpips_lightning.images.preprocessing import SIGNED, ImagePolicy
 from lpips_lightning.images.ranges import DataRange, RangeChecker, Role, parse_range
 from lpips_lightning.options import Precision
 from lpips_lightning.tracing import is_jit_tracing, is_tracing, refuse_scripts, static_sizes
@@ -31,7 +31,7 @@ class PerceptualDistance(DropsLegacyKeys):
     """Distance of image pairs by frozen networks: base class of `LPIPS` and of what combines several of them.
 
     A subclass sets the attributes and defines `layers`, `smallest_side`, `fingerprint`, `source`, `backbone_hashes`,
-    `encode_flat`, `pair_terms`, `feature_terms` and `selfcheck`.
+    `encode_flat`, `pair_terms`, `feature_terms` and `selfcheck`; `label`, `check_range` and `plain` where they differ.
 
     Attributes:
         net_type: Name for errors and labels.
@@ -77,6 +77,32 @@ class PerceptualDistance(DropsLegacyKeys):
     def backbone_hashes(self) -> frozenset[str]:
         """`tensors_sha256` of every backbone that it uses."""
         raise NotImplementedError
+
+    @property
+    def label(self) -> str:
+        """Short name for figures."""
+        return self.net_type
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether equal images always give equal distances."""
+        return True
+
+    def check_range(self, data_range: tuple[float, float]) -> None:
+        """Refuse images on a range that cannot be measured.
+
+        Args:
+            data_range: ``(low, high)``.
+
+        Raises:
+            ValueError: If the network takes no images on this range.
+        """
+
+    def plain(self) -> Self:
+        """A copy that takes RGB images as they are: no gray images, no alpha, no resizing."""
+        clone = copy.deepcopy(self)
+        clone.images = replace(self.images, gray=None, background=None, resize=None)
+        return clone
 
     def encode_flat(self, images: Tensor, flat: Tensor, flat_range: tuple[float, float]) -> dict[str, Tensor]:
         """Features of a flat batch.
@@ -134,6 +160,9 @@ class PerceptualDistance(DropsLegacyKeys):
         """
         raise NotImplementedError
 
+    def check_maps(self) -> None:
+        """Raise ValueError if there are no distance maps, so that ``spatial=True`` would be an error."""
+
     def selfcheck(self, device: torch.device | str = "cpu") -> dict[str, float]:
         """Compare distances of known images with recorded ones.
 
@@ -149,7 +178,7 @@ class PerceptualDistance(DropsLegacyKeys):
         """
         raise NotImplementedError
 
-    def encode(self, images: Tensor, data_range: DataRange = (-1, 1)) -> Features:
+    def encode(self, images: Tensor, data_range: DataRange | None = None) -> Features:
         """Compute the backbone's features once, to compare them often with `distance`, or as ``y`` of `forward`.
 
         Args:
@@ -163,7 +192,8 @@ class PerceptualDistance(DropsLegacyKeys):
             TypeError: If an argument is of the wrong type.
             ValueError: If the shape or size is wrong, or pixel values are outside the range.
         """
-        low_high = parse_range(data_range)
+        low_high = self.images.value_range(data_range, SIGNED)
+        self.check_range(low_high)
         self.images.check(images, "images", self.net_type, self.smallest_side)
         if self.validate_args and not torch.compiler.is_compiling():
             self.check_values(images, "images", low_high, hints=replace(self.images.hints, mask="none"))
@@ -194,17 +224,19 @@ class PerceptualDistance(DropsLegacyKeys):
         warning is issued for each likely mistake, and nothing is clamped.
 
         Args:
-            x: Images ``(N, 3, H, W)`` or videos ``(B, T, 3, H, W)``, floating on `data_range` or uint8 on [0, 255].
+            x: Images ``(N, 3, H, W)`` or videos ``(B, T, 3, H, W)``, floating on `data_range` or uint8 on [0, 255];
+                with other than 3 channels if the backbone takes them.
             y: Images of the same shape, or their features from `encode`.
-            data_range: ``(low, high)``, or ``high`` alone for ``(0, high)``; the default is ``(-1, 1)``.
+            data_range: ``(low, high)``, or ``high`` alone for ``(0, high)``; the default is ``(-1, 1)``. None for a
+                network whose input has no range, such as one of latents.
             spatial: Return the distance map; each layer's map is upsampled to the image size, or to
                 `resize`.
             per_layer: Return a dict of the layers' terms by name; they sum to the distance.
             mask: Weight of each pixel: bool, or floating on [0, 1], ``(N, H, W)`` or ``(N, 1, H, W)``. Every layer's
                 term becomes the mean over positions, weighted by the mask area-resized to the layer.
             erode: Count only positions whose receptive field, inside the image, holds only pixels with mask 1. The
-                deepest receptive field is 163 pixels (alex), 196 (vgg), 207 (squeeze), 147 (embedded) or 106
-                (embedded-vgg). Pixels outside the mask then have no effect on the distance; they may be NaN, or off
+                deepest receptive field is 163 pixels (alex), 196 (vgg), 207 (squeeze, embedded-vgg) or 147
+                (embedded). Pixels outside the mask then have no effect on the distance; they may be NaN, or off
                 the range.
             normalize: torchmetrics' argument of ``metric.net``, instead of `data_range`: True for [0, 1], False for
                 [-1, 1].
@@ -223,7 +255,7 @@ class PerceptualDistance(DropsLegacyKeys):
         refuse_scripts(self, x=x, y=y)
         if retperlayer and per_layer:
             raise TypeError("retperlayer: expected False with per_layer=True; leave one of them out")
-        low_high, roles = _range_of(normalize, data_range), roles_of(x, y, self.role)
+        low_high, roles = _range_of(self.images, normalize, data_range), roles_of(x, y, self.role)
         layers, masks = per_layer or retperlayer, {"mask": mask, "erode": erode}
         found = measure(self, x, y, low_high, roles=roles, spatial=spatial, per_layer=layers, **masks)  # type: ignore[arg-type]
         if retperlayer and isinstance(found.values, dict):
@@ -235,7 +267,7 @@ class PerceptualDistance(DropsLegacyKeys):
         self,
         x: Tensor,
         y: Tensor | Features,
-        data_range: DataRange = (-1, 1),
+        data_range: DataRange | None = None,
         *,
         spatial: bool = False,
         per_layer: bool = False,
@@ -262,7 +294,7 @@ class PerceptualDistance(DropsLegacyKeys):
         """
         options = {"spatial": spatial, "per_layer": per_layer, "mask": mask, "erode": erode}
         roles = roles_of(x, y, self.role)
-        return measure(self, x, y, parse_range(data_range), roles=roles, **options)  # type: ignore[arg-type]
+        return measure(self, x, y, self.images.value_range(data_range, SIGNED), roles=roles, **options)  # type: ignore[arg-type]
 
     @overload
     def distance(
@@ -341,7 +373,7 @@ class PerceptualDistance(DropsLegacyKeys):
         self,
         x: Tensor,
         y: Tensor | None = None,
-        data_range: DataRange = (-1, 1),
+        data_range: DataRange | None = None,
         *,
         batch_size: int = 16,
         memory_budget: int = 2**30,
@@ -357,7 +389,8 @@ class PerceptualDistance(DropsLegacyKeys):
                 runs on `x` once for each part.
 
         Returns:
-            Shape ``(N, M)``; for ``y=None`` exactly symmetric with a zero diagonal. float32; float64 for float64.
+            Shape ``(N, M)``; for ``y=None`` with a zero diagonal, and exactly symmetric if the distance is. float32;
+            float64 for float64.
 
         Raises:
             TypeError: If an argument is of the wrong type.
@@ -372,14 +405,15 @@ class PerceptualDistance(DropsLegacyKeys):
         for name, images in (("x", x), ("y", columns)):
             self.images.check(images, name, self.net_type, self.smallest_side)
             if images.dim() == 5:
-                raise ValueError(f"{name}: expected images (N, 3, H, W), got shape {tuple(images.shape)}")
+                channels = self.images.channels
+                raise ValueError(f"{name}: expected images (N, {channels}, H, W), got shape {tuple(images.shape)}")
         if type(batch_size) is not int or batch_size < 1:
             raise ValueError(f"batch_size: expected a positive number of images, got {batch_size!r}")
         check_budget(memory_budget)
         if min(len(x), len(columns)) == 0:
             return x.new_zeros(len(x), len(columns), dtype=torch.promote_types(x.dtype, torch.float32))
         self.images.check_pair(x[:1], columns[:1], ("x", "y"), self.net_type, self.smallest_side)
-        return self.all_pairs(x, y, data_range, batch_size, memory_budget)
+        return self.all_pairs(x, y, self.images.value_range(data_range, SIGNED), batch_size, memory_budget)
 
     def all_pairs(
         self, x: Tensor, y: Tensor | None, data_range: DataRange, batch_size: int, memory_budget: int
@@ -538,20 +572,38 @@ class PerceptualDistance(DropsLegacyKeys):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         clone = type(self).__new__(type(self))
         memo[id(self)] = clone
-        clone.__dict__ = dict(self.__dict__)
+        clone.__dict__ = {**self.__dict__, "_modules": copy.deepcopy(self._modules, memo)}
         clone.range_checker = copy.deepcopy(self.range_checker, memo)
         return clone
 
 
-def _range_of(normalize: bool | None, data_range: DataRange | None) -> tuple[float, float]:
+def _range_of(images: ImagePolicy, normalize: bool | None, data_range: DataRange | None) -> tuple[float, float]:
     if normalize is None:
-        return parse_range((-1, 1) if data_range is None else data_range)
+        return images.value_range(data_range, SIGNED)
     if not isinstance(normalize, bool):
         raise ValueError(f"normalize: expected True or False, got {normalize!r}")
+    if not images.has_range:
+        raise ValueError(f"normalize: expected None for a network whose input has no range, got {normalize!r}")
     low_high = (0.0, 1.0) if normalize else (-1.0, 1.0)
     if data_range is not None and parse_range(data_range) != low_high:
         raise TypeError(f"normalize: expected None with data_range={data_range!r}; leave one of them out")
     return low_high
+
+
+def check_repeatable(net: PerceptualDistance) -> None:
+    """Refuse what draws random numbers in every call, where a number is reported.
+
+    Args:
+        net: The network.
+
+    Raises:
+        ValueError: If equal images may give different distances.
+    """
+    if not net.is_repeatable:
+        raise ValueError(
+            "net_type: expected distances that can be repeated, got an ensemble of fresh draws in every call; pass "
+            "Ensemble(..., seed=0), and keep seed=None for a loss"
+        )
 
 
 def roles_of(x: Tensor, y: Tensor | Features, role: Role = "data") -> tuple[Role, Role]:
@@ -610,6 +662,7 @@ def measure(
         ValueError: See `LPIPS.forward`.
     """
     net.check_shapes(x, y, names)
+    net.check_range(data_range)
     layout, size = net.images.batch_layout(x), (x.shape[-2], x.shape[-1])
     flat_mask = net.flat_mask(mask, erode, spatial, layout, size, x.device)
     if erode and mask is not None:  # before the values are checked: nothing is known of those outside the mask

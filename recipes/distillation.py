@@ -11,7 +11,7 @@ group, and the distance and map of every layer; and, to be a good loss, on image
 import copy
 import math
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import date
 from itertools import zip_longest
 from pathlib import Path
@@ -32,7 +32,7 @@ from lpips_lightning._lightning import Callback, LightningModule, Misconfigurati
 from lpips_lightning.backbones.definition import get_backbone
 from lpips_lightning.backbones.frozen import FrozenNetwork
 from lpips_lightning.backbones.loading import resolve_network, version_name
-from lpips_lightning.backbones.plain import EMBEDDED, EMBEDDED_VGG, Stage
+from lpips_lightning.backbones.plain import EMBEDDED, Stage
 from lpips_lightning.callbacks._loggers import log_folder
 from lpips_lightning.callbacks.calibration_file import check_tensor_file
 from lpips_lightning.images.preprocessing import to_backbone
@@ -52,7 +52,6 @@ from lpips_lightning.recipes.distillation_targets import (
 )
 
 TeacherDtype = Literal["float32", "bfloat16"]
-_ARCHITECTURES = {EMBEDDED: "embedded", EMBEDDED_VGG: "embedded-vgg"}
 _PRETRAINED = ("alex", "vgg", "squeeze")
 _STARTS = ("teacher", "random", "pretrained")
 
@@ -95,7 +94,7 @@ class Distillation(LightningModule):
             teacher, its answers are then used several times.
         replay_megapixels: Megapixels of images to draw from.
         optimized: Groups whose versions the student optimizes during training (see `OptimizedGroups`); one of them is
-            added in every step of the smallest size. 0 for none.
+            added in every step of the smallest size, and kept by the replay. 0 for none.
         optimized_steps: Steps until such a group is replaced.
 
     Raises:
@@ -217,7 +216,10 @@ class Distillation(LightningModule):
         terms = self._feature_terms(fresh)
         groups = [self._replayed(fresh)]
         if optimize:
-            groups.append(self._ask(self._optimized.advance(images, self._student_gradient), gradients=True))
+            optimized = self._ask(self._optimized.advance(images, self._student_gradient), gradients=True)
+            if self.hparams["replay"]:
+                self._replay.add(replace(optimized, gradients=None))
+            groups.append(optimized)
         own = self._ask_student(torch.cat([group.images for group in groups]))
         terms |= self.terms(own.maps, _joined(groups), images.shape[1] - 1)
         if groups[-1].gradients is not None:
@@ -451,7 +453,10 @@ def _check_start(initialize: str, stages: object, backbone: str | None, normaliz
 
 def _net_of(module: Distillation) -> str | None:
     """The net whose form a student has."""
-    return module.hparams["backbone"] or _ARCHITECTURES.get(tuple(module.stages))
+    backbone = module.hparams["backbone"]
+    if backbone is None:
+        return "embedded" if tuple(module.stages) == EMBEDDED else None
+    return "embedded-vgg" if backbone == "squeeze" else str(backbone)
 
 
 def _data_of(trainer: Trainer) -> DistillationData:

@@ -35,7 +35,7 @@ from lpips_lightning.cli.commands import COMMANDS, main
 from lpips_lightning.io import write_image
 from lpips_lightning.judge import Design, random_selector, simulate, study_from_methods, study_from_photographs
 from lpips_lightning.recipes.help_pages import LIGHTNING
-from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS, tensors_sha256
+from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS, DISTS, tensors_sha256
 
 ROOT = Path(__file__).parents[1]
 # Python snippets by page.
@@ -338,7 +338,9 @@ def test_targets_of_make_exist():
 
 def test_every_calibration_is_listed_with_its_sha256():
     page = TEXTS["weights/README.md"]
-    assert all(f"`{record.sha256}`" in page for record in CALIBRATIONS.values())
+    assert all(f"`{record.sha256}`" in page for record in (*CALIBRATIONS.values(), DISTS))
+    dists = LPIPS("vgg", distance="dists", weights="random").fingerprint.split(", ")[1]
+    assert dists == f"alpha beta sha256:{DISTS.calibration_sha256[:12]}" and f"`{dists}`" in page
     for (net, version), record in CALIBRATIONS.items():
         found = LPIPS(net, version=version, weights=None if record.backbone_sha256 else "random")
         shown = found.fingerprint.split(", ")[1]
@@ -418,11 +420,11 @@ def test_the_guide_quotes_messages_that_exist():
 
 def test_the_guide_names_the_smallest_sides():
     sides = re.search(
-        r"(\d+) pixels for alex and embedded, (\d+) for vgg and embedded-vgg, (\d+) for squeeze, (\d+) for alex-st,"
+        r"(\d+) pixels for alex and embedded, (\d+) for vgg, (\d+) for squeeze and embedded-vgg, (\d+) for alex-st,"
         r" (\d+) for vgg-st",
         TEXTS["recipes/GUIDE.md"],
     )
     assert sides is not None
     wanted = [BACKBONES[net].smallest_side for net in ("alex", "vgg", "squeeze", "alex-st", "vgg-st")]
     assert [*map(int, sides.groups())] == wanted and BACKBONES["embedded"].smallest_side == wanted[0]
-    assert BACKBONES["embedded-vgg"].smallest_side == wanted[1]
+    assert BACKBONES["embedded-vgg"].smallest_side == wanted[2]

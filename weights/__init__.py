@@ -119,14 +119,14 @@ EMBEDDED = Weights(
 
 EMBEDDED_VGG = Weights(
     "embedded_vgg.safetensors",
-    "9a3dd16361124c89955609252fc5d774be978105ba957aef8841cf2d4cab8b53",
-    "recipes/distillation.py, from random weights; the file's metadata say more",
+    "02a12c60ac53938425290e838bb0212fe2348a1a7535118d6d37ce6526f54937",
+    "recipes/distillation.py, started from torchvision's SqueezeNet; the file's metadata say more",
     "BSD-2-Clause AND BSD-3-Clause",
     "distilled from LPIPS-vgg v0.1, input scaled",
-    "530fad0fbdd27fc4ca72b85ddfe6ea1b57d8a38382fb1922e5efb58a4c1a9fe1",
-    "e679574416dd17ec2f2804cf0d15d4b9a44e7a656a0494c7e5262604e68b0025",
+    "b3bdddb4bf1f1fe501d894986d1094bb20f6153909300ef6ea72fd672ded0e96",
+    "87e0daab8fe8719d65d44aa7347c65dd345d0babb227c4a354e3ce6a8fc69822",
 )
-"""The embedded network for losses, likewise."""
+"""The embedded network that learned from vgg, likewise; the backbone is in float16."""
 
 EXAMPLES = Weights(
     "examples.safetensors",
@@ -136,6 +136,19 @@ EXAMPLES = Weights(
     "the reference's example patches, uint8, for the self-check",
 )
 """Three patches ``(3, 64, 64)``: ``ref``, ``p0``, ``p1``."""
+
+DISTS = Weights(
+    "dists.safetensors",
+    "745cdae1b30c00fe14c81d72f852015ae5c33dc3d83c49d4c928295c1cfc4ce9",
+    "DISTS_pytorch 0.1 (dingkeyan93/DISTS), weights.pt",
+    "MIT",
+    "trained on KADID-10k and textures (Ding et al. 2020), VGG16 with L2 pooling",
+    "786a75a1466c3b790832696dd26ddce8d5b3ffeb66d931869254bd02b8596e55",
+)
+"""``alpha`` and ``beta`` of DISTS, ``(1475,)``: the channels of the image and of five layers of VGG16.
+
+Its `calibration_sha256` is that of both by layer, divided by their sum, as the distance uses them.
+"""
 
 CALIBRATIONS: dict[tuple[str, str], Weights] = {
     ("alex", "0.0"): _official(
@@ -268,7 +281,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Args:
         path: The file. Files without the suffix ``.safetensors`` are read as ``torch.save`` files; of a checkpoint,
-            only its ``state_dict`` is read.
+            only its ``state_dict``, ``teacher`` or ``model`` is read.
 
     Returns:
         Tensor by name, on the CPU.
@@ -284,8 +297,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         content = _of_safetensors(path) if path.suffix == ".safetensors" else _of_torch_save(path)
     except Exception as error:  # safetensors, zipfile and pickle raise different errors
         raise WeightsError(f"{path}: expected a whole file of tensors, got {_reason(path, error)}") from error
-    inner: Any = content.get("state_dict") if isinstance(content, dict) else None
-    content = inner if isinstance(inner, dict) else content
+    parts = (content.get(part) for part in _OF_CHECKPOINTS) if isinstance(content, dict) else ()
+    content = next((part for part in parts if isinstance(part, dict)), content)
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: expected a mapping of names to tensors, got {type(content).__name__}")
     for name, value in content.items():
@@ -294,6 +307,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
                 f"{path}: expected a mapping of names to tensors, got {type(value).__name__} by the name {name!r}"
             )
     return dict(content)
+
+
+_OF_CHECKPOINTS = ("state_dict", "teacher", "model")  # Lightning and most others; DINO; DeiT and MAE
 
 
 class _DamagedError(Exception):

@@ -16,6 +16,28 @@ official calibration for them: pass ``calibration=PATH``, or ``calibrated=False`
 >>> mine = from_module(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), ["1"], mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 >>> metric = LearnedPerceptualImagePatchSimilarity(mine, data_range=(0, 1), calibrated=False)
 
+`from_timm` (extra ``timm``) takes vision transformers, DINO and CLIP among them, and timm's convolutional nets; the
+other two take those of torchvision and your own with ``tokens=``, a `Tokens` that says the patch. `mean_calibration`
+makes the distance the mean over layers.
+
+Images may have any number of channels, ``input_channels``, with ``mean`` and ``std`` of that length or none; without a
+value range (``has_range=False``) every call says ``data_range=None``. An RGB network takes other channels with
+``first_conv="repeat"``. A distance of latents is such a backbone, here like VGG with group normalization:
+
+>>> import torch
+>>> from lpips_lightning import PerceptualLoss
+>>> def stage(inputs: int, outputs: int) -> list[nn.Module]:
+...     return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.GroupNorm(8, outputs), nn.ReLU()]
+>>> trunk = nn.Sequential(*stage(4, 32), nn.MaxPool2d(2), *stage(32, 64), nn.MaxPool2d(2), *stage(64, 128))
+>>> latent = from_module(trunk, ["2", "6", "10"], name="latent", input_channels=4, has_range=False)
+>>> loss = PerceptualLoss(latent, data_range=None, calibrated=False)
+>>> latents = 5 * torch.randn(2, 4, 32, 32)
+>>> float(loss(latents, latents))
+0.0
+
+`lpips_lightning.calibration.PerceptualCalibration` trains its calibration on judged latents
+(`lpips_lightning.data.TensorTriplets`), and ``calibration=FILE`` reads it.
+
 `CaffeAlexNet` is the network of most self-supervised methods. `write_caffe_alexnet` writes one as a file that says its
 architecture, for ``LPIPS(weights=FILE)``, and `load_caffe_alexnet` reads it again to go on training.
 
@@ -31,10 +53,13 @@ __all__ = [
     "Backbone",
     "CaffeAlexNet",
     "FeatureExtractor",
+    "Tokens",
     "from_module",
+    "from_timm",
     "from_torchvision",
     "get_backbone",
     "load_caffe_alexnet",
+    "mean_calibration",
     "random_backbone",
     "write_caffe_alexnet",
 ]
@@ -45,6 +70,8 @@ if TYPE_CHECKING:
     from lpips_lightning.backbones.custom import from_module, from_torchvision
     from lpips_lightning.backbones.definition import BACKBONES, Backbone, get_backbone
     from lpips_lightning.backbones.extractor import FeatureExtractor, random_backbone
+    from lpips_lightning.backbones.timm_models import from_timm
+    from lpips_lightning.backbones.tokens import Tokens, mean_calibration
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -54,5 +81,7 @@ else:
             "custom": ["from_module", "from_torchvision"],
             "definition": ["BACKBONES", "Backbone", "get_backbone"],
             "extractor": ["FeatureExtractor", "random_backbone"],
+            "timm_models": ["from_timm"],
+            "tokens": ["Tokens", "mean_calibration"],
         },
     )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lpips_lightning.backbones.plain import EMBEDDED, EMBEDDED_VGG, PlainBackbone, Stage
+from lpips_lightning.backbones.plain import EMBEDDED, PlainBackbone, Stage
 from lpips_lightning.backbones.shift_tolerant import ALEX, VGG, shift_tolerant_alexnet, shift_tolerant_vgg16
+from lpips_lightning.images.ranges import UNBOUNDED
 from lpips_lightning.weights import CALIBRATIONS, load
 from lpips_lightning.weights.lookup import backbone_places
 
@@ -46,9 +47,15 @@ class Backbone:
         channels: Channels of each feature layer.
         smallest_side: Minimum image side in pixels; below it, the last feature layer would be empty.
         build: Builds the model; its initial weights are not used.
-        shift: Subtracted per channel from images in ``[-1, 1]`` (v0.1 only).
-        scale: Divisor per channel after the shift (v0.1 only).
+        shift: Subtracted from each input channel, of images in ``[-1, 1]`` (v0.1 only).
+        scale: Divisor of each input channel after the shift (v0.1 only).
         default_weights: Returns the default weights; None looks for torchvision's weights.
+        has_range: Whether the input has a value range, which is mapped to ``[-1, 1]`` first; False for values as they
+            are, such as latents.
+        repeated_conv: Name of the convolution whose weights, if they are of 3 input channels, are repeated for
+            `input_channels`; empty for none.
+        description: What the fingerprint says of it besides its feature layers, such as how it resizes images.
+        convert: Renames the tensors of a file to those of the model; None for files that need none.
     """
 
     name: str
@@ -57,9 +64,23 @@ class Backbone:
     channels: tuple[int, ...]
     smallest_side: int
     build: Callable[[], nn.Module]
-    shift: tuple[float, float, float] = (-0.030, -0.088, -0.188)
-    scale: tuple[float, float, float] = (0.458, 0.448, 0.450)
+    shift: tuple[float, ...] = (-0.030, -0.088, -0.188)
+    scale: tuple[float, ...] = (0.458, 0.448, 0.450)
     default_weights: Callable[[], Mapping[str, Tensor]] | None = None
+    has_range: bool = True
+    repeated_conv: str = ""
+    description: str = ""
+    convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the images."""
+        return len(self.shift)
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """Range of values that need no mapping: (-1, 1), or (-inf, inf) for a backbone without a range."""
+        return (-1.0, 1.0) if self.has_range else UNBOUNDED
 
     @property
     def is_available(self) -> bool:
@@ -91,6 +112,18 @@ def _embedded(name: str, stages: tuple[Stage, ...], side: int) -> Backbone:
     return Backbone(name, name, nodes, backbone.channels, side, partial(PlainBackbone, stages), default_weights=weights)
 
 
+def _trained_further(name: str, record: Backbone) -> Backbone:
+    """A backbone of the same form, with its own weights that ship."""
+    return replace(record, name=name, builder=name, default_weights=partial(load, CALIBRATIONS[name, "0.1"]))
+
+
+_SQUEEZE = _sequential(
+    "squeeze",
+    "squeezenet1_1",
+    {"relu1": 1, "relu2": 4, "relu3": 7, "relu4": 9, "relu5": 10, "relu6": 11, "relu7": 12},
+    (64, 128, 256, 384, 384, 512, 512),
+    17,
+)
 BACKBONES: dict[str, Backbone] = {
     record.name: record
     for record in (
@@ -108,15 +141,9 @@ BACKBONES: dict[str, Backbone] = {
             (64, 128, 256, 512, 512),
             16,
         ),
-        _sequential(
-            "squeeze",
-            "squeezenet1_1",
-            {"relu1": 1, "relu2": 4, "relu3": 7, "relu4": 9, "relu5": 10, "relu6": 11, "relu7": 12},
-            (64, 128, 256, 384, 384, 512, 512),
-            17,
-        ),
+        _SQUEEZE,
         _embedded("embedded", EMBEDDED, 31),
-        _embedded("embedded-vgg", EMBEDDED_VGG, 16),
+        _trained_further("embedded-vgg", _SQUEEZE),
         _sequential(
             "alex-st",
             "alexnet_st",

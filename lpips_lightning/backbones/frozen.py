@@ -45,7 +45,7 @@ class Specification:
         calibration_sha256: `tensors_sha256` of the calibration; empty for the baseline.
         calibration: Readable name of the calibration: ``"official"``, ``"custom"``, or empty for the baseline.
         layout: For custom backbones: sha256 of feature layers, input scaling and structure.
-        distance: Name of the distance on the features.
+        distance: Name of the distance on the features; of a sum, with the weights.
     """
 
     net_type: str
@@ -65,8 +65,8 @@ class FrozenNetwork(nn.Module):
     Attributes:
         extractor: The backbone.
         record: Definition of the backbone.
-        shift: Input shift ``(3,)``, or None for v0.0.
-        scale: Input scale ``(3,)``, or None for v0.0.
+        shift: Input shift of every channel, ``(3,)`` for RGB images, or None for v0.0.
+        scale: Input scale of every channel, or None for v0.0.
         distance: Distance on the features.
         on_cpu: Whether it is on the CPU, or a meta copy of a network on the CPU.
         compiled_name: Its name in `lpips_lightning.backbones.compiled`; empty if no compiled code uses it.
@@ -101,7 +101,7 @@ class FrozenNetwork(nn.Module):
 
     @property
     def calibration(self) -> dict[str, Tensor] | None:
-        """Weights ``(C,)`` by layer name, or None for the baseline."""
+        """Weights ``(C,)`` by layer name (of DISTS ``(2, C)``: alpha and beta), or None for the baseline."""
         if not self.calibrated:
             return None
         return {layer: getattr(self, f"calibration_{index}") for index, layer in enumerate(self.layers)}

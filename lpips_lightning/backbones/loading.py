@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from lpips_lightning.backbones.caffe_alexnet import NET_TYPE, CaffeAlexNet, caffe_backbone
 from lpips_lightning.backbones.caffe_file import caffe_backbone_of_file, has_calibration, is_caffe_file
 from lpips_lightning.backbones.definition import BACKBONES, Backbone, get_backbone
 from lpips_lightning.backbones.extractor import FeatureExtractor, random_backbone
 from lpips_lightning.backbones.fetch import find_backbone
+from lpips_lightning.backbones.first_convolution import repeat_filters
 from lpips_lightning.backbones.frozen import FrozenNetwork, Specification, get_or_create, without_modes
 from lpips_lightning.backbones.state_dict import check_tensors
 from lpips_lightning.distances.feature_distance import LPIPS_DISTANCE, FeatureDistance
@@ -127,27 +129,36 @@ def resolve_network(
         source = "weights" if origin in _NO_FILES else origin
         tensors, own_calibration = _split(tensors, source)
         calibration = calibration if calibration is not None else own_calibration
-        if calibrated and calibration is None and not in_table:
+        if record.convert is not None and origin not in ("random", "custom"):
+            tensors = _converted(record.convert, tensors, record.name, source)
+        own_weights = distance.packaged_weights(list(record.feature_layers), record.channels)
+        if calibrated and calibration is None and own_weights is None and not in_table:
             raise ValueError(
                 f"calibration: expected a path or tensors for net_type {record.name!r}, which has no official "
                 "calibration; or pass calibrated=False"
             )
+        repeated = repeat_filters(record, tensors)
         try:
-            extractor = FeatureExtractor(record, tensors, source)
+            extractor = FeatureExtractor(record, {**tensors, **repeated}, source)
         except WeightsError as error:
             raise with_promise(error, origin, backbone_file(record.builder)) from error.__cause__
         source = "calibration" if calibration is not own_calibration or source == "weights" else source
-        values = calibration_tensors(record, version, calibration, source) if calibrated else None
-        backbone_sha256 = tensors_sha256(extractor.graph.state_dict())
+        values = own_weights
+        if values is None and calibrated:
+            values = calibration_tensors(record, version, calibration, source)
+        state = extractor.graph.state_dict()
+        backbone_sha256 = tensors_sha256(state)
+        given_sha256 = tensors_sha256({**state, **{name: tensors[name] for name in repeated}})
+        named = _backbone_name(record, given_sha256, origin, looked_up=weights is None)
         calibration_sha256 = tensors_sha256(values) if values is not None else ""
         found = Specification(
             record.name,
             version,
             calibrated,
-            _backbone_name(record, backbone_sha256, origin, looked_up=weights is None),
+            f"{named} repeated to {record.input_channels} channels" if repeated else named,
             backbone_sha256,
             calibration_sha256,
-            _calibration_name(record, version, calibration_sha256) if calibrated else "",
+            _calibration_name(record, version, calibration_sha256, distance) if calibrated else "",
             "" if in_table else _layout(record, extractor),
             distance.name,
         )
@@ -165,6 +176,18 @@ def _backbone_tensors(record: Backbone, weights: WeightsSource, seed: int) -> tu
         return record.default_weights(), "packaged" if BACKBONES.get(record.name) is record else "custom"
     found = find_backbone(record.builder, None if weights is None else _path(weights, "weights"))
     return found.tensors, found.origin
+
+
+def _converted(
+    convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+    tensors: Mapping[str, Tensor],
+    name: str,
+    source: str,
+) -> dict[str, Tensor]:
+    try:
+        return dict(convert(tensors))
+    except Exception as error:  # of other packages, for tensors of another model
+        raise WeightsError(f"{source}: expected the tensors of {name}; converting them failed: {error!r}") from error
 
 
 def _path(source: str | os.PathLike[str], name: str) -> Path:
@@ -208,7 +231,9 @@ def _backbone_name(record: Backbone, backbone_sha256: str, origin: str, looked_u
     return "unverified"
 
 
-def _calibration_name(record: Backbone, version: str, calibration_sha256: str) -> str:
+def _calibration_name(record: Backbone, version: str, calibration_sha256: str, distance: FeatureDistance) -> str:
+    if not distance.uses_calibration:  # it has weights of its own
+        return "official"
     official = CALIBRATIONS.get((record.name, version)) if BACKBONES.get(record.name) is record else None
     return "official" if official is not None and official.calibration_sha256 == calibration_sha256 else "custom"
 
@@ -216,8 +241,41 @@ def _calibration_name(record: Backbone, version: str, calibration_sha256: str) -
 def _layout(record: Backbone, extractor: FeatureExtractor) -> str:
     """Hash of what the weights of a custom backbone do not determine."""
     structure = f"{type(extractor.graph)!r} {extractor.graph!r} {getattr(extractor.graph, 'code', '')}"
-    said = (sorted(record.feature_layers.items()), record.shift, record.scale, structure)
+    said: tuple[object, ...] = (sorted(record.feature_layers.items()), record.shift, record.scale, structure)
+    said += () if record.has_range else ("no range",)
+    said += (*_settings(extractor.graph), record.description) if _is_opaque(extractor.graph) else ()
     return hashlib.sha256(repr(said).encode()).hexdigest()
+
+
+def _is_opaque(graph: nn.Module) -> bool:
+    """Whether a backbone was not traced, or holds attention, which is never traced and whose heads no `repr` shows."""
+    return not isinstance(graph, GraphModule) or any(
+        isinstance(part, nn.MultiheadAttention) for part in graph.modules()
+    )
+
+
+def _settings(graph: nn.Module) -> tuple[object, ...]:
+    """Plain attributes of all parts of a module, and the sha256 of buffers that its state dict lacks."""
+    plain = [
+        (name, type(part).__module__, type(part).__qualname__, attribute, value)
+        for name, part in graph.named_modules()
+        for attribute, value in sorted(vars(part).items())
+        if attribute not in _MODULE_ATTRIBUTES and _is_plain(value)
+    ]
+    kept = graph.state_dict().keys()
+    unsaved = {name.removeprefix("model."): buffer for name, buffer in graph.named_buffers()}
+    unsaved = {name: buffer for name, buffer in unsaved.items() if name not in kept and not buffer.is_meta}
+    return plain, tensors_sha256(unsaved)
+
+
+_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))  # PyTorch's own, such as `training`
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is plain, of plain values alone, and so has one `repr`."""
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.Size)
 
 
 def calibration_tensors(

@@ -1,8 +1,7 @@
-"""The embedded backbones: small enough to ship, so that a perceptual distance needs no download.
+"""The embedded backbone: small enough to ship, so that a perceptual distance needs no download.
 
-Chains of convolutions and ReLUs, distilled from LPIPS-alex and LPIPS-vgg by ``recipes/distillation.py``, which can
-train any chain of `Stage`. `EMBEDDED` and `EMBEDDED_VGG` are the architectures of ``weights/embedded.safetensors`` and
-``weights/embedded_vgg.safetensors``.
+A chain of convolutions and ReLUs, distilled from LPIPS-alex by ``recipes/distillation.py``, which can train any chain
+of `Stage`. `EMBEDDED` is the architecture of ``weights/embedded.safetensors``.
 """
 
 from __future__ import annotations
@@ -47,21 +46,6 @@ EMBEDDED = (
 """AlexNet's kernels and strides with fewer channels, so that feature layers match the teacher's in size.
 
 The first layer matters most: 48 channels of 11 x 11 agree with the teacher far better than 32 at the same total cost.
-"""
-
-EMBEDDED_VGG = (
-    Stage(16),
-    Stage(32, pool=2, average=True, compared=False),
-    Stage(32),
-    Stage(64, pool=2, average=True, compared=False),
-    Stage(64),
-    Stage(128, pool=2, average=True, compared=False),
-    Stage(128),
-    Stage(128, pool=2, average=True),
-)
-"""VGG16's feature layers at their resolutions: the first one sees every pixel, as a loss has to.
-
-At full resolution every channel is expensive: 16 instead of 12 or 24, and one convolution instead of two.
 """
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from lpips_lightning.backbones.caffe_alexnet import NET_TYPE
 from lpips_lightning.backbones.frozen import FrozenNetwork
 from lpips_lightning.backbones.loading import calibration_tensors
-from lpips_lightning.distances.lpips import layer_distances
+from lpips_lightning.distances.feature_distance import LPIPS_DISTANCE, FeatureDistance
 from lpips_lightning.images.preprocessing import to_backbone
 from lpips_lightning.weights import EXAMPLES, WeightsError, load
 
@@ -38,11 +38,12 @@ GOLDEN = {
     "vgg": Golden(0.568612814, 0.421664298, _COMPUTED),
     "squeeze": Golden(0.711047649, 0.147901624, _COMPUTED),
     "embedded": Golden(0.821794514, 0.126430342, "lpips_lightning in float64, the shipped weights"),
-    "embedded-vgg": Golden(0.532429955, 0.354722009, "lpips_lightning in float64, the shipped weights"),
+    "dists": Golden(0.387927307, 0.225023716, "DISTS_pytorch 0.1 in float64, torchvision's IMAGENET1K_V1 backbone"),
+    "embedded-vgg": Golden(0.551488192, 0.482182055, "lpips_lightning in float64, the shipped weights"),
     "alex-st": Golden(0.777755499, 0.132021546, _SHIFT_TOLERANT),
     "vgg-st": Golden(0.651697099, 0.136112005, _SHIFT_TOLERANT),
 }
-"""Recorded distances by net_type."""
+"""Recorded distances by net_type, or of a distance with a network of its own."""
 
 _TOLERANCE = 2e-3  # three published digits; 10-bit mantissa of TF32 convolutions
 
@@ -66,14 +67,15 @@ def selfcheck(net_type: str, network: FrozenNetwork) -> dict[str, float]:
     """
     if net_type == NET_TYPE:
         return _plausible_distances(network)
+    own = network.distance.name in GOLDEN  # a network of its own; others are checked by LPIPS
+    net_type = network.distance.name if own else net_type
     if net_type not in GOLDEN:
         raise ValueError(f"selfcheck: expected one of {', '.join(map(repr, GOLDEN))}, got the backbone {net_type!r}")
     layers = _example_features(network)
     first = next(iter(layers.values()))
-    weights = {
-        layer: weight.to(first.device) for layer, weight in calibration_tensors(network.record, "0.1", None).items()
-    }
-    p0, p1 = _example_distances(layers, weights)
+    official = network.calibration or {} if own else calibration_tensors(network.record, "0.1", None)
+    weights = {layer: weight.to(first.device) for layer, weight in official.items()}
+    p0, p1 = _example_distances(layers, weights, network.distance if own else LPIPS_DISTANCE)
     golden = GOLDEN[net_type]
     if not (abs(p0 - golden.p0) <= _TOLERANCE * golden.p0 and abs(p1 - golden.p1) <= _TOLERANCE * golden.p1):
         raise WeightsError(
@@ -96,13 +98,15 @@ def _example_features(network: FrozenNetwork) -> dict[str, Tensor]:
     return features
 
 
-def _example_distances(layers: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None) -> tuple[float, float]:
+def _example_distances(
+    layers: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None, distance: FeatureDistance = LPIPS_DISTANCE
+) -> tuple[float, float]:
     """Distances of the second and third patch to the first."""
     reference = {layer: feature_map[:1].expand(2, -1, -1, -1) for layer, feature_map in layers.items()}
     others = {layer: feature_map[1:] for layer, feature_map in layers.items()}
     device = next(iter(layers.values())).device.type
     with torch.no_grad(), torch.autocast(device, enabled=False):
-        terms = layer_distances(reference, others, weights)
+        terms = distance.by_layer(reference, others, weights)
     p0, p1 = torch.stack(list(terms.values())).sum(0).tolist()
     return p0, p1
 

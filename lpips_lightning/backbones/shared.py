@@ -168,7 +168,9 @@ class SharedNetworkModule(DropsLegacyKeys):
         state = {**self.__dict__, "_networks": {}}
         del state["_identity"]  # of the specification
         if isinstance(self._weights, Mapping):
-            state["_weights"] = dict(self.frozen_network().extractor.graph.state_dict())
+            given, repeated = self._weights, f"{self._record.repeated_conv}.weight"
+            used = dict(self.frozen_network().extractor.graph.state_dict())
+            state["_weights"] = used | ({repeated: given[repeated]} if repeated in given else {})
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -45,6 +45,8 @@ def rescale_factor(
     if rescale_to is None:
         return 1.0
     check_choice("rescale_to", rescale_to, get_args(Rescale))
+    if not has_official_scale(network):
+        raise ValueError(f"rescale_to: expected None for {net_type!r}, which has no official calibration")
     official = _official_distance(network, net_type)
     training = network.training
     network.eval()

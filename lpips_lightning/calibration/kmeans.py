@@ -36,7 +36,8 @@ def stacked_kmeans(
 
     Args:
         record: The architecture.
-        images: Shape ``(N, 3, H, W)`` on [-1, 1]; a few hundred.
+        images: Shape ``(N, 3, H, W)`` on [-1, 1]; a few hundred. Of a custom backbone: its channels, any values if it
+            has no range.
         patches: Patches to cluster per layer; at least the number of channels of the widest layer.
         iterations: Iterations of k-means.
         beta: Mean of every channel before its ReLU.
@@ -62,7 +63,7 @@ def stacked_kmeans(
     if patches < widest:
         raise ValueError(f"patches: expected at least {widest}, the channels of the widest layer, got {patches}")
     shift, scale = (torch.tensor(values) for values in (record.shift, record.scale))
-    inputs = to_backbone(images, (-1.0, 1.0), shift, scale, torch.float32, clamp=True)
+    inputs = to_backbone(images, record.value_range, shift, scale, torch.float32, clamp=True)
     generator = Generator().manual_seed(seed)
     done = 0
     with torch.no_grad():

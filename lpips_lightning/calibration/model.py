@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, Self, cast, get_args
 
 import torch
@@ -13,7 +14,7 @@ from typing_extensions import override
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.backbones.loading import WeightsSource, describe_backbone, resolve_network, version_name
 from lpips_lightning.distances.lpips import layer_distances, unit_normalize
-from lpips_lightning.images.preprocessing import to_backbone
+from lpips_lightning.images.preprocessing import PLAIN, to_backbone
 
 Mode = Literal["lin", "tune", "scratch"]
 Initialization = Literal["random", "official"]
@@ -38,6 +39,7 @@ class TrainableLPIPS(nn.Module):
     Attributes:
         extractor: The backbone.
         layers: Names of the feature layers, from the input on.
+        images: Which images it accepts.
 
     Raises:
         ValueError: If an argument is invalid.
@@ -70,6 +72,7 @@ class TrainableLPIPS(nn.Module):
         _, frozen = resolve_network(backbone, version_name(version), init == "official", source, None, seed)
         self.mode, self.dropout = mode, dropout
         self.layers, self.record = frozen.layers, frozen.record
+        self.images = replace(PLAIN, channels=self.record.input_channels, has_range=self.record.has_range)
         self.extractor = copy.deepcopy(frozen.extractor).requires_grad_(mode != "lin")
         for name in ("shift", "scale"):
             value = getattr(frozen, name)
@@ -108,9 +111,13 @@ class TrainableLPIPS(nn.Module):
         return self
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        """Activations by layer of images ``(N, 3, H, W)`` on [-1, 1]; without autograd in mode ``"lin"``."""
+        """Activations by layer of images ``(N, 3, H, W)`` on [-1, 1]; without autograd in mode ``"lin"``.
+
+        Of a custom backbone, images have its channels, and any values if it has no range.
+        """
+        options = (self.record.value_range, self.shift, self.scale, images.dtype)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.mode != "lin"):
-            return self.extractor(to_backbone(images, (-1.0, 1.0), self.shift, self.scale, images.dtype, clamp=True))
+            return self.extractor(to_backbone(images, *options, clamp=True))
 
     def distance(self, x: Mapping[str, Tensor], y: Mapping[str, Tensor], generator: Generator | None = None) -> Tensor:
         """Distances ``(N,)`` between activations.

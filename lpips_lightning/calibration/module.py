@@ -21,12 +21,10 @@ from lpips_lightning.calibration.export import Rescale, rescale_factor, write_ca
 from lpips_lightning.calibration.model import Initialization, Mode, RankNetwork, TrainableLPIPS
 from lpips_lightning.calibration.schedule import learning_rate_factor, step_seed
 from lpips_lightning.distributed import dataset_indices
-from lpips_lightning.images.preprocessing import PLAIN
 from lpips_lightning.images.ranges import RangeChecker
 from lpips_lightning.metrics.judgments import HumanCeiling, JNDScore, TwoAFCScore
 
 Batch = dict[str, Any]
-_RANGE = (-1.0, 1.0)
 _KINDS = ("", "2afc", "jnd")  # of a set; empty before its first batch
 
 
@@ -35,8 +33,9 @@ class PerceptualCalibration(LightningModule):
 
     Batches are dicts. Triplets: ``ref``, ``p0``, ``p1``, shape ``(N, 3, H, W)`` on [-1, 1], and ``judge`` ``(N,)``, the
     fraction of people who find `p1` nearer. Pairs, for validation and test only: ``p0``, ``p1`` and ``same`` ``(N,)``,
-    the fraction who saw no difference. The defaults are the paper's, with ``max_epochs`` 10 and batches of 50 triplets
-    of 64 x 64 pixels.
+    the fraction who saw no difference. For a custom backbone, images have its channels, and any values if it has no
+    range (`lpips_lightning.data.TensorTriplets` holds such triplets). The defaults are the paper's, with ``max_epochs``
+    10 and batches of 50 triplets of 64 x 64 pixels.
 
     Logs ``train/loss``; ``val/<set>/2afc`` for every set of triplets and their mean ``val/2afc``; ``val/<set>/jnd`` for
     every set of pairs and their mean ``val/jnd``; tests log the same below ``test/``. Set names are the data module's
@@ -224,12 +223,12 @@ class PerceptualCalibration(LightningModule):
                 f"batch: expected ref, p0, p1 and judge, or p0, p1 and same, got {', '.join(map(str, batch))}"
                 f" without {', '.join(missing)}"
             )
-        record = self.network.record
+        record, policy = self.network.record, self.network.images
         for other in names[1:]:
-            PLAIN.check_pair(batch[names[0]], batch[other], (names[0], other), record.name, record.smallest_side)
+            policy.check_pair(batch[names[0]], batch[other], (names[0], other), record.name, record.smallest_side)
         if batch_idx == 0:  # synchronizes the device, so only once per epoch
             for name in names:
-                self._ranges.observe(batch[name], name, _RANGE, hints=PLAIN.hints)
+                self._ranges.observe(batch[name], name, record.value_range, hints=policy.hints)
         images: list[Tensor] = [batch[name] for name in names]
         distances: tuple[Tensor, ...] = self.network(*images, generator=generator)
         return distances

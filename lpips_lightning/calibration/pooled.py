@@ -23,7 +23,6 @@ from lpips_lightning.calibration.model import TrainableLPIPS
 from lpips_lightning.data.bapps import TwoAFCDataset, read_images
 from lpips_lightning.data.triplets import TripletDataset
 from lpips_lightning.distances.lpips import unit_normalize
-from lpips_lightning.images.preprocessing import PLAIN
 from lpips_lightning.io.tensor_files import read_record, write_tensors
 from lpips_lightning.weights import WeightsError, read_tensors, tensors_sha256
 
@@ -254,7 +253,7 @@ def _pool_shared(network: TrainableLPIPS, data: TripletDataset, spread: bool) ->
 
 def _unit_features(network: TrainableLPIPS, images: Tensor) -> list[Tensor]:
     """Unit-normalized activations ``(N, C, H * W)`` of every layer."""
-    PLAIN.check(images, "images", network.record.name, network.record.smallest_side)
+    network.images.check(images, "images", network.record.name, network.record.smallest_side)
     return [unit_normalize(features.float()).flatten(2).contiguous() for features in network.encode(images).values()]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 _ARGUMENTS = re.compile(r"(?P<names>[A-Za-z_][\w-]*(?: and [A-Za-z_][\w-]*)?): (?=expected)")
 _ASSIGNMENT = re.compile(
-    r"""(?P<call>\b[A-Z]\w*\()?\b(?P<name>[a-z_]+)=(?P<value>"[^"]*"|'[^']*'|[\w./<>-]+)(?(call)\))"""
+    r"""(?P<call>\b[A-Z]\w*\()?\b(?<!:)(?P<name>[a-z_]+)=(?P<value>"[^"]*"|'[^']*'|[\w./<>-]+)(?(call)\))"""
 )
 _NETS = ("net", "net_type", "teacher")
 

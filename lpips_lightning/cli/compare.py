@@ -38,6 +38,7 @@ _KINDS_OF_OPTION: dict[str, tuple[Kind, ...]] = {
     "map_raw": _PAIRWISE,
     "psnr": _PAIRWISE,
     "ssim": _PAIRWISE,
+    "tlp": ("videos", "folders"),
     "per_layer": _PAIRWISE,
     "mask": _PAIRWISE,
     "erode": _PAIRWISE,
@@ -52,13 +53,13 @@ _KIND_NAMES = {
 }
 _ALLOWED = {
     ("folders",): "two folders",
+    ("videos", "folders"): "two videos, or two folders of frames",
     ("pairs", "cross"): "one or two folders and --pairs",
     _PAIRWISE: "two images, videos or folders",
 }
 _MAPS = ("map", "map_raw")
 _OUTPUTS = ("csv", "json", *_MAPS)
-_USAGE = """lpips-lightning compare [options] A B
-       lpips-lightning compare [options] --pairs FOLDER [FOLDER [FILE]]"""
+_USAGE = "lpips-lightning compare [options] A B, or [options] --pairs FOLDER [FOLDER [FILE]]"
 _DESCRIPTION = "LPIPS of two images, videos or folders, or of all pairs. 0: equal; higher: less similar."
 _EPILOG = """Standard output: the distance, or mean, std, min, max and n; then the line to cite. With "-" as an
 output file: that file alone. Damaged images are named, the others kept, and the exit code is 2."""
@@ -94,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--ssim", action="store_true", help="also SSIM of RGB, Gaussian 11x11, sigma 1.5, no border crop (torchmetrics)"
     )
+    add("--tlp", action="store_true", help="also tLP of videos or frame folders: |change of A - change of B| by frame")
     add("--csv", metavar="FILE", help="write every distance; with --pairs as a matrix")
     add("--long", action="store_true", help="with --pairs --csv: one row per pair instead of a matrix")
     add("--json", metavar="FILE", help="write all distances and the fingerprint")
@@ -224,7 +226,7 @@ def _measure(
 
 
 def _scores(options: argparse.Namespace) -> list[Score]:
-    scores: tuple[Score, ...] = ("psnr", "ssim")
+    scores: tuple[Score, ...] = ("psnr", "ssim", "tlp")
     return [score for score in scores if getattr(options, score)]
 
 
@@ -233,6 +235,7 @@ def _map_writer(kind: Kind, net: PerceptualDistance, fingerprint: str, options: 
         return None
     from lpips_lightning.comparison.maps import MapWriter
 
+    net.check_maps()
     figures, raw = (None if path is None else Path(path) for path in (options.map, options.map_raw))
     return MapWriter(figures, raw, kind != "images", net.net_type, net.images, fingerprint, options.map_max)
 
@@ -352,6 +355,9 @@ def _check_values(options: argparse.Namespace) -> None:
         raise ValueError(f"map-max: expected a positive distance, got {options.map_max:g}")
     if options.ssim and options.mask is not None:
         raise ValueError("ssim: expected no --mask with this option: its windows reach over the border of a mask")
+    if options.tlp and (options.mask is not None or options.common):
+        other = "--mask" if options.mask is not None else "--common"
+        raise ValueError(f"tlp: expected no {other} with this option: it compares whole frames that follow each other")
     if options.erode and options.mask is None:
         raise ValueError("erode: expected --mask with this option, got none")
     if options.erode and options.resize is not None:

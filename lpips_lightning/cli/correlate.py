@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +19,10 @@ from lpips_lightning.io.streams import name_streams
 from lpips_lightning.io.tables import write_table
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lpips_lightning.evaluation.opinion_scores import FrameDistance
-    from lpips_lightning.functional.correlation import Correlations
+    from lpips_lightning.functional.correlation import Correlations, Score
 
 
 def main(args: list[str] | None = None) -> None:
@@ -39,11 +41,15 @@ def main(args: list[str] | None = None) -> None:
     import torch
 
     from lpips_lightning.backbones.offline import require_backbone
+    from lpips_lightning.cli.evaluate import require_backbones
+    from lpips_lightning.evaluation.methods import parse_method
     from lpips_lightning.evaluation.opinion_scores import measure, read_opinion_scores
     from lpips_lightning.functional.correlation import by_group, check_scores, correlate
     from lpips_lightning.network import LPIPS
 
     require_backbone(options.net, "--net", options.weights)
+    require_backbones(options.also, "--also")
+    methods = [parse_method(name) for name in dict.fromkeys(options.also)]
     device = choose_device(options.device)
     net = LPIPS(options.net, **network)
     opinions = read_opinion_scores(options.file, options.folder, options.columns.split(","), options.group)
@@ -52,18 +58,21 @@ def main(args: list[str] | None = None) -> None:
     check_scores(scores, names)  # before the long measurement
     with progress_report("items") as report:
         distances, frames = measure(opinions, net, device, report)
+        found = {method.name: measure(opinions, method, device, report) for method in methods}
     overall = correlate(distances, scores, options.score)
     groups = by_group(distances, scores, names, options.score) if names else {}
+    others = {name: _others(values, scores, names, options.score) for name, (values, _) in found.items()}
     sense = "higher is better, LPIPS is negated" if options.score == "mos" else "higher is worse, like LPIPS"
     console.print(f"LPIPS against mean opinion scores ({options.score}: {sense})", soft_wrap=True, highlight=False)
-    console.print(_table(overall, groups))
-    console.print(net.fingerprint, soft_wrap=True, highlight=False)
+    console.print(_table(overall, groups, others))
+    for line in (net.fingerprint, *(method.note for method in methods if method.note)):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     if overall.srcc < 0:
         other = {"mos": "dmos", "dmos": "mos"}[options.score]
         hint = f"Negative SRCC: if these scores are {other}, use --score {other}."
         console.print(hint, style="yellow", highlight=False)
     if options.csv:
-        _write_frames(Path(options.csv), frames)
+        _write_frames(Path(options.csv), frames, {name: by_frame for name, (_, by_frame) in found.items()})
 
 
 def parser() -> argparse.ArgumentParser:
@@ -92,13 +101,34 @@ def parser() -> argparse.ArgumentParser:
         help="mos: higher is better; dmos: higher is worse (default: mos)",
     )
     add("--group", metavar="COLUMN", help="also correlate within each group, and average over groups")
+    add(
+        "--also",
+        action="append",
+        default=[],
+        metavar="METHOD",
+        help="another row: a method of `bapps evaluate` (vgg, ssim, cvvdp, ...), of images as they are (repeatable)",
+    )
     add("--csv", metavar="FILE", help="write the distance of every image or frame to this CSV; - for stdout")
     add("--force", action="store_true", help="replace an existing --csv")
     add_network_options(result)
     return result
 
 
-def _table(overall: Correlations, groups: dict[str, Correlations]) -> Table:
+def _others(
+    distances: Tensor, scores: Tensor, names: Sequence[str] | None, score: Score
+) -> tuple[Correlations, Correlations | None]:
+    """Correlations of another method: of all rows, and the mean over groups if there are groups."""
+    from lpips_lightning.functional.correlation import by_group, correlate, mean_over_groups
+
+    overall = correlate(distances, scores, score)
+    return overall, mean_over_groups(by_group(distances, scores, names, score)) if names else None
+
+
+def _table(
+    overall: Correlations,
+    groups: dict[str, Correlations],
+    others: dict[str, tuple[Correlations, Correlations | None]],
+) -> Table:
     from lpips_lightning.functional.correlation import mean_over_groups
 
     table = Table()
@@ -109,12 +139,19 @@ def _table(overall: Correlations, groups: dict[str, Correlations]) -> Table:
     if groups:
         rows.insert(-1, ("mean over groups", mean_over_groups(groups)))
         rows.insert(-1, ("mean by Fisher's z and size", mean_over_groups(groups, fisher=True)))
+    for name, (together, mean) in others.items():
+        rows += [] if mean is None else [(f"{name}: mean over groups", mean)]
+        rows.append((f"{name}: all together", together))
     for name, row in rows:
         style = "" if name in groups else "bold"
         table.add_row(Text(name), str(row.count), *(f"{x:.4f}" for x in (row.srcc, row.plcc, row.krcc)), style=style)
     return table
 
 
-def _write_frames(path: Path, frames: Sequence[FrameDistance]) -> None:
-    rows = ([row.reference, row.distorted, row.frame, f"{row.distance:.9g}"] for row in frames)
-    write_table(path, ["reference", "distorted", "frame", "lpips"], rows)
+def _write_frames(path: Path, frames: Sequence[FrameDistance], others: Mapping[str, Sequence[FrameDistance]]) -> None:
+    columns = [frames, *others.values()]
+    rows = (
+        [one[0].reference, one[0].distorted, one[0].frame, *(f"{other.distance:.9g}" for other in one)]
+        for one in zip(*columns, strict=True)
+    )
+    write_table(path, ["reference", "distorted", "frame", "lpips", *others], rows)

@@ -27,8 +27,11 @@ _FILES = ("scores.csv", "scores.md", *(f"{name}.{kind}" for name in _FIGURES for
 _DESCRIPTION = """Measure how often distances agree with judgments, of people or of a metric.
 
 METHOD is a calibrated network (alex, vgg, squeeze, embedded, alex-st, vgg-st); a network with a variant: alex:baseline,
-alex:random, alex:calibration=FILE, alex:weights=FILE, alex:kmeans=FILE; or l2, l2-lab, psnr, ssim, ms-ssim, fsim. PSNR
+alex:random, alex:calibration=FILE, alex:weights=FILE, alex:kmeans=FILE; another distance on its features:
+alex:mean_pool, alex:style, alex:lpips_plus, alex:lpips+0.5*style; dists; or l2, l2-lab, psnr, ssim, ms-ssim, fsim. PSNR
 and SSIM are of RGB on [0, 1], without border crop; SSIM has a Gaussian window of 11x11, sigma 1.5, as in torchmetrics.
+cvvdp is ColorVideoVDP (extra cvvdp), as 10 - JOD on its display standard_4k; cvvdp:DISPLAY on another, such as
+standard_fhd.
 
 The first row is the agreement of the judges with themselves. It is called "human" for BAPPS, recognized by the names of
 its sets and their numbers of judgments, which alone has the paper's values beside it; "judge: NAME" where a metric
@@ -135,7 +138,8 @@ def run(args: argparse.Namespace) -> None:
     measured |= {name: evaluation.read_distances(path) for name, path in external.items()}
     paper_rows = {method.name: method.paper for method in methods}
     scores = evaluation.score(measured, paper_rows, args.resamples, judges=judges)
-    files = _print_and_save(scores, out, flips=bool(args.shifts))
+    notes = [method.note for method in methods if method.note]
+    files = _print_and_save(scores, notes, out, flips=bool(args.shifts))
     if args.disagree:
         pair = (args.disagree[0], args.disagree[1])
         files += figures.save_disagreements(measured, pair, sets, out / "disagreements.png")
@@ -143,7 +147,7 @@ def run(args: argparse.Namespace) -> None:
     Console().print(written, highlight=False, markup=False, soft_wrap=True)
 
 
-def _print_and_save(scores: Sequence[Score], out: Path, flips: bool) -> list[Path]:
+def _print_and_save(scores: Sequence[Score], notes: Sequence[str], out: Path, flips: bool) -> list[Path]:
     from lpips_lightning.evaluation import benchmark as evaluation
     from lpips_lightning.evaluation import figures
     from lpips_lightning.evaluation import report as evaluation_report
@@ -154,8 +158,10 @@ def _print_and_save(scores: Sequence[Score], out: Path, flips: bool) -> list[Pat
         console.print(evaluation_report.as_table(scores, kind))
     if flips:
         console.print(evaluation_report.as_flip_table(scores))
+    for note in notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     evaluation_report.save_csv(scores, out / "scores.csv")
-    evaluation_report.save_text(evaluation_report.as_markdown(scores), out / "scores.md")
+    evaluation_report.save_text("\n".join([evaluation_report.as_markdown(scores), *notes]), out / "scores.md")
     files = [out / "scores.csv", out / "scores.md"]
     for kind in kinds:
         files += figures.save_scores(scores, out / f"{kind}.png", kind)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _VERSIONS = ("0.1", "0.0")
 _PRECISIONS = ("fp32", "bf16", "fp16")  # not "autocast": a command runs outside any autocast context
+_CONVENTIONS = ("3dgs",)
 _COLORS = ("white", "black")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -30,6 +31,12 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         default="fp32",
         metavar="P",
         help="precision of the backbone: fp32 (default), bf16, fp16",
+    )
+    add(
+        "--convention",
+        choices=_CONVENTIONS,
+        metavar="C",
+        help="3dgs: vgg on [0, 1] images read as [-1, 1], as in tables",
     )
     add("--gray", action="store_true", help="accept gray images, repeated to three channels")
     add("--background", metavar="COLOR", help="color behind transparent pixels: white, black, or R,G,B on [0, 1]")
@@ -53,6 +60,12 @@ def add_weight_options(group: argparse._ArgumentGroup) -> None:
     add("--baseline", action="store_true", help="uncalibrated LPIPS (the baseline of the paper)")
     add("--weights", metavar="PATH", help="backbone weights: a file or a folder")
     add("--calibration", metavar="FILE", help="your own calibration file")
+    add(
+        "--distance",
+        default="lpips",
+        metavar="D",
+        help="lpips (default), lpips_plus, mean_pool, style, dists (with --net vgg), or a sum: lpips+0.5*style",
+    )
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
@@ -69,10 +82,13 @@ def network_options(options: argparse.Namespace) -> LPIPSOptions:
         options: The parsed command line.
 
     Raises:
-        ValueError: If a value cannot be parsed.
+        ValueError: If a value cannot be parsed, or options exclude each other.
     """
+    if options.convention is not None and options.net != "vgg":
+        raise ValueError(f"convention: expected --net vgg with this option, got --net {options.net}")
     return {
         **weight_options(options),
+        "convention": options.convention,
         "precision": options.precision,
         "gray": "repeat" if options.gray else None,
         "background": None if options.background is None else _color(options.background),
@@ -98,6 +114,7 @@ def weight_options(options: argparse.Namespace) -> LPIPSOptions:
         "calibrated": not options.baseline,
         "weights": options.weights,
         "calibration": options.calibration,
+        "distance": options.distance,
     }
 
 

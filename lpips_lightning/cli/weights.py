@@ -111,7 +111,7 @@ def main(args: list[str] | None = None) -> None:
 
 def _list(console: Console) -> None:
     from lpips_lightning.backbones.definition import BACKBONES
-    from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS
+    from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS, DISTS
     from lpips_lightning.weights.lookup import FOLDER_VARIABLE, backbone_places
 
     shipped = Table(title="Packaged calibrations", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
@@ -119,9 +119,11 @@ def _list(console: Console) -> None:
         shipped.add_column(heading, no_wrap=True)
     for (net_type, version), record in CALIBRATIONS.items():
         shipped.add_row(net_type, version, record.file, record.sha256[:12], record.calibration_sha256[:12])
+    shipped.add_row("vgg", "dists", DISTS.file, DISTS.sha256[:12], DISTS.calibration_sha256[:12])
     Console(highlight=False).print(shipped)
-    for license_name in dict.fromkeys(record.license for record in CALIBRATIONS.values()):
-        nets = dict.fromkeys(net for (net, _), record in CALIBRATIONS.items() if record.license == license_name)
+    licenses = [*((net, record.license) for (net, _), record in CALIBRATIONS.items()), ("dists", DISTS.license)]
+    for license_name in dict.fromkeys(name for _, name in licenses):
+        nets = dict.fromkeys(net for net, name in licenses if name == license_name)
         console.print(f"{license_name}: {', '.join(nets)}")
     console.print("Backbones", style="italic")
     for backbone in BACKBONES.values():
@@ -157,7 +159,7 @@ def _doctor(console: Console) -> bool:
     from lpips_lightning import __version__
     from lpips_lightning.backbones.definition import BACKBONES
     from lpips_lightning.network import LPIPS
-    from lpips_lightning.weights import CALIBRATIONS, EXAMPLES, WeightsError, load
+    from lpips_lightning.weights import CALIBRATIONS, DISTS, EXAMPLES, WeightsError, load
     from lpips_lightning.weights.lookup import backbone_places
 
     def show(name: str, verdict: str, style: str) -> None:
@@ -165,7 +167,7 @@ def _doctor(console: Console) -> bool:
 
     show(f"lpips_lightning {__version__}", f"torch {torch.__version__}", "")
     intact = True
-    for record in (*CALIBRATIONS.values(), EXAMPLES):
+    for record in (*CALIBRATIONS.values(), DISTS, EXAMPLES):
         try:
             load(record)
             digest = record.calibration_sha256

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor
 
 from lpips_lightning.backbones.definition import Backbone
-from lpips_lightning.images.ranges import DataRange
+from lpips_lightning.images.ranges import DataRange, parse_range
 from lpips_lightning.network import LPIPS
 from lpips_lightning.options import LPIPSOptions, with_options
-from lpips_lightning.perceptual_distance import PerceptualDistance
+from lpips_lightning.perceptual_distance import PerceptualDistance, check_repeatable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 Images: TypeAlias = "str | os.PathLike[str] | Image | NDArray[Any] | Tensor"
 """A path of an image, a video or a folder; a Pillow image; one or several images as an array or tensor."""
 
-_SCORES = ("psnr", "ssim")
+_SCORES = ("psnr", "ssim", "tlp")
 # What errors call the options of the command, and how the function calls them.
 _ARGUMENTS = {
     "--gray": "gray='repeat'",
@@ -38,6 +39,8 @@ _ARGUMENTS = {
     "--mask": "mask=",
     "--precision fp32": "precision='fp32'",
     "in-order:": "in_order:",
+    "leave --tlp out": "leave 'tlp' out",
+    "tlp:": "metrics:",
 }
 
 
@@ -51,7 +54,9 @@ class Comparison:
         fingerprint: One line to cite.
         psnr: PSNR of each pair in dB, infinite for equal images; empty unless asked for.
         ssim: SSIM of each pair; empty unless asked for.
+        tlp: tLP of each frame, NaN for the first one of a video; empty unless asked for.
         notes: Sentences on files that were not compared.
+        standard_errors: Standard error of each distance, over the draws of an `Ensemble`; empty for other nets.
     """
 
     names: list[str]
@@ -59,12 +64,20 @@ class Comparison:
     fingerprint: str
     psnr: list[float] = field(default_factory=list)
     ssim: list[float] = field(default_factory=list)
+    tlp: list[float] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    standard_errors: list[float] = field(default_factory=list)
 
     @property
     def mean(self) -> float:
         """Mean distance."""
         return sum(self.distances) / len(self.distances)
+
+    @property
+    def mean_tlp(self) -> float:
+        """Mean tLP over all frames with one before; NaN unless asked for."""
+        values = [value for value in self.tlp if not math.isnan(value)]
+        return sum(values) / len(values) if values else math.nan
 
 
 @with_options()
@@ -74,7 +87,7 @@ def compare(
     net: str | Backbone | PerceptualDistance = "alex",
     *,
     data_range: DataRange | None = None,
-    metrics: Sequence[Literal["psnr", "ssim"]] = (),
+    metrics: Sequence[Literal["psnr", "ssim", "tlp"]] = (),
     mask: str | os.PathLike[str] | None = None,
     erode: bool = False,
     common: bool = False,
@@ -95,11 +108,13 @@ def compare(
             Gray images have no or one channel, and need ``gray="repeat"``.
         b: What `a` is compared with. Files, Pillow images, arrays and tensors may be mixed, folders and videos not.
         net: ``"alex"``, ``"vgg"``, ``"squeeze"``, ``"alex-st"``, ``"vgg-st"``, or ``"embedded"`` or ``"embedded-vgg"``,
-            which ship with the package, a custom backbone, or a built `LPIPS`.
+            which ship with the package, a custom backbone, or a built `LPIPS`, `WeightedSum` or `Ensemble`.
         data_range: Range of floating-point images: ``(low, high)``, or ``high`` alone for ``(0, high)``. uint8 and
             uint16 images have their full range.
         metrics: Other scores: ``"psnr"`` (dB, all pixels and RGB, peak 1, no border crop) and ``"ssim"`` (RGB, Gaussian
-            window 11x11, sigma 1.5, no border crop, as in torchmetrics), of the images that the network gets.
+            window 11x11, sigma 1.5, no border crop, as in torchmetrics), of the images that the network gets;
+            ``"tlp"`` of two videos or folders of frames: the difference of both sides' LPIPS from frame to frame (see
+            `lpips_lightning.functional.temporal_lpips`), where each sub-folder is a video.
         mask: File of an image whose white pixels count, or a folder of them by name. PSNR is then that of its pixels.
         erode: With `mask`: black pixels have no influence at all.
         common: Of two folders compare only names that both have.
@@ -110,7 +125,7 @@ def compare(
 
     Returns:
         The distance of two images. A `Comparison` for folders, videos, batches, or with `metrics`: its ``names``,
-        ``distances``, ``mean``, ``fingerprint``, ``psnr`` and ``ssim``.
+        ``distances``, ``mean``, ``fingerprint``, ``psnr``, ``ssim`` and ``tlp``.
 
     Raises:
         FileNotFoundError: If a path does not exist.
@@ -132,11 +147,18 @@ def compare(
         raise ValueError(f"metrics: expected some of {_SCORES}, got {metrics!r}")
     if mask is not None and "ssim" in metrics:
         raise ValueError("metrics: expected no 'ssim' with mask=: its windows reach over the border of a mask")
+    if "tlp" in metrics and (mask is not None or common):
+        other = "mask=" if mask is not None else "common=True"
+        raise ValueError(f"metrics: expected no 'tlp' with {other}: it compares whole frames that follow each other")
     if erode and mask is None:
         raise ValueError("erode: expected mask= with erode=True, got none")
     from lpips_lightning.comparison.inputs import measure_inputs
 
     network = LPIPS.of(net, options, compare)
+    network.images.check_pictures("net")
+    check_repeatable(network)
+    if data_range is not None:
+        network.check_range(parse_range(data_range))
     given = {"data_range": data_range, "mask": mask, "common": common, "in_order": in_order}
     compute = {"erode": erode, "batch_size": batch_size, "scores": [score for score in _SCORES if score in metrics]}
     try:
@@ -159,7 +181,8 @@ def _comparison(
     fingerprint += definition(options["scores"], masked=mask is not None)
     scores = {score: [one.scores[score] for one in results] for score in options["scores"]}
     names, distances = [one.pair.name for one in results], [one.distance for one in results]
-    return Comparison(names, distances, fingerprint, **scores, notes=notes)
+    errors = [one.standard_error for one in results if not math.isnan(one.standard_error)]
+    return Comparison(names, distances, fingerprint, **scores, notes=notes, standard_errors=errors)
 
 
 def _renamed(error: Exception) -> Exception:

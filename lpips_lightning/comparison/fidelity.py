@@ -1,4 +1,4 @@
-"""PSNR and SSIM of a pair of images, for `compare`, in row strips of bounded memory."""
+"""PSNR and SSIM of a pair of images, for `compare`, in row strips of bounded memory; what all its scores are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lpips_lightning.images.preprocessing import ImagePolicy
 
-Score: TypeAlias = Literal["psnr", "ssim"]
+Score: TypeAlias = Literal["psnr", "ssim", "tlp"]
+"""Scores beside LPIPS; ``"tlp"`` is of videos, see `lpips_lightning.comparison.temporal`."""
 SCORES: tuple[Score, ...] = get_args(Score)
 
 _WINDOW = 11  # of SSIM: reaches 5 pixels to each side
@@ -30,6 +31,8 @@ def definition(scores: Sequence[Score], masked: bool = False) -> str:
         parts.append(f"PSNR in dB from the mean squared error {where} and RGB, peak 1, no border cropped")
     if "ssim" in scores:
         parts.append("SSIM of RGB, range 1, Gaussian window 11x11, sigma 1.5, no border cropped, as in torchmetrics")
+    if "tlp" in scores:
+        parts.append("tLP: mean absolute difference of both sides' LPIPS from frame to frame, not multiplied by 100")
     return "".join(f"; {part}" for part in parts)
 
 
@@ -48,7 +51,7 @@ def pair_scores(
         first: Pixels ``(H, W, C)``: uint8, uint16, or floating on [0, 1].
         second: Pixels of the other image.
         images: How the network converts images.
-        scores: Which scores to compute.
+        scores: Which scores to compute; those of videos are left out.
         mask: Weights of the pixels for PSNR, ``(H, W)`` in [0, 1].
 
     Returns:
@@ -68,7 +71,7 @@ def pair_scores(
             similarity, count = similarity + float(values.sum()), count + values.numel()
     equal = mask is None and not error.any()  # in float32 SSIM would miss 1 by rounding
     results = {"psnr": _psnr(error, weight), "ssim": 1.0 if equal else similarity / max(count, 1)}
-    return {score: results[score] for score in scores}
+    return {score: results[score] for score in scores if score in results}
 
 
 def white(pixels: npt.NDArray[Any]) -> float:

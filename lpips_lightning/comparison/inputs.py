@@ -71,6 +71,11 @@ def measure_inputs(
     matched = (given["common"], given["in_order"])
     if not folders and any(matched):
         raise ValueError(f"{'common' if matched[0] else 'in_order'}: expected two folders with this option")
+    if "tlp" in compute["scores"] and not (folders or videos):
+        raise ValueError(
+            "metrics: expected two videos or two folders of frames with 'tlp'; for tensors there is"
+            " lpips_lightning.functional.temporal_lpips"
+        )
     memory: dict[Path, _Content] = {}
     single = not folders and not videos
     if folders:

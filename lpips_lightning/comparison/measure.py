@@ -17,9 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lpips_lightning.batch import Features
 from lpips_lightning.comparison.fidelity import Score, pair_scores, white
 from lpips_lightning.comparison.file_pairs import Pair
 from lpips_lightning.comparison.mask_files import read_mask
+from lpips_lightning.comparison.temporal import TemporalScores, places_of
+from lpips_lightning.ensembles import Ensemble
 from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.image_decoding import Header, printable, read_pixels
 from lpips_lightning.perceptual_distance import PerceptualDistance
@@ -41,7 +44,8 @@ class PairResult:
         distance: LPIPS; NaN on an error.
         layers: Terms by layer name, which sum to `distance`.
         error: Why the pair failed; empty on success.
-        scores: PSNR and SSIM, if wanted.
+        scores: PSNR, SSIM and tLP, if wanted; tLP is NaN for the first frame of a video.
+        standard_error: Of `distance`, over the draws of an `Ensemble`; else NaN.
     """
 
     pair: Pair
@@ -49,6 +53,7 @@ class PairResult:
     layers: dict[str, float] = field(default_factory=dict)
     error: str = ""
     scores: dict[str, float] = field(default_factory=dict)
+    standard_error: float = math.nan
 
 
 KeepMap: TypeAlias = Callable[[PairResult, Tensor, Read], None]
@@ -87,7 +92,8 @@ def measure_pairs(
         device: Device to compute on.
         batch_size: Pairs per batch; None: 24, fewer for large images.
         erode: Count only positions whose receptive field the mask does not touch (see `LPIPS.forward`).
-        scores: PSNR and SSIM to compute too.
+        scores: PSNR, SSIM and tLP to compute too. For tLP the pairs in one folder are the frames of a video, in the
+            order of `pairs`.
         keep_map: Called with every result, its map and its pixels.
         report: Progress callback, in pairs.
         read: Decodes an image.
@@ -97,14 +103,16 @@ def measure_pairs(
 
     Raises:
         OSError: If `keep_map` raises it.
+        ValueError: If tLP is wanted of files that are not frames of videos.
     """
     results: dict[int, PairResult] = {}
+    temporal = TemporalScores(net, places_of(pairs, headers)) if "tlp" in scores else None
     with ThreadPoolExecutor(_workers()) as pool:
         waiting: deque[list[tuple[int, Future[Read]]]] = deque()
 
         def finish() -> None:
             batch = waiting.popleft()
-            results.update(_measure_batch(pairs, batch, net, torch.device(device), erode, scores, keep_map))
+            results.update(_measure_batch(pairs, batch, net, torch.device(device), erode, scores, keep_map, temporal))
             report("comparing", len(results), len(pairs))
 
         try:
@@ -233,6 +241,7 @@ def _measure_batch(
     erode: bool,
     scores: Sequence[Score],
     keep_map: KeepMap | None,
+    temporal: TemporalScores | None,
 ) -> dict[int, PairResult]:
     """Results of one batch by index of the pair."""
     results, read = {}, []
@@ -242,9 +251,8 @@ def _measure_batch(
         except (ValueError, OSError) as error:
             results[index] = PairResult(pairs[index], error=str(error))
     if read:
-        found = measure_read(
-            [pairs[index] for index, _ in read], [one for _, one in read], net, device, erode, scores, keep_map
-        )
+        chosen, pixels = [pairs[index] for index, _ in read], [one for _, one in read]
+        found = measure_read(chosen, pixels, net, device, erode, scores, keep_map, temporal)
         results |= {index: result for (index, _), result in zip(read, found, strict=True)}
     return results
 
@@ -257,24 +265,31 @@ def measure_read(
     erode: bool,
     scores: Sequence[Score],
     keep_map: KeepMap | None,
+    temporal: TemporalScores | None = None,
 ) -> list[PairResult]:
-    """LPIPS of pairs of equal size that have been read; see `measure_pairs`."""
+    """LPIPS of pairs of equal size that have been read, and tLP if there is `temporal`; see `measure_pairs`."""
     first, second, masks = zip(*read, strict=True)
     deep = any(one.dtype != np.uint8 for one in (*first, *second))
     x, y = _tensor(first, deep, device), _tensor(second, deep, device)
     mask = None if masks[0] is None else torch.from_numpy(np.stack(masks)).to(device)
     with torch.inference_mode():
-        layers, maps = _layers_and_maps(net, x, y, mask, erode, keep_map is not None)
+        features = None
+        if temporal is not None and net.memory_budget is None and not isinstance(net, Ensemble):
+            features = net.encode(x, (0, 1)), net.encode(y, (0, 1))
+        layers, maps, errors = _layers_and_maps(net, x, y, mask, erode, keep_map is not None, features)
+        changes = [] if temporal is None else temporal.extend(pairs, *(features or (x, y)))
     distances = torch.stack(list(layers.values())).sum(0).tolist()
     terms = {layer: values.tolist() for layer, values in layers.items()}
+    error = [math.nan] * len(read) if errors is None else errors.tolist()
     results = []
     for row, pair in enumerate(pairs):
         if not math.isfinite(distances[row]):
             results.append(PairResult(pair, error=_not_finite(pair, distances[row], erode)))
             continue
         pixels, own = read[row], {layer: values[row] for layer, values in terms.items()}
-        beside = pair_scores(pixels[0], pixels[1], net.images, scores, pixels[2]) if scores else {}
-        results.append(PairResult(pair, distances[row], own, scores=beside))
+        beside = pair_scores(pixels[0], pixels[1], net.images, scores, pixels[2]) if set(scores) - {"tlp"} else {}
+        beside |= {} if temporal is None else {"tlp": changes[row]}
+        results.append(PairResult(pair, distances[row], own, scores=beside, standard_error=error[row]))
         if keep_map is not None and maps is not None:
             keep_map(results[-1], maps[row, 0], pixels)
     return results
@@ -288,19 +303,44 @@ def _not_finite(pair: Pair, distance: float, erode: bool) -> str:
 
 
 def _layers_and_maps(
-    net: PerceptualDistance, x: Tensor, y: Tensor, mask: Tensor | None, erode: bool, with_maps: bool
-) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Terms ``(N,)`` by layer, and maps ``(N, 1, H, W)`` on the CPU; without mask from one backbone pass."""
+    net: PerceptualDistance,
+    x: Tensor,
+    y: Tensor,
+    mask: Tensor | None,
+    erode: bool,
+    with_maps: bool,
+    features: tuple[Features, Features] | None = None,
+) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
+    """Terms ``(N,)`` by layer, maps ``(N, 1, H, W)`` on the CPU, and the standard error over draws ``(N,)``.
+
+    Maps without a mask are from one backbone pass, and without a standard error. The features are those of `x` and `y`,
+    if they are there already.
+    """
     layers: dict[str, Tensor] | None = None
-    if mask is not None or not with_maps:
-        layers = net(x, y, (0, 1), per_layer=True, mask=mask, erode=erode)
+    error = None
+    if mask is not None or not (with_maps or features):
+        layers, error = _layers(net, x, y, mask, erode)
     if layers is not None and not with_maps:
-        return layers, None
-    features = net.encode(x, (0, 1)), net.encode(y, (0, 1))
-    maps = net.distance(*features, spatial=True)
+        return layers, None, error
+    features = features or (net.encode(x, (0, 1)), net.encode(y, (0, 1)))
     if layers is None:
-        return net.distance(*features, per_layer=True), maps.cpu()
-    return layers, (maps * _at_size(mask, maps)).cpu()
+        layers = net.distance(*features, per_layer=True)
+    if not with_maps:
+        return layers, None, None
+    maps = net.distance(*features, spatial=True)
+    return layers, (maps if mask is None else maps * _at_size(mask, maps)).cpu(), error
+
+
+def _layers(
+    net: PerceptualDistance, x: Tensor, y: Tensor, mask: Tensor | None, erode: bool
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    if not isinstance(net, Ensemble) or net.draws == 1:
+        layers: dict[str, Tensor] = net(x, y, (0, 1), per_layer=True, mask=mask, erode=erode)
+        return layers, None
+    draws = list(net.draw_distances(x, y, (0, 1), mask=mask, erode=erode))
+    totals = torch.stack([torch.stack(list(terms.values())).sum(0) for terms in draws])
+    means = {layer: torch.stack([terms[layer] for terms in draws]).mean(0) for layer in draws[0]}
+    return means, net.standard_error(totals)
 
 
 def _at_size(mask: Tensor | None, maps: Tensor) -> Tensor | float:

@@ -27,7 +27,7 @@ def pair_lines(results: PairResult, per_layer: bool) -> list[str]:
 def summary_lines(results: Sequence[PairResult], per_layer: bool = False) -> list[str]:
     """Tab-separated lines: mean, sample standard deviation, min and max with the pair's name, and count.
 
-    The standard deviation of one pair is ``-``. Means of PSNR and SSIM follow, if there are any.
+    The standard deviation of one pair is ``-``. Means of PSNR, SSIM and tLP follow, if there are any.
 
     Args:
         results: Results; failed pairs are skipped.
@@ -41,9 +41,14 @@ def summary_lines(results: Sequence[PairResult], per_layer: bool = False) -> lis
 
 
 def mean_scores(results: Sequence[PairResult]) -> dict[str, float]:
-    """Mean PSNR and SSIM over the pairs, if there are any; failed pairs are skipped."""
+    """Mean PSNR, SSIM and tLP, if there are any; failed pairs are skipped, and frames without one before for tLP."""
     read = [one for one in results if not one.error]
-    return {name: fmean(one.scores[name] for one in read) for name in (read[0].scores if read else ())}
+    return {name: _mean([one.scores[name] for one in read], name) for name in (read[0].scores if read else ())}
+
+
+def _mean(values: Sequence[float], name: str) -> float:
+    chosen = [value for value in values if name != "tlp" or not math.isnan(value)]
+    return fmean(chosen) if chosen else math.nan
 
 
 def infinite_note(results: Sequence[PairResult]) -> list[str]:
@@ -75,8 +80,9 @@ def all_pairs_lines(names: Sequence[str], distances: Tensor, others: Sequence[st
 def write_csv(path: str | Path, results: Sequence[PairResult], per_layer: bool = False, erode: bool = False) -> None:
     """Write a CSV with a row for each pair.
 
-    The columns are ``a, b, lpips``, and where they apply ``psnr`` and ``ssim``, the layers if `per_layer`, ``frame`` of
-    a video, ``mask`` with ``erode``, and ``error`` of pairs that failed. The PSNR of equal images is ``inf``.
+    The columns are ``a, b, lpips``, and where they apply ``psnr``, ``ssim`` and ``tlp``, the layers if `per_layer`,
+    ``frame`` of a video, ``mask`` with ``erode``, and ``error`` of pairs that failed. The PSNR of equal images is
+    ``inf``; the first frame of a video has no tLP.
 
     Args:
         path: Output file.
@@ -96,7 +102,7 @@ def write_csv(path: str | Path, results: Sequence[PairResult], per_layer: bool =
     rows: list[list[str]] = []
     for one in results:
         values = [one.distance, *((one.scores | one.layers).get(term, math.nan) for term in terms)]
-        cells = ["" if one.error else _format(value) for value in values]
+        cells = ["" if one.error or math.isnan(value) else _format(value) for value in values]
         more = ["" if (cell := value(one)) is None else printable(cell) for value in used.values()]
         rows.append([printable(one.pair.a), printable(one.pair.b), *cells, *more])
     write_table(path, ["a", "b", "lpips", *terms, *used], rows)
@@ -135,7 +141,7 @@ def write_json(
 ) -> None:
     """Write the fingerprint, the statistics and every pair as JSON.
 
-    JSON has no infinity: the PSNR of equal images is the string ``"inf"``.
+    JSON has no infinity: the PSNR of equal images is the string ``"inf"``. The tLP of a first frame is null.
 
     Args:
         path: Output file.
@@ -217,8 +223,8 @@ def _format(value: float) -> str:
     return f"{value:.9g}"  # enough to round-trip a float32
 
 
-def _json_number(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)
+def _json_number(value: float) -> float | str | None:
+    return value if math.isfinite(value) else None if math.isnan(value) else str(value)
 
 
 def _write_object(path: str | Path, content: dict[str, Any]) -> None:

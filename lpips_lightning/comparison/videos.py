@@ -20,6 +20,7 @@ from lpips_lightning.comparison.measure import (
     default_batch_size,
     measure_read,
 )
+from lpips_lightning.comparison.temporal import TemporalScores
 from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.image_decoding import Header, Pixels, printable
 from lpips_lightning.io.video_files import read_frames
@@ -55,8 +56,11 @@ def measure_videos(
     Raises:
         ModuleNotFoundError: If PyAV is not installed.
         FileNotFoundError: If a file does not exist.
-        ValueError: If a video is damaged or not supported, or the videos differ in their numbers or sizes of frames.
+        ValueError: If a video is damaged or not supported, the videos differ in their numbers or sizes of frames, or
+            tLP is wanted of single frames.
     """
+    temporal = TemporalScores(net) if "tlp" in scores else None
+    compute = (torch.device(device), erode, scores, keep_map, temporal)
     results: list[PairResult] = []
     pairs: list[Pair] = []
     read: list[Read] = []
@@ -76,11 +80,13 @@ def measure_videos(
         pairs.append(replace(pair, name=f"{index:06d}", frame=index))
         read.append((a, b, mask))
         if len(read) == size:
-            results += measure_read(pairs, read, net, torch.device(device), erode, scores, keep_map)
+            results += measure_read(pairs, read, net, *compute)
             pairs, read = [], []
             report("comparing", len(results), 0)
+    if temporal is not None and len(results) + len(read) < 2:
+        raise ValueError(f"tlp: expected videos of two frames or more, got one frame in '{printable(pair.a)}'")
     if read:
-        results += measure_read(pairs, read, net, torch.device(device), erode, scores, keep_map)
+        results += measure_read(pairs, read, net, *compute)
     return results
 
 

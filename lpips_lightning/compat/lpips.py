@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lpips_lightning import network
+from lpips_lightning import network, perceptual_distance
 from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.backbones.shared import DropsLegacyKeys
 from lpips_lightning.compat.modules import NetLinLayer, ScalingLayer
@@ -138,9 +138,9 @@ class LPIPS(DropsLegacyKeys):
         """
         refuse_scripts(self, in0=in0, in1=in1)
         in0, in1 = _same_batch(in0, in1)
-        names, roles = ("in0", "in1"), network.roles_of(in0, in1, self.net.role)
+        names, roles = ("in0", "in1"), perceptual_distance.roles_of(in0, in1, self.net.role)
         data_range = (0.0, 1.0) if normalize else (-1.0, 1.0)
-        terms = network.measure(
+        terms = perceptual_distance.measure(
             self.net, in0, in1, data_range, spatial=self.spatial, per_layer=True, names=names, roles=roles
         ).values
         layers = [term if self.spatial else term.view(-1, 1, 1, 1) for term in terms.values()]

@@ -1,11 +1,12 @@
 """Judged image patches: BAPPS, your own triplets, and the distortions of the paper.
 
 `BAPPSDataModule` downloads and loads BAPPS; `TripletDataModule` loads your own judgments. `TwoAFCDataset`, `JNDDataset`
-and `TripletDataset` are their data sets; `read_triplets` and `split_triplets` return lists of `Triplet`. `make_bapps`
-generates a data set in BAPPS' layout from any photographs. `distort` applies the paper's 20 traditional `DISTORTIONS`
-at continuous strength, singly or in `ordered_pairs`; `read_family` reads a `DistortionFamily`, trained networks that
-`make_bapps` takes as the paper's CNN-based distortions. `EpochSampler` and `ResumableLoader` make the order of an epoch
-depend only on seed and epoch, and allow mid-epoch resume.
+and `TripletDataset` are their data sets; `TensorTriplets` holds triplets of latents or other channels in memory;
+`read_triplets` and `split_triplets` return lists of `Triplet`. `make_bapps` generates a data set in BAPPS' layout from
+any photographs. `distort` applies the paper's 20 traditional `DISTORTIONS` at continuous strength, singly or in
+`ordered_pairs`; `read_family` reads a `DistortionFamily`, trained networks that `make_bapps` takes as the paper's
+CNN-based distortions. `EpochSampler` and `ResumableLoader` make the order of an epoch depend only on seed and epoch,
+and allow mid-epoch resume.
 """
 
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ __all__ = [
     "EpochSampler",
     "JNDDataset",
     "ResumableLoader",
+    "TensorTriplets",
     "Triplet",
     "TripletDataModule",
     "TripletDataset",
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from lpips_lightning.data.datamodules import BAPPSDataModule, TripletDataModule
     from lpips_lightning.data.distortions import DISTORTIONS, distort, ordered_pairs
     from lpips_lightning.data.samplers import EpochSampler, ResumableLoader
+    from lpips_lightning.data.tensor_triplets import TensorTriplets
     from lpips_lightning.data.triplets import Triplet, TripletDataset, read_triplets, split_triplets
 else:
     __getattr__, __dir__ = lazy_names(
@@ -49,6 +52,7 @@ else:
             "datamodules": ["BAPPSDataModule", "TripletDataModule"],
             "distortions": ["DISTORTIONS", "distort", "ordered_pairs"],
             "samplers": ["EpochSampler", "ResumableLoader"],
+            "tensor_triplets": ["TensorTriplets"],
             "triplets": ["Triplet", "TripletDataset", "read_triplets", "split_triplets"],
         },
     )

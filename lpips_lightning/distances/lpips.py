@@ -59,10 +59,31 @@ def layer_distances(
         Shape ``(N,)`` by layer name; float32, or float64 for float64 features. Their sum is the distance. NaN where all
         weights are 0.
     """
-    positions = _positions(x, y, calibration)
-    if masks is None:
-        return {layer: distance.mean((1, 2)) for layer, distance in positions.items()}
-    return {layer: _weighted_mean(distance, masks[layer].squeeze(1)) for layer, distance in positions.items()}
+    return {
+        layer: layer_distance(
+            x[layer],
+            y[layer],
+            None if calibration is None else calibration[layer],
+            None if masks is None else masks[layer],
+        )
+        for layer in x
+    }
+
+
+def layer_distance(x: Tensor, y: Tensor, weight: Tensor | None, mask: Tensor | None = None) -> Tensor:
+    """Distance of every image pair at one layer.
+
+    Args:
+        x: Features ``(N, C, h, w)``.
+        y: Features of the same shape.
+        weight: Weights ``(C,)``, or None: see `layer_distances`.
+        mask: Weight of every position, ``(N, 1, h, w)``; None for equal weights.
+
+    Returns:
+        Shape ``(N,)``.
+    """
+    distance = _position_distance(x, y, weight)
+    return distance.mean((1, 2)) if mask is None else _weighted_mean(distance, mask.squeeze(1))
 
 
 def layer_maps(
@@ -118,7 +139,7 @@ def _position_distance(x: Tensor, y: Tensor, weight: Tensor | None) -> Tensor:
     The difference is taken first: |x|^2 + |y|^2 - 2xy would cancel for similar images. Both products are rounded before
     it (no fused multiply-add), so equal images have distance exactly 0.
     """
-    x, y = _at_least_float32(x), _at_least_float32(y)
+    x, y = at_least_float32(x), at_least_float32(y)
     difference = x * _inverse_norm(x) - y * _inverse_norm(y)
     weighted = difference if weight is None else difference * weight.to(difference.dtype).view(1, -1, 1, 1)
     return (weighted * difference).sum(1)
@@ -131,7 +152,8 @@ def _inverse_norm(features: Tensor, eps: float = EPS) -> Tensor:
     return torch.where(dead, 0.0, 1 / (torch.where(dead, 1.0, square).sqrt() + eps))
 
 
-def _at_least_float32(features: Tensor) -> Tensor:
+def at_least_float32(features: Tensor) -> Tensor:
+    """Features in float32, or as they are if they are float64."""
     return features if features.dtype == torch.float64 else features.float()
 
 

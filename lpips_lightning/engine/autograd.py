@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lpips_lightning.backbones.frozen import without_autocast
 from lpips_lightning.batch import cat, chunks
@@ -71,7 +72,8 @@ def _gradient_with_graph(pairs: Pairs, upstream: Tensor, versions: tuple[int, ..
             "backward: expected unmodified images for create_graph=True, got images that were modified in place since "
             "the forward pass; pass a .clone() of images that you overwrite"
         )
-    with without_autocast(pairs.x.device):
+    # Fused attention has no second derivative.
+    with without_autocast(pairs.x.device), sdpa_kernel(SDPBackend.MATH):
         found = pairs.autograd_distances()
     return torch.autograd.grad(found, pairs.x, upstream, create_graph=True)[0]
 

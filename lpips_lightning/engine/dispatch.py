@@ -59,8 +59,7 @@ def measure(
         ValueError: With `erode`, if the receptive fields of the backbone are unknown.
     """
     fixed = [pairs.y] if isinstance(pairs.y, Tensor) else list(pairs.y.values())
-    is_plain = mask is None and map_size is None and pairs.network.distance.is_fused
-    if is_plain and _is_fused(pairs.x, fixed, per_layer):
+    if mask is None and map_size is None and _is_fused(pairs.x, fixed, per_layer):
         if torch.is_grad_enabled() and pairs.x.requires_grad:
             return {"": distances(pairs)}, None
         return _distances_without_graph(pairs), None

@@ -7,11 +7,12 @@ and cache misses cost more than the arithmetic.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from lpips_lightning.backbones.dists_vgg import ImageNetNormalization
 from lpips_lightning.backbones.frozen import FrozenNetwork
 from lpips_lightning.engine.constants import AUTOGRAD_PIXELS, FP16_GRADIENT_PEAK
 from lpips_lightning.engine.graph import LayerGraph, Node
@@ -93,7 +94,7 @@ class _AutogradExecutor:
 
 
 class _ManualExecutor:
-    """Runs the layer graph node by node; supports convolutions, pools, ReLUs and concatenations of ReLUs."""
+    """Runs the layer graph node by node; supports what `_supports_backward` lists."""
 
     def __init__(self, layer_graph: LayerGraph) -> None:
         self._layer_graph = layer_graph
@@ -175,12 +176,18 @@ def pair_distances(network: FrozenNetwork, x: Tensor, y: ImagesOrFeatures) -> di
         Shape ``(N,)`` by layer name; float32, or float64 for float64 inputs.
     """
     given_features = None if isinstance(y, Tensor) else y
-    distances = {}
+    distance = network.distance
+    distances, kept = {}, _Features({}, {})
     for layer, features_x, features_y in iterate_features(network, x, y if isinstance(y, Tensor) else None):
         reference = features_y if given_features is None else given_features[layer]
         assert reference is not None
-        distances[layer] = layer_sum(features_x, reference, mean_weight(network, layer, features_x))
-    return distances
+        if distance.is_fused:
+            distances[layer] = layer_sum(features_x, reference, mean_weight(network, layer, features_x))
+        elif distance.is_layerwise:
+            distances[layer] = distance.at_layer(features_x, reference, _weight(network, layer))
+        else:
+            kept.x[layer], kept.y[layer] = features_x, reference
+    return distances if not kept.x else distance.by_layer(*kept.ordered(network.layers), network.calibration)
 
 
 @torch.no_grad()
@@ -204,9 +211,12 @@ def pair_gradient(
     Returns:
         Distances ``(N,)`` by layer name and the gradient ``(N, 3, H, W)``; float32, or float64 for float64 inputs.
     """
+    executor = choose_executor(network, x)
+    if not network.distance.is_fused:
+        distances, gradients = _autograd_terms(network, executor, x, y)
+        return distances, _to_image(executor, gradients, x.dtype)
     half = x.dtype == torch.float16
     given_features = None if isinstance(y, Tensor) else y
-    executor = choose_executor(network, x)
     distances, gradients = {}, {}
     for layer, features_x, features_y, overwritable in executor.features(x, y if isinstance(y, Tensor) else None):
         reference = features_y if given_features is None else given_features[layer]
@@ -227,13 +237,68 @@ def pair_gradient(
             gradient = whole
         gradients[layer] = gradient
         del features_x, features_y, reference, pair, into, gradient
-    working = torch.promote_types(x.dtype, torch.float32)
-    if not half:
-        return distances, executor.backward(gradients).to(working)
+    return distances, _to_image(executor, gradients, x.dtype)
+
+
+class _Features(NamedTuple):
+    """Features of both images by layer name."""
+
+    x: dict[str, Tensor]
+    y: dict[str, Tensor]
+
+    def ordered(self, layers: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Both in the order of the backbone."""
+        return {layer: self.x[layer] for layer in layers}, {layer: self.y[layer] for layer in layers}
+
+
+def _autograd_terms(
+    network: FrozenNetwork, executor: Executor, x: Tensor, y: ImagesOrFeatures
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Distances of every pair by layer, and the gradients of their sum w.r.t. the features of `x`, by autograd.
+
+    A distance that takes one layer at a time frees the features of `y`, and its own graph, before the next layer.
+    """
+    distances, gradients, kept = {}, {}, _Features({}, {})
+    for layer, features_x, features_y, _ in executor.features(x, y if isinstance(y, Tensor) else None):
+        reference = features_y if isinstance(y, Tensor) else y[layer]
+        assert reference is not None
+        if not network.distance.is_layerwise:
+            kept.x[layer], kept.y[layer] = features_x, reference
+            continue
+        with torch.enable_grad():
+            leaf = features_x.detach().requires_grad_()
+            term = network.distance.at_layer(leaf, reference, _weight(network, layer))
+            gradients[layer] = torch.autograd.grad(term.sum(), leaf)[0]
+        distances[layer] = term.detach()
+        del features_x, features_y, reference, leaf, term
+    return (distances, gradients) if not kept.x else _joint_terms(network, *kept.ordered(network.layers))
+
+
+def _joint_terms(
+    network: FrozenNetwork, x: Mapping[str, Tensor], y: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """`_autograd_terms` of a distance that needs all layers at once."""
+    with torch.enable_grad():
+        leaves = {layer: feature_map.detach().requires_grad_() for layer, feature_map in x.items()}
+        terms = network.distance.by_layer(leaves, y, network.calibration)
+        gradients = torch.autograd.grad(torch.stack(list(terms.values())).sum(), list(leaves.values()))
+    return {layer: term.detach() for layer, term in terms.items()}, dict(zip(leaves, gradients, strict=True))
+
+
+def _weight(network: FrozenNetwork, layer: str) -> Tensor | None:
+    calibration = network.calibration
+    return None if calibration is None else calibration[layer]
+
+
+def _to_image(executor: Executor, gradients: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+    """Backpropagate feature gradients to the image: float32, or float64 for float64 inputs."""
+    working = torch.promote_types(dtype, torch.float32)
+    if dtype != torch.float16:
+        return executor.backward(gradients).to(working)
     peak = torch.stack([gradient.abs().amax() for gradient in gradients.values()]).amax()
     factor = torch.where(peak > 0, FP16_GRADIENT_PEAK / peak, 1.0)
     scaled = executor.backward({layer: gradient.mul_(factor).half() for layer, gradient in gradients.items()})
-    return distances, scaled.to(working) / factor
+    return scaled.to(working) / factor
 
 
 def iterate_features(
@@ -306,7 +371,7 @@ def _supports_backward(layer_graph: LayerGraph) -> bool:
         elif isinstance(node.op, Convolution):
             if node.op.fast_module is None:
                 return False
-        elif not isinstance(node.op, Window | nn.ReLU):
+        elif not isinstance(node.op, Window | nn.ReLU | ImageNetNormalization):
             return False
     return True
 

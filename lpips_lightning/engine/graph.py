@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from lpips_lightning.backbones.dists_vgg import ImageNetNormalization
 from lpips_lightning.backbones.lab import RgbToLab
 from lpips_lightning.engine.windows import Axis, Window, window_of
 
@@ -26,6 +27,7 @@ Size: TypeAlias = tuple[int, int]
 _POINTWISE: tuple[type[nn.Module], ...] = (
     nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LocalResponseNorm, nn.Mish,
     nn.PReLU, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh, RgbToLab,
+    ImageNetNormalization,
 )  # fmt: skip
 _DROPOUTS = (nn.AlphaDropout, nn.Dropout, nn.Dropout2d, nn.FeatureAlphaDropout)
 _FUNCTIONS: tuple[Any, ...] = (

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from lpips_lightning.backbones.frozen import FrozenNetwork, without_autocast
-from lpips_lightning.distances.lpips import layer_distances
 from lpips_lightning.engine.executor import ImagesOrFeatures
 from lpips_lightning.engine.planner import choose_plan
 from lpips_lightning.engine.state import Plan
 from lpips_lightning.images.preprocessing import to_backbone
+from lpips_lightning.images.ranges import UNBOUNDED
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Pairs:
     Attributes:
         network: The frozen network, on the device of the images.
         dtype: Dtype of the backbone.
-        x: Images ``(M, 3, H, W)``.
+        x: Images ``(M, 3, H, W)``, or of other input channels.
         y: Images of the same shape, or features ``(M, C, h, w)`` by layer name.
         range_x: Value range ``(low, high)`` of `x`.
         range_y: Value range ``(low, high)`` of `y`.
@@ -82,15 +82,19 @@ class Pairs:
         return tuple(tensor._version for tensor in (self.x, *fixed) if not tensor.is_inference())
 
     def preprocessing_derivative(self, part: slice) -> Tensor:
-        """Derivative of `inputs_x` w.r.t. the pixels of `x`: float32 or float64, broadcasts to ``(m, 3, H, W)``."""
+        """Derivative of `inputs_x` w.r.t. the pixels of `x`: float32 or float64, broadcasts to the shape of `x`."""
         low, high = self.range_x
         x = self.x[part].detach()
+        is_mapped = self.range_x != UNBOUNDED
         slope = torch.full(
-            (1, 3, 1, 1), 2 / (high - low), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32)
+            (1, x.shape[1], 1, 1),
+            2 / (high - low) if is_mapped else 1.0,
+            device=x.device,
+            dtype=torch.promote_types(x.dtype, torch.float32),
         )
         if self.network.scale is not None:
-            slope = slope / self.network.scale.to(slope.dtype).view(1, 3, 1, 1)
-        return slope * ((x >= low) & (x <= high)) if self.clamp_x else slope
+            slope = slope / self.network.scale.to(slope.dtype).view(1, -1, 1, 1)
+        return slope * ((x >= low) & (x <= high)) if self.clamp_x and is_mapped else slope
 
     def autograd_distances(self) -> Tensor:
         """Distances ``(M,)`` by plain autograd."""
@@ -98,7 +102,7 @@ class Pairs:
         with torch.no_grad():
             y = self.inputs_y(slice(None))
             features_y = self.network.extractor(y) if isinstance(y, Tensor) else y
-        by_layer = layer_distances(features_x, features_y, self.network.calibration)
+        by_layer = self.network.distance.by_layer(features_x, features_y, self.network.calibration)
         return torch.stack(list(by_layer.values())).sum(0)
 
     def _preprocess(self, images: Tensor, data_range: tuple[float, float], clamp: bool) -> Tensor:

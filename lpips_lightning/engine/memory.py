@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lpips_lightning.backbones.extractor import FeatureModule
 from lpips_lightning.backbones.frozen import FrozenNetwork
-from lpips_lightning.engine.constants import ESTIMATE_SIDE, STREAM_SIDE_STEP
+from lpips_lightning.engine.constants import ESTIMATE_SIDE, MAX_CACHED_PLANS, STREAM_SIDE_STEP
 from lpips_lightning.engine.executor import pair_distances, pair_gradient
 from lpips_lightning.engine.state import Engine
 from lpips_lightning.engine.streaming import stream
 from lpips_lightning.engine.tiling import AxisTile, tile_gradient
 from lpips_lightning.images.preprocessing import to_backbone
+from lpips_lightning.images.ranges import UNBOUNDED
 from lpips_lightning.kernels.conv2d import FastConv2d
 
 Shape: TypeAlias = tuple[int, int, int, int]
@@ -42,17 +46,33 @@ def estimate(network: FrozenNetwork, shape: Shape, work: Work) -> int:
     Returns:
         Bytes, the gradient included. The workspace of library convolutions is a rule of thumb.
     """
+    if isinstance(network.extractor.graph, FeatureModule):  # which may resize images: no line through two sizes
+        return _estimate_by_images(network, shape, work)
     pixels = shape[2] * shape[3]
     side = ESTIMATE_SIDE if pixels <= 4 * ESTIMATE_SIDE**2 else 4 * ESTIMATE_SIDE
     side = max(side, 2 * network.record.smallest_side)
     costs = Engine.of(network).pixel_costs
     if (side, work) not in costs:
-        evaluate = {"forward": _forward, "gradient": _gradient, "tile": _tile}[work]
-        small, large = (_peak_of(network, (1, 3, length, length), evaluate) for length in (side, 2 * side))
+        channels, evaluate = network.record.input_channels, _EVALUATE[work]
+        small, large = (_peak_of(network, (1, channels, length, length), evaluate) for length in (side, 2 * side))
         per_pixel = max(large - small, 1) / (3 * side**2)
         costs[side, work] = max(small - per_pixel * side**2, 0.0), per_pixel
     fixed, per_pixel = costs[side, work]
-    return int(fixed + per_pixel * shape[0] * pixels) + _workspace_bytes(network)
+    copies = 1 if network.distance.is_fused else max(shape[0], 1)  # matrices of each image, whatever its size
+    return int(fixed * copies + per_pixel * shape[0] * pixels) + _workspace_bytes(network)
+
+
+def _estimate_by_images(network: FrozenNetwork, shape: Shape, work: Work) -> int:
+    """`estimate` for images of one size: a line through one and two images."""
+    costs = Engine.of(network).image_costs
+    size = shape[2:]
+    if (size, work) not in costs:
+        if len(costs) >= MAX_CACHED_PLANS:
+            costs.clear()
+        one, two = (_peak_of(network, (count, shape[1], *size), _EVALUATE[work]) for count in (1, 2))
+        costs[size, work] = max(2 * one - two, 0), max(two - one, 1)
+    fixed, per_image = costs[size, work]
+    return fixed + per_image * shape[0] + _workspace_bytes(network)
 
 
 def estimate_stream(network: FrozenNetwork, shape: Shape, strip_bytes: int) -> int:
@@ -77,13 +97,13 @@ def estimate_stream(network: FrozenNetwork, shape: Shape, strip_bytes: int) -> i
         strip_bytes // (element_size * depth * columns) * receptive_fields[name].jump
         + receptive_fields[name].before
         + receptive_fields[name].after
-        for name, (depth, _, columns) in layer_graph.shapes((wide, wide)).items()
+        for name, (depth, _, columns) in layer_graph.shapes((wide, wide), shape[1]).items()
     )
     tall = min(tall, deepest + deepest // 4)  # the peak is reached once the deepest layer has rows
     costs = Engine.of(network).stream_costs
     if (tall, wide, strip_bytes) not in costs:
         evaluate = partial(stream, strip_bytes=strip_bytes)
-        costs[tall, wide, strip_bytes] = _peak_of(network, (1, 3, tall, wide), evaluate)
+        costs[tall, wide, strip_bytes] = _peak_of(network, (1, shape[1], tall, wide), evaluate)
     return costs[tall, wide, strip_bytes] + _workspace_bytes(network)
 
 
@@ -117,9 +137,32 @@ def peak_bytes(run: Callable[[], object], given: Iterable[Tensor]) -> int:
         8000
     """
     grad_enabled = torch.is_grad_enabled()
-    with torch.inference_mode(False), torch.set_grad_enabled(grad_enabled), _LiveBytes(given) as live:
+    with (
+        torch.inference_mode(False),
+        torch.set_grad_enabled(grad_enabled),
+        _FusedAttention(),
+        _LiveBytes(given) as live,
+    ):
         run()
     return live.peak
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention without the matrix of all pairs of tokens: a device has it fused, ``meta`` alone has not."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        plain = func is F.scaled_dot_product_attention and len(args) == 3 and not _given(kwargs, "enable_gqa")
+        if not plain or _given(kwargs, "attn_mask") or _given(kwargs, "dropout_p"):
+            return func(*args, **kwargs)
+        fused: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        causal = _given(kwargs, "is_causal")
+        return fused(*args, dropout_p=0.0, is_causal=causal, scale=kwargs.get("scale"))[0]
+
+
+def _given(kwargs: Mapping[str, Any], name: str) -> bool:
+    value = kwargs.get(name)
+    return value is not None and (isinstance(value, Tensor) or bool(value))
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -185,9 +228,10 @@ def _peak_of(network: FrozenNetwork, shape: Shape, evaluate: Callable[..., objec
     clone = _meta_copy(network)
     dtype = next(clone.extractor.parameters()).dtype
     x, y = (torch.empty(shape, device="meta") for _ in range(2))
+    data_range = (0.0, 1.0) if network.record.has_range else UNBOUNDED
 
     def preprocess(images: Tensor) -> Tensor:
-        return to_backbone(images, (0.0, 1.0), clone.shift, clone.scale, dtype, clamp=True)
+        return to_backbone(images, data_range, clone.shift, clone.scale, dtype, clamp=True)
 
     run = partial(evaluate, clone, x, y, preprocess, preprocess)
     return peak_bytes(run, [x, y, *clone.parameters(), *clone.buffers()])
@@ -206,6 +250,9 @@ def _tile(network: FrozenNetwork, x: Tensor, y: Tensor, prep_x: Preprocess, prep
     whole = AxisTile(slice(None), dict.fromkeys(network.layers, slice(None)))
     positions = dict.fromkeys(network.layers, 1)
     return tile_gradient(network, (x, y), (prep_x, prep_y), (whole, whole), positions)[1]
+
+
+_EVALUATE = {"forward": _forward, "gradient": _gradient, "tile": _tile}
 
 
 def _workspace_bytes(network: FrozenNetwork) -> int:

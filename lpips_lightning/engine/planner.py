@@ -24,6 +24,8 @@ from lpips_lightning.engine.memory import Shape, Work, estimate, estimate_stream
 from lpips_lightning.engine.state import Engine, Plan
 from lpips_lightning.engine.tiling import axis_tiles
 
+_NEEDS_IMAGES = "only distance 'lpips' is computed without whole images"
+
 
 def plan(network: FrozenNetwork, shape: Shape, budget: int, gradient: bool) -> Plan:
     """The fastest plan that fits a memory budget.
@@ -60,7 +62,7 @@ def _plan(network: FrozenNetwork, shape: Shape, budget: int, gradient: bool) -> 
         images = -(-count // parts)
         size = estimate(network, (images, *shape[1:]), work)
         return Plan("whole" if parts == 1 else "images", size, images)
-    unsupported = Engine.of(network).unsupported_reason
+    unsupported = Engine.of(network).unsupported_reason if network.distance.is_fused else _NEEDS_IMAGES
     if unsupported is not None:
         return Plan("images", one, reason=f"images cannot be split into strips or tiles: {unsupported}")
     return _tiles(network, shape, budget) if gradient else _rows(network, shape, budget)
@@ -81,7 +83,7 @@ def _tiles(network: FrozenNetwork, shape: Shape, budget: int) -> Plan:
     gradient = 4 * shape[0] * shape[1] * shape[2] * shape[3]
     plans = []
     for rows, columns in product(*(list(_cuts(layer_graph, axis, shape[2 + axis])) for axis in range(2))):
-        size = estimate(network, (1, 3, rows.longest, columns.longest), "tile") + gradient
+        size = estimate(network, (1, shape[1], rows.longest, columns.longest), "tile") + gradient
         cost = size if size > budget else rows.total * columns.total
         plans.append((size > budget, cost, size, rows.tile, columns.tile))
     over, _, size, *tile = min(plans)

@@ -49,6 +49,8 @@ class Engine:
     Attributes:
         meta_copy: Copy of the network on the ``meta`` device, used to estimate memory; None until first needed.
         pixel_costs: Memory as ``(fixed bytes, bytes per pixel)``, by image side of the estimate and kind of work.
+        image_costs: Memory as ``(fixed bytes, bytes per image)``, by height and width and kind of work, of backbones
+            that resize images.
         stream_costs: Bytes of streaming, by height, width and strip size.
         workspace_bytes: Workspace of convolutions other than `FastConv2d`; None until first needed.
         plans: Plans by batch shape, budget, and whether the gradient is computed.
@@ -58,6 +60,7 @@ class Engine:
         self._graph = graph  # not the network: the value of a weak dictionary must not hold its key
         self.meta_copy: FrozenNetwork | None = None
         self.pixel_costs: dict[tuple[int, str], tuple[float, float]] = {}
+        self.image_costs: dict[tuple[tuple[int, int], str], tuple[int, int]] = {}
         self.stream_costs: dict[tuple[int, int, int], int] = {}
         self.workspace_bytes: int | None = None
         self.plans: dict[tuple[Any, int, bool], Plan] = {}

@@ -46,7 +46,7 @@ def stream(
         ValueError: If the backbone is not supported: see `lpips_lightning.engine.graph.unsupported_reason`.
     """
     layer_graph = Engine.of(network).layer_graph
-    shapes = layer_graph.shapes((x.shape[2], x.shape[3]))
+    shapes = layer_graph.shapes((x.shape[2], x.shape[3]), x.shape[1])
     element_size = preprocess_x(x[:1, :, :1, :1]).element_size()
     distances: list[dict[str, Tensor]] = []
     for image in range(len(x)):

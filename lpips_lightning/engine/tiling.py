@@ -154,5 +154,5 @@ def tile_gradient(
 
 
 def _positions(layer_graph: LayerGraph, images: Tensor) -> dict[str, int]:
-    shapes = layer_graph.shapes((images.shape[2], images.shape[3]))
+    shapes = layer_graph.shapes((images.shape[2], images.shape[3]), images.shape[1])
     return {layer: shapes[name][1] * shapes[name][2] for layer, name in layer_graph.feature_layers.items()}

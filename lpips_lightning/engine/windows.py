@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from lpips_lightning.backbones.dists_vgg import L2Pool2d, l2_pool
 from lpips_lightning.backbones.shift_tolerant import BlurPool, reflect
 from lpips_lightning.kernels.conv2d import FastConv2d
 
@@ -242,6 +243,17 @@ class AvgPool(Window):
         return min(high, height) - max(low, 0)
 
 
+class L2Pool(Window):
+    """An L2 pool."""
+
+    def __init__(self, module: L2Pool2d) -> None:
+        super().__init__(module, Axis(3, 2, 1, 1), Axis(3, 2, 1, 1))
+
+    @override
+    def run_rows(self, block: Tensor, first: int, height: int) -> Tensor:
+        return l2_pool(block, (0, self.columns.before))
+
+
 class Blur(Window):
     """Blur pooling, which reflects its input at the borders: the first and last window see rows further inside."""
 
@@ -311,8 +323,15 @@ def window_of(module: nn.Module) -> Window | None:
     Raises:
         ValueError: If the module is a convolution or pool that cannot run on a range of rows.
     """
-    kinds = ((nn.Conv2d, Convolution), (FastConv2d, Convolution), (nn.MaxPool2d, MaxPool), (nn.AvgPool2d, AvgPool))
-    for kind, window in (*kinds, (BlurPool, Blur)):
+    kinds = (
+        (nn.Conv2d, Convolution),
+        (FastConv2d, Convolution),
+        (nn.MaxPool2d, MaxPool),
+        (nn.AvgPool2d, AvgPool),
+        (L2Pool2d, L2Pool),
+        (BlurPool, Blur),
+    )
+    for kind, window in kinds:
         if type(module) is kind:
             return window(module)  # type: ignore[arg-type]
     return None

@@ -13,11 +13,15 @@ from torch import Tensor
 
 from lpips_lightning.backbones.caffe_alexnet import NET_TYPE
 from lpips_lightning.backbones.definition import BACKBONES
+from lpips_lightning.distances.weighted import DISTANCES
 from lpips_lightning.evaluation.table5 import paper_row
 from lpips_lightning.images.hints import EVALUATION
 from lpips_lightning.io.tensor_files import read_record
 from lpips_lightning.network import LPIPS
 from lpips_lightning.weights import read_tensors
+
+VDP = "cvvdp"
+"""Name of ColorVideoVDP."""
 
 _OPTIONS = ("calibration", "weights", "kmeans")
 _MS_SSIM_SIDE = 160  # after 4 halvings, a shorter side is below the window of 11 pixels
@@ -29,13 +33,16 @@ class Method:
 
     Attributes:
         name: Name passed to `parse_method`.
-        distance: Function of two image batches ``(N, 3, H, W)`` on [-1, 1], returns ``(N,)``; lower is more similar.
+        distance: Function of two image batches ``(N, 3, H, W)`` on [-1, 1], the reference first, returns ``(N,)``;
+            lower is more similar.
         paper: Row of the paper's Table 5, or None.
+        note: What the distance is, to cite; empty if the name says it.
     """
 
     name: str
     distance: Callable[[Tensor, Tensor], Tensor]
     paper: str | None
+    note: str = ""
 
 
 def parse_method(name: str) -> Method:
@@ -44,7 +51,10 @@ def parse_method(name: str) -> Method:
     ``NET`` is LPIPS with its official calibration; ``NET:baseline`` is uncalibrated; ``NET:random`` has Gaussian
     backbone weights; ``NET:calibration=FILE`` uses your own calibration; ``NET:kmeans=FILE`` and ``NET:weights=FILE``
     use other backbone weights, uncalibrated unless the file includes a calibration. ``NET`` is a network name of
-    `LPIPS`; ``caffe-alexnet`` needs ``random`` or ``weights=FILE``. The classical metrics are the keys of `OTHERS`.
+    `LPIPS`; ``caffe-alexnet`` needs ``random`` or ``weights=FILE``. ``NET:mean_pool``, ``NET:style``,
+    ``NET:lpips_plus`` and sums such as ``NET:lpips+0.5*style`` are other distances on the same features; ``dists`` is
+    ``vgg:dists``. The classical metrics are the keys of `OTHERS`. ``cvvdp`` is ColorVideoVDP,
+    ``cvvdp:DISPLAY`` with another display model (see `lpips_lightning.evaluation.colorvideovdp`).
 
     Args:
         name: Name of the method.
@@ -65,8 +75,12 @@ def parse_method(name: str) -> Method:
     head, _, variant = name.partition(":")
     if head in OTHERS and not variant:
         return Method(name, OTHERS[head](), paper_row(head))
+    if name == "dists":
+        return _lpips(name, "vgg", "dists")
+    if head == VDP and (variant or ":" not in name):
+        return _color_video_vdp(name, variant)
     if head not in BACKBONES and head != NET_TYPE:
-        known = ", ".join([*BACKBONES, *OTHERS])
+        known = ", ".join([*BACKBONES, "dists", *OTHERS, VDP])
         raise ValueError(
             f"method: expected one of {known}, or a network with a variant such as alex:baseline or"
             f" {NET_TYPE}:weights=FILE, got {name!r}"
@@ -84,8 +98,11 @@ def _lpips(name: str, net_type: str, variant: str) -> Method:
             torch.manual_seed(0)
             net = _net(net_type, calibrated=False, weights="random")
         return Method(name, net, paper_row(net_type, "random"))
+    if any(distance in variant for distance in DISTANCES) and not file:
+        net = _net(net_type, distance=variant)
+        return Method(name, lambda reference, other: net(other, reference), None)
     if option not in _OPTIONS or not file:
-        choices = ", ".join(["baseline", "random", *(f"{choice}=FILE" for choice in _OPTIONS)])
+        choices = ", ".join(["baseline", "random", *DISTANCES, *(f"{choice}=FILE" for choice in _OPTIONS)])
         raise ValueError(f"method: expected {net_type} with one of {choices}, got {name!r}")
     if option == "calibration":
         return Method(name, _net(net_type, calibration=file), paper_row(net_type, "lin"))
@@ -155,6 +172,13 @@ def _fsim() -> Callable[[Tensor, Tensor], Tensor]:
     from piq import fsim
 
     return lambda x, y: 1 - fsim(_unit(x), _unit(y), data_range=1.0, reduction="none")
+
+
+def _color_video_vdp(name: str, display: str) -> Method:
+    from lpips_lightning.evaluation.colorvideovdp import DISPLAY, color_video_vdp
+
+    distance, about = color_video_vdp(display or DISPLAY)
+    return Method(name, lambda x, y: distance(_unit(x), _unit(y)), None, f"{name}: {about}")
 
 
 def _unit(images: Tensor) -> Tensor:

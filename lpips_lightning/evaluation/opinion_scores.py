@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lpips_lightning.batch import Features
+from lpips_lightning.evaluation.methods import Method
 from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.image_decoding import printable
 from lpips_lightning.io.image_files import find_images, natural_order, read_image
@@ -50,7 +51,7 @@ class FrameDistance:
         reference: `OpinionScore.reference` of the row.
         distorted: `OpinionScore.distorted` of the row.
         frame: File name of the distorted frame.
-        distance: LPIPS.
+        distance: LPIPS, or that of a method.
     """
 
     reference: str
@@ -115,15 +116,15 @@ def read_opinion_scores(
 
 def measure(
     opinions: Sequence[OpinionScore],
-    net: PerceptualDistance,
+    net: PerceptualDistance | Method,
     device: str | torch.device = "cpu",
     report: ProgressCallback = no_progress,
 ) -> tuple[Tensor, list[FrameDistance]]:
-    """LPIPS of every row; for a video, the mean over its frames.
+    """Distance of every row; for a video, the mean over its frames.
 
     Args:
         opinions: Rows from `read_opinion_scores`.
-        net: The network.
+        net: The network, or a method of `lpips_lightning.evaluation.methods`.
         device: Device to compute on.
         report: Progress callback, in frames.
 
@@ -135,7 +136,8 @@ def measure(
     """
     total, done = sum(len(opinion.frames) for opinion in opinions), 0
     by_row: dict[int, list[float]] = {}
-    scorer = _FrameScorer(net, torch.device(device))
+    place = torch.device(device)
+    scorer = _MethodScorer(net, place) if isinstance(net, Method) else _FrameScorer(net, place)
     # Process rows with the same reference consecutively, so that it is encoded once.
     for index in sorted(range(len(opinions)), key=lambda index: opinions[index].reference):
         opinion = opinions[index]
@@ -168,25 +170,52 @@ class _FrameScorer:
 
     def distances(self, pairs: Sequence[tuple[Path, Path]], images: Sequence[tuple[Tensor, Tensor]]) -> list[float]:
         """Distances of uint8 image pairs of one size, or of any sizes if the network resizes."""
-        x, y = (torch.stack(side).to(self.device) for side in zip(*images, strict=True))
-        if x.shape[2:] != y.shape[2:] and self.net.images.resize is None:
-            (height, width), (expected_height, expected_width) = y.shape[2:], x.shape[2:]
-            raise ValueError(
-                f"{pairs[0][1]}: expected the size of {pairs[0][0]}, {expected_height}x{expected_width}"
-                f" (height x width), got {height}x{width}"
-            )
+        x, y = _stacked(pairs, images, self.device, self.net.images.resize is None)
         with torch.inference_mode():
             if self.net.memory_budget is not None:
-                return self.net(x, y).cpu().double().tolist()
+                return self.net(y, x).cpu().double().tolist()
             if self.features is None or len(pairs) > 1 or pairs[0][0] != self.path:
                 self.path, self.features = pairs[0][0], self.net.encode(x)
-            distance = self.net.distance(self.features, self.net.encode(y))
+            distance = self.net.distance(self.net.encode(y), self.features)  # the reference comes second
             if len(pairs) > 1:
                 self.features = None
         return distance.cpu().double().tolist()
 
 
-def _batched_distances(frames: Sequence[tuple[Path, Path]], scorer: _FrameScorer) -> Iterator[list[float]]:
+class _MethodScorer:
+    """As `_FrameScorer`, of a method by name."""
+
+    def __init__(self, method: Method, device: torch.device) -> None:
+        self.method, self.device = method, device
+
+    def read(self, path: Path) -> Tensor:
+        """Read a uint8 image; composite over white."""
+        return read_image(path)
+
+    def distances(self, pairs: Sequence[tuple[Path, Path]], images: Sequence[tuple[Tensor, Tensor]]) -> list[float]:
+        """Distances of uint8 image pairs of one size."""
+        x, y = (side.float() / 127.5 - 1 for side in _stacked(pairs, images, self.device, True))
+        with torch.inference_mode():
+            return self.method.distance(x, y).cpu().double().tolist()
+
+
+def _stacked(
+    pairs: Sequence[tuple[Path, Path]], images: Sequence[tuple[Tensor, Tensor]], device: torch.device, equal: bool
+) -> tuple[Tensor, Tensor]:
+    """Both sides of image pairs as batches; raise if their sizes must be equal and are not."""
+    x, y = (torch.stack(side).to(device) for side in zip(*images, strict=True))
+    if equal and x.shape[2:] != y.shape[2:]:
+        (height, width), (expected_height, expected_width) = y.shape[2:], x.shape[2:]
+        raise ValueError(
+            f"{pairs[0][1]}: expected the size of {pairs[0][0]}, {expected_height}x{expected_width}"
+            f" (height x width), got {height}x{width}"
+        )
+    return x, y
+
+
+def _batched_distances(
+    frames: Sequence[tuple[Path, Path]], scorer: _FrameScorer | _MethodScorer
+) -> Iterator[list[float]]:
     """Distances of consecutive frames, in batches of at most `_MAX_PIXELS`."""
     pairs: list[tuple[Path, Path]] = []
     images: list[tuple[Tensor, Tensor]] = []

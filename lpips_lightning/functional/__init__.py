@@ -1,10 +1,10 @@
 """Functions of tensors: LPIPS, PSNR and SSIM on luma, agreement with judgments, correlation with mean opinion scores.
 
 `learned_perceptual_image_patch_similarity` is LPIPS with torchmetrics' name and arguments. `luma_scores` gives PSNR and
-SSIM as superresolution papers report them. `two_afc_score`, `jnd_score`, `jnd_curve`, `human_ceiling` and `agreement`
-score distances against human judgments, with `bootstrap_interval` around a mean; `rank_flip_rate` says how often a
-shift changes their answers. `correlate`, `by_group` and `mean_over_groups` give SRCC, PLCC after the four-parameter
-logistic, and KRCC as `Correlations`.
+SSIM as superresolution papers report them, `temporal_lpips` how differently two videos change (tLP). `two_afc_score`,
+`jnd_score`, `jnd_curve`, `human_ceiling` and `agreement` score distances against human judgments, with
+`bootstrap_interval` around a mean; `rank_flip_rate` says how often a shift changes their answers. `correlate`,
+`by_group` and `mean_over_groups` give SRCC, PLCC after the four-parameter logistic, and KRCC as `Correlations`.
 """
 
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ __all__ = [
     "luma_scores",
     "mean_over_groups",
     "rank_flip_rate",
+    "temporal_lpips",
     "two_afc_score",
 ]
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     )
     from lpips_lightning.functional.lpips import learned_perceptual_image_patch_similarity
     from lpips_lightning.functional.luma import luma_scores
+    from lpips_lightning.functional.temporal import temporal_lpips
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -56,5 +58,6 @@ else:
             ],
             "lpips": ["learned_perceptual_image_patch_similarity"],
             "luma": ["luma_scores"],
+            "temporal": ["temporal_lpips"],
         },
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 from typing import Any, Literal, Unpack, overload
 
@@ -96,10 +96,12 @@ def learned_perceptual_image_patch_similarity(
         img2: Images of the same shape.
         net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``; ``"alex-st"`` or ``"vgg-st"``, which tolerate shifts;
             ``"embedded"`` or ``"embedded-vgg"``, which ship with the package; a custom backbone from
-            `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network and options are used.
+            `lpips_lightning.backbones.custom`; or a built `LPIPS`, `WeightedSum` or
+            `Ensemble`, whose frozen networks and options are used.
         reduction: Over the batch and the frames of videos: ``"mean"``, ``"sum"``, or ``"none"`` (None).
         normalize: torchmetrics' argument: True is ``data_range=(0, 1)``, False is ``(-1, 1)``.
         data_range: Range of the images, instead of `normalize`: ``(low, high)``, or ``high`` alone for ``(0, high)``.
+            None for a backbone without a range.
         spatial: Return distance maps, ``(1, H, W)`` for each image.
         per_layer: Return a dict of the layers' terms instead of their sum.
         mask: Weight of each pixel, see `LPIPS.forward`. Images that the mask excludes completely do not count in mean
@@ -126,8 +128,8 @@ def learned_perceptual_image_patch_similarity(
         tensor(0.)
     """
     check_reduction(reduction)
-    low_high = choose_range(normalize, data_range)
-    net = _network(net_type, options)
+    net = cached_network(net_type, options, learned_perceptual_image_patch_similarity)
+    low_high = choose_range(net.images, normalize, data_range)
     distances = measure(
         net,
         img1,
@@ -144,8 +146,17 @@ def learned_perceptual_image_patch_similarity(
     return reduced(distances, reduction)
 
 
-def _network(net_type: str | Backbone | PerceptualDistance, options: LPIPSOptions) -> PerceptualDistance:
-    check_names(options, learned_perceptual_image_patch_similarity)
+def cached_network(
+    net_type: str | Backbone | PerceptualDistance, options: LPIPSOptions, owner: Callable[..., Any]
+) -> PerceptualDistance:
+    """The network of a function: a built one, or one of the last four.
+
+    Args:
+        net_type: See `learned_perceptual_image_patch_similarity`.
+        options: Options of the network.
+        owner: The function that they were given to, for errors.
+    """
+    check_names(options, owner)
     if isinstance(net_type, PerceptualDistance):
         check_not_given(options)
         return net_type

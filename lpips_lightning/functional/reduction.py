@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lpips_lightning.batch import Distances
-from lpips_lightning.images.ranges import DataRange, parse_range
+from lpips_lightning.images.preprocessing import SIGNED, ImagePolicy
+from lpips_lightning.images.ranges import DataRange
 
 Reduction: TypeAlias = Literal["mean", "sum", "none"] | None
 _KNOWN = (*get_args(get_args(Reduction)[0]), None)
@@ -27,24 +28,26 @@ def check_reduction(reduction: Reduction) -> None:
         raise ValueError(f"reduction: expected one of {_KNOWN}, got {reduction!r}")
 
 
-def choose_range(normalize: bool, data_range: DataRange | None) -> tuple[float, float]:
+def choose_range(images: ImagePolicy, normalize: bool, data_range: DataRange | None) -> tuple[float, float]:
     """Data range from torchmetrics' `normalize` and our `data_range`.
 
     Args:
+        images: Which images the network accepts.
         normalize: True for [0, 1], False for [-1, 1].
         data_range: Range instead of `normalize`, or the same.
 
     Returns:
-        ``(low, high)``.
+        ``(low, high)``; of infinities for a network without a range.
 
     Raises:
-        ValueError: If `normalize` is not a bool, or True with another range than (0, 1).
+        ValueError: If `normalize` is not a bool, or True with another range than (0, 1); if a range is given for a
+            network without one.
     """
     if not isinstance(normalize, bool):
         raise ValueError(f"normalize: expected True or False, got {normalize!r}")
-    if data_range is None:
-        return (0.0, 1.0) if normalize else (-1.0, 1.0)
-    low_high = parse_range(data_range)
+    if normalize and not images.has_range:
+        raise ValueError("normalize: expected False for a network whose input has no range, got True")
+    low_high = images.value_range(data_range, (0.0, 1.0) if normalize else SIGNED)
     if normalize and low_high != (0.0, 1.0):
         raise ValueError(
             f"data_range: expected None with normalize=True, which is (0, 1), got {data_range!r}; leave one of them out"

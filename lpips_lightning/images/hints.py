@@ -114,16 +114,17 @@ MASK = replace(
 """Of masks with floating-point values."""
 
 
-def layout_hint(shape: tuple[int, ...]) -> str:
+def layout_hint(shape: tuple[int, ...], known: tuple[int, ...] = _CHANNELS) -> str:
     """Code that makes a batch ``(N, C, H, W)`` of another layout; empty if the shape tells none.
 
     Args:
         shape: Shape of a tensor or an array.
+        known: Possible numbers of channels.
 
     Returns:
         Methods of a tensor, such as ``".permute(0, 3, 1, 2)"``.
     """
-    channels_last = len(shape) > 2 and shape[-1] in _CHANNELS and shape[-3] not in _CHANNELS
+    channels_last = len(shape) > 2 and shape[-1] in known and shape[-3] not in known
     if len(shape) == 5 and channels_last:
         return ".permute(0, 1, 4, 2, 3)"
     if len(shape) == 4 and channels_last:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lpips_lightning.batch import BatchLayout
 from lpips_lightning.images.hints import BARE, OPTIONS, Hints, conversion_hint, layout_hint
+from lpips_lightning.images.ranges import UNBOUNDED, DataRange, parse_range
 from lpips_lightning.tracing import is_symbolic, is_tracing, refuse_proxies, static_sizes
 from lpips_lightning.transforms import has_tangent, is_differentiated, is_transformed
 
@@ -25,7 +26,7 @@ _COLORS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
 
 @dataclass(frozen=True)
 class ImagePolicy:
-    """Which image layouts are accepted besides ``(N, 3, H, W)``. All shape checks are here.
+    """Which images a network of `channels` input channels accepts. All shape checks are here.
 
     Attributes:
         gray: ``"repeat"`` repeats one channel three times; ``"per_channel"`` compares every channel of
@@ -34,6 +35,8 @@ class ImagePolicy:
         resize: ``(H, W)`` to which every image is resized, bilinear with antialiasing.
         videos: Accept videos ``(B, T, C, H, W)``, compared frame by frame.
         hints: Ways out that errors name.
+        channels: Input channels of the network. Those of 3 take RGB images, and gray and transparent ones by option.
+        has_range: Whether values have a range; otherwise the network gets them as they are, and uint8 is refused.
     """
 
     gray: Gray | None = None
@@ -41,32 +44,91 @@ class ImagePolicy:
     resize: tuple[int, int] | None = None
     videos: bool = True
     hints: Hints = field(default=OPTIONS, compare=False, repr=False)
+    channels: int = 3
+    has_range: bool = True
 
     @classmethod
-    def parse(cls, gray: Gray | None, background: Background | None, resize: int | Sequence[int] | None) -> ImagePolicy:
+    def parse(
+        cls,
+        gray: Gray | None,
+        background: Background | None,
+        resize: int | Sequence[int] | None,
+        channels: int = 3,
+        has_range: bool = True,
+    ) -> ImagePolicy:
         """Create a policy from user arguments.
 
         Args:
             gray: See `ImagePolicy`.
             background: ``"white"``, ``"black"``, or three numbers in [0, 1].
             resize: ``(H, W)``, or one number for both.
+            channels: See `ImagePolicy`.
+            has_range: See `ImagePolicy`.
 
         Returns:
             The policy.
 
         Raises:
-            ValueError: If an argument has an unknown value.
+            ValueError: If an argument has an unknown value, or is one of RGB images beside other channels.
         """
+        for name, option in (("gray", gray), ("background", background)):
+            if option is not None and channels != 3:
+                raise ValueError(
+                    f"{name}: expected None for a network of {channels} input channels, got {option!r}; it makes RGB"
+                    " images of others"
+                )
         if gray is not None and gray not in get_args(Gray):
             raise ValueError(f"gray: expected None or one of {get_args(Gray)}, got {gray!r}")
-        return cls(gray, None if background is None else _color(background), None if resize is None else _size(resize))
+        color, size = None if background is None else _color(background), None if resize is None else _size(resize)
+        return cls(gray, color, size, channels=channels, has_range=has_range)
 
     def __str__(self) -> str:
-        """The preprocessing steps, for the fingerprint; empty if there are none."""
-        parts = [f"gray {self.gray}"] if self.gray else []
+        """Input channels other than 3, and the preprocessing steps, for the fingerprint; empty if there are none."""
+        parts = [_count(self.channels)] if self.channels != 3 else []
+        parts += [f"gray {self.gray}"] if self.gray else []
         parts += [f"alpha over {list(self.background)}"] if self.background else []
         parts += ["resize {}x{} bilinear antialias".format(*self.resize)] if self.resize else []
         return ", ".join(parts)
+
+    def described(self) -> str:
+        """What the network takes, for errors: "4 input channels without a value range"."""
+        return f"{_count(self.channels)}{'' if self.has_range else ' without a value range'}"
+
+    def check_pictures(self, name: str) -> None:
+        """Raise a ValueError unless the network takes RGB images on a range, which can be read from files and shown.
+
+        Args:
+            name: Argument of the network, for the error.
+        """
+        if self.channels != 3 or not self.has_range:
+            raise ValueError(f"{name}: expected a network of RGB images on a range, got one of {self.described()}")
+
+    def value_range(
+        self, data_range: DataRange | None, default: tuple[float, float] | None = None
+    ) -> tuple[float, float]:
+        """Lowest and highest value of images.
+
+        Args:
+            data_range: ``(low, high)``, or ``high`` alone for ``(0, high)``; None for a network without a range.
+            default: Range for None where there is one; without a default, None is an error there.
+
+        Returns:
+            ``(low, high)``; `UNBOUNDED` for a network without a range.
+
+        Raises:
+            TypeError: If `data_range` is neither a pair nor a number.
+            ValueError: If it is no range, or given for a network without one.
+        """
+        if not self.has_range:
+            if data_range is not None and data_range != UNBOUNDED:
+                raise ValueError(
+                    f"data_range: expected None for a network whose input has no range, got {data_range!r}; it takes"
+                    " values as they are"
+                )
+            return UNBOUNDED
+        if data_range is None and default is not None:
+            return default
+        return parse_range(data_range)  # type: ignore[arg-type]
 
     def check(self, images: Tensor, name: str, net_type: str, smallest_side: int) -> None:
         """Raise unless `images` is a valid batch for the network.
@@ -81,11 +143,17 @@ class ImagePolicy:
             TypeError: If `images` is not a dense tensor of floats or uint8.
             ValueError: If the shape is not accepted, or a side is too small.
         """
-        _check_type(images, name, self.hints)
+        _check_type(images, name, self.hints, self.channels)
+        if not self.has_range and images.dtype == torch.uint8:
+            raise TypeError(
+                f"{name}: expected floating-point values for net_type {net_type!r}, whose input has no range, got"
+                " uint8; convert with .float()"
+            )
         shape = static_sizes(images.shape)
         if len(shape) not in ((4, 5) if self.videos else (4,)):
-            way_out = f"; add the batch dimension with {layout_hint(shape)}" if len(shape) in (2, 3) else ""
-            expected = "(N, 3, H, W) or (B, T, 3, H, W)" if self.videos else "(N, 3, H, W)"
+            way_out = f"; add the batch dimension with {self._layout_hint(shape)}" if len(shape) in (2, 3) else ""
+            videos = f" or (B, T, {self.channels}, H, W)" if self.videos else ""
+            expected = f"(N, {self.channels}, H, W){videos}"
             raise ValueError(f"{name}: expected shape {expected}, got {shape}{way_out}")
         self._check_channels(shape, name)
         height, width = self.resize or shape[-2:]
@@ -123,21 +191,21 @@ class ImagePolicy:
             raise ValueError(f"{names[1]}: expected device {x.device}, that of {names[0]}, got {y.device}")
 
     def to_flat_rgb(self, images: Tensor, data_range: tuple[float, float]) -> tuple[Tensor, tuple[float, float]]:
-        """Convert checked images to a flat RGB batch: frames, gray, alpha, resize.
+        """Convert checked images to a flat batch of the network's channels: frames, gray, alpha, resize.
 
         Args:
             images: Images that passed `check`.
             data_range: Value range ``(low, high)`` of floating-point images.
 
         Returns:
-            Images ``(M, 3, H, W)`` and their value range.
+            Images ``(M, 3, H, W)``, or of other `channels`, and their value range.
         """
         low, high = data_range = (0.0, 255.0) if images.dtype == torch.uint8 else data_range
         flat = images.flatten(0, 1) if images.dim() == 5 else images
         if self.gray == "per_channel":
             flat = flat.flatten(0, 1).unsqueeze(1)
         (channels,) = static_sizes(flat.shape[1:2])
-        if channels == 1:
+        if channels == 1 and self.channels == 3:
             flat = flat.expand(-1, 3, -1, -1)
         if channels == 4 and self.background is not None:
             # A copy: autograd saves factors, and the caller may overwrite the images before the backward pass.
@@ -171,21 +239,29 @@ class ImagePolicy:
         channels = shape[-3]
         if self.gray == "per_channel" and channels > 0:
             return
-        known = [3] + [1] * (self.gray == "repeat") + [4] * (self.background is not None)
+        known = [self.channels] + [1] * (self.gray == "repeat") + [4] * (self.background is not None)
         if channels in known:
             return
-        way_out = {1: f"; gray images: {self.hints.gray}", 4: f"; alpha channels: {self.hints.alpha}"}
-        permuted = layout_hint(shape)
+        way_out = (
+            {}
+            if self.channels != 3
+            else {1: f"; gray images: {self.hints.gray}", 4: f"; alpha channels: {self.hints.alpha}"}
+        )
+        permuted = self._layout_hint(shape)
         hint = (
             f"; channels come {'second' if len(shape) == 4 else 'third'}: use {permuted}"
             if permuted
             else way_out.get(channels, "")
         )
         expected = " or ".join(map(str, sorted(known)))
-        raise ValueError(f"{name}: expected {expected} channels (N, {expected}, H, W), got shape {shape}{hint}")
+        noun = "channel" if known == [1] else "channels"
+        raise ValueError(f"{name}: expected {expected} {noun} (N, {expected}, H, W), got shape {shape}{hint}")
+
+    def _layout_hint(self, shape: tuple[int, ...]) -> str:
+        return layout_hint(shape) if self.channels == 3 else layout_hint(shape, (self.channels,))
 
     def _size_hint(self, shape: tuple[int, ...]) -> str:
-        permuted = layout_hint(shape) if len(shape) > 3 else ""  # gray="per_channel" takes any number of channels
+        permuted = self._layout_hint(shape) if len(shape) > 3 else ""  # gray="per_channel" takes any number of channels
         if permuted:
             return f"; if these are rows of a channels-last image, use {permuted}"
         return f"; {self.hints.small}, or choose a net that accepts smaller images"
@@ -193,6 +269,9 @@ class ImagePolicy:
 
 PLAIN = ImagePolicy(videos=False, hints=BARE)
 """Accepts only RGB images ``(N, 3, H, W)``."""
+
+SIGNED = (-1.0, 1.0)
+"""Range of images that name none, as in the `lpips` package."""
 
 
 def to_backbone(
@@ -206,18 +285,18 @@ def to_backbone(
     """Backbone input: images mapped to ``[-1, 1]``, shifted and scaled.
 
     Args:
-        images: ``(N, 3, H, W)``; uint8 has the range [0, 255] regardless of `data_range`.
-        data_range: Value range ``(low, high)`` of floating-point images.
-        shift: Subtracted per channel, shape ``(3,)``; None for v0.0, which does not scale its input.
-        scale: Divisor per channel after the shift, shape ``(3,)``; None for v0.0.
+        images: ``(N, C, H, W)``; uint8 has the range [0, 255] regardless of `data_range`.
+        data_range: Value range ``(low, high)`` of floating-point images; `UNBOUNDED` maps and clamps nothing.
+        shift: Subtracted per channel, shape ``(C,)``; None for v0.0, which does not scale its input.
+        scale: Divisor per channel after the shift, shape ``(C,)``; None for v0.0.
         dtype: Dtype of the result; arithmetic runs in float32, or in float64 for float64.
         clamp: Clamp values to the range.
 
     Returns:
-        Shape ``(N, 3, H, W)``, dtype `dtype`, ``channels_last`` memory.
+        Shape ``(N, C, H, W)``, dtype `dtype`, ``channels_last`` memory.
     """
     low, high = (0.0, 255.0) if images.dtype == torch.uint8 else data_range
-    clamp = clamp and images.dtype != torch.uint8
+    clamp = clamp and images.dtype != torch.uint8 and (low, high) != UNBOUNDED
     working = torch.float64 if dtype == torch.float64 else torch.float32
     # Fresh memory costs more time than arithmetic, so tensors created here are modified in place. Object identity does
     # not tell them from the caller's: for tensor subclasses (torch.func), `.to` may return a new object that aliases.
@@ -226,14 +305,14 @@ def to_backbone(
     ours = in_place and (clamp or images.dtype != working)
     images = images.to(working)
     if clamp:
-        images = _clamped(images, low, high)
-    if (low, high) != (-1.0, 1.0):
+        images = clamped(images, low, high)
+    if (low, high) not in ((-1.0, 1.0), UNBOUNDED):
         images = images.sub_(low) if ours else images - low
         slope = 2 / (high - low)
         images = images.mul_(slope).sub_(1) if in_place else images * slope - 1
         ours = in_place
     if shift is not None and scale is not None:
-        shift, scale = (values.to(working).view(1, 3, 1, 1) for values in (shift, scale))
+        shift, scale = (values.to(working).view(1, -1, 1, 1) for values in (shift, scale))
         images = images.sub_(shift) if ours else images - shift
         images = images.div_(scale) if in_place else images / scale
     images = images.to(dtype)
@@ -244,12 +323,25 @@ def to_backbone(
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def _clamped(images: Tensor, low: float, high: float) -> Tensor:
-    """Clamp with derivative 1 at the ends of the range too, where torch.clamp gives 0 or 1 depending on the version."""
+def clamped(images: Tensor, low: float, high: float) -> Tensor:
+    """Clamp with derivative 1 at the ends of the range too, where torch.clamp gives 0 or 1 depending on the version.
+
+    Args:
+        images: Any shape, floating.
+        low: Lowest value.
+        high: Highest value.
+
+    Returns:
+        Shape and dtype of `images`.
+    """
     if not is_symbolic(images) and not is_differentiated(images):
         return images.clamp(low, high)
     inside = (images >= low) & (images <= high)
     return torch.where(inside, images, images.detach().clamp(low, high))
+
+
+def _count(channels: int) -> str:
+    return f"{channels} input channel{'s' * (channels != 1)}"
 
 
 def _color(background: Background) -> tuple[float, float, float]:
@@ -295,8 +387,8 @@ def check_dense(given: object, name: str, expected: str, images: bool = True) ->
     return given
 
 
-def _check_type(images: Tensor, name: str, hints: Hints) -> None:
-    check_dense(images, name, "a tensor (N, 3, H, W)")
+def _check_type(images: Tensor, name: str, hints: Hints, channels: int) -> None:
+    check_dense(images, name, f"a tensor (N, {channels}, H, W)")
     if images.dtype not in _DTYPES:
         raise TypeError(
             f"{name}: expected floating-point values, or uint8 on [0, 255], got {images.dtype}; {hints.integers}"

@@ -30,6 +30,12 @@ chosen passes with the warning, [0, 255] declared as [-1, 1] and NaN are errors.
 ``"prediction"``: a network's output, which may have any values; one warning if the scale itself looks wrong.
 """
 
+UNBOUNDED = (-math.inf, math.inf)
+"""Range of values for a backbone without one: the network gets them as they are, and only NaN and infinity are refused.
+
+Callers write it as ``data_range=None``.
+"""
+
 OVERSHOOT = 1e-3  # relative to the largest magnitude of the range: rounding of float32 resampling and of 2x - 1
 _MIN_WIDTH = 10 * OVERSHOOT  # relative to the largest magnitude: in narrower ranges, OVERSHOOT would hide errors
 _SMALLEST, _LARGEST = 1e-30, 1e30  # widths by which float32 can divide
@@ -86,6 +92,19 @@ def parse_range(data_range: DataRange) -> tuple[float, float]:
     return low, high
 
 
+def range_label(data_range: tuple[float, float]) -> str:
+    """Name of a range in fingerprints.
+
+    Args:
+        data_range: ``(low, high)``, or `UNBOUNDED`.
+
+    Example:
+        >>> range_label((0.0, 1.0)), range_label(UNBOUNDED)
+        ('range [0.0, 1.0]', 'range none')
+    """
+    return f"range {'none' if data_range == UNBOUNDED else list(data_range)}"
+
+
 def check_values(images: Tensor, name: str, data_range: tuple[float, float], hints: Hints = OPTIONS) -> None:
     """Raise if pixel values are outside the declared range by more than rounding. Synchronizes with the device.
 
@@ -124,7 +143,7 @@ class RangeChecker:
 
     A range is suspicious if it includes negative values but the first three batches have none, or if it reaches 255 but
     the first three stay in [0, 1]. One batch is enough where such images are hardly possible: if its lowest value is
-    near 0, or if it has fractions below 1.
+    near 0, or if it has fractions below 1. Of `UNBOUNDED` values, only NaN and infinity are refused.
 
     Predictions are never an error. Of the first 100 batches, one warning is given if a quarter of the values or more is
     farther than 10 ranges from the declared range: the quartiles tell a wrong scale from the outliers of an untrained
@@ -179,10 +198,14 @@ class RangeChecker:
         if not self.immediate and images.is_cuda and torch.cuda.is_current_stream_capturing():
             return
         if role == "prediction":
-            if known.calls > _WATCHED_CALLS:
+            if known.calls > _WATCHED_CALLS or data_range == UNBOUNDED:
                 return
             known.margin = _FAR * (data_range[1] - data_range[0])
             extremes = _quartiles(images.detach())
+        elif data_range == UNBOUNDED:
+            extremes = torch.stack(torch.aminmax(images.detach()))
+            # Finite values stay finite in float32.
+            extremes = torch.where(extremes.isfinite(), extremes.clamp(-_LARGEST, _LARGEST), extremes).float()
         else:
             rounding = max(OVERSHOOT, torch.finfo(images.dtype).eps) * max(map(abs, data_range))
             known.margin = max(known.margin, rounding)
@@ -264,6 +287,9 @@ class RangeChecker:
         """Check the extremes of the first `batches` batches."""
         lowest, highest = (value.item() for value in extremes)  # torch.func tensors have no .tolist() in torch 2.6
         low, high = known.data_range
+        if known.data_range == UNBOUNDED:
+            self._check_finite(known, lowest, highest)
+            return
         if known.role == "prediction":
             if lowest < low - known.margin or highest > high + known.margin:
                 self._warn_of_values(
@@ -287,6 +313,17 @@ class RangeChecker:
         if batches == _FIRST_BATCHES or late:
             self._warn_if_suspicious(known, batches)
 
+    def _check_finite(self, known: _Extremes, lowest: float, highest: float) -> None:
+        """Check the extremes of values without a range."""
+        if math.isfinite(lowest) and math.isfinite(highest):
+            return
+        found = "NaN" if math.isnan(lowest) else "infinity"
+        hint = f"; {known.hints.nan()}" if found == "NaN" else ""
+        message = f"{known.name}: expected finite values, got {found}{hint}{known.hints.beside_mask()}"
+        if known.role == "data" or known.gathered is None:  # as for values off a range
+            raise RangeError(message)
+        self._warn_of_values(message, "they are measured as they are")
+
     def _warn_if_obvious(self, known: _Extremes, images: Tensor) -> None:
         """Warn before the third batch if images on the declared range hardly look like this."""
         low, high = known.data_range
@@ -296,8 +333,10 @@ class RangeChecker:
 
     def _warn_if_suspicious(self, known: _Extremes, batches: int) -> None:
         low, high = known.data_range
-        if self._warned or known.role == "prediction" or not known.lowest < known.highest:
-            return  # constant images prove nothing
+        if self._warned or known.role == "prediction" or known.data_range == UNBOUNDED:
+            return
+        if not known.lowest < known.highest:  # constant images prove nothing
+            return
         if low < 0 <= known.lowest:
             seen = "none below 0"
         elif low == 0 and high >= 255 and known.highest <= 1 + OVERSHOOT:

@@ -13,7 +13,7 @@ from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.batch import SUM_DTYPE
 from lpips_lightning.functional.reduction import choose_range
 from lpips_lightning.images.preprocessing import check_dense
-from lpips_lightning.images.ranges import DataRange
+from lpips_lightning.images.ranges import DataRange, range_label
 from lpips_lightning.metrics.indexed import METRIC_DEFAULTS, ImageMetric, MetricOptions, state_names
 from lpips_lightning.options import with_options
 from lpips_lightning.perceptual_distance import PerceptualDistance
@@ -33,9 +33,11 @@ class LPIPSDiversity(ImageMetric):
     Args:
         net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``; ``"alex-st"`` or ``"vgg-st"``, which tolerate shifts;
             ``"embedded"`` or ``"embedded-vgg"``, which ship with the package; a custom backbone from
-            `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network and options are used.
+            `lpips_lightning.backbones.custom`; or a built `LPIPS`, `WeightedSum` or
+            `Ensemble`, whose frozen networks and options are used.
         normalize: torchmetrics' argument: True is ``data_range=(0, 1)``, False is ``(-1, 1)``.
         data_range: Range of the images, instead of `normalize`: ``(low, high)``, or ``high`` alone for ``(0, high)``.
+            None for a backbone without a range.
         options: See `lpips_lightning.options.LPIPSOptions`.
         kwargs: See `torchmetrics.Metric`.
 
@@ -66,10 +68,11 @@ class LPIPSDiversity(ImageMetric):
         data_range: DataRange | None = None,
         **options: Unpack[MetricOptions],
     ) -> None:
-        low_high = choose_range(normalize, data_range)
         super().__init__(net_type, options)
+        low_high = choose_range(self.net.images, normalize, data_range)
+        self.net.check_range(low_high)
         self.data_range = low_high
-        self.fingerprint = f"diversity by {self.net.fingerprint}, range {list(self.data_range)}"
+        self.fingerprint = f"diversity by {self.net.fingerprint}, {range_label(self.data_range)}"
         self._total, self._groups = state_names(("total", "groups"), self.fingerprint, self.net)
         self.add_state(self._total, default=torch.zeros((), dtype=SUM_DTYPE), dist_reduce_fx="sum")
         self.add_state(self._groups, default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")

@@ -20,7 +20,7 @@ from lpips_lightning.batch import SUM_DTYPE
 from lpips_lightning.images.ranges import RangeChecker
 from lpips_lightning.network import LPIPS
 from lpips_lightning.options import LPIPSOptions
-from lpips_lightning.perceptual_distance import PerceptualDistance
+from lpips_lightning.perceptual_distance import PerceptualDistance, check_repeatable
 from lpips_lightning.transforms import is_vmapped
 
 
@@ -266,6 +266,7 @@ class ImageMetric(IndexedMetric):
         given: dict[str, Any] = dict(options)
         own = {name: given.pop(name) for name in METRIC_DEFAULTS if name in given}
         net = LPIPS.of(net_type, given, type(self))  # type: ignore[arg-type]
+        check_repeatable(net)
         super().__init__(**own)
         self.net = net
         self.net.range_checker = RangeChecker()

@@ -18,7 +18,7 @@ from lpips_lightning.backbones.shared import DropsLegacyKeys
 from lpips_lightning.batch import SUM_DTYPE, Distances, Features
 from lpips_lightning.functional.reduction import Reduction, check_reduction, choose_range
 from lpips_lightning.images.hints import METRIC
-from lpips_lightning.images.ranges import DataRange
+from lpips_lightning.images.ranges import DataRange, range_label
 from lpips_lightning.metrics.indexed import METRIC_DEFAULTS, ImageMetric, MetricOptions, as_list, state_names
 from lpips_lightning.metrics.sharing import SharedDistances
 from lpips_lightning.options import with_options
@@ -49,11 +49,13 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
     Args:
         net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``; ``"alex-st"`` or ``"vgg-st"``, which tolerate shifts;
             ``"embedded"`` or ``"embedded-vgg"``, which ship with the package; a custom backbone from
-            `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network and options are used.
+            `lpips_lightning.backbones.custom`; or a built `LPIPS`, `WeightedSum` or
+            `Ensemble`, whose frozen networks and options are used.
         reduction: Over all images and the frames of videos: ``"mean"``, ``"sum"``, or ``"none"`` (None), which stores
             one score per image, or per frame of videos, which must then have equal length.
         normalize: torchmetrics' argument: True is ``data_range=(0, 1)``, False is ``(-1, 1)``.
         data_range: Range of the images, instead of `normalize`: ``(low, high)``, or ``high`` alone for ``(0, high)``.
+            None for a backbone without a range.
         spatial: Return distance maps ``(1, H, W)``; all images must have the same size.
         per_layer: Return a dict of the layers' terms instead of their sum.
         options: See `lpips_lightning.options.LPIPSOptions`.
@@ -101,14 +103,17 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
         **options: Unpack[MetricOptions],
     ) -> None:
         check_reduction(reduction)
-        low_high = choose_range(normalize, data_range)
         super().__init__(net_type, options)
+        low_high = choose_range(self.net.images, normalize, data_range)
+        self.net.check_range(low_high)
+        if spatial:
+            self.net.check_maps()
         self.reduction = reduction
         self.normalize = low_high == (0.0, 1.0)
         self.data_range = low_high
         self.spatial = spatial
         self.per_layer = per_layer
-        self.fingerprint = f"{self.net.fingerprint}, range {list(self.data_range)}"
+        self.fingerprint = f"{self.net.fingerprint}, {range_label(self.data_range)}"
         self._shared: SharedDistances | None = None
         stored = f"{self.fingerprint} spatial={spatial} per_layer={per_layer} single={self._is_unreduced}"
         self._scores, self._count, self._shape = state_names(("scores", "count", "shape"), stored, self.net)

@@ -38,7 +38,15 @@ from lpips_lightning.calibration.pooled import cached_pool
 from lpips_lightning.cli import commands as cli
 from lpips_lightning.data.bapps import TwoAFCDataset
 from lpips_lightning.io.tensor_files import write_tensors
-from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS, EMBEDDED, EXAMPLES, WeightsError, tensors_sha256
+from lpips_lightning.weights import (
+    BACKBONE_FILES,
+    CALIBRATIONS,
+    DISTS,
+    EMBEDDED,
+    EXAMPLES,
+    WeightsError,
+    tensors_sha256,
+)
 
 torch.manual_seed(0)
 SMALL = from_module(nn.Sequential(nn.Conv2d(3, 9, 3), nn.ReLU(), nn.Conv2d(9, 12, 3), nn.ReLU()), ["1", "3"])
@@ -580,7 +588,7 @@ def test_other_weights_than_the_recorded_ones_are_not_looked_up_but_taken_when_a
 
 def test_the_doctor_names_every_damaged_file(tmp_path, monkeypatch, capsys):
     kind = KINDS["calibration that ships"](tmp_path, monkeypatch)
-    for record in CALIBRATIONS.values():
+    for record in (*CALIBRATIONS.values(), DISTS):
         if not (tmp_path / record.file).exists():
             (tmp_path / record.file).write_bytes((Path(weights.__file__).parent / record.file).read_bytes())
     for file in (kind.path, tmp_path / EXAMPLES.file):
@@ -592,7 +600,7 @@ def test_the_doctor_names_every_damaged_file(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert stopped.value.code == 1
     assert f"expected sha256 {kind.known}, got " in said and f"expected sha256 {EXAMPLES.sha256}, got " in said
-    assert said.count(": intact") == len(CALIBRATIONS) - 1
+    assert said.count(": intact") == len(CALIBRATIONS) - 1 + 1  # all but one, and DISTS
 
 
 def test_files_that_we_write_say_the_sha256_of_what_they_hold(tmp_path):

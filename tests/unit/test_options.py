@@ -55,7 +55,7 @@ def net_of(made):
 
 
 def test_every_option_has_type_default_and_documentation():
-    assert list(DEFAULTS) == list(LPIPSOptions.__annotations__) and len(DEFAULTS) == 11
+    assert list(DEFAULTS) == list(LPIPSOptions.__annotations__) and len(DEFAULTS) == 13
     assert set(MetricOptions.__annotations__) >= {*DEFAULTS, *METRIC_DEFAULTS}
     for name in DEFAULTS:
         assert f"\n        {name}: " in inspect.cleandoc(LPIPSOptions.__doc__).replace("\n    ", "\n        ")

@@ -197,8 +197,12 @@ class Tokens(nn.Module):
             "feature layers: expected names of parts of the backbone, got",
         ),
         (lambda: from_torchvision("vgg16", []), ValueError, "feature layers: expected names"),
-        (lambda: from_torchvision("vgg16", ["features.3"], std=(0, 1, 1)), ValueError, "std: expected three positive"),
-        (lambda: from_torchvision("vgg16", ["features.3"], mean=(0, 1)), ValueError, "mean: expected three numbers"),
+        (
+            lambda: from_torchvision("vgg16", ["features.3"], std=(0, 1, 1)),
+            ValueError,
+            "std: expected positive numbers",
+        ),
+        (lambda: from_torchvision("vgg16", ["features.3"], mean=(0, 1)), ValueError, "input_channels: expected 3"),
         (lambda: from_module(torch.relu, ["0"]), TypeError, "module: expected a torch.nn.Module, got builtin"),
         (
             lambda: from_module(nn.Sequential(Tokens()), ["0"]),

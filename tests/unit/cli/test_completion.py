@@ -19,7 +19,7 @@ from lpips_lightning.cli import correlate as correlate_cli
 from lpips_lightning.evaluation.opinion_scores import COLUMNS
 from lpips_lightning.functional.correlation import Score
 from lpips_lightning.io.arguments import NETS
-from lpips_lightning.options import Precision
+from lpips_lightning.options import Convention, Precision
 
 ACTIONS = ["fit", "validate", "test", "predict"]
 WANTED = {  # (complete words, partial word): completions
@@ -32,7 +32,7 @@ WANTED = {  # (complete words, partial word): completions
     ("weights fetch --source", ""): ["torchvision", "pypi"],
     ("weights fetch --to", "w"): ["w.png"],
     ("compare", "w"): ["w.png"],
-    ("compare", "--c"): ["--calibration", "--common", "--csv"],
+    ("compare", "--c"): ["--calibration", "--convention", "--common", "--csv"],
     ("compare w.png", "--res"): ["--resize"],
     ("compare --csv", "w"): ["w.png"],
     ("compare --precision", ""): ["fp32", "bf16", "fp16"],
@@ -113,6 +113,7 @@ def test_every_command_is_known_and_every_recipe_takes_lightnings_actions():
 
 def test_choices_repeated_without_torch_match_the_library():
     assert choices("--net", "compare") == list(BACKBONES) == list(NETS)
+    assert choices("--convention", "compare") == list(get_args(Convention))
     assert set(choices("--precision", "compare")) == set(get_args(Precision)) - {"autocast"}
     assert choices("--score", "correlate") == list(get_args(Score))
     assert correlate_cli.parser().get_default("columns") == ",".join(COLUMNS)

@@ -11,7 +11,7 @@ import torch
 
 from lpips_lightning import __version__
 from lpips_lightning.cli import commands as cli
-from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS, EMBEDDED, WeightsError
+from lpips_lightning.weights import BACKBONE_FILES, CALIBRATIONS, DISTS, EMBEDDED, WeightsError
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_trainer_misconfiguration_is_two_and_one_sentence(command, capsys):
 def test_weights_list_names_every_record_and_what_is_missing(capsys):
     assert cli.main(["weights", "list"]) == 0
     said = capsys.readouterr().out
-    for record in CALIBRATIONS.values():
+    for record in (*CALIBRATIONS.values(), DISTS):
         assert record.file in said
         assert record.sha256[:12] in said
         # The row's last word is what fingerprints show.
@@ -132,9 +132,9 @@ def test_weights_list_names_every_record_and_what_is_missing(capsys):
 def test_doctor_passes_intact_files_and_reports_missing_backbones(capsys):
     assert cli.main(["weights", "doctor"]) == 0
     said = capsys.readouterr().out
-    assert said.count(": intact") == len(CALIBRATIONS) + 1
+    assert said.count(": intact") == len(CALIBRATIONS) + 2  # DISTS, examples
     assert "embedded: LPIPS embedded v0.1" in said
-    for record in CALIBRATIONS.values():
+    for record in (*CALIBRATIONS.values(), DISTS):
         hashes = f"sha256 of file {record.sha256[:12]}, tensors {record.calibration_sha256[:12]} (as in fingerprints)"
         assert f"{record.file}: intact, {hashes}" in said
     assert said.count("golden distances reproduced") == 2

@@ -20,6 +20,8 @@ GIVEN = {  # command-line option: (name, value) in the library
     "--baseline": ("calibrated", False),
     "--weights=file": ("weights", "file"),
     "--calibration=file": ("calibration", "file"),
+    "--distance=lpips+0.5*style": ("distance", "lpips+0.5*style"),
+    "--convention=3dgs --net=vgg": ("convention", "3dgs"),
     "--precision=bf16": ("precision", "bf16"),
     "--gray": ("gray", "repeat"),
     "--background=white": ("background", "white"),
@@ -33,6 +35,7 @@ GIVEN = {  # command-line option: (name, value) in the library
     "--memory-budget=2G": ("memory_budget", 2**31),
 }
 REFUSED = {
+    "--convention=3dgs": "convention: expected --net vgg with this option, got --net alex",
     "--resize=a": "resize: expected a number of pixels, or HEIGHTxWIDTH, got 'a'",
     "--background=red": "background: expected white, black, or R,G,B on",
     "--frame-chunk=0": "frame-chunk: expected a positive number, got 0",
@@ -49,7 +52,7 @@ def test_commands_take_the_networks_options(command):
     assert usual == {name: value for name, value in DEFAULTS.items() if name != "validate_args"}
     assert {name for name, _ in GIVEN.values()} == set(usual)
     for text, (name, value) in GIVEN.items():
-        assert network_options(parser().parse_args([*rest, text])) == {**usual, name: value}, text
+        assert network_options(parser().parse_args([*rest, *text.split()])) == {**usual, name: value}, text
     for text, message in REFUSED.items():
         with pytest.raises(ValueError, match=f"^{message}"):
             network_options(parser().parse_args([*rest, text]))

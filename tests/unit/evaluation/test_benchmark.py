@@ -128,12 +128,13 @@ def test_older_measures_are_distances(pair):
     [
         (
             "lpips",
-            "method: expected one of alex, vgg, squeeze, embedded, embedded-vgg, alex-st, vgg-st, l2, .* got 'lpips'",
+            "method: expected one of alex, vgg, squeeze, embedded, embedded-vgg, alex-st, vgg-st, dists, l2, .* got"
+            " 'lpips'",
         ),
         ("l2:baseline", "method: expected one of alex"),
         (
             "embedded:tuned",
-            "method: expected embedded with one of baseline, random, calibration=FILE, .* got 'embedded:t",
+            "method: expected embedded with one of baseline, random, lpips, .*, calibration=FILE, .* got 'embedded:t",
         ),
         ("embedded:weights=", "got 'embedded:weights='"),
         ("embedded:baseline=x", "got 'embedded:baseline=x'"),

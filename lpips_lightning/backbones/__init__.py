@@ -17,8 +17,8 @@ official calibration for them: pass ``calibration=PATH``, or ``calibrated=False`
 >>> metric = LearnedPerceptualImagePatchSimilarity(mine, data_range=(0, 1), calibrated=False)
 
 `from_timm` (extra ``timm``) takes vision transformers, DINO and CLIP among them, and timm's convolutional nets; the
-other two take those of torchvision and your own with ``tokens=``. `mean_calibration` makes the distance the mean over
-layers.
+other two take those of torchvision and your own with ``tokens=``, a `Tokens` that says the patch. `mean_calibration`
+makes the distance the mean over layers.
 
 Images may have any number of channels, ``input_channels``, with ``mean`` and ``std`` of that length or none; without a
 value range (``has_range=False``) every call says ``data_range=None``. An RGB network takes other channels with

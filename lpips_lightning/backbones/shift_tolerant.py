@@ -6,12 +6,15 @@ Zhang, "Making Convolutional Networks Shift-Invariant Again" (ICML 2019), with t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
+
+from lpips_lightning.tracing import is_jit_tracing, static_sizes, untraced
 
 ALEX = (64, 192, 384, 256, 256)
 """Channels of the convolutions, of which each is a feature layer."""
@@ -55,9 +58,12 @@ class BlurPool(nn.Module):
         Returns:
             Shape ``(N, C, (H - 1) // 2, (W - 1) // 2)``.
         """
-        taps = 2 - (torch.arange(3, device=x.device, dtype=x.dtype) - 1).abs()
-        weight = (taps.unsqueeze(1) * taps / 16).expand(x.shape[1], 1, 3, 3)
-        return F.conv2d(x, weight, stride=2, groups=x.shape[1])
+        (channels,) = static_sizes(x.shape[1:2])
+        # In ONNX files filters must be constants.
+        with untraced() if is_jit_tracing() else contextlib.nullcontext():
+            taps = 2 - (torch.arange(3, device=x.device, dtype=x.dtype) - 1).abs()
+            weight = (taps.unsqueeze(1) * taps / 16).expand(channels, 1, 3, 3)
+        return F.conv2d(x, weight, stride=2, groups=channels)
 
 
 def reflect(x: Tensor, rows: int, columns: int) -> Tensor:
@@ -71,7 +77,7 @@ def reflect(x: Tensor, rows: int, columns: int) -> Tensor:
     Returns:
         Shape ``(N, C, H + 2 * rows, W + 2 * columns)``.
     """
-    if x.is_cuda and torch.are_deterministic_algorithms_enabled():  # there the backward pass of F.pad has no such way
+    if x.is_cuda and torch.are_deterministic_algorithms_enabled():  # F.pad's backward pass is not
         return _reflected(_reflected(x, 2, rows), 3, columns)
     return F.pad(x, (columns, columns, rows, rows), mode="reflect")
 

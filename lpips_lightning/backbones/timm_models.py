@@ -42,9 +42,12 @@ def from_timm(
     (``dynamic_img_size=True``): each side is resized to the nearest multiple of the patch. A model with fixed
     embeddings gets images of its own size; see `lpips_lightning.backbones.Tokens`. The fingerprint says which.
 
-    A decoder whose patches lie on those of the backbone may learn speckles, which a random shift of both images breaks
-    up: `lpips_lightning.Ensemble` has one. Of maps, masked and per-layer distances, and in forward-mode AD, derivatives
-    of derivatives need ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``: fused attention has none.
+    A decoder whose patches lie on those of the backbone may learn speckles. A fresh random shift of both images in each
+    step breaks them up: ``PerceptualLoss(lpips_lightning.Ensemble(net, "shift", draws=1, seed=None), ...)``.
+
+    Fused attention has no second derivative. Gradients of the plain distance have one (``create_graph=True``); those of
+    maps, masked and per-layer distances, and forward-mode AD, need
+    ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
 
     Args:
         name: Name in timm, with the tag of its weights: ``"vit_small_patch16_224.dino"``,

@@ -18,7 +18,7 @@ from lpips_lightning.io.tables import write_table
 TITLES: dict[Kind, str] = {"2afc": "2AFC score, %", "jnd": "JND average precision, %"}
 """Names of the scores, with their unit."""
 
-FLIPS_TITLE = "Rank flips after a shift, % of triplets"
+FLIPS_TITLE = "Rank flips, %"
 """Name of the rank flips, with their unit."""
 
 

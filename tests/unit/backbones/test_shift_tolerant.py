@@ -62,6 +62,17 @@ def test_the_deterministic_way_on_gpus_reflects_alike():
     assert torch.equal(shift_tolerant._reflected(x, 2, 0), x)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
+def test_traced_blur_filters_are_constants_and_compiled_ones_are_alike():
+    """ONNX files hold convolutions with constant filters alone."""
+    x, other = torch.rand(1, 3, 8, 9), torch.rand(2, 3, 13, 7)
+    traced = torch.jit.trace(BlurPool(), x)
+    assert "aten::arange" not in str(traced.inlined_graph)
+    assert torch.equal(traced(other), BlurPool()(other))
+    compiled = torch.compile(BlurPool(), fullgraph=True, backend="eager")
+    assert torch.equal(compiled(other), BlurPool()(other))
+
+
 @pytest.mark.parametrize("net", NETS)
 def test_layers_and_smallest_images(net):
     record = BACKBONES[net]

@@ -159,9 +159,8 @@ def test_what_weights_do_not_tell_apart_the_specification_does():
         small(std=(0.1, 0.1, 0.1)),
         small(tokens=Tokens(8, prefix=1, size=32)),
     ]
-    nets = [
-        network(backbone, weights=network().frozen_network().extractor.graph.state_dict()) for backbone in backbones
-    ]
+    weights = network().frozen_network().extractor.graph.state_dict()
+    nets = [network(backbone, weights=weights) for backbone in backbones]
     assert len({net.specification for net in nets}) == len(nets)
     assert len({net.specification.backbone_sha256 for net in nets}) == 1
     assert len({net.source for net in nets}) == len(nets)
@@ -405,6 +404,22 @@ def test_the_mean_over_layers_is_a_calibration(pair):
         mean = LPIPS(backbone, weights=weights, calibration=constant)
         torch.testing.assert_close(mean(x, y), expected / divisor)
         assert "lin custom" in mean.fingerprint
+
+
+def test_the_number_is_the_mean_over_tokens_channels_and_layers_of_unit_tokens(pair):
+    backbone = small()
+    x, y = pair(2, 32, 32)
+    net = network(backbone, calibrated=True, calibration=mean_calibration(backbone, over_channels=True))
+    model = of_timm(net.frozen_network().extractor.graph.state_dict())
+    mean, std = (torch.tensor(model.pretrained_cfg[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+
+    def unit_tokens(images):
+        maps = model.forward_intermediates(((images + 1) / 2 - mean) / std, intermediates_only=True, output_fmt="NLC")
+        return [F.normalize(tokens, dim=-1) for tokens in maps]
+
+    layers = zip(unit_tokens(x), unit_tokens(y), strict=True)
+    expected = torch.stack([(one - other).square().mean((1, 2)) for one, other in layers]).mean(0)
+    torch.testing.assert_close(net(x, y), expected, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,7 @@ def test_the_command_prints_and_writes_rank_flips(root, tmp_path, capsys):
     out = tmp_path / "out"
     evaluate("l2", "--folder", root, "--shifts", "1,2", "--resamples", 10, "--out", out, "--size", 0)
     said = capsys.readouterr().out
-    assert "Rank flips after a shift, % of triplets" in said and re.search(r"method +1 px +2 px", said)
+    assert "Rank flips, %" in said and re.search(r"method +1 px +2 px", said)
     assert {kind for _, _, kind in cells(out / "scores.csv")} == {"2afc", "jnd", "flips-1", "flips-2"}
     assert "| method | 1 px | 2 px |" in (out / "scores.md").read_text()
     for given, message in (

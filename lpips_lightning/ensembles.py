@@ -380,7 +380,7 @@ class Ensemble(PerceptualDistance):
 
     @override
     def all_pairs(
-        self, x: Tensor, y: Tensor | None, data_range: DataRange | None, batch_size: int, memory_budget: int
+        self, x: Tensor, y: Tensor | None, data_range: DataRange, batch_size: int, memory_budget: int
     ) -> Tensor:
         if self.images.gray == "per_channel":
             return super().all_pairs(x, y, data_range, batch_size, memory_budget)

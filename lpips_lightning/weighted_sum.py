@@ -193,7 +193,7 @@ class WeightedSum(PerceptualDistance):
 
     @override
     def all_pairs(
-        self, x: Tensor, y: Tensor | None, data_range: DataRange | None, batch_size: int, memory_budget: int
+        self, x: Tensor, y: Tensor | None, data_range: DataRange, batch_size: int, memory_budget: int
     ) -> Tensor:
         terms = [
             self.weights[name] * net.all_pairs(x, y, data_range, batch_size, memory_budget)

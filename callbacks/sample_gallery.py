@@ -249,7 +249,7 @@ class SampleGallery(Callback):
 
 def _is_in_a_loss(net: PerceptualDistance, module: LightningModule) -> bool:
     losses = (part for part in module.modules() if isinstance(part, PerceptualLoss))
-    return any(loss.net.net_type == net.net_type for loss in losses)
+    return any(loss.net.backbone_hashes & net.backbone_hashes for loss in losses)
 
 
 def _pixels(shown: tuple[Tensor, tuple[float, float]], row: int) -> Pixels:

@@ -374,13 +374,13 @@ class Ensemble(PerceptualDistance):
             parts = (self._features(features, index, size) for features in (x, y))
             options = {"map_size": None if map_size is None else size, "erode": erode}
             moved = None if mask is None else draw.mask(mask)
-            terms = self.net.feature_terms(*parts, mask=moved, **options)  # type: ignore[misc, arg-type]
+            terms = self.net.feature_terms(*parts, mask=moved, **options)  # type: ignore[arg-type]
             found.append(_restored(draw, terms, map_size))
         return _mean(found)
 
     @override
     def all_pairs(
-        self, x: Tensor, y: Tensor | None, data_range: DataRange, batch_size: int, memory_budget: int
+        self, x: Tensor, y: Tensor | None, data_range: DataRange | None, batch_size: int, memory_budget: int
     ) -> Tensor:
         if self.images.gray == "per_channel":
             return super().all_pairs(x, y, data_range, batch_size, memory_budget)
@@ -458,27 +458,26 @@ class Ensemble(PerceptualDistance):
 
 
 def _checked_transforms(transforms: Transforms, smallest_side: int) -> tuple[RandomTransform, ...]:
-    if isinstance(transforms, str):
-        if transforms not in get_args(Named):
-            raise ValueError(
-                f"transforms: expected one of {get_args(Named)} or a list of transformations of "
-                f"lpips_lightning.images, got {transforms!r}"
-            )
-        transforms = NAMED[transforms]
-    if not isinstance(transforms, Sequence) or not all(isinstance(one, RandomTransform) for one in transforms):
+    if isinstance(transforms, str) and transforms not in get_args(Named):
+        raise ValueError(
+            f"transforms: expected one of {get_args(Named)} or a list of transformations of "
+            f"lpips_lightning.images, got {transforms!r}"
+        )
+    steps: Sequence[RandomTransform] = NAMED[transforms] if isinstance(transforms, str) else transforms
+    if not isinstance(steps, Sequence) or not all(isinstance(one, RandomTransform) for one in steps):
         raise TypeError(
             f"transforms: expected a list of transformations of lpips_lightning.images, such as [Shift(), Flip()], got "
             f"{transforms!r:.80}"
         )
-    if not transforms:
+    if not steps:
         raise ValueError("transforms: expected one transformation or more, got none; use the network without ensemble")
     return tuple(
         replace(one, least_side=max(one.least_side, smallest_side)) if isinstance(one, BoxDownscale) else one
-        for one in transforms
+        for one in steps
     )
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _outside_graphs(measure: Callable[..., LayerDistances], *arguments: object) -> LayerDistances:
     """What torch.compile leaves to Python: the numbers of a call decide which operations run."""
     return measure(*arguments)

@@ -385,7 +385,7 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
             yield vectors.view(len(chunk), -1) / channels**0.5 if channels > 1 else vectors
 
     def _all_feature_pairs(
-        self, x: Tensor, y: Tensor | None, data_range: DataRange, batch_size: int, memory_budget: int
+        self, x: Tensor, y: Tensor | None, data_range: DataRange | None, batch_size: int, memory_budget: int
     ) -> Tensor:
         """All pairs of a distance without vectors: each image's features beside those of every column."""
         columns = x if y is None else y
@@ -488,7 +488,7 @@ def _fitting(
 
 
 def _feature_groups(
-    net: LPIPS, images: Tensor, data_range: DataRange, batch_size: int, memory_budget: int
+    net: LPIPS, images: Tensor, data_range: DataRange | None, batch_size: int, memory_budget: int
 ) -> Iterator[list[Features]]:
     """Features of consecutive batches, grouped up to a number of bytes, at least one batch per group."""
     group: list[Features] = []

@@ -53,8 +53,9 @@ class LPIPSOptions(TypedDict, total=False):
             warning is issued if no plan fits. To stay within it, images run a few at a time, and large ones in row
             strips, or in tiles for the gradient; results differ by rounding only. None: on the CPU 128 MiB, or 256 MiB
             with a gradient (more saves no time); an image whose gradient needs more is evaluated whole within 4 GiB,
-            else in tiles within 1.5 GiB; on other devices 4 GiB. It applies to pairs of images without `spatial`,
-            `mask`, or gradients of single layers; `LPIPS.plan` returns the plan of a call.
+            else in tiles within 1.5 GiB; on other devices 4 GiB. Distances other than ``"lpips"`` take whole images. It
+            applies to pairs of images without `spatial`, `mask`, or gradients of single layers; `LPIPS.plan` returns
+            the plan of a call.
         validate_args: Check pixel values, and clamp rounding overshoot to the range; values are not checked under
             ``torch.compile``. Shapes are always checked.
     """

@@ -14,6 +14,7 @@ from typing_extensions import override
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.batch import Features
 from lpips_lightning.engine.dispatch import LayerDistances
+from lpips_lightning.images.preprocessing import ImagePolicy
 from lpips_lightning.images.ranges import DataRange, RangeChecker, Role
 from lpips_lightning.network import LPIPS
 from lpips_lightning.perceptual_distance import PerceptualDistance
@@ -76,9 +77,8 @@ class WeightedSum(PerceptualDistance):
             if net.images != first.images:
                 raise ValueError(
                     f"parts: expected networks that accept the same images, got {self.names[0]!r} with "
-                    f"{str(first.images) or 'RGB images as they are'}, and {name!r} with "
-                    f"{str(net.images) or 'RGB images as they are'}; build all with the same gray, background "
-                    "and resize"
+                    f"{_accepted(first.images)}, and {name!r} with {_accepted(net.images)}; build all with the same "
+                    "gray, background and resize"
                 )
         self.net_type, self.images, self.precision = "+".join(self.names), first.images, first.precision
         self.frame_chunk, self.memory_budget = None, _smallest(net.memory_budget for net in nets)
@@ -193,7 +193,7 @@ class WeightedSum(PerceptualDistance):
 
     @override
     def all_pairs(
-        self, x: Tensor, y: Tensor | None, data_range: DataRange, batch_size: int, memory_budget: int
+        self, x: Tensor, y: Tensor | None, data_range: DataRange | None, batch_size: int, memory_budget: int
     ) -> Tensor:
         terms = [
             self.weights[name] * net.all_pairs(x, y, data_range, batch_size, memory_budget)
@@ -286,6 +286,12 @@ def _distinct(names: Sequence[str]) -> tuple[str, ...]:
 
 def _written(weight: float) -> str:
     return repr(weight).removesuffix(".0")
+
+
+def _accepted(images: ImagePolicy) -> str:
+    """What a network accepts, for errors."""
+    limits = "" if images.has_range else " without a range"
+    return ", ".join(filter(None, [f"{images.channels} channels{limits}", str(images)]))
 
 
 def _smallest(budgets: Iterator[int | None]) -> int | None:

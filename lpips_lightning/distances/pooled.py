@@ -21,8 +21,8 @@ class MeanPoolDistance(FeatureDistance):
 
     def at_layer(self, x: Tensor, y: Tensor, weight: Tensor | None, mask: Tensor | None = None) -> Tensor:
         """See `FeatureDistance.at_layer`."""
-        means = (spatial_mean(at_least_float32(features), mask) for features in (x, y))
-        return nan_if_empty(layer_distance(*means, None) / x.shape[1], mask)
+        mean_x, mean_y = (spatial_mean(at_least_float32(features), mask) for features in (x, y))
+        return nan_if_empty(layer_distance(mean_x, mean_y, None) / x.shape[1], mask)
 
     def vectors(self, layers: Mapping[str, Tensor], calibration: Mapping[str, Tensor] | None) -> Tensor:
         """See `FeatureDistance.vectors`."""

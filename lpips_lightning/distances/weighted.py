@@ -109,10 +109,11 @@ def parse_distance(distance: DistanceSource) -> FeatureDistance:
 def _terms(distance: DistanceSource) -> list[tuple[str, object]]:
     """Names and weights as given."""
     if isinstance(distance, Mapping):
-        return list(distance.items())
+        return [*distance.items()]
     if not isinstance(distance, str):
         raise TypeError(f"distance: expected text, or a mapping from name to weight, got {distance!r:.80}")
-    found, place = [], 0
+    found: list[tuple[str, object]] = []
+    place = 0
     while place < len(distance):
         term = _TERM.match(distance, place)
         if term is None:

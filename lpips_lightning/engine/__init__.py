@@ -30,6 +30,10 @@ with less memory, because it knows two things in advance: the weights never chan
 **Where is the loss's gradient computed?** In the forward pass: `pair_gradient` in ``engine/executor.py``, called by
 ``engine/autograd.py``.
 
+**What about other distances?** They take the same way. `pair_distances` and `pair_gradient` call their `at_layer` as
+soon as the features of a layer exist, the latter with a small autograd graph of that layer alone; the planner gives
+them whole images, not strips or tiles.
+
 **What does `memory_budget` do?** ``engine/planner.py`` chooses the fastest plan whose estimated peak memory fits the
 budget (bytes in addition to weights and images); if none fits, it takes the smallest and warns. Without a budget, the
 defaults in ``engine/constants.py`` apply. Calls on the plain autograd path (see dispatch) ignore the budget;

@@ -57,7 +57,8 @@ _CONVERT = "convert it to PNG with 8 or 16 bits per channel"
 _ARRAYS = f"{_CONVERT}, or compare arrays in Python with data_range="
 _WAYS_OUT = {"AVIF": f"which needs pillow>=11.3 with libavif; {_CONVERT}"}
 _WAYS_OUT |= {VIDEO: "which is compared with another video, or as a folder of frames"}
-_WAYS_OUT |= {_OPENEXR: f"{_NO_RANGE}; {_ARRAYS}", _RADIANCE: f"{_NO_RANGE}; {_ARRAYS}"}
+_HDR = f"{_NO_RANGE}; {_CONVERT}, or compare tensors in Python, encoded by lpips_lightning.images.pu21_encode"
+_WAYS_OUT |= {_OPENEXR: _HDR, _RADIANCE: _HDR}
 _BITS, _SAMPLE_FORMAT = 258, 339  # TIFF tags
 
 

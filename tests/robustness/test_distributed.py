@@ -18,6 +18,7 @@ from torch.multiprocessing import ProcessRaisedException
 from lpips_lightning import LearnedPerceptualImagePatchSimilarity as Metric
 from lpips_lightning.metrics.diversity import LPIPSDiversity
 from lpips_lightning.metrics.judgments import HumanCeiling, JNDScore, TwoAFCScore
+from lpips_lightning.metrics.temporal import TemporalLPIPS
 
 TOLERANCE = 1e-6
 SLOW = pytest.mark.slow
@@ -55,6 +56,7 @@ def metrics(whole):
         ("videos", Metric("embedded")),
         ("masked", Metric("embedded", "sum", per_layer=True)),
         ("groups", LPIPSDiversity("embedded")),
+        ("videos", TemporalLPIPS("embedded")),
         ("2afc", TwoAFCScore()),
         ("human", HumanCeiling()),
         ("jnd", JNDScore()),
@@ -123,7 +125,7 @@ def all_validations(world_size):
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_any_way_to_deal_out_gives_the_numbers_of_one_process(world_size, whole, tmp_path, columns):
     jobs, validations = all_jobs(columns, world_size, whole), all_validations(world_size)
-    assert len(jobs) == (16 * 6 + 15 * 9 if whole else 9 * 10 if world_size == 4 else 3 * 10)
+    assert len(jobs) == (17 * 6 + 16 * 9 if whole else 10 * 10 if world_size == 4 else 34)
     expected = [job.alone() for job in jobs]
     alone = [one.alone(f"{tmp_path}/alone/{one.name}") for one in validations]
     ranks = workers.run(workers.scores_over_ranks, world_size, tmp_path, world_size, str(tmp_path), jobs, validations)

@@ -8,10 +8,11 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from boring_module import Boring, loader, trainer
 
 from lpips_lightning import LPIPS, Ensemble, PerceptualLoss, WeightedSum, compare
 from lpips_lightning import LearnedPerceptualImagePatchSimilarity as Metric
-from lpips_lightning.callbacks import PerceptualScores
+from lpips_lightning.callbacks import PerceptualScores, SampleGallery
 from lpips_lightning.images import BoxDownscale, ChannelGains, Flip, Shift
 from lpips_lightning.images.random_transforms import NAMED
 
@@ -243,3 +244,37 @@ def test_the_least_side_is_that_of_the_network():
     net = Ensemble("embedded", [BoxDownscale(8, 1)], draws=20)
     assert net.transforms == (BoxDownscale(8, net.smallest_side),)
     net(*torch.rand(2, 1, 3, net.smallest_side, 80), 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "make", [lambda: ensemble(draws=2), lambda: WeightedSum([("embedded", 1), ("embedded-vgg", 1)])]
+)
+def test_loss_compiles_into_one_graph(images, make):
+    loss = PerceptualLoss(make(), data_range=1)
+    x, y = images[0].requires_grad_(), images[1]
+    torch.compile(loss, fullgraph=True, backend="aot_eager")(x, y).backward()
+    found, x.grad = x.grad, None
+    loss(x, y).backward()
+    assert torch.allclose(found, x.grad, rtol=1e-4, atol=1e-6 * x.grad.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: ensemble(draws=2), lambda: WeightedSum([("embedded", 1), ("embedded-vgg", 1)])]
+)
+def test_callbacks_take_it_and_show_its_label(tmp_path, make):
+    model, net = Boring(), make()
+    gallery, scores = SampleGallery(net, data_range=1, k=1), PerceptualScores(net, data_range=1, per_layer=True)
+    fitted = trainer(tmp_path, [gallery, scores], max_epochs=1)
+    fitted.fit(model, loader(), loader(n=3))
+    x, target = loader(n=3).dataset.tensors
+    expected = net(model(x), target, 1).mean().item()
+    assert fitted.callback_metrics["val/lpips"].item() == pytest.approx(expected, rel=1e-5)
+    assert len(list(tmp_path.rglob("*.png"))) >= 2
+
+
+def test_a_shared_part_of_the_loss_is_told(tmp_path):
+    model = Boring(loss=WeightedSum([("embedded", 1), ("embedded-vgg", 1)]))
+    scores = PerceptualScores(ensemble(), data_range=1)
+    with pytest.warns(UserWarning, match="expected another network than that of the loss 'perceptual'"):
+        trainer(tmp_path, [scores], max_epochs=1).fit(model, loader(), loader(n=3))

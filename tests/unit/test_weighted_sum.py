@@ -134,7 +134,7 @@ def test_masks_that_leave_nothing_of_an_image(images):
         (
             [(LPIPS("embedded", resize=64), 1), ("embedded-vgg", 1)],
             ValueError,
-            "accept the same images, got 'embedded' with resize 64x64 bilinear antialias, and 'embedded-vgg' with RGB",
+            "got 'embedded' with 3 channels, resize 64x64 bilinear antialias, and 'embedded-vgg' with 3 channels; ",
         ),
     ],
 )
@@ -172,3 +172,12 @@ def test_selfcheck_needs_a_part_with_recorded_distances():
         "embedded.p0",
         "embedded.p1",
     }
+
+
+def test_parts_of_one_net_are_called_by_their_distance(images):
+    parts = [(LPIPS("embedded", distance=distance), 1) for distance in ("lpips", "mean_pool", "lpips+0.5*style")]
+    net = WeightedSum(parts)
+    assert net.names == ("embedded", "embedded-mean_pool", "embedded-2")
+    assert torch.allclose(net(*images, 1), sum(part(*images, 1) for part, _ in parts))
+    with pytest.raises(ValueError, match="spatial"):
+        net(*images, 1, spatial=True)

@@ -8,7 +8,8 @@ import pickle
 import pytest
 import torch
 
-from lpips_lightning import LPIPS
+from lpips_lightning import LPIPS, Ensemble, WeightedSum
+from lpips_lightning.backbones import from_module
 from lpips_lightning.functional.temporal import temporal_lpips
 from lpips_lightning.images.ranges import RangeError
 from lpips_lightning.metrics.temporal import TemporalLPIPS
@@ -140,3 +141,44 @@ def test_forward_of_the_metric_is_differentiable():
     x.requires_grad_()
     TemporalLPIPS(NET, data_range=1.0)(x, y).backward()
     assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        Ensemble("embedded", "shift", draws=2),
+        WeightedSum([(NET, 1.0), (LPIPS("embedded", calibrated=False), 0.5)]),
+        LPIPS("embedded", distance="mean_pool"),
+        LPIPS("embedded", distance="lpips_plus"),
+    ],
+    ids=["ensemble", "sum", "mean_pool", "lpips_plus"],
+)
+def test_any_distance_is_measured(net):
+    x, y = videos(1, 3, side=48)
+    expected = slow(x, y, net)
+    assert torch.allclose(temporal_lpips(x, y, net, "none", data_range=1.0).double(), expected, atol=1e-6)
+    metric = TemporalLPIPS(net, data_range=1.0)
+    metric.update(x, y)
+    assert metric.compute() == pytest.approx(expected.mean().item(), abs=1e-6)
+    x.requires_grad_()
+    found = temporal_lpips(x, y, net, "none", data_range=1.0)
+    assert torch.allclose(found.double(), expected, atol=1e-6)
+    found.sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_fresh_draws_are_a_loss_and_no_metric():
+    net = Ensemble("embedded", "shift", draws=1, seed=None)
+    x, y = videos(1, 3, side=48)
+    temporal_lpips(x.requires_grad_(), y, net, data_range=1.0).backward()
+    assert x.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="expected distances that can be repeated"):
+        TemporalLPIPS(net, data_range=1.0)
+
+
+def test_a_network_without_a_range_takes_latents():
+    layers = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3))
+    net = LPIPS(from_module(layers, ["0", "2"], input_channels=4, has_range=False), calibrated=False)
+    x, y = torch.randn(2, 1, 3, 4, 16, 16, generator=torch.Generator().manual_seed(0)) * 9
+    expected = (net(x[:, :-1], x[:, 1:]) - net(y[:, :-1], y[:, 1:])).abs()
+    assert torch.allclose(temporal_lpips(x, y, net, "none"), expected, atol=1e-6)

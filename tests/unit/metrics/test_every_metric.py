@@ -20,6 +20,7 @@ from lpips_lightning.metrics import (
     LearnedPerceptualImagePatchSimilarity,
     LPIPSDiversity,
     RankFlipRate,
+    TemporalLPIPS,
     TwoAFCScore,
 )
 
@@ -34,7 +35,7 @@ LPIPS_CASES = {
     f"{kind}, {what}, {reduction}": (kind, WHAT[what], reduction)
     for kind, what, reduction in [*product(("images", "videos"), WHAT, REDUCTIONS), ("images", "distances", None)]
 }
-OTHERS = ("plain mean", "diversity", "2afc", "human", "jnd", "rank flips")
+OTHERS = ("plain mean", "diversity", "temporal", "2afc", "human", "jnd", "rank flips")
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,13 @@ def cases(backbones, pair):
             {"images": torch.stack([pair(3, 32, 40, seed=seed)[0] for seed in range(COUNT)])},
             lambda images: slow_diversity(net, images),
         ),
+        "temporal": MetricCase(
+            lambda: TemporalLPIPS(net),
+            dict(zip(("preds", "target"), columns["videos"], strict=True)),
+            lambda preds, target: torch.stack(
+                [slow_change(net, *rows) for rows in zip(preds, target, strict=True)]
+            ).mean(),
+        ),
         "2afc": MetricCase(TwoAFCScore, judged["2afc"], lambda **rows: torch.tensor(slow_two_afc(**rows)), 1e-6),
         "human": MetricCase(HumanCeiling, judged["human"], human_ceiling, 1e-12),
         "rank flips": MetricCase(
@@ -89,6 +97,11 @@ def cases(backbones, pair):
     }
 
 
+def slow_change(net, x, y):
+    """tLP of two videos of two frames."""
+    return (net(x[:1], x[1:]) - net(y[:1], y[1:])).abs()[0]
+
+
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("name", [*LPIPS_CASES, *OTHERS])
 def test_every_metric_passes_the_harness(name, check, cases):
@@ -97,10 +110,10 @@ def test_every_metric_passes_the_harness(name, check, cases):
 
 def test_two_processes_give_the_reference_of_all_samples(cases, tmp_path):
     chosen = {name: case for name, case in cases.items() if name in OTHERS or name.startswith("images, layers")}
-    assert len(chosen) == 9 and len(cases) == 31
+    assert len(chosen) == 10 and len(cases) == 32
     jobs, owed = jobs_over_ranks(chosen, 2)
     ranks = subprocess_jobs.run(subprocess_jobs.scores_over_ranks, 2, tmp_path, 2, str(tmp_path), jobs, [])
-    assert len(jobs) == 27
+    assert len(jobs) == 30
     for found, _ in ranks:
         for value, case in zip(found, owed, strict=True):
             assert_equal_values(value, case.reference(**case.columns), case.tolerance)

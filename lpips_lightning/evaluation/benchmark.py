@@ -142,15 +142,21 @@ def measure(
 def _flips(method: Method, images: Mapping[str, Tensor], shifts: Sequence[int]) -> Tensor:
     """Rank flips of every triplet after every shift, ``(M, S)``."""
     flips = [torch.zeros(len(images["ref"]), 0, dtype=torch.float64)]
-    unshifted: dict[int, list[Tensor]] = {}
+    unshifted: dict[int, tuple[Tensor, Tensor]] = {}
     for shift in shifts:
         room = max(shift, SHIFT_ROOM)
-        reference = crop_columns(images["ref"], 0, room)
         if room not in unshifted:
-            unshifted[room] = [method.distance(reference, crop_columns(images[name], 0, room)) for name in ("p0", "p1")]
-        moved = [method.distance(reference, crop_columns(images[name], shift, room)) for name in ("p0", "p1")]
-        flips.append(rank_flips(*unshifted[room], *moved, validate_args=False)[:, None].cpu().double())
+            unshifted[room] = _shifted_distances(method, images, 0, room)
+        (d0, d1), (shifted_d0, shifted_d1) = unshifted[room], _shifted_distances(method, images, shift, room)
+        flips.append(rank_flips(d0, d1, shifted_d0, shifted_d1)[:, None].cpu().double())
     return torch.cat(flips, 1)
+
+
+def _shifted_distances(method: Method, images: Mapping[str, Tensor], shift: int, room: int) -> tuple[Tensor, Tensor]:
+    """Distances of both patches, cropped further right, to the leftmost crop of the reference."""
+    reference = crop_columns(images["ref"], 0, room)
+    d0, d1 = (method.distance(reference, crop_columns(images[name], shift, room)) for name in ("p0", "p1"))
+    return d0, d1
 
 
 def crop_columns(images: Tensor, first: int, room: int) -> Tensor:

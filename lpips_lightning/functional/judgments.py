@@ -55,7 +55,7 @@ def rank_flip_rate(d0: Tensor, d1: Tensor, shifted_d0: Tensor, shifted_d1: Tenso
     """How often a shift of the patches changes the answer which of two patches is closer to the reference.
 
     Ghildyal and Liu 2022, section 3. The authors count a triplet if ``d0 < d1`` has another truth value after the
-    shift; without ties that is the same. `lpips_lightning.evaluation.benchmark.shifted` makes their shift.
+    shift; without ties that is the same. `lpips_lightning.evaluation.benchmark.measure` says how they shift.
 
     Args:
         d0: Distance of the first patch to the reference, shape ``(M,)``; ``(M, 1, ...)`` is flattened.

@@ -507,7 +507,7 @@ OTHERS = {  # arguments: what is said
     ),
     "evaluate nobody": (
         [*EVALUATE[:2], "resnet", *EVALUATE[3:]],
-        "method: expected one of alex, vgg, squeeze, embedded, embedded-vgg, l2,",
+        "method: expected one of alex, vgg, squeeze, embedded, embedded-vgg, alex-st, vgg-st,",
     ),
     "evaluate in batches of none": ([*EVALUATE, "--batch-size", "0"], "batch-size: expected at least 1, got 0"),
     "evaluate without resamples": ([*EVALUATE, "--resamples", "0"], "resamples: expected at least 1, got 0"),

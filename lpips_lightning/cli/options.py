@@ -54,7 +54,7 @@ def add_weight_options(group: argparse._ArgumentGroup) -> None:
         choices=NETS,
         default="alex",
         metavar="NET",
-        help="alex (default), vgg, squeeze; alex-st, vgg-st: shift-tolerant; embedded, embedded-vgg need no download",
+        help="alex (default), vgg, squeeze, alex-st, vgg-st; offline: embedded, embedded-vgg",
     )
     add("--version", choices=_VERSIONS, default="0.1", metavar="V", help="0.1 (default) or 0.0")
     add("--baseline", action="store_true", help="uncalibrated LPIPS (the baseline of the paper)")
@@ -64,7 +64,7 @@ def add_weight_options(group: argparse._ArgumentGroup) -> None:
         "--distance",
         default="lpips",
         metavar="D",
-        help="lpips (default), lpips_plus, mean_pool, style, dists (with --net vgg), or a sum: lpips+0.5*style",
+        help="lpips, lpips_plus, mean_pool, style, dists, or a sum such as lpips+0.5*style",
     )
 
 

@@ -370,4 +370,4 @@ def test_help_fits_one_screen(capsys, monkeypatch):
         cli.main(["compare", "--help"])
     lines = capsys.readouterr().out.splitlines()
     assert exit_.value.code == 0
-    assert len(lines) <= 47 and max(map(len, lines)) <= 100
+    assert len(lines) <= 43 and max(map(len, lines)) <= 100

@@ -60,10 +60,8 @@ _ALLOWED = {
 _MAPS = ("map", "map_raw")
 _OUTPUTS = ("csv", "json", *_MAPS)
 _USAGE = "lpips-lightning compare [options] A B, or [options] --pairs FOLDER [FOLDER [FILE]]"
-_DESCRIPTION = """LPIPS of two images, videos or folders, or of all pairs. 0: equal; higher: less similar.
-A, B: two images, videos or folders (searched recursively, matched by name)."""
-_EPILOG = """Standard output: the distance, or mean, std, min, max and n; then the line to cite. With "-" as an
-output file: that file alone. Damaged images are named, the others kept, and the exit code is 2."""
+_DESCRIPTION = "LPIPS of two images, videos or folders, or of all pairs. 0: equal; higher: less similar."
+_EPILOG = 'With "-" as an output file: that file alone. Damaged images are named; then the exit code is 2.'
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,7 +74,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=100),
     )
     add = result.add_argument
-    add("paths", nargs="+", metavar="A B", help=argparse.SUPPRESS)
+    what = "two images, videos or folders (searched recursively, matched by name)"
+    result.add_argument_group().add_argument("paths", nargs="+", metavar="A B", help=what)  # a group without a heading
     add_network_options(result)
     add("--batch-size", type=int, metavar="N", help="pairs per batch (default: 24, fewer for large images)")
     matching = result.add_mutually_exclusive_group()

@@ -235,7 +235,7 @@ def test_the_lowest_versions_are_those_that_are_tested():
         *project["dependencies"],
         *(
             name
-            for extra in ("recipes", "piq", "onnx", "video", "judge", "completion", "docs", "test")
+            for extra in ("recipes", "piq", "timm", "onnx", "video", "judge", "completion", "docs", "test")
             for name in extras[extra]
         ),
     ]

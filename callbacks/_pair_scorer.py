@@ -14,7 +14,7 @@ from lpips_lightning.batch import Features
 from lpips_lightning.callers import warn_user
 from lpips_lightning.images.hints import UNMASKED
 from lpips_lightning.images.preprocessing import ImagePolicy
-from lpips_lightning.images.ranges import DataRange, RangeChecker, RangeError, check_values, range_label
+from lpips_lightning.images.ranges import DataRange, NoRange, RangeChecker, RangeError, check_values, range_label
 from lpips_lightning.network import LPIPS
 from lpips_lightning.options import DEFAULTS, LPIPSOptions, check_names
 from lpips_lightning.perceptual_distance import PerceptualDistance, check_repeatable
@@ -47,7 +47,7 @@ class PairScorer:
     def __init__(
         self,
         net_type: str | Backbone | PerceptualDistance,
-        data_range: DataRange | None,
+        data_range: DataRange | NoRange,
         options: LPIPSOptions,
         owner: Callable[..., Any],
         *,

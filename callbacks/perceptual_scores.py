@@ -22,7 +22,7 @@ from lpips_lightning.callbacks.loss_schedule import LossSchedule, perceptual_los
 from lpips_lightning.callers import warn_user
 from lpips_lightning.distributed import dataset_indices, gather
 from lpips_lightning.functional.luma import luma_scores_of_unit_range
-from lpips_lightning.images.ranges import DataRange
+from lpips_lightning.images.ranges import DataRange, NoRange
 from lpips_lightning.options import LPIPSOptions, with_options
 from lpips_lightning.perceptual_distance import PerceptualDistance
 
@@ -95,7 +95,7 @@ class PerceptualScores(Callback):
         self,
         net_type: str | Backbone | PerceptualDistance = "alex",
         *,
-        data_range: DataRange | None,
+        data_range: DataRange | NoRange,
         metrics: Sequence[Score] = ("lpips", "psnr", "ssim"),
         border: int = 0,
         per_layer: bool = False,

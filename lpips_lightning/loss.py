@@ -14,7 +14,7 @@ from lpips_lightning.backbones.shared import DropsLegacyKeys
 from lpips_lightning.batch import Distances, Features
 from lpips_lightning.functional.reduction import Reduction, check_reduction, reduced
 from lpips_lightning.images.masks import fill_masked
-from lpips_lightning.images.ranges import DataRange, RangeChecker, range_label
+from lpips_lightning.images.ranges import DataRange, NoRange, RangeChecker, range_label
 from lpips_lightning.network import LPIPS
 from lpips_lightning.options import LPIPSOptions, with_options
 from lpips_lightning.perceptual_distance import PerceptualDistance, measure
@@ -69,7 +69,7 @@ class PerceptualLoss(DropsLegacyKeys):
         self,
         net_type: str | Backbone | PerceptualDistance = "vgg",
         *,
-        data_range: DataRange | None,
+        data_range: DataRange | NoRange,
         weight: float = 1.0,
         reduction: Reduction = "mean",
         spatial: bool = False,

@@ -94,7 +94,7 @@ class Distillation(LightningModule):
             teacher, its answers are then used several times.
         replay_megapixels: Megapixels of images to draw from.
         optimized: Groups whose versions the student optimizes during training (see `OptimizedGroups`); one of them is
-            added in every step of the smallest size, and kept by the replay. 0 for none.
+            added in every step of the smallest size, and replayed. 0 for none.
         optimized_steps: Steps until such a group is replaced.
 
     Raises:

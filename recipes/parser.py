@@ -29,7 +29,9 @@ _YAML_KEY = re.compile(
     r"(?:Group '(?P<group>[^']+)'|Subcommand '[^']+') does not accept (?:option|nested key) '(?P<inner>[^']+)'"
     r"|(?:Option|Key) '(?P<key>[^']+)' is not (?:accepted|expected)"
 )
-_REQUIRED = re.compile(r"""[Kk]ey ["']([^"']+)["'] is required""")
+_REQUIRED = re.compile(
+    r"""[Kk]ey ["']([^"']+)["'] is required|the following arguments are required: [a-z]+\.([\w.]+)$"""
+)
 _PLURALS = {"integer": "integers", "number": "numbers"}
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null", dict: "a dict"}
 
@@ -65,7 +67,7 @@ def mistake(parser: LightningArgumentParser, message: str) -> str:
     if found := _VALUE.fullmatch(message):
         return _wrong_value(parser, found["key"], found["reason"].strip())
     if found := _REQUIRED.search(message):
-        return f"--{found[1]}: expected a value, got none"
+        return f"--{found[1] or found[2]}: expected a value, got none"
     if found := _YAML_KEY.search(message):
         key = ".".join(filter(None, (found["group"], found["inner"], found["key"])))
         return unknown_option(f"--{key}", options_of(parser), command).replace(f"got --{key}", f"got {key} in YAML")

@@ -36,10 +36,10 @@ class BlurPool(nn.Module):
         padding: Reflected positions on each side.
 
     Example:
-        >>> BlurPool()(torch.eye(3).view(1, 1, 3, 3))[0, 0]
-        tensor([[0.3750, 0.1250, 0.3750],
-                [0.1250, 0.3750, 0.1250],
-                [0.3750, 0.1250, 0.3750]])
+        >>> BlurPool()(torch.eye(4).view(1, 1, 4, 4))[0, 0]
+        tensor([[0.3750, 0.3750, 0.1250],
+                [0.3750, 0.3750, 0.1250],
+                [0.1250, 0.1250, 0.5000]])
     """
 
     padding = 2

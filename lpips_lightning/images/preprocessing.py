@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lpips_lightning.batch import BatchLayout
 from lpips_lightning.images.hints import BARE, OPTIONS, Hints, conversion_hint, layout_hint
-from lpips_lightning.images.ranges import UNBOUNDED, DataRange, parse_range
+from lpips_lightning.images.ranges import UNBOUNDED, DataRange, NoRange, parse_range
 from lpips_lightning.tracing import is_symbolic, is_tracing, refuse_proxies, static_sizes
 from lpips_lightning.transforms import has_tangent, is_differentiated, is_transformed
 
@@ -104,12 +104,13 @@ class ImagePolicy:
             raise ValueError(f"{name}: expected a network of RGB images on a range, got one of {self.described()}")
 
     def value_range(
-        self, data_range: DataRange | None, default: tuple[float, float] | None = None
+        self, data_range: DataRange | NoRange, default: tuple[float, float] | None = None
     ) -> tuple[float, float]:
         """Lowest and highest value of images.
 
         Args:
-            data_range: ``(low, high)``, or ``high`` alone for ``(0, high)``; None for a network without a range.
+            data_range: ``(low, high)``, or ``high`` alone for ``(0, high)``; None, or ``"none"`` as in a YAML file,
+                for a network without a range.
             default: Range for None where there is one; without a default, None is an error there.
 
         Returns:
@@ -120,7 +121,7 @@ class ImagePolicy:
             ValueError: If it is no range, or given for a network without one.
         """
         if not self.has_range:
-            if data_range is not None and data_range != UNBOUNDED:
+            if data_range not in (None, "none", UNBOUNDED):
                 raise ValueError(
                     f"data_range: expected None for a network whose input has no range, got {data_range!r}; it takes"
                     " values as they are"

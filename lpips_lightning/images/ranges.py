@@ -18,6 +18,9 @@ from lpips_lightning.transforms import unwrapped
 DataRange: TypeAlias = float | tuple[float, float] | Sequence[float]
 """``(low, high)``, or ``high`` alone for ``(0, high)``."""
 
+NoRange: TypeAlias = Literal["none"] | None
+"""Of networks whose input has no range; a configuration file says ``none``, since its ``null`` is a missing value."""
+
 Role: TypeAlias = Literal["data", "unsure", "companion", "prediction"]
 """What images are, and so what their values may be.
 

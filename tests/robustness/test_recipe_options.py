@@ -76,7 +76,7 @@ MISTAKES = {
     "superresolution fit --trainer.max_epochs x": "--trainer.max_epochs: expected an integer or null, got 'x'",
     "superresolution fit --model nofile.yaml": "--model: expected a YAML file, got 'nofile.yaml'\n",
     "superresolution fit --scores.net_type.class_path a.B": "--scores.net_type.class_path: expected text or a Backbone",
-    "superresolution fit --scores.data_range null": "expected a number or a list of numbers, got none\n",
+    "superresolution fit --scores.data_range null": "--scores.data_range: expected a value, got none\n",
     "superresolution fit --data.foldr x": "got --data.foldr; did you mean --data.folder?",
     "superresolution fit --without galery": "got 'galery'; did you mean gallery?",
     "superresolution fitt": "superresolution: expected one of fit, validate, test, predict, tradeoff, got 'fitt'; did",

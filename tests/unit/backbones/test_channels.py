@@ -9,6 +9,8 @@ import warnings
 import pytest
 import torch
 from frozen_networks import frozen_network
+from jsonargparse import ArgumentParser
+from pytorch_lightning import Callback
 from references import relative_difference, relative_distance
 from torch import nn
 
@@ -16,6 +18,7 @@ from lpips_lightning import LPIPS, LearnedPerceptualImagePatchSimilarity, LPIPSD
 from lpips_lightning.backbones.custom import from_module, from_torchvision
 from lpips_lightning.backbones.extractor import random_backbone
 from lpips_lightning.backbones.first_convolution import repeated_filters
+from lpips_lightning.callbacks import PerceptualScores
 from lpips_lightning.comparison.compare import compare
 from lpips_lightning.distances.lpips import layer_distances
 from lpips_lightning.engine import dispatch
@@ -287,3 +290,18 @@ def test_an_exported_file_has_its_channels_and_no_range(tmp_path):
     file = export_network(net, tmp_path / "net.pt", size=(32, 32))
     assert (file.metadata["data_range"], file.metadata["inputs"][:30]) == ("null", "x, y: float32 (N, 4, H, W) on ")
     assert torch.allclose(torch.jit.load(tmp_path / "net.pt")(x, y), net(x, y), rtol=1e-5)
+
+
+def test_a_configuration_file_says_none_where_there_is_no_range():
+    """``null`` is a missing value for jsonargparse."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--callback", type=Callback)
+    chosen = {"class_path": "lpips_lightning.callbacks.PerceptualScores"}
+    given = parser.parse_object({"callback": {**chosen, "init_args": {"data_range": "none", "metrics": ["lpips"]}}})
+    options = {**given.callback.init_args.as_dict(), "net_type": net_of(4)}
+    assert "range none" in PerceptualScores(**options).fingerprint
+    x, y = pair_of(4)
+    loss = PerceptualLoss(net_of(4), data_range="none")
+    assert torch.equal(loss(x, y), PerceptualLoss(net_of(4), data_range=None)(x, y))
+    with pytest.raises(TypeError, match="data_range: expected a pair .* got 'none'"):
+        PerceptualLoss("embedded", data_range="none")

@@ -43,6 +43,7 @@ PAGES = {
     "README.md": 3,
     "CHANGELOG.md": 0,
     "callbacks/README.md": 5,
+    "recipes/DISTANCES.md": 1,
     "recipes/GUIDE.md": 0,
     "recipes/JUDGE.md": 1,
     "recipes/README.md": 1,

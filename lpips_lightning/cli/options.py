@@ -86,6 +86,8 @@ def network_options(options: argparse.Namespace) -> LPIPSOptions:
     """
     if options.convention is not None and options.net != "vgg":
         raise ValueError(f"convention: expected --net vgg with this option, got --net {options.net}")
+    if options.convention is not None and options.baseline:
+        raise ValueError("convention: expected no --baseline with this option, got both")
     return {
         **weight_options(options),
         "convention": options.convention,

@@ -72,7 +72,8 @@ class Ensemble(PerceptualDistance):
     As a metric: `draws` lists of random numbers are fixed by `seed`, the same for every image. The mean does not depend
     on batches, ranks or their order; `measure_with_error` also returns the standard error of the mean, and so does
     `lpips_lightning.compare`. As a loss: ``draws=1, seed=None`` transforms every batch by a fresh draw from PyTorch's
-    global generator of the CPU, so seeded and resumed trainings repeat. Ranks that are seeded alike draw alike.
+    global generator of the CPU, so seeded trainings repeat. A resumed one goes on with other draws, unless the state of
+    that generator is restored, which Lightning does not do. Ranks that are seeded alike draw alike.
 
     Transformations act on the images as the network gets them, after `gray`, `background` and `resize`, mapped from
     the declared range, if there is one, to [0, 1], in float32 (float64 for float64 images). Predictions of a loss are
@@ -138,7 +139,7 @@ class Ensemble(PerceptualDistance):
         self.transforms = _checked_transforms(transforms, built.smallest_side)
         self.draws, self.seed = draws, seed
         self._indices = tuple(range(draws))
-        self._label = f"{draws} draws"
+        self._label = f"{draws} draw{'s' * (draws > 1)}"
         self.net_type, self.images, self.precision = built.net_type, built.images, built.precision
         self.frame_chunk, self.memory_budget = built.frame_chunk, built.memory_budget
         self.validate_args = built.validate_args
@@ -168,7 +169,8 @@ class Ensemble(PerceptualDistance):
     @override
     def fingerprint(self) -> str:
         transforms = " ".join(map(repr, self.transforms))
-        kind = f"{self._label}, seed {self.seed}" if self.seed is not None else f"{self.draws} fresh draws a call"
+        fresh = f"{self.draws} fresh draw{'s' * (self.draws > 1)} a call"
+        kind = fresh if self.seed is None else f"{self._label}, seed {self.seed}"
         return f"mean over transformations ({kind}: {transforms}) of {self.net.fingerprint}{self._image_label()}"
 
     @property

@@ -146,7 +146,7 @@ def test_a_loss_draws_afresh_and_repeats_by_seed(images):
     assert first == loss(x, images[1]) and second == loss(x, images[1])
     torch.set_rng_state(state)
     assert third == loss(x, images[1])
-    assert "1 fresh draws a call" in loss.fingerprint
+    assert "1 fresh draw a call" in loss.fingerprint
     assert loss(x.detach(), x.detach()) == 0
 
 

@@ -171,7 +171,7 @@ def check_names(names: Iterable[str], owner: Callable[..., Any]) -> None:
 
 
 def check_not_given(options: LPIPSOptions, **defaults: Unpack[LPIPSOptions]) -> None:
-    """Refuse options together with a built `LPIPS`, which has its own.
+    """Refuse options together with a built network, which has its own.
 
     Args:
         options: Given options. A configuration parser passes all of them; all at their defaults count as none.
@@ -187,7 +187,7 @@ def check_not_given(options: LPIPSOptions, **defaults: Unpack[LPIPSOptions]) -> 
         given = {name: value for name, value in given.items() if value is not usual[name] and value != usual[name]}
     if given:
         raise ValueError(
-            f"{next(iter(given))}: expected no options with a built LPIPS in net_type, got {', '.join(given)}; "
+            f"{next(iter(given))}: expected no options with a built network in net_type, got {', '.join(given)}; "
             "pass them to LPIPS(...)"
         )
 

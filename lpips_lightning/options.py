@@ -37,8 +37,9 @@ class LPIPSOptions(TypedDict, total=False):
             ``"lpips+0.5*style"``, or ``{"lpips": 1, "style": 0.5}``. It is part of the fingerprint. Only ``"lpips"``
             and ``"lpips_plus"`` have distance maps.
         convention: None measures images as they are declared. ``"3dgs"`` gives the number that tables of Gaussian
-            splatting and NeRF print: ``"vgg"`` on images on [0, 1] that are read as if they were on [-1, 1], without
-            ``2x - 1``. It needs ``data_range=(0, 1)``; uint8 images, files and ``data_range=255`` are divided by 255.
+            splatting print: ``"vgg"`` on images on [0, 1] that are read as if they were on [-1, 1], without ``2x - 1``.
+            Much code for NeRF converts its images: read how a table was made before you compare with it. It needs
+            ``data_range=(0, 1)``; uint8 images, files and ``data_range=255`` are divided by 255.
         precision: Precision of the backbone; everything after it is float32. ``"fp32"``, also under autocast (float64
             for float64 images); ``"bf16"``; ``"fp16"``; or ``"autocast"``: the dtype of the surrounding autocast, and
             float32 without autocast.

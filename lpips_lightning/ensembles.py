@@ -81,10 +81,11 @@ class Ensemble(PerceptualDistance):
     averaged.
 
     ``"elpips"`` is `Shift`, `Flip`, `Transpose`, `ChannelGains`, `ChannelPermutation` and `BoxDownscale` of
-    `lpips_lightning.images`, one after the other, with the numbers of E-LPIPS; its dropout inside the network is left
-    out, and edges are filled by reflection here. E-LPIPS publishes 0.0253998600 and 0.0199217089 for an example pair
-    that is not available here: no agreement to these digits is claimed. ``"shift"`` moves both images by up to 7 pixels
-    in both directions; it removes the grid that a loss on tokens leaves in images of a decoder with the same patches.
+    `lpips_lightning.images`, one after the other, with the numbers of E-LPIPS. Its values differ from those here: it
+    reduces first, with boxes that begin at random pixels, then shifts, which enlarges the image where here pixels leave
+    it, and runs a VGG of its own with average pooling, dropout and 14 feature layers. ``"shift"`` moves both images by
+    up to 7 pixels in both directions; it removes the grid that a loss on tokens leaves in images of a decoder with the
+    same patches.
 
     Args:
         net: A backbone, or a built `LPIPS` or other `PerceptualDistance`, which has its own options.

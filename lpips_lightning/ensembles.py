@@ -85,7 +85,7 @@ class Ensemble(PerceptualDistance):
     reduces first, with boxes that begin at random pixels, then shifts, which enlarges the image where here pixels leave
     it, and runs a VGG of its own with average pooling, dropout and 14 feature layers. ``"shift"`` moves both images by
     up to 7 pixels in both directions; it removes the grid that a loss on tokens leaves in images of a decoder with the
-    same patches.
+    same patches. Channels of latents must not change places: take ``"shift"`` or a list of your own for them.
 
     Args:
         net: A backbone, or a built `LPIPS` or other `PerceptualDistance`, which has its own options.

@@ -77,8 +77,8 @@ class WeightedSum(PerceptualDistance):
             if net.images != first.images:
                 raise ValueError(
                     f"parts: expected networks that accept the same images, got {self.names[0]!r} with "
-                    f"{_accepted(first.images)}, and {name!r} with {_accepted(net.images)}; build all with the same "
-                    "gray, background and resize"
+                    f"{_accepted(first.images)}, and {name!r} with {_accepted(net.images)}; all need the same "
+                    "channels, range, gray, background and resize"
                 )
         self.net_type, self.images, self.precision = "+".join(self.names), first.images, first.precision
         self.frame_chunk, self.memory_budget = None, _smallest(net.memory_budget for net in nets)

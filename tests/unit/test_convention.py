@@ -9,7 +9,7 @@ from PIL import Image
 from references import peer_lpips
 from safetensors.torch import save_file
 
-from lpips_lightning import LPIPS, PerceptualLoss, compare
+from lpips_lightning import LPIPS, PerceptualLoss, WeightedSum, compare
 from lpips_lightning import LearnedPerceptualImagePatchSimilarity as Metric
 from lpips_lightning.cli.commands import main
 from lpips_lightning.functional.lpips import learned_perceptual_image_patch_similarity as function
@@ -96,7 +96,13 @@ def test_files_are_compared_so(backbones, images, expected, tmp_path, capsys):
     distance, fingerprint = capsys.readouterr().out.strip().split("\n")
     assert float(distance.split()[-1]) == pytest.approx(expected[0].item(), abs=1e-5)
     assert "convention 3dgs" in fingerprint
-    assert LPIPS("vgg", weights=weights, convention="3dgs").label == "vgg v0.1 3dgs"
+
+
+def test_its_names_say_so(net, images):
+    assert net.label == "vgg v0.1 3dgs"
+    both = WeightedSum([(net, 1), ("embedded", 0.5)])
+    assert both.names == ("vgg-3dgs", "embedded") and both.layers[0] == "vgg-3dgs.relu1_2"
+    assert torch.allclose(both(*images, 255), net(*images, 255) + 0.5 * LPIPS("embedded")(*images, 255))
 
 
 @pytest.mark.parametrize("memory", [[], ["--memory-budget=64M"]])

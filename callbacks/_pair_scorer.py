@@ -24,7 +24,7 @@ class PairScorer:
     """Checks image pairs and computes their LPIPS by layer.
 
     Args:
-        net_type: A backbone or a built `LPIPS`.
+        net_type: A backbone or a built `PerceptualDistance`.
         data_range: Range of predictions and targets: ``(low, high)``, or ``high`` alone for ``(0, high)``; None for a
             backbone without a range.
         options: See `LPIPSOptions`; the image options apply to every score.
@@ -40,7 +40,7 @@ class PairScorer:
 
     Raises:
         TypeError: If `data_range` is neither a pair nor a number, or an option does not exist.
-        ValueError: If an argument has an unknown value, or an option is given with a built `LPIPS`.
+        ValueError: If an argument has an unknown value, or an option is given with a built network.
         WeightsError: If weights are missing, damaged or of another architecture.
     """
 

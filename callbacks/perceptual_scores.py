@@ -53,8 +53,8 @@ class PerceptualScores(Callback):
     Args:
         net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``; ``"alex-st"`` or ``"vgg-st"``, which tolerate shifts;
             ``"embedded"`` or ``"embedded-vgg"``, which ship with the package; a custom backbone from
-            `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network and options are used. A warning
-            is issued if a `PerceptualLoss` of the model has the same backbone.
+            `lpips_lightning.backbones`; or a built `LPIPS`, `WeightedSum` or `Ensemble`, whose frozen networks and
+            options are used. A warning is issued if a `PerceptualLoss` of the model has the same backbone.
         data_range: Range of predictions and targets: ``(low, high)``, or ``high`` alone for ``(0, high)``; uint8 is
             always on [0, 255]. There is no default, since scores with a wrong range are wrong silently; None for a
             backbone without a range, which has ``metrics=["lpips"]`` alone.
@@ -82,7 +82,7 @@ class PerceptualScores(Callback):
     Raises:
         TypeError: If `data_range` is neither a pair nor a number, `adapter` is not callable, or an option does not
             exist.
-        ValueError: If an argument has an unknown value, or an option is given with a built `LPIPS`.
+        ValueError: If an argument has an unknown value, or an option is given with a built network.
         WeightsError: If weights are missing, damaged or of another architecture.
 
     Example:

@@ -54,7 +54,8 @@ class SampleGallery(Callback):
     Args:
         net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``; ``"alex-st"`` or ``"vgg-st"``, which tolerate shifts;
             ``"embedded"`` or ``"embedded-vgg"``, which ship with the package; a custom backbone from
-            `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network and options are used.
+            `lpips_lightning.backbones`; or a built `LPIPS`, `WeightedSum` or `Ensemble`, whose frozen networks and
+            options are used.
         data_range: Range of all images: ``(low, high)``, or ``high`` alone for ``(0, high)``; uint8 is always on [0,
             255].
         k: Number of worst and of best samples. With fewer than ``2 * k`` samples, some are in both groups.
@@ -76,7 +77,7 @@ class SampleGallery(Callback):
     Raises:
         TypeError: If `data_range` is neither a pair nor a number, `adapter` is not callable, or an option does not
             exist.
-        ValueError: If an argument has an unknown value, or an option is given with a built `LPIPS`.
+        ValueError: If an argument has an unknown value, or an option is given with a built network.
         WeightsError: If weights are missing, damaged or of another architecture.
     """
 

@@ -72,7 +72,8 @@ class Ensemble(PerceptualDistance):
     As a metric: `draws` lists of random numbers are fixed by `seed`, the same for every image. The mean does not depend
     on batches, ranks or their order; `measure_with_error` also returns the standard error of the mean, and so does
     `lpips_lightning.compare`. As a loss: ``draws=1, seed=None`` transforms every batch by a fresh draw from PyTorch's
-    global generator of the CPU, so seeded and resumed trainings repeat. Ranks that are seeded alike draw alike.
+    global generator of the CPU, so seeded trainings repeat. A resumed one goes on with other draws, unless the state of
+    that generator is restored, which Lightning does not do. Ranks that are seeded alike draw alike.
 
     Transformations act on the images as the network gets them, after `gray`, `background` and `resize`, mapped from
     the declared range, if there is one, to [0, 1], in float32 (float64 for float64 images). Predictions of a loss are
@@ -80,10 +81,11 @@ class Ensemble(PerceptualDistance):
     averaged.
 
     ``"elpips"`` is `Shift`, `Flip`, `Transpose`, `ChannelGains`, `ChannelPermutation` and `BoxDownscale` of
-    `lpips_lightning.images`, one after the other, with the numbers of E-LPIPS; its dropout inside the network is left
-    out, and edges are filled by reflection here. E-LPIPS publishes 0.0253998600 and 0.0199217089 for an example pair
-    that is not available here: no agreement to these digits is claimed. ``"shift"`` moves both images by up to 7 pixels
-    in both directions; it removes the grid that a loss on tokens leaves in images of a decoder with the same patches.
+    `lpips_lightning.images`, one after the other, with the numbers of E-LPIPS. Its values differ from those here: it
+    reduces first, with boxes that begin at random pixels, then shifts, which enlarges the image where here pixels leave
+    it, and runs a VGG of its own with average pooling, dropout and 14 feature layers. ``"shift"`` moves both images by
+    up to 7 pixels in both directions; it removes the grid that a loss on tokens leaves in images of a decoder with the
+    same patches. Channels of latents must not change places: take ``"shift"`` or a list of your own for them.
 
     Args:
         net: A backbone, or a built `LPIPS` or other `PerceptualDistance`, which has its own options.
@@ -134,11 +136,16 @@ class Ensemble(PerceptualDistance):
         if seed is not None and type(seed) is not int:
             raise ValueError(f"seed: expected an integer, or None for fresh draws, got {seed!r}")
         built = LPIPS.of(net, {}, Ensemble)
+        if transforms == "elpips" and (built.images.channels != 3 or not built.images.has_range):
+            raise ValueError(
+                f"transforms: expected 'shift' or a list for a network of {built.images.described()}, got 'elpips', "
+                "which scales and permutes the channels of RGB images"
+            )
         self.net = built.plain()
         self.transforms = _checked_transforms(transforms, built.smallest_side)
         self.draws, self.seed = draws, seed
         self._indices = tuple(range(draws))
-        self._label = f"{draws} draws"
+        self._label = f"{draws} draw{'s' * (draws > 1)}"
         self.net_type, self.images, self.precision = built.net_type, built.images, built.precision
         self.frame_chunk, self.memory_budget = built.frame_chunk, built.memory_budget
         self.validate_args = built.validate_args
@@ -168,7 +175,8 @@ class Ensemble(PerceptualDistance):
     @override
     def fingerprint(self) -> str:
         transforms = " ".join(map(repr, self.transforms))
-        kind = f"{self._label}, seed {self.seed}" if self.seed is not None else f"{self.draws} fresh draws a call"
+        fresh = f"{self.draws} fresh draw{'s' * (self.draws > 1)} a call"
+        kind = fresh if self.seed is None else f"{self._label}, seed {self.seed}"
         return f"mean over transformations ({kind}: {transforms}) of {self.net.fingerprint}{self._image_label()}"
 
     @property

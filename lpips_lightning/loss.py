@@ -37,9 +37,8 @@ class PerceptualLoss(DropsLegacyKeys):
     Args:
         net_type: ``"vgg"`` (recommended by the reference for optimization), ``"alex"``, ``"squeeze"``;
             ``"alex-st"`` or ``"vgg-st"``, which tolerate shifts; ``"embedded"`` or ``"embedded-vgg"``, which ship with
-            the package; a custom backbone from
-            `lpips_lightning.backbones.custom`; or a built `LPIPS`, whose frozen network and options, including
-            precision, are used.
+            the package; a custom backbone from `lpips_lightning.backbones`; or a built `LPIPS`, `WeightedSum` or
+            `Ensemble`, whose frozen networks and options, including precision, are used.
         data_range: Range of predictions and targets: ``(low, high)``, or ``high`` alone for ``(0, high)``. There is no
             default, since training with a wrong range fails silently; None for a backbone without a range, and only
             for one.
@@ -51,7 +50,7 @@ class PerceptualLoss(DropsLegacyKeys):
 
     Raises:
         TypeError: If `data_range` is neither a pair nor a number, or an option does not exist.
-        ValueError: If an argument has an unknown value, or an option is given with a built `LPIPS`.
+        ValueError: If an argument has an unknown value, or an option is given with a built network.
         WeightsError: If weights are missing, damaged or of another architecture.
 
     Example:

@@ -155,7 +155,7 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
 
         Raises:
             TypeError: If an option does not exist.
-            ValueError: If an argument has an unknown value, or an option was given with a built `LPIPS`.
+            ValueError: If an argument has an unknown value, or an option was given with a built network.
             WeightsError: If weights are missing, damaged or of another architecture.
 
         Example:
@@ -223,7 +223,8 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
     @override
     def label(self) -> str:
         distance = "" if self._distance.name == "lpips" else f" {self._distance.name}"
-        return f"{self.net_type} v{self.version}{distance}"
+        convention = "" if self.convention is None else f" {self.convention}"
+        return f"{self.net_type} v{self.version}{distance}{convention}"
 
     def _convention_label(self) -> str:
         return "" if self.convention is None else _CONVENTIONS[self.convention]

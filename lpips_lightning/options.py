@@ -37,8 +37,9 @@ class LPIPSOptions(TypedDict, total=False):
             ``"lpips+0.5*style"``, or ``{"lpips": 1, "style": 0.5}``. It is part of the fingerprint. Only ``"lpips"``
             and ``"lpips_plus"`` have distance maps.
         convention: None measures images as they are declared. ``"3dgs"`` gives the number that tables of Gaussian
-            splatting and NeRF print: ``"vgg"`` on images on [0, 1] that are read as if they were on [-1, 1], without
-            ``2x - 1``. It needs ``data_range=(0, 1)``; uint8 images, files and ``data_range=255`` are divided by 255.
+            splatting print: ``"vgg"`` on images on [0, 1] that are read as if they were on [-1, 1], without ``2x - 1``.
+            Much code for NeRF converts its images: read how a table was made before you compare with it. It needs
+            ``data_range=(0, 1)``; uint8 images, files and ``data_range=255`` are divided by 255.
         precision: Precision of the backbone; everything after it is float32. ``"fp32"``, also under autocast (float64
             for float64 images); ``"bf16"``; ``"fp16"``; or ``"autocast"``: the dtype of the surrounding autocast, and
             float32 without autocast.
@@ -171,7 +172,7 @@ def check_names(names: Iterable[str], owner: Callable[..., Any]) -> None:
 
 
 def check_not_given(options: LPIPSOptions, **defaults: Unpack[LPIPSOptions]) -> None:
-    """Refuse options together with a built `LPIPS`, which has its own.
+    """Refuse options together with a built network, which has its own.
 
     Args:
         options: Given options. A configuration parser passes all of them; all at their defaults count as none.
@@ -187,7 +188,7 @@ def check_not_given(options: LPIPSOptions, **defaults: Unpack[LPIPSOptions]) -> 
         given = {name: value for name, value in given.items() if value is not usual[name] and value != usual[name]}
     if given:
         raise ValueError(
-            f"{next(iter(given))}: expected no options with a built LPIPS in net_type, got {', '.join(given)}; "
+            f"{next(iter(given))}: expected no options with a built network in net_type, got {', '.join(given)}; "
             "pass them to LPIPS(...)"
         )
 

@@ -30,8 +30,8 @@ class WeightedSum(PerceptualDistance):
     Metric, loss, function, callbacks and `lpips_lightning.compare` take it as one network. Every part keeps its own
     precision and memory budget; parts with equal weights share one frozen network, and parts with equal features are
     encoded once. Layers are called by their part, as ``"vgg.relu1_2"``: a part has the name of its net, with its
-    distance if that is not LPIPS (``"vgg-dists"``), and with a number if another one is called so (``"vgg-2"``). A part
-    may be a sum or an `Ensemble` itself.
+    distance if that is not LPIPS (``"vgg-dists"``), its convention if it has one (``"vgg-3dgs"``), and with a number if
+    another one is called so (``"vgg-2"``). A part may be a sum or an `Ensemble` itself.
 
     Args:
         parts: Pairs ``(net, weight)``, or a mapping of them; each `net` is a backbone, or a built `LPIPS` or other
@@ -77,8 +77,8 @@ class WeightedSum(PerceptualDistance):
             if net.images != first.images:
                 raise ValueError(
                     f"parts: expected networks that accept the same images, got {self.names[0]!r} with "
-                    f"{_accepted(first.images)}, and {name!r} with {_accepted(net.images)}; build all with the same "
-                    "gray, background and resize"
+                    f"{_accepted(first.images)}, and {name!r} with {_accepted(net.images)}; all need the same "
+                    "channels, range, gray, background and resize"
                 )
         self.net_type, self.images, self.precision = "+".join(self.names), first.images, first.precision
         self.frame_chunk, self.memory_budget = None, _smallest(net.memory_budget for net in nets)
@@ -267,9 +267,12 @@ def _checked_parts(parts: Parts) -> list[tuple[Net, float]]:
 
 
 def _name(net: PerceptualDistance) -> str:
-    """Name of a part, with its distance unless that is the usual one or a formula."""
-    distance = net.specification.distance if isinstance(net, LPIPS) else "lpips"
-    return net.net_type if distance == "lpips" or not distance.isidentifier() else f"{net.net_type}-{distance}"
+    """Name of a part, with its distance, unless that is the usual one or a formula, and its convention."""
+    if not isinstance(net, LPIPS):
+        return net.net_type
+    distance = net.specification.distance
+    usual = distance == "lpips" or not distance.isidentifier()
+    return "-".join(filter(None, [net.net_type, None if usual else distance, net.convention]))
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:

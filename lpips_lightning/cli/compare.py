@@ -237,7 +237,7 @@ def _map_writer(kind: Kind, net: PerceptualDistance, fingerprint: str, options: 
 
     net.check_maps()
     figures, raw = (None if path is None else Path(path) for path in (options.map, options.map_raw))
-    return MapWriter(figures, raw, kind != "images", net.net_type, net.images, fingerprint, options.map_max)
+    return MapWriter(figures, raw, kind != "images", net.label, net.images, fingerprint, options.map_max)
 
 
 def _compare_all(folders: Sequence[Path], net: PerceptualDistance, options: argparse.Namespace) -> None:
@@ -357,7 +357,10 @@ def _check_values(options: argparse.Namespace) -> None:
         raise ValueError("ssim: expected no --mask with this option: its windows reach over the border of a mask")
     if options.tlp and (options.mask is not None or options.common):
         other = "--mask" if options.mask is not None else "--common"
-        raise ValueError(f"tlp: expected no {other} with this option: it compares whole frames that follow each other")
+        way_out = "; remove the frames that only one folder has" * options.common
+        raise ValueError(
+            f"tlp: expected no {other} with this option: it compares whole frames that follow each other{way_out}"
+        )
     if options.erode and options.mask is None:
         raise ValueError("erode: expected --mask with this option, got none")
     if options.erode and options.resize is not None:

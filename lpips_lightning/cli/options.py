@@ -36,7 +36,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         "--convention",
         choices=_CONVENTIONS,
         metavar="C",
-        help="3dgs: vgg on [0, 1] images read as [-1, 1], as in tables",
+        help="3dgs: vgg on [0, 1] images read as [-1, 1], as in 3DGS tables",
     )
     add("--gray", action="store_true", help="accept gray images, repeated to three channels")
     add("--background", metavar="COLOR", help="color behind transparent pixels: white, black, or R,G,B on [0, 1]")
@@ -86,6 +86,8 @@ def network_options(options: argparse.Namespace) -> LPIPSOptions:
     """
     if options.convention is not None and options.net != "vgg":
         raise ValueError(f"convention: expected --net vgg with this option, got --net {options.net}")
+    if options.convention is not None and options.baseline:
+        raise ValueError("convention: expected no --baseline with this option, got both")
     return {
         **weight_options(options),
         "convention": options.convention,

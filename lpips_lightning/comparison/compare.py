@@ -149,7 +149,10 @@ def compare(
         raise ValueError("metrics: expected no 'ssim' with mask=: its windows reach over the border of a mask")
     if "tlp" in metrics and (mask is not None or common):
         other = "mask=" if mask is not None else "common=True"
-        raise ValueError(f"metrics: expected no 'tlp' with {other}: it compares whole frames that follow each other")
+        way_out = "; remove the frames that only one folder has" * common
+        raise ValueError(
+            f"metrics: expected no 'tlp' with {other}: it compares whole frames that follow each other{way_out}"
+        )
     if erode and mask is None:
         raise ValueError("erode: expected mask= with erode=True, got none")
     from lpips_lightning.comparison.inputs import measure_inputs

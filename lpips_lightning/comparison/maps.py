@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,8 +168,9 @@ class MapWriter:
             save_figure(figure, path, about)
 
     def _title(self, result: PairResult) -> str:
-        units = {"psnr": ("PSNR", "{:.2f} dB"), "ssim": ("SSIM", "{:.3f}")}
-        parts = [f"{units[name][0]} {units[name][1].format(value)}" for name, value in result.scores.items()]
+        units = {"psnr": ("PSNR", "{:.2f} dB"), "ssim": ("SSIM", "{:.3f}"), "tlp": ("tLP", "{:#.3g}")}
+        known = {name: value for name, value in result.scores.items() if not math.isnan(value)}
+        parts = [f"{units[name][0]} {units[name][1].format(value)}" for name, value in known.items()]
         return ", ".join([f"LPIPS ({self.net}) {result.distance:#.3g}", *parts])
 
     def _note(self, drawing: Drawing) -> str:

@@ -173,10 +173,10 @@ class _FrameScorer:
         x, y = _stacked(pairs, images, self.device, self.net.images.resize is None)
         with torch.inference_mode():
             if self.net.memory_budget is not None:
-                return self.net(y, x).cpu().double().tolist()
+                return self.net(y, x, 255).cpu().double().tolist()
             if self.features is None or len(pairs) > 1 or pairs[0][0] != self.path:
-                self.path, self.features = pairs[0][0], self.net.encode(x)
-            distance = self.net.distance(self.net.encode(y), self.features)  # the reference comes second
+                self.path, self.features = pairs[0][0], self.net.encode(x, 255)
+            distance = self.net.distance(self.net.encode(y, 255), self.features)  # the reference comes second
             if len(pairs) > 1:
                 self.features = None
         return distance.cpu().double().tolist()

@@ -96,8 +96,8 @@ def learned_perceptual_image_patch_similarity(
         img2: Images of the same shape.
         net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``; ``"alex-st"`` or ``"vgg-st"``, which tolerate shifts;
             ``"embedded"`` or ``"embedded-vgg"``, which ship with the package; a custom backbone from
-            `lpips_lightning.backbones.custom`; or a built `LPIPS`, `WeightedSum` or
-            `Ensemble`, whose frozen networks and options are used.
+            `lpips_lightning.backbones`; or a built `LPIPS`, `WeightedSum` or `Ensemble`, whose frozen networks and
+            options are used.
         reduction: Over the batch and the frames of videos: ``"mean"``, ``"sum"``, or ``"none"`` (None).
         normalize: torchmetrics' argument: True is ``data_range=(0, 1)``, False is ``(-1, 1)``.
         data_range: Range of the images, instead of `normalize`: ``(low, high)``, or ``high`` alone for ``(0, high)``.
@@ -115,7 +115,7 @@ def learned_perceptual_image_patch_similarity(
 
     Raises:
         TypeError: If an argument is of the wrong type, or an option does not exist.
-        ValueError: If an argument, shape or pixel value is invalid, or an option is given with a built `LPIPS`.
+        ValueError: If an argument, shape or pixel value is invalid, or an option is given with a built network.
         WeightsError: If weights are missing, damaged or of another architecture.
 
     Example:

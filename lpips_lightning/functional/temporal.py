@@ -31,8 +31,9 @@ def temporal_lpips(
 
     0 if both change alike, whatever each frame looks like: report it beside LPIPS. Chu et al. 2020 ("Learning temporal
     coherence via self-supervision for GAN-based video generation", TecoGAN), section 5.3, with the AlexNet backbone;
-    the mean is over all pairs of frames, as in their ``metrics.py``. Their tables print 100 times this number, and
-    their script leaves out two frames at each end of a clip and crops: do so before the call to compare with them.
+    the mean is over all pairs of frames, the "total avg" of their ``metrics.py``, whose "folder avg" is the mean of the
+    clips' means. Their tables print 100 times this number, and their script leaves out two frames at each end of a clip
+    and crops: do so before the call to compare with them.
 
     Differentiable. Videos that require grad are predictions of a network in training: any values pass unclamped.
 

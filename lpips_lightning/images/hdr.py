@@ -126,7 +126,7 @@ def pu21_range(peak: float = _HIGHEST, kind: PU21Kind = "banding_glare") -> tupl
     """
     if not _LOWEST < peak <= _HIGHEST:
         raise ValueError(f"peak: expected a luminance on (0.005, 10000] cd/m^2, got {peak!r}")
-    return 0.0, pu21_encode(torch.tensor(float(peak), dtype=torch.float64), kind).item()
+    return 0.0, pu21_encode(torch.tensor(float(peak), dtype=torch.float64), kind, validate_args=False).item()
 
 
 def _encode(luminance: Tensor, parameters: tuple[float, ...]) -> Tensor:

@@ -33,8 +33,8 @@ class LPIPSDiversity(ImageMetric):
     Args:
         net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``; ``"alex-st"`` or ``"vgg-st"``, which tolerate shifts;
             ``"embedded"`` or ``"embedded-vgg"``, which ship with the package; a custom backbone from
-            `lpips_lightning.backbones.custom`; or a built `LPIPS`, `WeightedSum` or
-            `Ensemble`, whose frozen networks and options are used.
+            `lpips_lightning.backbones`; or a built `LPIPS`, `WeightedSum` or `Ensemble`, whose frozen networks and
+            options are used.
         normalize: torchmetrics' argument: True is ``data_range=(0, 1)``, False is ``(-1, 1)``.
         data_range: Range of the images, instead of `normalize`: ``(low, high)``, or ``high`` alone for ``(0, high)``.
             None for a backbone without a range.
@@ -46,7 +46,7 @@ class LPIPSDiversity(ImageMetric):
 
     Raises:
         TypeError: If an option does not exist.
-        ValueError: If an argument has an unknown value, or an option is given with a built `LPIPS`.
+        ValueError: If an argument has an unknown value, or an option is given with a built network.
         WeightsError: If weights are missing, damaged or of another architecture.
 
     Example:

@@ -258,7 +258,7 @@ class ImageMetric(IndexedMetric):
     """A metric with an LPIPS network; it reports pixel values outside the range in `compute`, not at every batch.
 
     Args:
-        net_type: A backbone, or a built `LPIPS` whose frozen network and options are used.
+        net_type: A backbone, or a built `PerceptualDistance`, whose frozen networks and options are used.
         options: Options of the network and of `torchmetrics.Metric`.
     """
 

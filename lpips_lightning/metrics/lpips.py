@@ -49,8 +49,8 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
     Args:
         net_type: ``"alex"``, ``"vgg"``, ``"squeeze"``; ``"alex-st"`` or ``"vgg-st"``, which tolerate shifts;
             ``"embedded"`` or ``"embedded-vgg"``, which ship with the package; a custom backbone from
-            `lpips_lightning.backbones.custom`; or a built `LPIPS`, `WeightedSum` or
-            `Ensemble`, whose frozen networks and options are used.
+            `lpips_lightning.backbones`; or a built `LPIPS`, `WeightedSum` or `Ensemble`, whose frozen networks and
+            options are used.
         reduction: Over all images and the frames of videos: ``"mean"``, ``"sum"``, or ``"none"`` (None), which stores
             one score per image, or per frame of videos, which must then have equal length.
         normalize: torchmetrics' argument: True is ``data_range=(0, 1)``, False is ``(-1, 1)``.
@@ -66,7 +66,7 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
 
     Raises:
         TypeError: If an option does not exist.
-        ValueError: If an argument has an unknown value, or an option is given with a built `LPIPS`.
+        ValueError: If an argument has an unknown value, or an option is given with a built network.
         WeightsError: If weights are missing, damaged or of another architecture.
 
     Example:

@@ -46,7 +46,7 @@ class TemporalLPIPS(ImageMetric):
 
     Raises:
         TypeError: If an option does not exist.
-        ValueError: If an argument has an unknown value, or an option is given with a built `LPIPS`.
+        ValueError: If an argument has an unknown value, or an option is given with a built network.
         WeightsError: If weights are missing, damaged or of another architecture.
 
     Example:

@@ -9,7 +9,7 @@ from PIL import Image
 from references import peer_lpips
 from safetensors.torch import save_file
 
-from lpips_lightning import LPIPS, PerceptualLoss, compare
+from lpips_lightning import LPIPS, PerceptualLoss, WeightedSum, compare
 from lpips_lightning import LearnedPerceptualImagePatchSimilarity as Metric
 from lpips_lightning.cli.commands import main
 from lpips_lightning.functional.lpips import learned_perceptual_image_patch_similarity as function
@@ -96,6 +96,29 @@ def test_files_are_compared_so(backbones, images, expected, tmp_path, capsys):
     distance, fingerprint = capsys.readouterr().out.strip().split("\n")
     assert float(distance.split()[-1]) == pytest.approx(expected[0].item(), abs=1e-5)
     assert "convention 3dgs" in fingerprint
+
+
+def test_its_names_say_so(net, images):
+    assert net.label == "vgg v0.1 3dgs"
+    both = WeightedSum([(net, 1), ("embedded", 0.5)])
+    assert both.names == ("vgg-3dgs", "embedded") and both.layers[0] == "vgg-3dgs.relu1_2"
+    assert torch.allclose(both(*images, 255), net(*images, 255) + 0.5 * LPIPS("embedded")(*images, 255))
+
+
+@pytest.mark.parametrize("memory", [[], ["--memory-budget=64M"]])
+def test_correlate_measures_so(backbones, images, expected, tmp_path, memory):
+    rows = ["reference,distorted,score"]
+    for index, pair in enumerate(zip(*images, strict=True)):
+        for side, one in zip("ab", pair, strict=True):
+            Image.fromarray(one.permute(1, 2, 0).numpy()).save(tmp_path / f"{side}{index}.png")
+        rows.append(f"b{index}.png,a{index}.png,{index}")
+    (tmp_path / "rated.csv").write_text("\n".join([*rows, "b0.png,b0.png,9", "b1.png,b1.png,8", "b0.png,a1.png,7"]))
+    save_file(backbones["vgg"], tmp_path / "vgg.safetensors")
+    network = ["--net", "vgg", "--weights", str(tmp_path / "vgg.safetensors"), "--convention", "3dgs", *memory]
+    out = tmp_path / "out.csv"
+    assert main(["correlate", str(tmp_path / "rated.csv"), *network, "--csv", str(out)]) in (0, None)
+    found = [float(line.split(",")[3]) for line in out.read_text().split()[1:]]
+    assert found[: len(expected)] == pytest.approx(expected.tolist(), rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("data_range", [(-1, 1), (0, 2), (0.5, 1)])

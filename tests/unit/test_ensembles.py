@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import pickle
+from random import Random
 
 import numpy as np
 import pytest
 import torch
 from boring_module import Boring, loader, trainer
+from torch import nn
 
 from lpips_lightning import LPIPS, Ensemble, PerceptualLoss, WeightedSum, compare
 from lpips_lightning import LearnedPerceptualImagePatchSimilarity as Metric
+from lpips_lightning.backbones import from_module
 from lpips_lightning.callbacks import PerceptualScores, SampleGallery
 from lpips_lightning.images import BoxDownscale, ChannelGains, Flip, Shift
 from lpips_lightning.images.random_transforms import NAMED
@@ -30,8 +33,6 @@ def images():
 
 def by_hand(net, x, y, draws, transforms, seed=0):
     """The mean over draws, step by step, on images on [0, 1]."""
-    from random import Random
-
     found = []
     for draw in range(draws):
         a, b = x, y
@@ -146,7 +147,7 @@ def test_a_loss_draws_afresh_and_repeats_by_seed(images):
     assert first == loss(x, images[1]) and second == loss(x, images[1])
     torch.set_rng_state(state)
     assert third == loss(x, images[1])
-    assert "1 fresh draws a call" in loss.fingerprint
+    assert "1 fresh draw a call" in loss.fingerprint
     assert loss(x.detach(), x.detach()) == 0
 
 
@@ -278,3 +279,20 @@ def test_a_shared_part_of_the_loss_is_told(tmp_path):
     scores = PerceptualScores(ensemble(), data_range=1)
     with pytest.warns(UserWarning, match="expected another network than that of the loss 'perceptual'"):
         trainer(tmp_path, [scores], max_epochs=1).fit(model, loader(), loader(n=3))
+
+
+def test_values_without_a_range_are_moved_as_they_are():
+    module = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.ReLU())
+    net = LPIPS(from_module(module, ["1"], input_channels=4, has_range=False), calibrated=False)
+    x, y = 30 * torch.randn(2, 2, 4, 24, 20)
+    averaged = Ensemble(net, "shift", draws=3)
+    shifted = []
+    for draw in range(3):
+        generator = Random(f"0/{draw}/0")
+        numbers = [generator.random(), generator.random()]
+        shifted.append(net(*(NAMED["shift"][0].apply(images, numbers) for images in (x, y))))
+    assert torch.allclose(averaged(x, y), torch.stack(shifted).mean(0))
+    assert torch.allclose(averaged.pairwise(x, y).diagonal(), averaged(x, y))
+    assert torch.allclose(averaged.measure_with_error(x, y)[0], averaged(x, y))
+    with pytest.raises(ValueError, match="transforms: expected 'shift' or a list .* 4 input channels without"):
+        Ensemble(net)

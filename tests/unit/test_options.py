@@ -155,7 +155,7 @@ def test_options_with_a_built_network_are_refused(owner):
     net = LPIPS("embedded")
     for options in ({"gray": "repeat"}, {"version": "0.1"}, {"weights": None, "precision": "autocast"}):
         message = (
-            f"^{next(iter(options))}: expected no options with a built LPIPS in net_type, got {', '.join(options)};"
+            f"^{next(iter(options))}: expected no options with a built network in net_type, got {', '.join(options)};"
         )
         with pytest.raises(ValueError, match=message):
             OWNERS[owner](net, **options)
@@ -165,7 +165,7 @@ def test_options_with_a_built_network_are_refused(owner):
 def test_all_defaults_of_a_configuration_parser_count_as_no_options(owner):
     usual = {name: inspect.signature(owner).parameters[name].default for name in DEFAULTS}
     OWNERS[owner](LPIPS("embedded"), **usual)
-    with pytest.raises(ValueError, match="^gray: expected no options with a built LPIPS in net_type, got gray;"):
+    with pytest.raises(ValueError, match="^gray: expected no options with a built network in net_type, got gray;"):
         OWNERS[owner](LPIPS("embedded"), **{**usual, "gray": "repeat"})
 
 

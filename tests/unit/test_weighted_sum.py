@@ -134,7 +134,8 @@ def test_masks_that_leave_nothing_of_an_image(images):
         (
             [(LPIPS("embedded", resize=64), 1), ("embedded-vgg", 1)],
             ValueError,
-            "got 'embedded' with 3 channels, resize 64x64 bilinear antialias, and 'embedded-vgg' with 3 channels; ",
+            "got 'embedded' with 3 channels, resize 64x64 bilinear antialias, and 'embedded-vgg' with 3 channels; all "
+            "need the same channels, range, gray, background and resize",
         ),
     ],
 )

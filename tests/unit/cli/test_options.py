@@ -36,6 +36,7 @@ GIVEN = {  # command-line option: (name, value) in the library
 }
 REFUSED = {
     "--convention=3dgs": "convention: expected --net vgg with this option, got --net alex",
+    "--convention=3dgs --net=vgg --baseline": "convention: expected no --baseline with this option, got both",
     "--resize=a": "resize: expected a number of pixels, or HEIGHTxWIDTH, got 'a'",
     "--background=red": "background: expected white, black, or R,G,B on",
     "--frame-chunk=0": "frame-chunk: expected a positive number, got 0",
@@ -55,7 +56,7 @@ def test_commands_take_the_networks_options(command):
         assert network_options(parser().parse_args([*rest, *text.split()])) == {**usual, name: value}, text
     for text, message in REFUSED.items():
         with pytest.raises(ValueError, match=f"^{message}"):
-            network_options(parser().parse_args([*rest, text]))
+            network_options(parser().parse_args([*rest, *text.split()]))
 
 
 @pytest.fixture

@@ -148,6 +148,10 @@ def test_large_images_are_reduced_for_the_figure_alone(tmp_path):
     assert drawing.distances.shape == reduced(torch.zeros(1, height, width))[0].shape == (930, 1240)
     assert all(max(one.shape) <= 1240 and (one == 200).all() for one in drawing.images)
     assert writer._title(result) == "LPIPS (alex) 0.0123, PSNR 30.00 dB"
+    result.scores["tlp"] = 0.01234
+    assert writer._title(result) == "LPIPS (alex) 0.0123, PSNR 30.00 dB, tLP 0.0123"
+    result.scores["tlp"] = float("nan")  # of the first frame
+    assert writer._title(result) == "LPIPS (alex) 0.0123, PSNR 30.00 dB"
     assert writer._note(drawing) == "2000 x 1500 pixels, reduced for this figure"
     writer.finish(lambda: pytest.fail("a second pass over one pair"))
     assert writer.heatmap_max == 0.05

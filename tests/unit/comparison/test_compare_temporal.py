@@ -89,9 +89,11 @@ def test_a_damaged_frame_takes_its_two_pairs_with_it(run, tmp_path):
 def test_maps_and_tlp_of_one_call(run, tmp_path):
     save(tmp_path / "a", frames(3, 0))
     save(tmp_path / "b", frames(3, 1))
-    code, lines, err = run(tmp_path / "a", tmp_path / "b", "--tlp", "--map-raw", tmp_path / "maps", "--batch-size", 2)
+    files = ["--map-raw", tmp_path / "maps", "--map", tmp_path / "figures"]
+    code, lines, err = run(tmp_path / "a", tmp_path / "b", "--tlp", *files, "--batch-size", 2)
     assert code == 0, err
     assert len([*(tmp_path / "maps").iterdir()]) == 3 and any(line.startswith("tlp\t") for line in lines)
+    assert len([*(tmp_path / "figures").glob("*.png")]) == 3
 
 
 def test_videos_have_the_tlp_of_their_frames(run, tmp_path):
@@ -120,7 +122,7 @@ def test_the_function_has_the_values_of_the_command(tmp_path):
         ValueError, match=r"metrics: expected two videos or two folders of frames with 'tlp'.*temporal_lpips"
     ):
         compare(a[0], b[0], LPIPS("embedded"), metrics=["tlp"])
-    with pytest.raises(ValueError, match="metrics: expected no 'tlp' with common=True"):
+    with pytest.raises(ValueError, match="metrics: expected no 'tlp' with common=True.*; remove the frames"):
         compare(tmp_path / "a", tmp_path / "b", LPIPS("embedded"), metrics=["tlp"], common=True)
 
 
@@ -128,7 +130,7 @@ def test_the_function_has_the_values_of_the_command(tmp_path):
     ("options", "said"),
     [
         (["--mask", "{a}/0.png"], "tlp: expected no --mask with this option"),
-        (["--common"], "tlp: expected no --common with this option"),
+        (["--common"], "tlp: expected no --common with this option: it compares whole"),
     ],
 )
 def test_tlp_of_parts_of_frames_or_of_videos_is_refused(run, tmp_path, options, said):

@@ -156,7 +156,7 @@ def test_distances_equal_the_networks_and_each_reference_is_encoded_once(rated, 
     opinions = read_opinion_scores(rated)
     passes = []
     encode = net.encode
-    monkeypatch.setattr(net, "encode", lambda images: passes.append(len(images)) or encode(images))
+    monkeypatch.setattr(net, "encode", lambda images, *given: passes.append(len(images)) or encode(images, *given))
     distances, frames = measure([opinions[index] for index in (0, 6, 1, 7)], net)
     assert len(passes) == 2 + 4
     assert [frame.distorted for frame in frames] == ["one_0.png", "two_0.png", "one_1.png", "two_1.png"]

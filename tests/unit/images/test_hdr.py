@@ -35,6 +35,7 @@ def test_the_ends_are_those_published(kind):
 def test_the_white_of_an_ordinary_display_is_about_256():
     assert pu21_encode(torch.tensor(100.0)) == pytest.approx(256.38, abs=0.01)  # "0 to 256 for up to 100 cd/m^2"
     assert pu21_range(100)[1] == pytest.approx(256.38, abs=0.01)
+    assert pu21_range(0.5)[1] == pytest.approx(22.21, abs=0.01)  # a peak is no data: no warning
 
 
 @pytest.mark.parametrize("kind", KINDS)

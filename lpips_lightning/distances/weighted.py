@@ -25,7 +25,7 @@ DISTANCES: dict[str, FeatureDistance] = {
 }
 """Distances by name."""
 
-_NUMBER = r"\d+\.?\d*(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?"
+_NUMBER = r"[0-9]+\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+(?:e[+-]?[0-9]+)?"
 _TERM = re.compile(rf"\s*(?:(?P<weight>{_NUMBER})\s*\*\s*)?(?P<name>[a-z_]+)\s*(?:\+|$)", re.IGNORECASE)
 
 

@@ -353,6 +353,7 @@ def test_fingerprints_begin_with_the_distance(net_of, name):
     [
         ("embedded", {"distance": "cosine"}, "distance: expected one of 'lpips', .*'dists', or a sum .*got 'cosine'"),
         ("embedded", {"distance": "lpips+"}, "distance: expected one of "),
+        ("embedded", {"distance": "٣*style"}, "distance: expected one of "),
         ("embedded", {"distance": ""}, "distance: expected one of "),
         ("embedded", {"distance": "lpips+-1*style"}, "distance: expected one of "),
         ("embedded", {"distance": {}}, "distance: expected one of "),

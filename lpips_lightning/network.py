@@ -23,7 +23,7 @@ from lpips_lightning.backbones.selfcheck import selfcheck
 from lpips_lightning.backbones.shared import SharedNetworkModule
 from lpips_lightning.batch import Features
 from lpips_lightning.distances.feature_distance import FeatureDistance
-from lpips_lightning.distances.lpips import groups_within, pairwise_distances
+from lpips_lightning.distances.vectors import DistanceVectors, groups_within, pairwise_distances
 from lpips_lightning.distances.weighted import parse_distance
 from lpips_lightning.engine import dispatch
 from lpips_lightning.engine.inputs import Pairs
@@ -365,25 +365,24 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
     def all_pairs(
         self, x: Tensor, y: Tensor | None, data_range: DataRange, batch_size: int, memory_budget: int
     ) -> Tensor:
-        if not self._distance.is_squared_euclidean:
+        if not self._distance.has_vectors:
             return self._all_feature_pairs(x, y, data_range, batch_size, memory_budget)
         columns = x if y is None else y
         blocks = []
         for group in groups_within(self._vectors(columns, data_range, batch_size), memory_budget):
-            complete = y is None and sum(map(len, group)) == len(x)
+            complete = y is None and sum(len(chunk.squared) for chunk in group) == len(x)
             blocks.append(pairwise_distances(group if complete else self._vectors(x, data_range, batch_size), group))
         distances = torch.cat(blocks, 1)
         return distances if y is not None else distances.triu(1) + distances.triu(1).T
 
-    def _vectors(self, images: Tensor, data_range: DataRange, batch_size: int) -> Iterator[Tensor]:
+    def _vectors(self, images: Tensor, data_range: DataRange, batch_size: int) -> Iterator[DistanceVectors]:
         for chunk in images.split(batch_size):
             features = self.encode(chunk, data_range)
             first = features.layers[self.layers[0]]
             with without_autocast(first.device):
                 calibration = self.frozen_network(first.device, first.dtype).calibration
                 vectors = self._distance.vectors(features.layers, calibration)
-            channels = features.batch_layout.channels
-            yield vectors.view(len(chunk), -1) / channels**0.5 if channels > 1 else vectors
+            yield vectors.averaged(features.batch_layout.channels)
 
     def _all_feature_pairs(
         self, x: Tensor, y: Tensor | None, data_range: DataRange | None, batch_size: int, memory_budget: int

@@ -151,7 +151,8 @@ def measure_all_pairs(
         report: Progress callback, in images.
 
     Returns:
-        Matrix of shape ``(N, M)``, on the CPU; without `others` ``(N, N)`` and symmetric.
+        Matrix of shape ``(N, M)``, on the CPU; without `others` ``(N, N)``, symmetric if the distance is. The columns
+        are the references.
 
     Raises:
         ValueError: If an image is damaged, or transparent without a ``background=``.

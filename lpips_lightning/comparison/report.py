@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lpips_lightning.comparison.measure import PairResult
@@ -65,14 +66,14 @@ def infinite_note(results: Sequence[PairResult]) -> list[str]:
 
 
 def all_pairs_lines(names: Sequence[str], distances: Tensor, others: Sequence[str] | None = None) -> list[str]:
-    """As `summary_lines`, for the pairs above the diagonal, or all pairs with `others`.
+    """As `summary_lines`, for the pairs above the diagonal (both orders if they differ), or all pairs with `others`.
 
     Args:
         names: Names of the N images.
         distances: Shape ``(N, N)``, or ``(N, M)`` with `others`.
         others: Names of the M images that they are compared with.
     """
-    rows, columns = _indices(len(names), None if others is None else len(others))
+    rows, columns = _indices(distances, others is not None)
     values, sides = distances[rows, columns].tolist(), ((names, rows), (names if others is None else others, columns))
     return _statistics(values, lambda index: "\t".join(printable(side[indices[index]]) for side, indices in sides))
 
@@ -117,13 +118,14 @@ def write_all_pairs_csv(
         path: Output file.
         names: Names of the N images.
         distances: Shape ``(N, N)``, or ``(N, M)`` with `others`.
-        long: One row for each of the ``N (N - 1) / 2`` pairs, or the ``N M`` pairs with `others`.
+        long: One row for each of the ``N (N - 1) / 2`` pairs, of the ``N (N - 1)`` ordered ones if the matrix is not
+            symmetric, or of the ``N M`` pairs with `others`.
         others: Names of the M images that they are compared with.
     """
     shown, values = [printable(name) for name in names], distances.tolist()
     across = shown if others is None else [printable(name) for name in others]
     if long:
-        pairs = zip(*_indices(len(names), None if others is None else len(others)), strict=True)
+        pairs = zip(*_indices(distances, others is not None), strict=True)
         rows: Iterable[list[str]] = ([shown[i], across[j], _format(values[i][j])] for i, j in pairs)
         write_table(path, ["a", "b", "lpips"], rows)
     else:
@@ -212,11 +214,17 @@ def _notes(notes: Sequence[str]) -> dict[str, list[str]]:
     return {"notes": list(notes)} if notes else {}
 
 
-def _indices(rows: int, columns: int | None) -> tuple[list[int], list[int]]:
-    """Row and column indices of a matrix; without `columns` those above the diagonal."""
-    count = rows if columns is None else columns
-    pairs = [(row, column) for row in range(rows) for column in range(row + 1 if columns is None else 0, count)]
-    return [row for row, _ in pairs], [column for _, column in pairs]
+def _indices(distances: Tensor, across: bool) -> tuple[list[int], list[int]]:
+    """Row and column indices of the pairs of a matrix: all if `across`, else each pair of images once.
+
+    A matrix that is not symmetric, such as that of ``lpips_plus``, has two distances of every pair.
+    """
+    pairs = torch.ones(distances.shape, dtype=torch.bool)
+    if not across:
+        known = distances.nan_to_num()
+        pairs = pairs.triu(1) if torch.equal(known, known.T) else ~torch.eye(len(distances), dtype=torch.bool)
+    rows, columns = pairs.nonzero(as_tuple=True)
+    return rows.tolist(), columns.tolist()
 
 
 def _format(value: float) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lpips_lightning.distances.lpips import feature_vectors, layer_distance, layer_maps
+from lpips_lightning.distances.vectors import DistanceVectors
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class FeatureDistance:
         title: What the fingerprint begins with.
         is_fused: Whether the engine has kernels for it, and computes it in strips and tiles; true for LPIPS only.
         is_layerwise: Whether the term of a layer depends on that layer alone.
-        is_squared_euclidean: Whether it is the squared distance of the vectors of `vectors`.
+        has_vectors: Whether `vectors` give it for all pairs of images.
         is_symmetric: Whether `x` and `y` may be exchanged.
         has_maps: Whether it has terms by position, see `maps`.
         uses_calibration: Whether it takes LPIPS' weights by channel.
@@ -31,7 +32,7 @@ class FeatureDistance:
     title: str
     is_fused: bool = False
     is_layerwise: bool = True
-    is_squared_euclidean: bool = False
+    has_vectors: bool = False
     is_symmetric: bool = True
     has_maps: bool = False
     uses_calibration: bool = False
@@ -97,8 +98,8 @@ class FeatureDistance:
         self.check_maps()
         raise NotImplementedError
 
-    def vectors(self, layers: Mapping[str, Tensor], calibration: Mapping[str, Tensor] | None) -> Tensor:
-        """Vectors ``(N, D)`` whose squared Euclidean distance it is, if `is_squared_euclidean`.
+    def vectors(self, layers: Mapping[str, Tensor], calibration: Mapping[str, Tensor] | None) -> DistanceVectors:
+        """Vectors of each image whose differences give the distance, if it `has_vectors`.
 
         Args:
             layers: Features ``(N, C, h, w)`` by layer name.
@@ -140,11 +141,9 @@ class LPIPSDistance(FeatureDistance):
         """See `FeatureDistance.maps`."""
         return layer_maps(x, y, calibration)
 
-    def vectors(self, layers: Mapping[str, Tensor], calibration: Mapping[str, Tensor] | None) -> Tensor:
+    def vectors(self, layers: Mapping[str, Tensor], calibration: Mapping[str, Tensor] | None) -> DistanceVectors:
         """See `FeatureDistance.vectors`."""
-        return feature_vectors(layers, calibration)
+        return DistanceVectors.of([feature_vectors(layers, calibration)], [])
 
 
-LPIPS_DISTANCE = LPIPSDistance(
-    "lpips", "LPIPS", is_fused=True, is_squared_euclidean=True, has_maps=True, uses_calibration=True
-)
+LPIPS_DISTANCE = LPIPSDistance("lpips", "LPIPS", is_fused=True, has_vectors=True, has_maps=True, uses_calibration=True)

@@ -7,7 +7,7 @@ difference of two unit vectors would lose all its digits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -157,9 +157,6 @@ def at_least_float32(features: Tensor) -> Tensor:
     return features if features.dtype == torch.float64 else features.float()
 
 
-_SEGMENT = 2**16  # vector elements that are converted to float64 at a time
-
-
 def feature_vectors(layers: Mapping[str, Tensor], calibration: Mapping[str, Tensor] | None) -> Tensor:
     """Features as vectors whose squared Euclidean distance is LPIPS.
 
@@ -178,52 +175,3 @@ def feature_vectors(layers: Mapping[str, Tensor], calibration: Mapping[str, Tens
             unit = unit * calibration[layer].to(unit.dtype).sqrt().view(1, -1, 1, 1)
         parts.append(unit.flatten(1))
     return torch.cat(parts, 1)
-
-
-def pairwise_distances(x: Iterable[Tensor], y: list[Tensor]) -> Tensor:
-    """Squared Euclidean distances of all pairs; differences are squared, so similar images do not cancel.
-
-    Summed in float64: a float32 sum over all features of an image loses five digits.
-
-    Args:
-        x: Chunks ``(n, D)`` of vectors; each is used once, so this may be a generator.
-        y: Chunks ``(m, D)`` of vectors.
-
-    Returns:
-        Shape ``(N, M)``, in the dtype of the vectors.
-    """
-    return torch.cat([torch.cat([_squared(rows, columns) for columns in y], 1) for rows in x])
-
-
-def groups_within(chunks: Iterator[Tensor], memory_budget: int) -> Iterator[list[Tensor]]:
-    """Group consecutive tensors up to a number of bytes, at least one tensor per group.
-
-    Args:
-        chunks: Tensors.
-        memory_budget: Maximum bytes of a group.
-
-    Yields:
-        Groups in the given order.
-    """
-    group: list[Tensor] = []
-    total = 0
-    for chunk in chunks:
-        size = chunk.numel() * chunk.element_size()
-        if group and total + size > memory_budget:
-            yield group
-            group, total = [], 0
-        group.append(chunk)
-        total += size
-    if group:
-        yield group
-
-
-def _squared(x: Tensor, y: Tensor) -> Tensor:
-    device = torch.device("cpu") if x.device.type == "mps" else x.device  # MPS has no float64
-    total = torch.zeros(len(x), len(y), dtype=torch.float64, device=device)
-    for x_part, y_part in zip(x.split(_SEGMENT, 1), y.split(_SEGMENT, 1), strict=True):
-        distance = torch.cdist(
-            x_part.to(device).double(), y_part.to(device).double(), compute_mode="donot_use_mm_for_euclid_dist"
-        )
-        total = total + distance.square()
-    return total.to(x.dtype).to(x.device)

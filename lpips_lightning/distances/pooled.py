@@ -14,6 +14,7 @@ from torch import Tensor
 from lpips_lightning.distances.feature_distance import FeatureDistance
 from lpips_lightning.distances.lpips import at_least_float32, layer_distance, unit_normalize
 from lpips_lightning.distances.positions import fractions, nan_if_empty, spatial_mean, without_masked
+from lpips_lightning.distances.vectors import DistanceVectors
 
 
 class MeanPoolDistance(FeatureDistance):
@@ -24,10 +25,10 @@ class MeanPoolDistance(FeatureDistance):
         mean_x, mean_y = (spatial_mean(at_least_float32(features), mask) for features in (x, y))
         return nan_if_empty(layer_distance(mean_x, mean_y, None) / x.shape[1], mask)
 
-    def vectors(self, layers: Mapping[str, Tensor], calibration: Mapping[str, Tensor] | None) -> Tensor:
+    def vectors(self, layers: Mapping[str, Tensor], calibration: Mapping[str, Tensor] | None) -> DistanceVectors:
         """See `FeatureDistance.vectors`."""
         means = (spatial_mean(at_least_float32(features), None) for features in layers.values())
-        return torch.cat([unit_normalize(mean).flatten(1) / mean.shape[1] ** 0.5 for mean in means], 1)
+        return DistanceVectors.of([unit_normalize(mean).flatten(1) / mean.shape[1] ** 0.5 for mean in means], [])
 
 
 class StyleDistance(FeatureDistance):
@@ -42,6 +43,16 @@ class StyleDistance(FeatureDistance):
         """See `FeatureDistance.at_layer`."""
         difference = gram_matrix(x, mask) - gram_matrix(y, mask)
         return nan_if_empty(difference.abs().mean((1, 2)), mask)
+
+    def vectors(self, layers: Mapping[str, Tensor], calibration: Mapping[str, Tensor] | None) -> DistanceVectors:
+        """See `FeatureDistance.vectors`: the upper triangles of the symmetric Gram matrices."""
+        return DistanceVectors.of([], [_triangle(gram_matrix(features)) for features in layers.values()])
+
+
+def _triangle(gram: Tensor) -> Tensor:
+    channels = gram.shape[1]
+    rows, columns = torch.triu_indices(channels, channels, device=gram.device)
+    return gram[:, rows, columns] * torch.where(rows == columns, 1, 2) / channels**2
 
 
 def gram_matrix(features: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -67,5 +78,5 @@ def gram_matrix(features: Tensor, mask: Tensor | None = None) -> Tensor:
     return (unit * fractions(mask, unit.dtype).flatten(2)) @ unit.transpose(1, 2)
 
 
-MEAN_POOL_DISTANCE = MeanPoolDistance("mean_pool", "mean-pool distance", is_squared_euclidean=True)
-STYLE_DISTANCE = StyleDistance("style", "style distance")
+MEAN_POOL_DISTANCE = MeanPoolDistance("mean_pool", "mean-pool distance", has_vectors=True)
+STYLE_DISTANCE = StyleDistance("style", "style distance", has_vectors=True)

@@ -14,6 +14,7 @@ from lpips_lightning.distances.dists import DISTS_DISTANCE
 from lpips_lightning.distances.feature_distance import LPIPS_DISTANCE, FeatureDistance
 from lpips_lightning.distances.lpips_plus import LPIPS_PLUS_DISTANCE
 from lpips_lightning.distances.pooled import MEAN_POOL_DISTANCE, STYLE_DISTANCE
+from lpips_lightning.distances.vectors import DistanceVectors
 
 DistanceSource: TypeAlias = str | Mapping[str, float]
 """A name, a sum such as ``"lpips+0.5*style"``, or the weights of a sum by name."""
@@ -24,7 +25,7 @@ DISTANCES: dict[str, FeatureDistance] = {
 }
 """Distances by name."""
 
-_NUMBER = r"\d+\.?\d*(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?"
+_NUMBER = r"[0-9]+\.?[0-9]*(?:e[+-]?[0-9]+)?|\.[0-9]+(?:e[+-]?[0-9]+)?"
 _TERM = re.compile(rf"\s*(?:(?P<weight>{_NUMBER})\s*\*\s*)?(?P<name>[a-z_]+)\s*(?:\+|$)", re.IGNORECASE)
 
 
@@ -60,6 +61,14 @@ class WeightedDistance(FeatureDistance):
         self.check_maps()
         found = [(weight, part.maps(x, y, calibration)) for weight, part in self.parts]
         return {layer: _sum([weight * maps[layer] for weight, maps in found]) for layer in x}
+
+    def vectors(self, layers: Mapping[str, Tensor], calibration: Mapping[str, Tensor] | None) -> DistanceVectors:
+        """See `FeatureDistance.vectors`."""
+        found = [(weight, part.vectors(layers, calibration)) for weight, part in self.parts]
+        return DistanceVectors.of(
+            [weight**0.5 * vectors.squared for weight, vectors in found],
+            [weight * vectors.absolute for weight, vectors in found],
+        )
 
     def check_layers(self, layers: Sequence[str]) -> None:
         """See `FeatureDistance.check_layers`."""
@@ -100,6 +109,7 @@ def parse_distance(distance: DistanceSource) -> FeatureDistance:
         " + ".join(terms),
         is_layerwise=all(part.is_layerwise for _, part in parts),
         is_symmetric=all(part.is_symmetric for _, part in parts),
+        has_vectors=all(part.has_vectors for _, part in parts),
         has_maps=all(part.has_maps for _, part in parts),
         uses_calibration=any(part.uses_calibration for _, part in parts),
         parts=parts,

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lpips_lightning.backbones.extractor import FeatureModule
 from lpips_lightning.backbones.frozen import FrozenNetwork
-from lpips_lightning.engine.constants import ESTIMATE_SIDE, MAX_CACHED_PLANS, STREAM_SIDE_STEP
+from lpips_lightning.engine.constants import AUTOGRAD_PIXELS, ESTIMATE_SIDE, MAX_CACHED_PLANS, STREAM_SIDE_STEP
 from lpips_lightning.engine.executor import pair_distances, pair_gradient
 from lpips_lightning.engine.state import Engine
 from lpips_lightning.engine.streaming import stream
@@ -51,15 +51,31 @@ def estimate(network: FrozenNetwork, shape: Shape, work: Work) -> int:
     pixels = shape[2] * shape[3]
     side = ESTIMATE_SIDE if pixels <= 4 * ESTIMATE_SIDE**2 else 4 * ESTIMATE_SIDE
     side = max(side, 2 * network.record.smallest_side)
-    costs = Engine.of(network).pixel_costs
-    if (side, work) not in costs:
-        channels, evaluate = network.record.input_channels, _EVALUATE[work]
-        small, large = (_peak_of(network, (1, channels, length, length), evaluate) for length in (side, 2 * side))
-        per_pixel = max(large - small, 1) / (3 * side**2)
-        costs[side, work] = max(small - per_pixel * side**2, 0.0), per_pixel
-    fixed, per_pixel = costs[side, work]
+    costs = [_pixel_costs(network, side, work)]
+    if not network.distance.is_fused and pixels <= AUTOGRAD_PIXELS:  # up to so many, a CPU runs autograd
+        costs.append(_pixel_costs(network, side, work, by_node=False))
     copies = 1 if network.distance.is_fused else max(shape[0], 1)  # matrices of each image, whatever its size
-    return int(fixed * copies + per_pixel * shape[0] * pixels) + _workspace_bytes(network)
+    size = max(fixed * copies + per_pixel * shape[0] * pixels for fixed, per_pixel in costs)
+    return int(size) + _workspace_bytes(network)
+
+
+def _pixel_costs(network: FrozenNetwork, side: int, work: Work, by_node: bool = True) -> tuple[float, float]:
+    """Fixed bytes and bytes per pixel: a line through images of `side` and of twice `side` pixels.
+
+    Args:
+        network: See `estimate`.
+        side: Image side.
+        work: See `estimate`.
+        by_node: Run the layer graph node by node where that is possible, as for many pixels on a CPU.
+    """
+    costs, key = Engine.of(network).pixel_costs, (side, work, by_node)
+    if key not in costs:
+        channels, evaluate = network.record.input_channels, _EVALUATE[work]
+        shapes: list[Shape] = [(1, channels, length, length) for length in (side, 2 * side)]
+        small, large = (_peak_of(network, shape, evaluate, by_node) for shape in shapes)
+        per_pixel = max(large - small, 1) / (3 * side**2)
+        costs[key] = max(small - per_pixel * side**2, 0.0), per_pixel
+    return costs[key]
 
 
 def _estimate_by_images(network: FrozenNetwork, shape: Shape, work: Work) -> int:
@@ -223,9 +239,12 @@ def _hashable(value: Any) -> object:
     return tuple((key, _hashable(part)) for key, part in value.items()) if isinstance(value, dict) else value
 
 
-def _peak_of(network: FrozenNetwork, shape: Shape, evaluate: Callable[..., object]) -> int:
-    """Peak bytes of ``evaluate(network, x, y, preprocess_x, preprocess_y)``."""
+def _peak_of(network: FrozenNetwork, shape: Shape, evaluate: Callable[..., object], by_node: bool = True) -> int:
+    """Peak bytes of ``evaluate(network, x, y, preprocess_x, preprocess_y)``; see `_pixel_costs`."""
     clone = _meta_copy(network)
+    if not by_node:
+        clone = copy.copy(clone)
+        clone.on_cpu = False
     dtype = next(clone.extractor.parameters()).dtype
     x, y = (torch.empty(shape, device="meta") for _ in range(2))
     data_range = (0.0, 1.0) if network.record.has_range else UNBOUNDED

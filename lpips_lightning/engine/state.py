@@ -48,7 +48,8 @@ class Engine:
 
     Attributes:
         meta_copy: Copy of the network on the ``meta`` device, used to estimate memory; None until first needed.
-        pixel_costs: Memory as ``(fixed bytes, bytes per pixel)``, by image side of the estimate and kind of work.
+        pixel_costs: Memory as ``(fixed bytes, bytes per pixel)``, by image side of the estimate, kind of work, and
+            whether the layer graph runs node by node.
         image_costs: Memory as ``(fixed bytes, bytes per image)``, by height and width and kind of work, of backbones
             that resize images.
         stream_costs: Bytes of streaming, by height, width and strip size.
@@ -59,7 +60,7 @@ class Engine:
     def __init__(self, graph: nn.Module) -> None:
         self._graph = graph  # not the network: the value of a weak dictionary must not hold its key
         self.meta_copy: FrozenNetwork | None = None
-        self.pixel_costs: dict[tuple[int, str], tuple[float, float]] = {}
+        self.pixel_costs: dict[tuple[int, str, bool], tuple[float, float]] = {}
         self.image_costs: dict[tuple[tuple[int, int], str], tuple[int, int]] = {}
         self.stream_costs: dict[tuple[int, int, int], int] = {}
         self.workspace_bytes: int | None = None

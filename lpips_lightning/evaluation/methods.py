@@ -102,7 +102,8 @@ def _lpips(name: str, net_type: str, variant: str) -> Method:
         net = _net(net_type, distance=variant)
         return Method(name, lambda reference, other: net(other, reference), None)
     if option not in _OPTIONS or not file:
-        choices = ", ".join(["baseline", "random", *DISTANCES, *(f"{choice}=FILE" for choice in _OPTIONS)])
+        distances = [distance for distance in DISTANCES if distance != "dists" or net_type == "vgg"]
+        choices = ", ".join(["baseline", "random", *distances, *(f"{choice}=FILE" for choice in _OPTIONS)])
         raise ValueError(f"method: expected {net_type} with one of {choices}, got {name!r}")
     if option == "calibration":
         return Method(name, _net(net_type, calibration=file), paper_row(net_type, "lin"))

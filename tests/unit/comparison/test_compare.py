@@ -190,6 +190,20 @@ def test_all_pairs_equal_pairwise_with_one_pass_per_image(run, net, tmp_path, wa
     assert lines[2].split("\t")[2:] == ["10", "11"]
 
 
+def test_all_pairs_have_both_orders_where_the_distance_has_a_reference(run, tmp_path):
+    net = LPIPS("embedded", distance="lpips_plus")
+    files = [write(tmp_path / f"all/{number}.png", noise(64, 72, 3) // number) for number in (1, 2, 3)]
+    images = {str(number): read_image(file)[None] for number, file in enumerate(files, 1)}
+    expected = {(a, b): float(net(images[a], images[b])) for a in images for b in images if a != b}
+    options = ["--distance", "lpips_plus", "--long", "--csv", tmp_path / "x.csv"]
+    code, lines, _ = run("--pairs", tmp_path / "all", *options)
+    assert code == 0 and lines[-2] == "n\t6"
+    assert float(lines[0].split("\t")[1]) == pytest.approx(sum(expected.values()) / 6, rel=1e-4)
+    found = {(a, b): float(distance) for a, b, distance in rows_of(tmp_path / "x.csv")[1:]}
+    assert found == {pair: pytest.approx(distance, rel=1e-4) for pair, distance in expected.items()}
+    assert found["1", "2"] != pytest.approx(found["2", "1"], rel=1e-4)
+
+
 def test_all_pairs_of_unequal_sizes_need_resize_and_are_then_those_of_two_images(run, folders):
     code, _, err = run("--pairs", folders[0])
     assert code == 2 and "2.png: expected the size of" in err and "(and 1 more file)" in err

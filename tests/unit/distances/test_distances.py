@@ -252,8 +252,26 @@ def test_every_pair_equals_forward_and_the_backbone_runs_once_per_image(net_of, 
     assert torch.equal(itself, itself.T) == (name != "lpips_plus")
 
 
-def test_pairs_of_gray_images_by_channel_are_averaged(net_of, pair):
-    net = net_of("style", gray="per_channel")
+@pytest.mark.parametrize("name", ["style", "2*mean_pool+0.5*style", SUM])
+def test_all_pairs_have_the_gradients_of_forward_in_any_grouping(net_of, pair, name):
+    net = net_of(name)
+    x, y = pair(3, 32, 32, torch.float64)
+    found, expected = x.clone().requires_grad_(), x.clone().requires_grad_()
+    matrix = net.pairwise(found, y, batch_size=1, memory_budget=1)  # a group for each image
+    singles = torch.stack([net(expected, one.expand_as(expected)) for one in y], 1)
+    assert torch.allclose(matrix, singles, rtol=1e-10, atol=0)
+    factors = torch.arange(9, dtype=torch.float64).view(3, 3)
+    (matrix * factors).sum().backward()
+    (singles * factors).sum().backward()
+    assert torch.allclose(found.grad, expected.grad, rtol=1e-9, atol=1e-12)
+    again = x.clone().requires_grad_()
+    net.pairwise(again).sum().backward()
+    assert again.grad.isfinite().all() and again.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["style", SUM])
+def test_pairs_of_gray_images_by_channel_are_averaged(net_of, pair, name):
+    net = net_of(name, gray="per_channel")
     x, y = (images[:, :2] for images in pair(2, 32, 32))
     expected = torch.stack([torch.cat([net(a[None], b[None]) for b in y]) for a in x])
     assert torch.allclose(net.pairwise(x, y), expected, rtol=1e-4)
@@ -335,6 +353,7 @@ def test_fingerprints_begin_with_the_distance(net_of, name):
     [
         ("embedded", {"distance": "cosine"}, "distance: expected one of 'lpips', .*'dists', or a sum .*got 'cosine'"),
         ("embedded", {"distance": "lpips+"}, "distance: expected one of "),
+        ("embedded", {"distance": "٣*style"}, "distance: expected one of "),
         ("embedded", {"distance": ""}, "distance: expected one of "),
         ("embedded", {"distance": "lpips+-1*style"}, "distance: expected one of "),
         ("embedded", {"distance": {}}, "distance: expected one of "),
@@ -433,7 +452,7 @@ def test_methods_take_the_reference_first(pair):
     x, y = pair(1, 48, 40)
     found = parse_method("embedded:lpips_plus").distance(x, y)
     assert torch.equal(found, LPIPS("embedded", distance="lpips_plus")(y, x))
-    with pytest.raises(ValueError, match="method: expected embedded with one of baseline, random, lpips, lpips_plus, "):
+    with pytest.raises(ValueError, match="method: expected embedded with one of .*mean_pool, style, calibration=FILE"):
         parse_method("embedded:cosine")
 
 

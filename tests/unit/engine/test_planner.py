@@ -17,7 +17,7 @@ from torch import nn
 from lpips_lightning import LPIPS
 from lpips_lightning.backbones.custom import from_module
 from lpips_lightning.engine.constants import STRIP_BYTES
-from lpips_lightning.engine.memory import estimate, estimate_stream, peak_bytes
+from lpips_lightning.engine.memory import _LiveBytes, estimate, estimate_stream, peak_bytes
 from lpips_lightning.engine.planner import plan
 from lpips_lightning.engine.streaming import stream
 from lpips_lightning.engine.tiling import tiled_gradient
@@ -64,6 +64,27 @@ def test_an_estimate_copies_no_weights_and_changes_none(networks):
     estimate(network, (1, 3, 600, 600), "gradient")
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert all(tensor.device.type == "cpu" for tensor in network.state_dict().values())
+
+
+class _Counted(_LiveBytes):
+    """Bytes of the tensors that a call really allocates, on any device."""
+
+    def _run(self, func, args, kwargs):
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("distance", ["style", "lpips_plus", "mean_pool"])
+def test_an_estimate_of_other_distances_holds_where_autograd_runs_the_backbone(distance, gradient):
+    net = LPIPS("embedded-vgg", distance=distance)
+    x, y = torch.rand(2, 1, 3, 224, 224)
+    x.requires_grad_(gradient)
+    with torch.set_grad_enabled(gradient), _Counted([x, y]) as counted:
+        total = net(x, y, data_range=(0, 1)).sum()
+        if gradient:
+            total.backward()
+    found = estimate(frozen_network(net), (1, 3, 224, 224), "gradient" if gradient else "forward")
+    assert 0.6 < counted.peak / found < 1.02
 
 
 @pytest.mark.parametrize("work", ["forward", "gradient", "tile"])

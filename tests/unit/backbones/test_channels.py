@@ -11,6 +11,7 @@ import torch
 from frozen_networks import frozen_network
 from references import relative_difference, relative_distance
 from torch import nn
+from torchmetrics.wrappers import FeatureShare
 
 from lpips_lightning import LPIPS, LearnedPerceptualImagePatchSimilarity, LPIPSDiversity, PerceptualLoss
 from lpips_lightning.backbones.custom import from_module, from_torchvision
@@ -188,11 +189,35 @@ def test_the_fingerprint_names_channels_and_range():
     ranged, free = net_of(4, has_range=True), net_of(4)
     assert "4 input channels" in free.fingerprint
     assert ranged.specification.layout != free.specification.layout
+    assert ranged.fingerprint != free.fingerprint
     assert "input channel" not in LPIPS("embedded").fingerprint
     same = from_module(module_of(3), ["1"], name="net")
     spelled = from_module(module_of(3), ["1"], name="net", mean=(0.5,) * 3, std=(0.5,) * 3, input_channels=3)
     layouts = [LPIPS(one, calibrated=False).specification for one in (same, spelled)]
     assert layouts[0] == layouts[1]
+
+
+def test_fingerprints_differ_by_mean_and_std():
+    scalings = [{}, {"mean": [0.1] * 4}, {"std": [0.1] * 4}, {"mean": [0.9] * 4, "std": [0.1] * 4}]
+    made = [from_module(module_of(4), ["1", "4"], input_channels=4, **scaling) for scaling in scalings]
+    lines = [LPIPS(backbone, calibrated=False).fingerprint for backbone in made]
+    assert len(set(lines)) == 4 and all(", settings sha256:" in line for line in lines)
+    assert LPIPS(made[0], calibrated=False).fingerprint == lines[0]
+
+
+def test_metrics_of_other_means_do_not_share_distances():
+    backbones = [from_module(module_of(4), ["1", "4"], mean=[mean] * 4) for mean in (0.1, 0.9)]
+    metrics = {
+        str(index): LearnedPerceptualImagePatchSimilarity(backbone, calibrated=False)
+        for index, backbone in enumerate(backbones)
+    }
+    x, y = (part.clamp(-1, 1) for part in pair_of(4))
+    expected = [metric.net(x, y).mean() for metric in metrics.values()]
+    with pytest.warns(UserWarning, match="network to share between the metrics is not the same"):
+        share = FeatureShare(metrics)
+    found = share(x, y)
+    assert expected[0] != expected[1]
+    assert torch.allclose(torch.stack([found["0"], found["1"]]), torch.stack(expected))
 
 
 def test_copies_and_pickles_keep_them():

@@ -149,7 +149,7 @@ def test_the_estimate_of_attention_is_that_of_the_fused_one():
     assert large_side < 20 * small_side  # 16 times the tokens, 256 times the pairs of tokens
 
 
-def test_what_weights_do_not_tell_apart_the_specification_does():
+def test_what_weights_do_not_tell_apart_specification_and_fingerprint_do():
     backbones = [
         small(),
         small(num_heads=3),
@@ -163,7 +163,7 @@ def test_what_weights_do_not_tell_apart_the_specification_does():
     nets = [network(backbone, weights=weights) for backbone in backbones]
     assert len({net.specification for net in nets}) == len(nets)
     assert len({net.specification.backbone_sha256 for net in nets}) == 1
-    assert len({net.source for net in nets}) == len(nets)
+    assert len({net.source for net in nets}) == len({net.fingerprint for net in nets}) == len(nets)
     two, three = (
         from_module(VisionTransformer(32, 8, 1, heads, 24, 48), ["encoder.layers.encoder_layer_0"], tokens=True)
         for heads in (2, 3)

@@ -87,6 +87,9 @@ class Backbone:
         """Whether the default weights are available without a download."""
         return self.default_weights is not None or any(place.is_file() for place in backbone_places(self.builder))
 
+    def __hash__(self) -> int:  # that of all fields fails: feature layers are a dict
+        return hash((self.name, self.builder, self.channels, self.shift, self.scale))
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Entries of the table keep their identity in copies and in other processes.
         return (get_backbone, (self.name,)) if BACKBONES.get(self.name) is self else super().__reduce_ex__(protocol)

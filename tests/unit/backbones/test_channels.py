@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import warnings
 
@@ -254,6 +255,13 @@ def test_what_does_not_fit_is_refused(call, error, message):
         call(net_of(4), pair_of(4)[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_integers_are_no_way_into_a_network_without_a_range(dtype):
+    x = torch.ones(1, 4, 16, 16).to(dtype)
+    with pytest.raises(TypeError, match=f"got {dtype}; convert with .float\\(\\)$"):
+        net_of(4)(x, x)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -261,6 +269,10 @@ def test_what_does_not_fit_is_refused(call, error, message):
         ({"input_channels": 0}, "input_channels: expected a positive number of channels, or None, got 0"),
         ({"input_channels": 4, "mean": [0.5]}, "mean: expected 4 numbers, one for each input channel"),
         ({"input_channels": 4, "std": [1, 1, 1, 0]}, "std: expected positive numbers"),
+        ({"input_channels": 4, "std": [1, 1, 1, math.inf]}, "std: expected 4 numbers, .* all finite, got .*inf"),
+        ({"input_channels": 4, "mean": [math.nan] * 4}, "mean: expected 4 numbers, .* all finite, got .*nan"),
+        ({"input_channels": 1, "mean": 0.5}, "mean: expected a sequence of one finite number, got 0.5"),
+        ({"mean": 0.5}, "mean: expected 3 numbers, one for each input channel, all finite, got 0.5"),
         ({"input_channels": 4, "has_range": None}, "has_range: expected True or False, got None"),
         ({"input_channels": 4, "first_conv": "sum"}, "first_conv: expected one of"),
         ({"input_channels": 4, "first_conv": "repeat"}, "first_conv: expected a first convolution of 3 channels"),

@@ -187,5 +187,8 @@ def get_backbone(net_type: str | Backbone) -> Backbone:
     if isinstance(net_type, Backbone):
         return net_type
     if not isinstance(net_type, str) or net_type not in BACKBONES:
-        raise ValueError(f"net_type: expected one of {', '.join(map(repr, BACKBONES))}, got {net_type!r}")
+        raise ValueError(
+            f"net_type: expected one of {', '.join(map(repr, BACKBONES))}, or a backbone of from_timm, from_torchvision"
+            f" or from_module, got {net_type!r}"
+        )
     return BACKBONES[net_type]

@@ -111,10 +111,14 @@ def tokens_of(model: nn.Module) -> Tokens:
     patch = getattr(embedding, "patch_size", None)
     if patch is None:
         raise ValueError(
-            f"tokens: expected Tokens(patch, prefix) for a {type(model).__name__}, which does not say its own, got True"
+            f"tokens: expected Tokens(patch, prefix) for a {type(model).__name__}, which does not say its own"
         )
     fixed = getattr(embedding, "strict_img_size", True)
-    return Tokens(tuple(patch), prefix, tuple(embedding.img_size) if fixed and embedding.img_size else None)
+    return Tokens(
+        patch if isinstance(patch, int) else tuple(patch),
+        prefix,
+        tuple(embedding.img_size) if fixed and embedding.img_size else None,
+    )
 
 
 class TokenMaps(FeatureModule):

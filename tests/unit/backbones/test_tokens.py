@@ -426,6 +426,12 @@ def test_the_number_is_the_mean_over_tokens_channels_and_layers_of_unit_tokens(p
     ("make", "message"),
     [
         (lambda: from_timm("vit_tiny_patch16_225", [0]), "name: expected a model of timm.*did you mean one of"),
+        (lambda: from_timm("dino_vits16", [0]), r"name: expected a model of timm.*timm.list_pretrained\('\*dino\*'\)"),
+        (
+            lambda: from_timm("vit_small_patch16_224.dion", [0]),
+            r"name: expected a tag of weights that timm knows, such as in \[.*'vit_small_patch16_224.dino'",
+        ),
+        (lambda: from_timm(VIT, 11), "feature_layers: expected numbers or names of layers of .* in a list, got 11"),
         (lambda: small((2,)), "numbers from 0 to 1 for 'vit_tiny"),
         (lambda: small((1, 0)), "layers in their order"),
         (lambda: small((1, -1)), "every layer once"),
@@ -458,3 +464,10 @@ def test_without_timm_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "lpips_lightning\[timm\]"'):
         small()
+
+
+def test_a_patch_may_be_one_number():
+    net = network(from_timm("xcit_nano_12_p16_224", [0, -1], depth=2))
+    x, y = torch.rand(2, 1, 3, 40, 24)
+    assert "patch 16x16" in net.fingerprint
+    assert net(x, y, data_range=(0, 1)) > 0

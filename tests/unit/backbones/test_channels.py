@@ -255,6 +255,20 @@ def test_what_does_not_fit_is_refused(call, error, message):
         call(net_of(4), pair_of(4)[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_values_of_any_floating_dtype_are_measured_and_checked(dtype):
+    net, (x, y) = net_of(4), (part.to(dtype) for part in pair_of(4))
+    expected = net(x.float(), y.float())
+    assert torch.allclose(net(x, y).float(), expected, rtol=1e-6)
+    metric = LearnedPerceptualImagePatchSimilarity(net)
+    assert torch.allclose(metric(x, y).float(), expected.mean(), rtol=1e-6)
+    loss = PerceptualLoss(net, data_range=None)(x.requires_grad_(), y)
+    loss.backward()
+    assert torch.allclose(loss.float(), expected.mean(), rtol=1e-5) and bool(x.grad.isfinite().all())
+    with pytest.raises(RangeError, match="y: expected finite values, got infinity"):
+        net(x, y * torch.finfo(dtype).max * 2)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
 def test_integers_are_no_way_into_a_network_without_a_range(dtype):
     x = torch.ones(1, 4, 16, 16).to(dtype)

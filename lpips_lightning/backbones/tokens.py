@@ -156,6 +156,9 @@ class TokenMaps(FeatureModule):
 
     @override
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        if not images.shape[0]:  # models fail, since they reshape with -1
+            one = torch.cat((images, images.new_zeros(1, *images.shape[1:])))
+            return {layer: features[:0] for layer, features in self(one).items()}
         images = _resized(images, self.tokens.fitting(images.shape[-2], images.shape[-1]))
         if self.indices is None:
             found = hooked_features(self.model, self.nodes, images)

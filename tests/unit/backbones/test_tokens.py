@@ -471,3 +471,11 @@ def test_a_patch_may_be_one_number():
     x, y = torch.rand(2, 1, 3, 40, 24)
     assert "patch 16x16" in net.fingerprint
     assert net(x, y, data_range=(0, 1)) > 0
+
+
+def test_an_empty_batch_gives_no_distances():
+    net, images = network(), torch.rand(0, 3, 20, 12, requires_grad=True)
+    assert net(images, images.detach(), data_range=(0, 1)).shape == (0,)
+    assert net(images, images.detach(), data_range=(0, 1), spatial=True).shape == (0, 1, 20, 12)
+    net(images, images.detach(), data_range=(0, 1)).sum().backward()
+    assert images.grad.shape == images.shape

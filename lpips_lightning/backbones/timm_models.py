@@ -58,8 +58,8 @@ def from_timm(
             timm or, where timm converts it, of the authors (DINO, DINOv2, DINOv3, CLIP), or ``"random"``; without it,
             ``timm/NAME.safetensors`` or ``.pth`` is looked for in the folder ``$LPIPS_LIGHTNING_WEIGHTS``.
         norm: Apply the last normalization of a transformer to every layer, as DINO's ``get_intermediate_layers`` does.
-        mean: Input mean per channel, for images in [0, 1]; None for that of the weights.
-        std: Input standard deviation per channel, for images in [0, 1]; None for that of the weights.
+        mean: Input mean per channel, for images in [0, 1]; None for that of the weights, or 0.5 with ``in_chans``.
+        std: Input standard deviation per channel, for images in [0, 1]; None as for `mean`.
         smallest_side: Minimum image side in pixels; None for the patch, or determines it.
         tokens: How the model makes tokens; None to ask the model.
         model_options: Passed on to ``timm.create_model``, for example ``img_size=512``; or ``in_chans=4``, for which

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from lpips_lightning.backbones.definition import Backbone
+from lpips_lightning.backbones.definition import Backbone, get_backbone
 from lpips_lightning.backbones.extractor import FeatureModule, hooked_features
 
 
@@ -229,11 +229,11 @@ class TokensBuilder:
         return TokenMaps(self.build(), dict(self.nodes), self.tokens)
 
 
-def mean_calibration(backbone: Backbone, *, over_channels: bool = False) -> dict[str, Tensor]:
+def mean_calibration(backbone: str | Backbone, *, over_channels: bool = False) -> dict[str, Tensor]:
     """A calibration of equal weights that makes the distance the mean over layers, where LPIPS has their sum.
 
     Args:
-        backbone: The backbone.
+        backbone: The backbone, or its name.
         over_channels: Also the mean over channels, where LPIPS has their sum: the scale of the package
             ``dino-perceptual``, which counts the class token as one more position (its ``perceptual.py``).
 
@@ -241,11 +241,11 @@ def mean_calibration(backbone: Backbone, *, over_channels: bool = False) -> dict
         Shape ``(C,)`` by layer name, for the `calibration` argument.
 
     Example:
-        >>> from lpips_lightning.backbones.definition import get_backbone
-        >>> weights = mean_calibration(get_backbone("alex"))
+        >>> weights = mean_calibration("alex")
         >>> weights["relu5"].shape, round(float(weights["relu5"][0]), 3)
         (torch.Size([256]), 0.2)
     """
+    backbone = get_backbone(backbone)
     layers = len(backbone.channels)
     return {
         layer: torch.full((channels,), 1 / (layers * channels if over_channels else layers))

@@ -124,7 +124,8 @@ def test_maps_masks_layers_features_and_all_pairs_agree(pair):
     left[..., :8] = 1
     by_hand = net.frozen_network().distance.maps(net.encode(x).layers, net.encode(y).layers, None)
     torch.testing.assert_close(net(x, y, mask=left), sum(m[..., 0].mean((1, 2)) for m in by_hand.values()))
-    with pytest.raises(ValueError, match="erode: the receptive fields of this backbone are unknown"):
+    message = "erode: the receptive fields of this backbone are unknown: expected convolutions, got VisionTransformer"
+    with pytest.raises(ValueError, match=message):
         net(x, y, mask=left, erode=True)
 
 

@@ -190,7 +190,9 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
         """One line to cite: everything that determines the distance, except the images' data range.
 
         A calibration of your own is called ``custom``, with the name of its file. The hashes are the first 12 digits of
-        `tensors_sha256`; ``lpips-lightning weights list`` shows those of the packaged weights.
+        `tensors_sha256`; ``lpips-lightning weights list`` shows those of the packaged weights. Of custom
+        backbones, ``settings`` is a hash of structure and input scaling, which the weights do not determine; another
+        version of PyTorch or timm may change it.
         """
         from lpips_lightning import __version__
 
@@ -198,10 +200,12 @@ class LPIPS(SharedNetworkModule, PerceptualDistance):
         is_custom = found.layout and found.distance != "dists"
         feature_layers = f" [{' '.join(self._record.feature_layers)}]" if is_custom else ""
         backbone = f"backbone {found.backbone} sha256:{found.backbone_sha256[:12]}"
+        settings = f"settings sha256:{found.layout[:12]}" if is_custom else ""
         parts = [
             f"{self._distance.title} {found.net_type}{feature_layers} v{found.version}",
             self._calibration_label(),
             backbone,
+            settings,
             self._record.description,
             str(self.images),
             self._convention_label(),

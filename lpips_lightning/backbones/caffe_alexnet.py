@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lpips_lightning.backbones.custom import measured_backbone
+from lpips_lightning.backbones.custom import channel_scaling, measured_backbone
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.backbones.lab import RgbToLab, rgb_to_lab
 
@@ -239,7 +239,8 @@ def caffe_backbone(
         mean, std = ([value / 255 for value in net.settings[name]] for name in ("mean", "std"))
     else:
         mean, std = [0.0] * 3, [1.0] * 3
-    return measured_backbone(NET_TYPE, "", nodes, build, default_weights, (mean, std), smallest_side)
+    scaling = channel_scaling(mean, std, 3, True)
+    return measured_backbone(NET_TYPE, "", nodes, build, default_weights, scaling, smallest_side)
 
 
 def settings_of(backbone: Backbone) -> dict[str, Any] | None:

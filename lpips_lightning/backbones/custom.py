@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
@@ -185,7 +186,7 @@ def measured_backbone(
     feature_layers: Sequence[str] | Mapping[str, str],
     build: Callable[[], nn.Module],
     default_weights: Callable[[], Mapping[str, Tensor]] | None,
-    scaling: tuple[Sequence[float], Sequence[float]],
+    scaling: tuple[tuple[float, ...], tuple[float, ...]],
     smallest_side: int | None,
     has_range: bool = True,
     repeated_conv: str = "",
@@ -218,10 +219,7 @@ def measured_backbone(
         if isinstance(feature_layers, Mapping)
         else {feature_map: feature_map for feature_map in feature_layers}
     )
-    mean, std = (tuple(map(float, values)) for values in scaling)
-    if min(std) <= 0:
-        raise ValueError(f"std: expected positive numbers, got {std}")
-    shift, scale = mean, std
+    shift, scale = mean, std = scaling
     if has_range:  # of images in [0, 1] -> in [-1, 1]
         shift, scale = tuple(2 * value - 1 for value in mean), tuple(2 * value for value in std)
     build = build if tokens is None else TokensBuilder(build, tuple(by_layer.items()), tokens)
@@ -256,7 +254,7 @@ def _channels(input_channels: int | None, mean: Sequence[float] | None, std: Seq
     """Number of input channels, as it was said."""
     if input_channels is None:
         given = mean if mean is not None else std
-        return 3 if given is None else len(given)
+        return len(given) if isinstance(given, Sized) else 3
     if type(input_channels) is not int or input_channels < 1:
         raise ValueError(f"input_channels: expected a positive number of channels, or None, got {input_channels!r}")
     return input_channels
@@ -268,7 +266,7 @@ def channel_scaling(
     channels: int,
     has_range: bool,
     usual: tuple[Sequence[float], Sequence[float]] | None = None,
-) -> tuple[Sequence[float], Sequence[float]]:
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of every channel.
 
     Args:
@@ -282,18 +280,30 @@ def channel_scaling(
         Both, with `channels` numbers each.
 
     Raises:
-        ValueError: If the numbers of channels do not fit.
+        ValueError: If the numbers of channels do not fit, a number is not finite, or a standard deviation not positive.
     """
     if not isinstance(has_range, bool):
         raise ValueError(f"has_range: expected True or False, got {has_range!r}")
     if usual is None:
         usual = ([0.5] * channels, [0.5] * channels) if has_range else ([0.0] * channels, [1.0] * channels)
     found = (usual[0] if mean is None else mean, usual[1] if std is None else std)
-    for values, what in zip(found, ("mean", "std"), strict=True):
-        if len(values) != channels:
-            numbers = "a number" if channels == 1 else f"{channels} numbers"
-            raise ValueError(f"{what}: expected {numbers}, one for each input channel, got {values!r}")
-    return found
+    mean, std = (_numbers(values, what, channels) for values, what in zip(found, ("mean", "std"), strict=True))
+    if min(std) <= 0:
+        raise ValueError(f"std: expected positive numbers, got {std}")
+    return mean, std
+
+
+def _numbers(values: Sequence[float], what: str, channels: int) -> tuple[float, ...]:
+    """A finite number for every channel."""
+    try:
+        numbers = tuple(map(float, values))
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != channels or not all(map(math.isfinite, numbers)):
+        expected = f"{channels} numbers, one for each input channel, all finite"
+        expected = "a sequence of one finite number" if channels == 1 else expected
+        raise ValueError(f"{what}: expected {expected}, got {values!r}")
+    return numbers
 
 
 def _with_channels(build: _Build, channels: int, first_conv: FirstConv) -> tuple[_Build, str]:

@@ -87,6 +87,9 @@ class Backbone:
         """Whether the default weights are available without a download."""
         return self.default_weights is not None or any(place.is_file() for place in backbone_places(self.builder))
 
+    def __hash__(self) -> int:  # that of all fields fails: feature layers are a dict
+        return hash((self.name, self.builder, self.channels, self.shift, self.scale))
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Entries of the table keep their identity in copies and in other processes.
         return (get_backbone, (self.name,)) if BACKBONES.get(self.name) is self else super().__reduce_ex__(protocol)
@@ -184,5 +187,8 @@ def get_backbone(net_type: str | Backbone) -> Backbone:
     if isinstance(net_type, Backbone):
         return net_type
     if not isinstance(net_type, str) or net_type not in BACKBONES:
-        raise ValueError(f"net_type: expected one of {', '.join(map(repr, BACKBONES))}, got {net_type!r}")
+        raise ValueError(
+            f"net_type: expected one of {', '.join(map(repr, BACKBONES))}, or a backbone of from_timm, from_torchvision"
+            f" or from_module, got {net_type!r}"
+        )
     return BACKBONES[net_type]

@@ -58,8 +58,8 @@ def from_timm(
             timm or, where timm converts it, of the authors (DINO, DINOv2, DINOv3, CLIP), or ``"random"``; without it,
             ``timm/NAME.safetensors`` or ``.pth`` is looked for in the folder ``$LPIPS_LIGHTNING_WEIGHTS``.
         norm: Apply the last normalization of a transformer to every layer, as DINO's ``get_intermediate_layers`` does.
-        mean: Input mean per channel, for images in [0, 1]; None for that of the weights.
-        std: Input standard deviation per channel, for images in [0, 1]; None for that of the weights.
+        mean: Input mean per channel, for images in [0, 1]; None for that of the weights, or 0.5 with ``in_chans``.
+        std: Input standard deviation per channel, for images in [0, 1]; None as for `mean`.
         smallest_side: Minimum image side in pixels; None for the patch, or determines it.
         tokens: How the model makes tokens; None to ask the model.
         model_options: Passed on to ``timm.create_model``, for example ``img_size=512``; or ``in_chans=4``, for which
@@ -191,6 +191,13 @@ def _created(name: str, options: dict[str, Any]) -> Any:
         except TypeError as error:
             if "dynamic_img_size" not in str(error):
                 raise
+        except RuntimeError as error:
+            if "Invalid pretrained tag" not in str(error):
+                raise
+            known = _timm().list_pretrained(f"{name.partition('.')[0]}.*")
+            raise ValueError(
+                f"name: expected a tag of weights that timm knows, such as in {known}, got {name!r}"
+            ) from error
         return create(name, **{key: value for key, value in options.items() if key != "dynamic_img_size"})
 
 
@@ -213,8 +220,10 @@ def _layers(
     model: Any, name: str, feature_layers: Sequence[int | str] | Mapping[str, int | str]
 ) -> tuple[dict[str, str], tuple[int, ...] | None]:
     """Submodule by layer name, and their indices as timm counts; None for submodules that it does not count."""
-    if isinstance(feature_layers, str) or not feature_layers:
-        raise ValueError(f"feature_layers: expected numbers or names of layers of {name!r}, got {feature_layers!r}")
+    if isinstance(feature_layers, str) or not isinstance(feature_layers, Sequence | Mapping) or not feature_layers:
+        raise ValueError(
+            f"feature_layers: expected numbers or names of layers of {name!r} in a list, got {feature_layers!r}"
+        )
     info = getattr(model, "feature_info", [])
     counted = [entry["module"] for entry in getattr(info, "info", info)]
     named = isinstance(feature_layers, Mapping)
@@ -247,10 +256,9 @@ def _check_known(name: str) -> None:
     timm = _timm()
     if ":" in name or timm.is_model(name):  # of a hub or a folder
         return
-    near = get_close_matches(name.partition(".")[0], timm.list_models(), n=3, cutoff=0.5)
-    raise ValueError(
-        f"name: expected a model of timm, got {name!r}" + (f"; did you mean one of {near}?" if near else "")
-    )
+    near = get_close_matches(name.partition(".")[0], timm.list_models(), n=3, cutoff=0.6)
+    hint = f"did you mean one of {near}?" if near else "timm.list_pretrained('*dino*') lists those of DINO"
+    raise ValueError(f"name: expected a model of timm, got {name!r}; {hint}")
 
 
 def _gives_maps(model: Any) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from lpips_lightning.backbones.definition import Backbone
+from lpips_lightning.backbones.definition import Backbone, get_backbone
 from lpips_lightning.backbones.extractor import FeatureModule, hooked_features
 
 
@@ -111,10 +111,14 @@ def tokens_of(model: nn.Module) -> Tokens:
     patch = getattr(embedding, "patch_size", None)
     if patch is None:
         raise ValueError(
-            f"tokens: expected Tokens(patch, prefix) for a {type(model).__name__}, which does not say its own, got True"
+            f"tokens: expected Tokens(patch, prefix) for a {type(model).__name__}, which does not say its own"
         )
     fixed = getattr(embedding, "strict_img_size", True)
-    return Tokens(tuple(patch), prefix, tuple(embedding.img_size) if fixed and embedding.img_size else None)
+    return Tokens(
+        patch if isinstance(patch, int) else tuple(patch),
+        prefix,
+        tuple(embedding.img_size) if fixed and embedding.img_size else None,
+    )
 
 
 class TokenMaps(FeatureModule):
@@ -152,6 +156,9 @@ class TokenMaps(FeatureModule):
 
     @override
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        if not images.shape[0]:  # models fail, since they reshape with -1
+            one = torch.cat((images, images.new_zeros(1, *images.shape[1:])))
+            return {layer: features[:0] for layer, features in self(one).items()}
         images = _resized(images, self.tokens.fitting(images.shape[-2], images.shape[-1]))
         if self.indices is None:
             found = hooked_features(self.model, self.nodes, images)
@@ -222,11 +229,11 @@ class TokensBuilder:
         return TokenMaps(self.build(), dict(self.nodes), self.tokens)
 
 
-def mean_calibration(backbone: Backbone, *, over_channels: bool = False) -> dict[str, Tensor]:
+def mean_calibration(backbone: str | Backbone, *, over_channels: bool = False) -> dict[str, Tensor]:
     """A calibration of equal weights that makes the distance the mean over layers, where LPIPS has their sum.
 
     Args:
-        backbone: The backbone.
+        backbone: The backbone, or its name.
         over_channels: Also the mean over channels, where LPIPS has their sum: the scale of the package
             ``dino-perceptual``, which counts the class token as one more position (its ``perceptual.py``).
 
@@ -234,11 +241,11 @@ def mean_calibration(backbone: Backbone, *, over_channels: bool = False) -> dict
         Shape ``(C,)`` by layer name, for the `calibration` argument.
 
     Example:
-        >>> from lpips_lightning.backbones.definition import get_backbone
-        >>> weights = mean_calibration(get_backbone("alex"))
+        >>> weights = mean_calibration("alex")
         >>> weights["relu5"].shape, round(float(weights["relu5"][0]), 3)
         (torch.Size([256]), 0.2)
     """
+    backbone = get_backbone(backbone)
     layers = len(backbone.channels)
     return {
         layer: torch.full((channels,), 1 / (layers * channels if over_channels else layers))

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from lpips_lightning.backbones.dists_vgg import ImageNetNormalization
+from lpips_lightning.backbones.extractor import FeatureModule
 from lpips_lightning.backbones.lab import RgbToLab
 from lpips_lightning.engine.windows import Axis, Window, window_of
 
@@ -161,6 +162,9 @@ def build_layer_graph(backbone: nn.Module) -> LayerGraph:
     Raises:
         ValueError: If the backbone was not traced or contains an unsupported operation.
     """
+    if isinstance(backbone, FeatureModule):
+        model = type(backbone.feature_nodes()).__name__
+        raise ValueError(f"expected convolutions, got {model}, whose tokens depend on the whole image")
     if not isinstance(backbone, fx.GraphModule):
         raise ValueError(f"expected a backbone that torch.fx can trace, got {type(backbone).__name__}")
     return _GraphBuilder(backbone).layer_graph()

@@ -174,4 +174,6 @@ _cached = lru_cache(maxsize=4, typed=True)(LPIPS)  # typed: 1 must not hit the e
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _load_for_compile(net_type: str | Backbone, **given: Any) -> str:
     with without_modes():
-        return publish(f"function {net_type!r} {given}", _cached(net_type, **given))
+        found = _cached(net_type, **given)
+    # Modules of one structure have one `repr`, whatever their weights: the specification tells their backbones apart.
+    return publish(f"function {net_type!r} {given} {found.specification}", found)

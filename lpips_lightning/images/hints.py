@@ -35,7 +35,7 @@ class Hints:
     small: str = "enlarge both images alike with resize="
     unequal: str = "crop or resize one to the other, or both with resize=(H, W)"
     unequal_batch: str = "repeat images with .expand to compare one with many"
-    integers: str = "convert with .float() and say data_range=, or with .to(torch.uint8)"
+    integers: str = "convert with .float() and say data_range=, or values on [0, 255] with .to(torch.uint8)"
     bytes_range: str = "pass data_range=255 or uint8 images, or divide by 255"
     signed_range: str = "pass data_range=(-1, 1)"
     unit_range: str = "say data_range=(0, 1)"
@@ -83,7 +83,7 @@ BARE = Hints(
     alpha="drop the alpha channel with [..., :3, :, :], or blend the colors over a background first",
     small="enlarge both images alike with torch.nn.functional.interpolate",
     unequal="crop or resize one to the other",
-    integers="convert with .float() / 127.5 - 1, or with .to(torch.uint8)",
+    integers="convert values on [0, 255] with .float() / 127.5 - 1, or with .to(torch.uint8)",
     bytes_range="convert with images / 127.5 - 1, or pass uint8 images",
     signed_range="they are on [-1, 1] already",
     unit_range="convert with 2 * images - 1",

@@ -144,12 +144,8 @@ class ImagePolicy:
             TypeError: If `images` is not a dense tensor of floats or uint8.
             ValueError: If the shape is not accepted, or a side is too small.
         """
-        _check_type(images, name, self.hints, self.channels)
-        if not self.has_range and images.dtype == torch.uint8:
-            raise TypeError(
-                f"{name}: expected floating-point values for net_type {net_type!r}, whose input has no range, got"
-                " uint8; convert with .float()"
-            )
+        check_dense(images, name, f"a tensor (N, {self.channels}, H, W)")
+        self._check_dtype(images.dtype, name, net_type)
         shape = static_sizes(images.shape)
         if len(shape) not in ((4, 5) if self.videos else (4,)):
             way_out = f"; add the batch dimension with {self._layout_hint(shape)}" if len(shape) in (2, 3) else ""
@@ -235,6 +231,17 @@ class ImagePolicy:
         """The part of the shape in which two batches must agree."""
         *lead, channels, height, width = static_sizes(images.shape)
         return (*lead, channels if self.gray == "per_channel" else 3, *((height, width) if not self.resize else ()))
+
+    def _check_dtype(self, dtype: torch.dtype, name: str, net_type: str) -> None:
+        if not self.has_range and not dtype.is_floating_point:
+            raise TypeError(
+                f"{name}: expected floating-point values for net_type {net_type!r}, whose input has no range, got"
+                f" {dtype}; convert with .float()"
+            )
+        if dtype not in _DTYPES:
+            raise TypeError(
+                f"{name}: expected floating-point values, or uint8 on [0, 255], got {dtype}; {self.hints.integers}"
+            )
 
     def _check_channels(self, shape: tuple[int, ...], name: str) -> None:
         channels = shape[-3]
@@ -386,11 +393,3 @@ def check_dense(given: object, name: str, expected: str, images: bool = True) ->
         layout = "nested" if given.is_nested else given.layout
         raise TypeError(f"{name}: expected a dense tensor, got layout {layout}, dtype {given.dtype}")
     return given
-
-
-def _check_type(images: Tensor, name: str, hints: Hints, channels: int) -> None:
-    check_dense(images, name, f"a tensor (N, {channels}, H, W)")
-    if images.dtype not in _DTYPES:
-        raise TypeError(
-            f"{name}: expected floating-point values, or uint8 on [0, 255], got {images.dtype}; {hints.integers}"
-        )

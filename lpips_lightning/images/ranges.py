@@ -206,9 +206,7 @@ class RangeChecker:
             known.margin = _FAR * (data_range[1] - data_range[0])
             extremes = _quartiles(images.detach())
         elif data_range == UNBOUNDED:
-            extremes = torch.stack(torch.aminmax(images.detach()))
-            # Finite values stay finite in float32.
-            extremes = torch.where(extremes.isfinite(), extremes.clamp(-_LARGEST, _LARGEST), extremes).float()
+            extremes = _finite_in_float32(torch.stack(torch.aminmax(images.detach())))
         else:
             rounding = max(OVERSHOOT, torch.finfo(images.dtype).eps) * max(map(abs, data_range))
             known.margin = max(known.margin, rounding)
@@ -376,6 +374,13 @@ def _is_number(value: object) -> bool:
 
 def _on_host(images: Tensor) -> bool:
     return images.device.type == "cpu"
+
+
+def _finite_in_float32(values: Tensor) -> Tensor:
+    """Values in float32, where finite ones stay finite; only those of float64 may be too large."""
+    if values.dtype == torch.float64:
+        values = torch.where(values.isfinite(), values.clamp(-_LARGEST, _LARGEST), values)
+    return values.float()
 
 
 def _quartiles(images: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import warnings
 
@@ -13,6 +14,7 @@ from jsonargparse import ArgumentParser
 from pytorch_lightning import Callback
 from references import relative_difference, relative_distance
 from torch import nn
+from torchmetrics.wrappers import FeatureShare
 
 from lpips_lightning import LPIPS, LearnedPerceptualImagePatchSimilarity, LPIPSDiversity, PerceptualLoss
 from lpips_lightning.backbones.custom import from_module, from_torchvision
@@ -191,11 +193,35 @@ def test_the_fingerprint_names_channels_and_range():
     ranged, free = net_of(4, has_range=True), net_of(4)
     assert "4 input channels" in free.fingerprint
     assert ranged.specification.layout != free.specification.layout
+    assert ranged.fingerprint != free.fingerprint
     assert "input channel" not in LPIPS("embedded").fingerprint
     same = from_module(module_of(3), ["1"], name="net")
     spelled = from_module(module_of(3), ["1"], name="net", mean=(0.5,) * 3, std=(0.5,) * 3, input_channels=3)
     layouts = [LPIPS(one, calibrated=False).specification for one in (same, spelled)]
     assert layouts[0] == layouts[1]
+
+
+def test_fingerprints_differ_by_mean_and_std():
+    scalings = [{}, {"mean": [0.1] * 4}, {"std": [0.1] * 4}, {"mean": [0.9] * 4, "std": [0.1] * 4}]
+    made = [from_module(module_of(4), ["1", "4"], input_channels=4, **scaling) for scaling in scalings]
+    lines = [LPIPS(backbone, calibrated=False).fingerprint for backbone in made]
+    assert len(set(lines)) == 4 and all(", settings sha256:" in line for line in lines)
+    assert LPIPS(made[0], calibrated=False).fingerprint == lines[0]
+
+
+def test_metrics_of_other_means_do_not_share_distances():
+    backbones = [from_module(module_of(4), ["1", "4"], mean=[mean] * 4) for mean in (0.1, 0.9)]
+    metrics = {
+        str(index): LearnedPerceptualImagePatchSimilarity(backbone, calibrated=False)
+        for index, backbone in enumerate(backbones)
+    }
+    x, y = (part.clamp(-1, 1) for part in pair_of(4))
+    expected = [metric.net(x, y).mean() for metric in metrics.values()]
+    with pytest.warns(UserWarning, match="network to share between the metrics is not the same"):
+        share = FeatureShare(metrics)
+    found = share(x, y)
+    assert expected[0] != expected[1]
+    assert torch.allclose(torch.stack([found["0"], found["1"]]), torch.stack(expected))
 
 
 def test_copies_and_pickles_keep_them():
@@ -232,6 +258,27 @@ def test_what_does_not_fit_is_refused(call, error, message):
         call(net_of(4), pair_of(4)[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_values_of_any_floating_dtype_are_measured_and_checked(dtype):
+    net, (x, y) = net_of(4), (part.to(dtype) for part in pair_of(4))
+    expected = net(x.float(), y.float())
+    assert torch.allclose(net(x, y).float(), expected, rtol=1e-6)
+    metric = LearnedPerceptualImagePatchSimilarity(net)
+    assert torch.allclose(metric(x, y).float(), expected.mean(), rtol=1e-6)
+    loss = PerceptualLoss(net, data_range=None)(x.requires_grad_(), y)
+    loss.backward()
+    assert torch.allclose(loss.float(), expected.mean(), rtol=1e-5) and bool(x.grad.isfinite().all())
+    with pytest.raises(RangeError, match="y: expected finite values, got infinity"):
+        net(x, y * torch.finfo(dtype).max * 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_integers_are_no_way_into_a_network_without_a_range(dtype):
+    x = torch.ones(1, 4, 16, 16).to(dtype)
+    with pytest.raises(TypeError, match=f"got {dtype}; convert with .float\\(\\)$"):
+        net_of(4)(x, x)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -239,6 +286,10 @@ def test_what_does_not_fit_is_refused(call, error, message):
         ({"input_channels": 0}, "input_channels: expected a positive number of channels, or None, got 0"),
         ({"input_channels": 4, "mean": [0.5]}, "mean: expected 4 numbers, one for each input channel"),
         ({"input_channels": 4, "std": [1, 1, 1, 0]}, "std: expected positive numbers"),
+        ({"input_channels": 4, "std": [1, 1, 1, math.inf]}, "std: expected 4 numbers, .* all finite, got .*inf"),
+        ({"input_channels": 4, "mean": [math.nan] * 4}, "mean: expected 4 numbers, .* all finite, got .*nan"),
+        ({"input_channels": 1, "mean": 0.5}, "mean: expected a sequence of one finite number, got 0.5"),
+        ({"mean": 0.5}, "mean: expected 3 numbers, one for each input channel, all finite, got 0.5"),
         ({"input_channels": 4, "has_range": None}, "has_range: expected True or False, got None"),
         ({"input_channels": 4, "first_conv": "sum"}, "first_conv: expected one of"),
         ({"input_channels": 4, "first_conv": "repeat"}, "first_conv: expected a first convolution of 3 channels"),

@@ -16,6 +16,7 @@ from torchvision import models
 
 from lpips_lightning import LPIPS, LearnedPerceptualImagePatchSimilarity, PerceptualLoss
 from lpips_lightning.backbones.custom import IMAGENET_MEAN, IMAGENET_STD, from_module, from_torchvision
+from lpips_lightning.functional import learned_perceptual_image_patch_similarity, temporal_lpips
 from lpips_lightning.weights import WeightsError
 
 VGG_TAPS = {"relu1_2": "features.3", "relu2_2": "features.8", "relu3_3": "features.15", "relu4_3": "features.22"}
@@ -267,3 +268,22 @@ def test_a_backbone_with_more_than_convolutions_is_not_taken_for_alexnet(backbon
     more["bn1.running_mean"] = torch.zeros(64)
     with pytest.raises(WeightsError, match="unknown: bn1.running_mean"):
         LPIPS("alex", weights=more)
+
+
+def test_functions_take_custom_backbones_and_keep_them_apart():
+    first, second = (from_module(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), ["1"]) for _ in range(2))
+    assert repr(first) == repr(second) and first != second
+    x, y = torch.randn(2, 2, 3, 16, 16).clamp(-1, 1)
+
+    def both(x, y):
+        return [
+            learned_perceptual_image_patch_similarity(x, y, backbone, "none", calibrated=False)
+            for backbone in (first, second)
+        ]
+
+    expected = [LPIPS(backbone, calibrated=False)(x, y) for backbone in (first, second)]
+    compiled = torch.compile(both, backend="eager")
+    for found in (both(x, y), both(x, y), compiled(x, y)):
+        assert torch.allclose(torch.stack(found), torch.stack(expected), rtol=1e-5)
+    frames = temporal_lpips(x[None], y[None], first, calibrated=False)
+    assert torch.equal(frames, temporal_lpips(x[None], y[None], LPIPS(first, calibrated=False)))

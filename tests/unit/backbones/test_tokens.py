@@ -124,7 +124,8 @@ def test_maps_masks_layers_features_and_all_pairs_agree(pair):
     left[..., :8] = 1
     by_hand = net.frozen_network().distance.maps(net.encode(x).layers, net.encode(y).layers, None)
     torch.testing.assert_close(net(x, y, mask=left), sum(m[..., 0].mean((1, 2)) for m in by_hand.values()))
-    with pytest.raises(ValueError, match="erode: the receptive fields of this backbone are unknown"):
+    message = "erode: the receptive fields of this backbone are unknown: expected convolutions, got VisionTransformer"
+    with pytest.raises(ValueError, match=message):
         net(x, y, mask=left, erode=True)
 
 
@@ -149,7 +150,7 @@ def test_the_estimate_of_attention_is_that_of_the_fused_one():
     assert large_side < 20 * small_side  # 16 times the tokens, 256 times the pairs of tokens
 
 
-def test_what_weights_do_not_tell_apart_the_specification_does():
+def test_what_weights_do_not_tell_apart_specification_and_fingerprint_do():
     backbones = [
         small(),
         small(num_heads=3),
@@ -163,7 +164,7 @@ def test_what_weights_do_not_tell_apart_the_specification_does():
     nets = [network(backbone, weights=weights) for backbone in backbones]
     assert len({net.specification for net in nets}) == len(nets)
     assert len({net.specification.backbone_sha256 for net in nets}) == 1
-    assert len({net.source for net in nets}) == len(nets)
+    assert len({net.source for net in nets}) == len({net.fingerprint for net in nets}) == len(nets)
     two, three = (
         from_module(VisionTransformer(32, 8, 1, heads, 24, 48), ["encoder.layers.encoder_layer_0"], tokens=True)
         for heads in (2, 3)
@@ -426,6 +427,12 @@ def test_the_number_is_the_mean_over_tokens_channels_and_layers_of_unit_tokens(p
     ("make", "message"),
     [
         (lambda: from_timm("vit_tiny_patch16_225", [0]), "name: expected a model of timm.*did you mean one of"),
+        (lambda: from_timm("dino_vits16", [0]), r"name: expected a model of timm.*timm.list_pretrained\('\*dino\*'\)"),
+        (
+            lambda: from_timm("vit_small_patch16_224.dion", [0]),
+            r"name: expected a tag of weights that timm knows, such as in \[.*'vit_small_patch16_224.dino'",
+        ),
+        (lambda: from_timm(VIT, 11), "feature_layers: expected numbers or names of layers of .* in a list, got 11"),
         (lambda: small((2,)), "numbers from 0 to 1 for 'vit_tiny"),
         (lambda: small((1, 0)), "layers in their order"),
         (lambda: small((1, -1)), "every layer once"),
@@ -458,3 +465,18 @@ def test_without_timm_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "lpips_lightning\[timm\]"'):
         small()
+
+
+def test_a_patch_may_be_one_number():
+    net = network(from_timm("xcit_nano_12_p16_224", [0, -1], depth=2))
+    x, y = torch.rand(2, 1, 3, 40, 24)
+    assert "patch 16x16" in net.fingerprint
+    assert net(x, y, data_range=(0, 1)) > 0
+
+
+def test_an_empty_batch_gives_no_distances():
+    net, images = network(), torch.rand(0, 3, 20, 12, requires_grad=True)
+    assert net(images, images.detach(), data_range=(0, 1)).shape == (0,)
+    assert net(images, images.detach(), data_range=(0, 1), spatial=True).shape == (0, 1, 20, 12)
+    net(images, images.detach(), data_range=(0, 1)).sum().backward()
+    assert images.grad.shape == images.shape

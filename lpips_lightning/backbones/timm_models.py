@@ -211,9 +211,13 @@ _PREFIX = re.compile(r"((?:module|teacher|student|backbone|encoder|model)\.)+(?=
 
 
 def _without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by their names in the model, of a file of a training that wrapped it."""
-    prefix = next((found.group() for found in map(_PREFIX.match, tensors) if found), "")
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    """Tensors by their names in the model, of a file of a training that wrapped it; of DINO's two models the teacher.
+
+    What lies beside the model, such as the head of the training, is left out.
+    """
+    prefixes = sorted({found.group() for found in map(_PREFIX.match, tensors) if found})
+    prefix = next((one for one in prefixes if "teacher" in one), prefixes[0] if prefixes else "")
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _layers(

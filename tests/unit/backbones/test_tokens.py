@@ -238,7 +238,9 @@ def dinov2(model):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-@pytest.mark.parametrize("kind", ["timm", "with a classifier", "dino", "dinov2", "module", "state_dict", "larger"])
+@pytest.mark.parametrize(
+    "kind", ["timm", "with a classifier", "dino", "dinov2", "module", "both", "state_dict", "larger"]
+)
 def test_files_of_every_layout_give_the_same_network(kind, suffix, tmp_path, pair):
     torch.manual_seed(0)
     options = {"reg_tokens": 4, "no_embed_class": True} if kind == "dinov2" else {}
@@ -254,6 +256,10 @@ def test_files_of_every_layout_give_the_same_network(kind, suffix, tmp_path, pai
         tensors = dinov2(model)
     elif kind == "module":
         tensors = {f"module.{name}": tensor for name, tensor in tensors.items()}
+    elif kind == "both":
+        others = {f"student.backbone.{name}": torch.zeros_like(tensor) for name, tensor in tensors.items()}
+        tensors = others | {f"teacher.backbone.{name}": tensor for name, tensor in tensors.items()}
+        tensors["teacher.head.mlp.0.weight"] = torch.zeros(5, 24)
     elif kind == "larger":
         tensors = dict(of_timm(img_size=64).state_dict())
     path = tmp_path / f"weights{suffix}"

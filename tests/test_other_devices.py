@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lpips_lightning.distances.lpips import _squared
+from lpips_lightning.distances.vectors import DistanceVectors, pairwise_distances
 from lpips_lightning.io import atomic
 
 ROOT = Path(__file__).parents[1]
@@ -92,7 +92,8 @@ def test_where_mps_is_no_state_and_no_loss_takes_float64():
 )
 def test_all_pairs_on_mps_are_exact_on_the_cpu():
     with FakeTensorMode(), NoFloat64("mps") as seen:
-        found = _squared(torch.rand(3, 70_000, device="mps"), torch.rand(4, 70_000, device="mps"))
+        x, y = (DistanceVectors.of([torch.rand(count, 70_000, device="mps")], []) for count in (3, 4))
+        found = pairwise_distances([x], [y])
         assert (found.device.type, found.dtype, found.shape) == ("mps", torch.float32, (3, 4))
         assert seen.seen > 5
         with pytest.raises(TypeError, match="MPS has no float64"):

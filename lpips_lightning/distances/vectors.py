@@ -30,7 +30,8 @@ class DistanceVectors(NamedTuple):
             squared: See `DistanceVectors`.
             absolute: See `DistanceVectors`.
         """
-        empty = (squared or absolute)[0][:, :0]
+        first = (squared or absolute)[0]
+        empty = first.new_zeros(len(first), 0)
         return cls(torch.cat(squared or [empty], 1), torch.cat(absolute or [empty], 1))
 
     def averaged(self, count: int) -> DistanceVectors:

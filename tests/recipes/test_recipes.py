@@ -167,7 +167,7 @@ def test_mixed_precision_takes_steps(recipe):
     assert set(numbers()) >= SCORES
 
 
-@every_recipe
+@one_recipe
 def test_deterministic_training_gives_equal_bits_twice(recipe, deterministic_ends):
     learned = []
     for folder in ("one", "two"):

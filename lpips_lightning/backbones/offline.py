@@ -34,7 +34,8 @@ def require_backbone(net_type: Any, option: str, weights: Any = None, instead: s
         net_type: Name of a backbone; anything else needs no file.
         option: The command's option that chose it, such as ``"--net"``; it also takes `instead`.
         weights: Given backbone weights; None for torchvision's.
-        instead: The network that ships, to name as a way out; None for the one that comes nearest.
+        instead: The network that ships, to name as a way out; None for the one that comes nearest, and an empty text
+            if none can take its place.
 
     Raises:
         WeightsError: If it cannot be downloaded.
@@ -46,27 +47,30 @@ def require_backbone(net_type: Any, option: str, weights: Any = None, instead: s
     if file is None:
         return
 
-    instead = instead or packaged_net(record.name)
+    instead = packaged_net(record.name) if instead is None else instead
+    needless = f"{option} {instead} needs none" if instead else ""
     if not file.url:
         raise WeightsError(
             f"{option} {net_type}: expected its backbone on this machine, got none; fetch it with"
-            f" `{fetch_command(record.name, 'FOLDER')}`, and set {FOLDER_VARIABLE} to FOLDER; {option} {instead} needs"
-            " none"
+            f" `{fetch_command(record.name, 'FOLDER')}`, and set {FOLDER_VARIABLE} to FOLDER"
+            f"{f'; {needless}' if needless else ''}"
         )
 
     from lpips_lightning.io.console import Console
     from lpips_lightning.io.progress import progress_report
 
     console = Console(stderr=True)
-    note = f"{option} {net_type}: its backbone is not on this machine; downloading it ({option} {instead} needs none)"
+    note = f"{option} {net_type}: its backbone is not on this machine; downloading it"
+    note += f" ({needless})" if needless else ""
     console.print(f"lpips-lightning: note: {note}", soft_wrap=True, highlight=False, markup=False, emoji=False)
     try:
         with progress_report() as report:
             fetch_backbone(file, backbone_places(record.builder)[-1].parent, report=report)
     except (OSError, WeightsError) as error:
         reason = getattr(error, "reason", error)
+        offline = f"use {option} {instead}, or " if instead else ""
         raise WeightsError(
             f"{option} {net_type}: expected its backbone on this machine or a network to download it from, got"
-            f" {reason}; offline, use {option} {instead}, or set {FOLDER_VARIABLE} to a folder that"
+            f" {reason}; offline, {offline}set {FOLDER_VARIABLE} to a folder that"
             f" `lpips-lightning weights fetch --net {net_type} --to FOLDER` filled elsewhere"
         ) from None

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lpips_lightning.cli.options import add_network_options, choose_device, network_options
+from lpips_lightning.cli.options import add_network_options, choose_device, network_options, require_network
 from lpips_lightning.io.arguments import ArgumentParser
 from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.console import Console
@@ -125,10 +125,9 @@ def main(args: list[str] | None = None) -> None:
     _check_values(options)
     network = network_options(options)
 
-    from lpips_lightning.backbones.offline import require_backbone
     from lpips_lightning.network import LPIPS
 
-    require_backbone(options.net, "--net", options.weights)
+    require_network(options)
     options.device = choose_device(options.device)
     if kind in ("pairs", "cross"):
         _compare_all(paths, LPIPS(options.net, **network), options)

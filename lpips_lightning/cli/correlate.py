@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from lpips_lightning.cli.options import add_network_options, choose_device, network_options
+from lpips_lightning.cli.options import add_network_options, choose_device, network_options, require_network
 from lpips_lightning.io.arguments import ArgumentParser
 from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.console import Console
@@ -40,14 +40,13 @@ def main(args: list[str] | None = None) -> None:
 
     import torch
 
-    from lpips_lightning.backbones.offline import require_backbone
     from lpips_lightning.cli.evaluate import require_backbones
     from lpips_lightning.evaluation.methods import parse_method
     from lpips_lightning.evaluation.opinion_scores import measure, read_opinion_scores
     from lpips_lightning.functional.correlation import by_group, check_scores, correlate
     from lpips_lightning.network import LPIPS
 
-    require_backbone(options.net, "--net", options.weights)
+    require_network(options)
     require_backbones(options.also, "--also")
     methods = [parse_method(name) for name in dict.fromkeys(options.also)]
     device = choose_device(options.device)

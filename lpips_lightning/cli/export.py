@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 
-from lpips_lightning.cli.options import add_weight_options, weight_options
+from lpips_lightning.cli.options import add_weight_options, require_network, weight_options
 from lpips_lightning.io.arguments import ArgumentParser
 from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.console import Console
@@ -67,11 +67,10 @@ def main(args: list[str] | None = None) -> None:
     if not -math.inf < low < high < math.inf:
         raise ValueError(f"data-range: expected LOW < HIGH, both finite, got {low:g} {high:g}")
 
-    from lpips_lightning.backbones.offline import require_backbone
     from lpips_lightning.export import export_network
     from lpips_lightning.network import LPIPS
 
-    require_backbone(options.net, "--net", options.weights)
+    require_network(options)
     net = LPIPS(options.net, **weight_options(options))
     written = export_network(
         net,

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lpips_lightning.cli.evaluate import require_backbones
-from lpips_lightning.cli.options import add_device_option, choose_device
+from lpips_lightning.cli.options import add_device_option, choose_device, require_network
 from lpips_lightning.io.arguments import NETS
 from lpips_lightning.io.atomic import check_output_path, choose_output_folder, new_version
 from lpips_lightning.io.console import Console
@@ -307,7 +307,6 @@ def _calibrate(options: argparse.Namespace) -> None:
     console = _console(stderr=name_streams(options, outputs=["out"]))
     _check_calibrate(options)
 
-    from lpips_lightning.backbones.offline import require_backbone
     from lpips_lightning.calibration.export import usage
     from lpips_lightning.judge.results.calibrate import calibrate, check_study
     from lpips_lightning.judge.store import Study
@@ -316,7 +315,7 @@ def _calibrate(options: argparse.Namespace) -> None:
         rules: dict[str, Any] = {"failed": options.include_failed}
         rules["slipped"] = True if options.include_slipped else None
         check_study(study, **rules)
-        require_backbone(options.net, "--net", options.weights)
+        require_network(options)
         names = ("weights", "val_fraction", "seed", "rescale", "cache")
         chosen = {name: getattr(options, name) for name in names}
         with progress_report("items") as progress:

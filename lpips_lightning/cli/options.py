@@ -68,6 +68,21 @@ def add_weight_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def require_network(options: argparse.Namespace) -> None:
+    """Download the backbone of ``--net`` if it is not on this machine.
+
+    Args:
+        options: The parsed command line.
+
+    Raises:
+        WeightsError: If it cannot be downloaded. DISTS and the 3DGS convention have no network that ships.
+    """
+    from lpips_lightning.backbones.offline import require_backbone
+
+    is_vgg_alone = getattr(options, "distance", "lpips") == "dists" or getattr(options, "convention", None) is not None
+    require_backbone(options.net, "--net", options.weights, instead="" if is_vgg_alone else None)
+
+
 def add_device_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--device`` to `parser`."""
     parser.add_argument(

@@ -70,3 +70,11 @@ def test_nothing_is_downloaded_for_other_networks(net_type, weights):
     require_backbone(net_type, "--net", weights)
     with pytest.raises(WeightsError, match="--net vgg: expected its backbone"):
         require_backbone("vgg", "--net")
+
+
+@pytest.mark.parametrize("options", [["--distance", "dists"], ["--convention", "3dgs"]])
+def test_no_network_is_named_where_none_can_take_its_place(options, capsys):
+    assert run(["compare", "images/a.png", "images/b.png", "--net", "vgg", *options]) == 2
+    error = capsys.readouterr().err
+    assert "embedded" not in error
+    assert "offline, set LPIPS_LIGHTNING_WEIGHTS to a folder that `lpips-lightning weights fetch --net vgg" in error

@@ -114,7 +114,7 @@ def nearly_equal_of(lpips_of, pair):
     return get
 
 
-@pytest.mark.parametrize("strength", [1e-2, pytest.param(1e-3, marks=pytest.mark.slow), 1e-4])
+@pytest.mark.parametrize("strength", [*(pytest.param(one, marks=pytest.mark.slow) for one in (1e-2, 1e-3)), 1e-4])
 @pytest.mark.parametrize("net", NETS)
 def test_nearly_equal_images_are_as_exact_as_lpips(backbones, nearly_equal_of, net, strength):
     x, y, exact, allowed = nearly_equal_of(net, strength)

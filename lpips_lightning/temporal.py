@@ -54,7 +54,7 @@ class FrameSequence:
     def _distance(self, before: Tensor | Features, after: Tensor | Features) -> Tensor:
         if isinstance(before, Features) and isinstance(after, Features):
             return self.net.distance(before, after)
-        found = self.net.measure(before, after, _given(self.net, self.data_range)).values  # type: ignore[arg-type]
+        found = self.net.measure(before, after, self.data_range).values  # type: ignore[arg-type]
         assert isinstance(found, Tensor)
         return found
 
@@ -81,9 +81,9 @@ def neighbor_distances(
         found = measure(net, videos[:, :-1], videos[:, 1:], data_range, roles=(role, role)).values
         assert isinstance(found, Tensor)
         return found
-    sequence, given = FrameSequence(net, data_range), _given(net, data_range)
+    sequence = FrameSequence(net, data_range)
     size = net.frame_chunk or max(1, _MAX_PIXELS // (height * width))
-    parts = [sequence.extend(net.encode(frames, given)) for frames in videos.flatten(0, 1).split(size)]
+    parts = [sequence.extend(net.encode(frames, data_range)) for frames in videos.flatten(0, 1).split(size)]
     return torch.cat(parts).view(batch, count)[:, 1:]  # the first one is to the video before
 
 
@@ -128,11 +128,6 @@ def temporal_differences(
         neighbor_distances(net, videos, data_range, role) for videos, role in zip((x, y), roles, strict=True)
     )
     return (first - second).abs()
-
-
-def _given(net: PerceptualDistance, data_range: tuple[float, float]) -> tuple[float, float] | None:
-    """The range as an argument of the network: None for one whose input has no range."""
-    return data_range if net.images.has_range else None
 
 
 def _count(frames: Tensor | Features) -> int:

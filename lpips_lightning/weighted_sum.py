@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.batch import Features
+from lpips_lightning.distances.weighted import weight_text
 from lpips_lightning.engine.dispatch import LayerDistances
 from lpips_lightning.images.preprocessing import ImagePolicy
 from lpips_lightning.images.ranges import DataRange, RangeChecker, Role
@@ -103,7 +104,7 @@ class WeightedSum(PerceptualDistance):
     @property
     @override
     def fingerprint(self) -> str:
-        terms = (f"{_written(self.weights[name])} * ({net.fingerprint})" for name, net in self.parts.items())
+        terms = (f"{weight_text(self.weights[name])} * ({net.fingerprint})" for name, net in self.parts.items())
         return f"weighted sum: {' + '.join(terms)}"
 
     @property
@@ -120,7 +121,7 @@ class WeightedSum(PerceptualDistance):
     @override
     def label(self) -> str:
         return " + ".join(
-            f"{'' if self.weights[name] == 1 else f'{_written(self.weights[name])} '}{net.label}"
+            f"{'' if self.weights[name] == 1 else f'{weight_text(self.weights[name])} '}{net.label}"
             for name, net in self.parts.items()
         )
 
@@ -285,10 +286,6 @@ def _distinct(names: Sequence[str]) -> tuple[str, ...]:
             known = f"{name}-{count}"
         found.append(known)
     return tuple(found)
-
-
-def _written(weight: float) -> str:
-    return repr(weight).removesuffix(".0")
 
 
 def _accepted(images: ImagePolicy) -> str:

@@ -11,13 +11,10 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from lpips_lightning.backbones.definition import Backbone, TorchvisionBuilder
+from lpips_lightning.backbones.definition import IMAGENET_MEAN, IMAGENET_STD, Backbone, TorchvisionBuilder
 from lpips_lightning.backbones.extractor import cut, hooked_features
 from lpips_lightning.backbones.first_convolution import RepeatedBuilder
 from lpips_lightning.backbones.tokens import Tokens, TokensBuilder, tokens_of
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 FirstConv: TypeAlias = Literal["as_is", "repeat"]
 """First convolution of a backbone for other than 3 channels: as it is, or its RGB filters repeated, as timm does."""

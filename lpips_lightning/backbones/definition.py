@@ -16,6 +16,10 @@ from lpips_lightning.images.ranges import UNBOUNDED
 from lpips_lightning.weights import CALIBRATIONS, load
 from lpips_lightning.weights.lookup import backbone_places
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Mean and standard deviation of ImageNet by channel, for images on [0, 1]: torchvision's input."""
+
 
 @dataclass(frozen=True)
 class TorchvisionBuilder:

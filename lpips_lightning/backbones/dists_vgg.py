@@ -9,11 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from lpips_lightning.backbones.definition import BACKBONES, Backbone
+from lpips_lightning.backbones.definition import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Backbone
 from lpips_lightning.tracing import static_sizes
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _EPS = 1e-12  # inside the root: L2pooling of DISTS_pytorch 0.1
 

@@ -118,10 +118,7 @@ def resolve_network(
     """
     record = get_backbone(net_type)
     in_table = BACKBONES.get(record.name) is record
-    versions = [known for net, known in CALIBRATIONS if net == record.name] if in_table else ["0.1"]
-    if version not in versions:
-        known = ", ".join(map(repr, versions))
-        raise ValueError(f"version: expected one of {known} for net_type {record.name!r}, got {version!r}")
+    _check_version(record, version)
     if calibration is not None and not calibrated:
         raise ValueError("calibration: expected None with calibrated=False, got a calibration that would not be used")
     with without_modes():
@@ -164,6 +161,14 @@ def resolve_network(
         )
         key = (found, torch.device("cpu"), torch.float32)
         return found, get_or_create(key, lambda: FrozenNetwork(record, extractor, values, version, distance))
+
+
+def _check_version(record: Backbone, version: str) -> None:
+    in_table = BACKBONES.get(record.name) is record
+    versions = [known for net, known in CALIBRATIONS if net == record.name] if in_table else ["0.1"]
+    if version not in versions:
+        known = ", ".join(map(repr, versions))
+        raise ValueError(f"version: expected one of {known} for net_type {record.name!r}, got {version!r}")
 
 
 def _backbone_tensors(record: Backbone, weights: WeightsSource, seed: int) -> tuple[Mapping[str, Tensor], str]:

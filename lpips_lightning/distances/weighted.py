@@ -103,7 +103,7 @@ def parse_distance(distance: DistanceSource) -> FeatureDistance:
             f"{distance!r}; lpips_lightning.WeightedSum adds distances of several networks"
         )
     parts = tuple((weights[name], part) for name, part in DISTANCES.items() if name in weights)
-    terms = [part.name if weight == 1 else f"{_text(weight)}*{part.name}" for weight, part in parts]
+    terms = [part.name if weight == 1 else f"{weight_text(weight)}*{part.name}" for weight, part in parts]
     return WeightedDistance(
         "+".join(terms),
         " + ".join(terms),
@@ -153,7 +153,8 @@ def _expected(given: object) -> str:
     return f"distance: expected one of {names}, or a sum such as 'lpips+0.5*style', got {given!r:.80}"
 
 
-def _text(weight: float) -> str:
+def weight_text(weight: float) -> str:
+    """A weight as in fingerprints: 0.5, or 1 for 1.0."""
     return repr(weight).removesuffix(".0")
 
 

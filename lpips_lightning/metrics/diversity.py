@@ -11,7 +11,6 @@ from typing_extensions import override
 
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.batch import SUM_DTYPE
-from lpips_lightning.functional.reduction import choose_range
 from lpips_lightning.images.preprocessing import check_dense
 from lpips_lightning.images.ranges import DataRange, range_label
 from lpips_lightning.metrics.indexed import METRIC_DEFAULTS, ImageMetric, MetricOptions, state_names
@@ -69,9 +68,7 @@ class LPIPSDiversity(ImageMetric):
         **options: Unpack[MetricOptions],
     ) -> None:
         super().__init__(net_type, options)
-        low_high = choose_range(self.net.images, normalize, data_range)
-        self.net.check_range(low_high)
-        self.data_range = low_high
+        self.data_range = self._choose_range(normalize, data_range)
         self.fingerprint = f"diversity by {self.net.fingerprint}, {range_label(self.data_range)}"
         self._total, self._groups = state_names(("total", "groups"), self.fingerprint, self.net)
         self.add_state(self._total, default=torch.zeros((), dtype=SUM_DTYPE), dist_reduce_fx="sum")

@@ -17,7 +17,8 @@ from typing_extensions import override
 
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.batch import SUM_DTYPE
-from lpips_lightning.images.ranges import RangeChecker
+from lpips_lightning.functional.reduction import choose_range
+from lpips_lightning.images.ranges import DataRange, RangeChecker
 from lpips_lightning.network import LPIPS
 from lpips_lightning.options import LPIPSOptions
 from lpips_lightning.perceptual_distance import PerceptualDistance, check_repeatable
@@ -297,6 +298,12 @@ class ImageMetric(IndexedMetric):
             detached = value.detach()
         self._forward_cache = detached
         return value
+
+    def _choose_range(self, normalize: bool, data_range: DataRange | None) -> tuple[float, float]:
+        """The range of the images, from both arguments, if the network takes images on it."""
+        low_high = choose_range(self.net.images, normalize, data_range)
+        self.net.check_range(low_high)
+        return low_high
 
     def _flush_range_checks(self) -> None:
         """Raise pending range errors; not for the score of a single batch, which must not wait for the device."""

@@ -16,7 +16,7 @@ from typing_extensions import override
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.backbones.shared import DropsLegacyKeys
 from lpips_lightning.batch import SUM_DTYPE, Distances, Features
-from lpips_lightning.functional.reduction import Reduction, check_reduction, choose_range
+from lpips_lightning.functional.reduction import Reduction, check_reduction
 from lpips_lightning.images.hints import METRIC
 from lpips_lightning.images.ranges import DataRange, range_label
 from lpips_lightning.metrics.indexed import METRIC_DEFAULTS, ImageMetric, MetricOptions, as_list, state_names
@@ -104,13 +104,11 @@ class LearnedPerceptualImagePatchSimilarity(DropsLegacyKeys, ImageMetric):
     ) -> None:
         check_reduction(reduction)
         super().__init__(net_type, options)
-        low_high = choose_range(self.net.images, normalize, data_range)
-        self.net.check_range(low_high)
+        self.data_range = low_high = self._choose_range(normalize, data_range)
         if spatial:
             self.net.check_maps()
         self.reduction = reduction
         self.normalize = low_high == (0.0, 1.0)
-        self.data_range = low_high
         self.spatial = spatial
         self.per_layer = per_layer
         self.fingerprint = f"{self.net.fingerprint}, {range_label(self.data_range)}"

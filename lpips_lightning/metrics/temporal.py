@@ -11,7 +11,6 @@ from typing_extensions import override
 
 from lpips_lightning.backbones.definition import Backbone
 from lpips_lightning.batch import SUM_DTYPE
-from lpips_lightning.functional.reduction import choose_range
 from lpips_lightning.images.hints import METRIC
 from lpips_lightning.images.ranges import DataRange, range_label
 from lpips_lightning.metrics.indexed import METRIC_DEFAULTS, ImageMetric, MetricOptions, state_names
@@ -70,9 +69,7 @@ class TemporalLPIPS(ImageMetric):
         **options: Unpack[MetricOptions],
     ) -> None:
         super().__init__(net_type, options)
-        low_high = choose_range(self.net.images, normalize, data_range)
-        self.net.check_range(low_high)
-        self.data_range = low_high
+        self.data_range = self._choose_range(normalize, data_range)
         self.fingerprint = f"tLP by {self.net.fingerprint}, {range_label(self.data_range)}"
         self._total, self._pairs = state_names(("total", "pairs"), self.fingerprint, self.net)
         self.add_state(self._total, default=torch.zeros((), dtype=SUM_DTYPE), dist_reduce_fx="sum")

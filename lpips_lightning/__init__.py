@@ -3,7 +3,8 @@
 `LPIPS` is the network, `PerceptualLoss` the training loss, `LearnedPerceptualImagePatchSimilarity` the metric, and
 `LPIPSDiversity` the diversity metric of a generator. `compare` takes files, folders, Pillow images and arrays.
 `WeightedSum` adds several networks, and `Ensemble` averages one over random transformations. `LPIPS.encode` returns
-`Features`. `export_network` writes a network as one file for other runtimes. More public names are in the sub-packages
+`Features`. `AdversarialLoss` and `adaptive_weight` serve trainings with a discriminator beside a perceptual loss.
+`export_network` writes a network as one file for other runtimes. More public names are in the sub-packages
 `functional`, `metrics`, `backbones`, `data`, `calibration`, `evaluation`, `callbacks`, `images`, `io` and `weights`,
 and in `compat`. Everything else is internal.
 
@@ -83,18 +84,22 @@ __path__ = [*__path__, *(str(p.parent) for p in Path(__file__).parents[1].glob("
 __version__ = "0.1.0"
 __all__ = [
     "LPIPS",
+    "AdversarialLoss",
     "Ensemble",
     "Features",
     "LPIPSDiversity",
     "LearnedPerceptualImagePatchSimilarity",
+    "PatchDiscriminator",
     "PerceptualLoss",
     "WeightedSum",
+    "adaptive_weight",
     "compare",
     "export_network",
     "keep_freed_memory",
 ]
 
 if TYPE_CHECKING:
+    from lpips_lightning.adversarial import AdversarialLoss, PatchDiscriminator, adaptive_weight
     from lpips_lightning.batch import Features
     from lpips_lightning.comparison.compare import compare
     from lpips_lightning.engine.memory import keep_freed_memory
@@ -109,6 +114,7 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "adversarial": ["AdversarialLoss", "PatchDiscriminator", "adaptive_weight"],
             "batch": ["Features"],
             "comparison.compare": ["compare"],
             "engine.memory": ["keep_freed_memory"],

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from lpips_lightning.adversarial import PatchDiscriminator
 from lpips_lightning.data.cnn_distortions import DenoisingAutoencoder, GeneratorSpec
 from lpips_lightning.data.crops import seeded
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 _BETAS = (0.5, 0.999)  # of pix2pix
 _START, _DROPOUT = 1 << 33, 1  # what random numbers are for
-_MOST_WIDER = 8  # channels of the discriminator in units of those of its first layer
 
 
 @dataclass(frozen=True)
@@ -58,24 +58,6 @@ def draw_training(generator: Generator) -> TrainingSpec:
         discriminator_layers=int(torch.randint(1, 5, (), generator=generator)),
         lr=log_uniform(1e-4, 1e-3),
     )
-
-
-class PatchDiscriminator(nn.Sequential):
-    """Scores every position of an image: real or not, as logits ``(N, 1, h, w)``.
-
-    Args:
-        layers: Convolutions of stride 2; a score sees 16, 34, 70 or 142 pixels with 1 to 4 of them.
-        channels: Channels of the first.
-    """
-
-    def __init__(self, layers: int, channels: int) -> None:
-        modules: list[nn.Module] = [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
-        inputs = channels
-        for layer in range(1, layers + 1):
-            outputs, stride = channels * min(2**layer, _MOST_WIDER), 2 if layer < layers else 1
-            modules += [nn.Conv2d(inputs, outputs, 4, stride, 1), nn.GroupNorm(1, outputs), nn.LeakyReLU(0.2)]
-            inputs = outputs
-        super().__init__(*modules, nn.Conv2d(inputs, 1, 4, 1, 1))
 
 
 class Trainee:

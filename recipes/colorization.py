@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.cli import LightningArgumentParser
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric, MetricCollection
 from typing_extensions import override
 
@@ -28,6 +27,7 @@ from lpips_lightning.distributed import dataset_indices
 from lpips_lightning.recipes.colorization_data import ColorizationData, shrink
 from lpips_lightning.recipes.colors import ColorDifference, Colorfulness, compose, into_gamut, split_lab
 from lpips_lightning.recipes.command import ImageRecipeCLI, run_recipe
+from lpips_lightning.recipes.optimization import warmup_cosine
 
 Batch = tuple[Tensor, Sequence[str]]  # images, names
 
@@ -241,18 +241,7 @@ class Colorization(LightningModule):
     def configure_optimizers(self) -> Any:
         options = self.hparams
         optimizer = torch.optim.AdamW(self.network.parameters(), options["lr"], weight_decay=options["weight_decay"])
-        warmup = options["warmup_steps"]
-
-        # Not OneCycleLR, which raises if a resumed run has more steps than the first run planned.
-        def factor(step: int) -> float:
-            if step <= warmup:
-                return (step + 1) / (warmup + 1)
-            # estimated_stepping_batches creates the dataloader. Before the loops are restored from a checkpoint, that
-            # would lose the position in the epoch (2026-11-28, pytorch_lightning/loops/fit_loop.py, setup_data).
-            total = self.trainer.estimated_stepping_batches
-            return 0.5 * (1 + math.cos(math.pi * min((step - warmup) / max(total - warmup, 1), 1.0)))
-
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+        return warmup_cosine(self, optimizer, options["warmup_steps"])
 
 
 class ColorizationCLI(ImageRecipeCLI):

@@ -8,14 +8,12 @@ Examples::
     lpips-lightning frame-interpolation predict --ckpt_path best.ckpt --data.predict_folder clip
 """
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 from typing_extensions import override
 
@@ -26,6 +24,7 @@ from lpips_lightning.distributed import dataset_indices
 from lpips_lightning.recipes.command import ImageRecipeCLI, run_recipe
 from lpips_lightning.recipes.frame_interpolation_data import FrameInterpolationData
 from lpips_lightning.recipes.interpolation_network import Interpolation, InterpolationNetwork
+from lpips_lightning.recipes.optimization import warmup_cosine
 
 Batch = tuple[Tensor, Tensor, Tensor, Sequence[str]]  # frame 0, frame 1, middle, names
 
@@ -194,18 +193,7 @@ class FrameInterpolation(LightningModule):
     @override
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.network.parameters(), lr=self.hparams["lr"])
-        warmup = self.hparams["warmup_steps"]
-
-        # Not OneCycleLR, which raises if a resumed run has more steps than the first run planned.
-        def factor(step: int) -> float:
-            if step <= warmup:
-                return (step + 1) / (warmup + 1)
-            # estimated_stepping_batches creates the dataloader. Before the loops are restored from a checkpoint, that
-            # would lose the position in the epoch (2026-11-21, pytorch_lightning/loops/fit_loop.py, setup_data).
-            total = self.trainer.estimated_stepping_batches
-            return 0.5 * (1 + math.cos(math.pi * min((step - warmup) / max(total - warmup, 1), 1.0)))
-
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+        return warmup_cosine(self, optimizer, self.hparams["warmup_steps"])
 
 
 class FrameInterpolationCLI(ImageRecipeCLI):

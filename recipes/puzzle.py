@@ -19,6 +19,7 @@ from typing_extensions import override
 from lpips_lightning._lightning import LightningModule
 from lpips_lightning.backbones.caffe_alexnet import CaffeAlexNet
 from lpips_lightning.recipes.command import run_recipe
+from lpips_lightning.recipes.optimization import warmup_cosine
 from lpips_lightning.recipes.self_supervised import (
     SMALLEST_SIDE,
     PhotographCrops,
@@ -29,7 +30,6 @@ from lpips_lightning.recipes.self_supervised import (
     parameter_groups,
     start_from_kmeans,
     to_unit,
-    with_cosine,
 )
 
 _TILES = 9
@@ -143,7 +143,7 @@ class Puzzle(LightningModule):
         options = self.hparams
         groups = parameter_groups(self, options["lr"], options["backbone_lr"])
         optimizer = torch.optim.AdamW(groups, weight_decay=options["weight_decay"])
-        return with_cosine(optimizer, self, options["warmup_steps"])
+        return warmup_cosine(self, optimizer, options["warmup_steps"])
 
 
 def gap(images: Tensor, tile: int) -> int:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
@@ -18,8 +17,6 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics import Metric
 from typing_extensions import override
@@ -306,27 +303,6 @@ def parameter_groups(module: LightningModule, lr: float, backbone_lr: float) -> 
     known = set(map(id, backbone))
     others = [parameter for parameter in module.parameters() if id(parameter) not in known]
     return [{"params": backbone, "lr": backbone_lr}, {"params": others, "lr": lr}]
-
-
-def with_cosine(optimizer: Optimizer, module: LightningModule, warmup_steps: int) -> Any:
-    """What ``configure_optimizers`` returns for a linear warm-up and then a cosine decay to 0 at the end of training.
-
-    Args:
-        optimizer: The optimizer, with the highest learning rate.
-        module: Its model.
-        warmup_steps: Steps of the warm-up.
-    """
-
-    # Not OneCycleLR, which raises if a resumed run has more steps than the first run planned.
-    def factor(step: int) -> float:
-        if step <= warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
-        # estimated_stepping_batches creates the dataloader. Before the loops are restored from a checkpoint, that would
-        # lose the position in the epoch (2026-11-28, pytorch_lightning/loops/fit_loop.py, setup_data).
-        total = module.trainer.estimated_stepping_batches
-        return 0.5 * (1 + math.cos(math.pi * min((step - warmup_steps) / max(total - warmup_steps, 1), 1.0)))
-
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
 
 class BackboneFile(Callback):

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from lpips_lightning._lightning import LightningModule
 from lpips_lightning.recipes.command import run_recipe
+from lpips_lightning.recipes.optimization import warmup_cosine
 from lpips_lightning.recipes.self_supervised import (
     SMALLEST_SIDE,
     PhotographCrops,
@@ -27,7 +28,6 @@ from lpips_lightning.recipes.self_supervised import (
     parameter_groups,
     start_from_kmeans,
     to_unit,
-    with_cosine,
 )
 
 _SIDE, _AB_LIMIT = 22, 110.0  # intervals of 10 units of a and of b, as in the paper
@@ -154,7 +154,7 @@ class SplitBrain(LightningModule):
         options = self.hparams
         groups = parameter_groups(self, options["lr"], options["backbone_lr"])
         optimizer = torch.optim.AdamW(groups, weight_decay=options["weight_decay"])
-        return with_cosine(optimizer, self, options["warmup_steps"])
+        return warmup_cosine(self, optimizer, options["warmup_steps"])
 
 
 def ab_class(ab: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ Examples::
     lpips-lightning superresolution predict --ckpt_path last.ckpt --data.predict_folder small_images
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.cli import LightningArgumentParser
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 from typing_extensions import override
 
@@ -24,6 +22,7 @@ from lpips_lightning._lightning import LightningModule
 from lpips_lightning.distributed import dataset_indices
 from lpips_lightning.functional.luma import luma_scores
 from lpips_lightning.recipes.command import ImageRecipeCLI, run_recipe
+from lpips_lightning.recipes.optimization import warmup_cosine
 from lpips_lightning.recipes.superresolution_data import Scale, SuperResolutionData, check_scale
 
 Batch = tuple[Tensor, Tensor, Sequence[str]]  # low, high, names
@@ -203,18 +202,7 @@ class SuperResolution(LightningModule):
     @override
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.network.parameters(), lr=self.hparams["lr"])
-        warmup = self.hparams["warmup_steps"]
-
-        # Not OneCycleLR, which raises if a resumed run has more steps than the first run planned.
-        def factor(step: int) -> float:
-            if step <= warmup:
-                return (step + 1) / (warmup + 1)
-            # estimated_stepping_batches creates the dataloader. Before the loops are restored from a checkpoint, that
-            # would lose the position in the epoch (2026-11-28, pytorch_lightning/loops/fit_loop.py, setup_data).
-            total = self.trainer.estimated_stepping_batches
-            return 0.5 * (1 + math.cos(math.pi * min((step - warmup) / max(total - warmup, 1), 1.0)))
-
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+        return warmup_cosine(self, optimizer, self.hparams["warmup_steps"])
 
 
 class SuperResolutionCLI(ImageRecipeCLI):

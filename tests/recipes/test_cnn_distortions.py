@@ -12,12 +12,13 @@ import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from small_data import write_noise
 
+from lpips_lightning.adversarial import PatchDiscriminator
 from lpips_lightning.data.cnn_distortions import DenoisingAutoencoder, GeneratorSpec, read_family
 from lpips_lightning.data.crops import seeded
 from lpips_lightning.loss import PerceptualLoss
 from lpips_lightning.recipes.cnn_distortions import CNNDistortions, main, measure, print_networks
 from lpips_lightning.recipes.cnn_distortions_data import CNNDistortionsData
-from lpips_lightning.recipes.cnn_distortions_training import PatchDiscriminator, Trainee, TrainingSpec, draw_training
+from lpips_lightning.recipes.cnn_distortions_training import Trainee, TrainingSpec, draw_training
 from lpips_lightning.recipes.interruption import Interruption
 
 # 2026-11-28, pytorch_lightning/trainer/connectors/data_connector.py: noise for a few images.

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FLOORS = """weights < io distances batch distributed tracing transforms callers < kernels images < data backbones
-    < options < engine < perceptual_distance < network < ensembles weighted_sum temporal < functional comparison export
-    < compat metrics loss evaluation < calibration < judge < callbacks < recipes"""
+FLOORS = """weights < io adversarial distances batch distributed tracing transforms callers < kernels images
+    < data backbones < options < engine < perceptual_distance < network < ensembles weighted_sum temporal
+    < functional comparison export < compat metrics loss evaluation < calibration < judge < callbacks < recipes"""
 FLOOR = {part: number for number, floor in enumerate(FLOORS.split("<")) for part in floor.split()}
 WITH_LIGHTNING = ("data.datamodules", "io.checkpoint_io", "calibration.module", "callbacks", "recipes")
 LIGHTNING = {"pytorch_lightning", "lightning_fabric", "lightning", "_lightning"}

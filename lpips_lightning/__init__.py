@@ -3,7 +3,7 @@
 `LPIPS` is the network, `PerceptualLoss` the training loss, `LearnedPerceptualImagePatchSimilarity` the metric, and
 `LPIPSDiversity` the diversity metric of a generator. `compare` takes files, folders, Pillow images and arrays.
 `WeightedSum` adds several networks, and `Ensemble` averages one over random transformations. `LPIPS.encode` returns
-`Features`. `AdversarialLoss` and `adaptive_weight` serve trainings with a discriminator beside a perceptual loss.
+`Features`. `AdversarialLoss`, `PatchDiscriminator` and `adaptive_weight` add a discriminator to a perceptual loss.
 `export_network` writes a network as one file for other runtimes. More public names are in the sub-packages
 `functional`, `metrics`, `backbones`, `data`, `calibration`, `evaluation`, `callbacks`, `images`, `io` and `weights`,
 and in `compat`. Everything else is internal.

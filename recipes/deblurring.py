@@ -8,6 +8,7 @@ Examples::
     lpips-lightning deblurring predict --ckpt_path best.ckpt --data.predict_folder blurred
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -64,12 +65,12 @@ class UNet(nn.Module):
         self.head = _conv(6 * 4, channels[0])
         self.down = nn.ModuleList(
             nn.Sequential(*_blocks(one, blocks), _conv(one, two, stride=2), nn.ReLU(inplace=True))
-            for one, two in zip(channels, channels[1:], strict=False)
+            for one, two in itertools.pairwise(channels)
         )
         self.middle = nn.Sequential(*_blocks(channels[-1], blocks))
         self.up = nn.ModuleList(
             nn.Sequential(*_blocks(two, blocks), nn.Conv2d(two, 4 * one, 1), nn.PixelShuffle(2))
-            for one, two in zip(channels, channels[1:], strict=False)
+            for one, two in itertools.pairwise(channels)
         )
         self.last = nn.Sequential(*_blocks(channels[0], blocks))
         self.tail = _conv(channels[0], 3 * 4)

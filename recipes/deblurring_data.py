@@ -49,8 +49,8 @@ class DeblurringData(SplitDataModule):
         val_folder: Folder for validation and test instead of `held_out`.
         predict_folder: Blurred images of any size for ``predict``; None for the blurred validation images.
         frames: Frames whose mean is a blurred image, an odd number; of no effect on pairs.
-        gamma: Exponent from pixel values to light, whose mean is taken: 2.2 is nearly linear light, 1 is the mean of the
-            values themselves (see `mean_of_frames`).
+        gamma: Exponent from pixel values to light, whose mean is taken: 2.2 is nearly linear light, 1 is the mean of
+            the values themselves (see `mean_of_frames`).
         crop_size: Side of a training crop, in pixels.
         val_size: Side of synthetic validation images, in pixels.
         max_motion: Largest translation of a layer during the exposure in synthetic motion, in pixels.
@@ -90,7 +90,7 @@ class DeblurringData(SplitDataModule):
         _check_choices(layout, val_layout, folder, val_folder, held_out)
         check_frames(frames)
         if not gamma > 0:
-            raise ValueError(f"gamma: expected more than 0, such as 2.2, or 1 for the mean of pixel values, got {gamma}")
+            raise ValueError(f"gamma: expected more than 0, such as 2.2; 1 is the mean of pixel values; got {gamma}")
         sizes = {"crop_size": crop_size, "val_size": val_size, "epoch_size": epoch_size, "val_count": val_count}
         for argument, size in {**sizes, "batch_size": batch_size}.items():
             if size < 1:

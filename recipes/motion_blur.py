@@ -154,9 +154,9 @@ def windows(clip: dict[str, Path], frames: int, step: int) -> list[Blurred]:
 def blurred_pairs(folder: str | Path) -> dict[str, list[Blurred]]:
     """Blurred and sharp images of equal names in folders ``blur`` and ``sharp``, by sequence.
 
-    The folders may lie at any depth, as in GoPro (``train/GOPR0372_07_00/blur``), and their names may begin with a word,
-    as in REDS (``train/train_blur/000``). A sequence is the rest of an image's path; the images of a single sequence
-    are taken as sequences of one image each.
+    The folders may lie at any depth, as in GoPro (``train/GOPR0372_07_00/blur``), and their names may begin with a
+    word, as in REDS (``train/train_blur/000``). A sequence is the rest of the path of an image; the images of a single
+    sequence are taken as sequences of one image each.
 
     Raises:
         FileNotFoundError: If `folder` does not exist or has no image, or a blurred image has no sharp one.

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.streams import flush_standard_streams, has_lost_reader
 

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lpips_lightning.io.image_files import find_images, read_image
 from lpips_lightning.recipes.frame_triplets import check_sizes
-from lpips_lightning.recipes.synthetic_motion import SyntheticMotion, render
+from lpips_lightning.recipes.synthetic_motion import Motion, SyntheticMotion, render
 
 Item: TypeAlias = tuple[Tensor, Tensor, str]
 """Blurred and sharp image, each ``(3, H, W)`` in [0, 1], and the name."""
@@ -79,7 +79,8 @@ class SyntheticBlur(Dataset[Item]):
         length: Samples per epoch.
         frames: Frames during the exposure, an odd number; the middle one is the sharp image.
         gamma: See `mean_of_frames`.
-        max_motion: Largest translation of a layer during the exposure, in pixels; smaller ones are more frequent.
+        max_motion: Largest translation of a layer during the exposure, in pixels, and, beside it, largest motion of its
+            corners by rotation and scaling; smaller ones are more frequent.
         max_shake: Largest length of the camera's path, in pixels.
         seed: Nonnegative seed.
 
@@ -115,9 +116,15 @@ class SyntheticBlur(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         generator = np.random.default_rng([self.scenes.seed, *divmod(index, len(self))])
         layers, path = self.scenes.layers(generator), camera_path(generator, self.max_shake)
-        moved = [layer._replace(motion=layer.motion._replace(path=path)) for layer in layers]
+        moved = [layer._replace(motion=self._limited(layer.motion)._replace(path=path)) for layer in layers]
         frames = render(moved, self.size, self.times)
         return mean_of_frames(frames, self.gamma), frames[len(frames) // 2], f"{index:06d}"
+
+    def _limited(self, motion: Motion) -> Motion:
+        """Less rotation and scaling, which move the corners of large images far."""
+        largest = math.hypot(*(abs(one) + side / 2 for one, side in zip(motion.pivot, self.size[::-1], strict=True)))
+        factor = min(1.0, self.scenes.max_motion / max(largest * math.hypot(motion.turn, motion.zoom), 1e-9))
+        return motion._replace(turn=factor * motion.turn, zoom=factor * motion.zoom)
 
 
 def camera_path(generator: np.random.Generator, longest: float) -> tuple[tuple[float, float], ...]:

@@ -116,6 +116,20 @@ def test_camera_paths_are_curved_and_no_longer_than_allowed():
     assert np.mean(np.array(bends) > 0.3) > 0.5
 
 
+def test_rotation_and_scaling_move_no_corner_further_than_allowed(folder):
+    data = SyntheticBlur({"a": folder / "a.png"}, (64, 96), 100, max_motion=4, max_shake=0)
+    corners = torch.tensor([[-48.0, -48, 47, 47], [-32, 31, -32, 31]])
+    moved = []
+    for index in range(100):
+        for layer in data.scenes.layers(np.random.default_rng(index)):
+            motion = data._limited(layer.motion)
+            assert motion.pan == layer.motion.pan and motion.pivot == layer.motion.pivot
+            still = motion._replace(pan=(0.0, 0.0))
+            ends = [still.origin(time)[:, :2] @ corners + still.origin(time)[:, 2:] for time in (-0.5, 0.5)]
+            moved.append(float((ends[0] - ends[1]).norm(dim=0).max()))
+    assert 3.5 < max(moved) < 4.2
+
+
 @pytest.mark.parametrize("gamma", [1.0, 2.2])
 def test_a_synthetic_sample_is_the_mean_of_its_frames_and_the_middle_one(folder, gamma, monkeypatch):
     from lpips_lightning.recipes import motion_blur

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
-from rich.table import Table
-
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.streams import flush_standard_streams, has_lost_reader
 
@@ -26,7 +24,7 @@ class Command:
     """A subcommand.
 
     Attributes:
-        summary: Its line on the help screen.
+        summary: Its line on the help screen; commands with the same one share it.
         target: ``"module:function"``, imported lazily and called with the remaining arguments.
         parser: ``"module:function"`` that builds the argparse parser without importing torch.
         actions: Actions of a recipe; the ``"module:function"`` that builds an action's parser from the recipe's name,
@@ -64,11 +62,12 @@ COMMANDS = {
     "superresolution": _recipe("enlarge images", "superresolution", tradeoff=_TRADEOFF),
     "colorization": _recipe("colorize images", "colorization", tradeoff=_TRADEOFF),
     "frame-interpolation": _recipe("insert frames", "frame_interpolation", tradeoff=_TRADEOFF),
+    "deblurring": _recipe("sharpen images", "deblurring", tradeoff=_TRADEOFF),
     "cnn-distortions": _recipe("train CNN-based distortions", "cnn_distortions"),
     "distillation": _recipe("make a small backbone", "distillation"),
-    "split-brain": _recipe("a backbone by colors", "split_brain"),
-    "puzzle": _recipe("a backbone by puzzles", "puzzle"),
-    "bigan": _recipe("a backbone by a GAN", "bigan"),
+    "split-brain": _recipe("backbones", "split_brain"),
+    "puzzle": _recipe("backbones", "puzzle"),
+    "bigan": _recipe("backbones", "bigan"),
     "calibration": _recipe("train on judgments", "calibration", fast=_FAST),
     "bapps": _with_parser("evaluate on human judgments; generate a judged data set", "cli.bapps"),
     "judge": _with_parser("people's judgments on a local page; report, ranking", "cli.judge"),
@@ -257,9 +256,10 @@ def _fail(message: str) -> int:
 def _help() -> None:
     console = Console(highlight=False)
     console.print("Usage: lpips-lightning COMMAND ... (LPIPS as a metric, a loss and ready recipes)\n")
-    table = Table(box=None, show_header=False, pad_edge=False)
+    rows: dict[str, list[str]] = {}
     for name, command in COMMANDS.items():
-        table.add_row(f"  [bold]{name}[/bold]", command.summary)
-    console.print(table)
+        rows.setdefault(command.summary, []).append(name)
+    for summary, names in rows.items():
+        console.print(f"  [bold]{', '.join(names):19}[/bold]  {summary}", soft_wrap=True)
     console.print("\nSee lpips-lightning COMMAND --help for details; --version prints the version.")
     console.print(f"Set {TRACEBACK_VARIABLE}=1 to see tracebacks.")

@@ -248,6 +248,7 @@ class ColorizationCLI(ImageRecipeCLI):
     """Links the working sizes of model and data."""
 
     untrained = "gray"
+    pixel = "L1"
     networks = (*ImageRecipeCLI.networks, ("model.features_net", "model.features_weights"))
 
     @override

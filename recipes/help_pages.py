@@ -158,6 +158,20 @@ RECIPES = {
 """The recipes, by command."""
 
 
+def recipes_with(group: str, option: str) -> list[str]:
+    """Commands of the recipes that have an option.
+
+    Args:
+        group: Its group, such as ``"model"``.
+        option: Its name in the group.
+    """
+    return [
+        command
+        for command, recipe in RECIPES.items()
+        if any(option == one.name for place in recipe.groups[group] for one in parameters(place))
+    ]
+
+
 def wanted_help(args: Sequence[str], groups: Sequence[str]) -> str | None:
     """The group whose help a command line asks for.
 

@@ -1,4 +1,4 @@
-"""Copies of recipes as projects of their own: which files, with which changes. It reads sources and imports no recipe."""
+"""Copies of recipes as projects of a user's: which files, with which changes. No recipe is imported."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ _README = """# {title}
 {commands}
 ```
 
-CHECKPOINT is a file that `fit` names at its end. `python {stem}.py fit --help` lists all options. Every value in the YAML file is an option, too: `--trainer.max_epochs 20`.
+CHECKPOINT is a file that `fit` names at its end. `python {stem}.py fit --help` lists all options. Every value in the
+YAML file is an option, too: `--trainer.max_epochs 20`.
 
 | file | what it has |
 |---|---|

@@ -273,9 +273,10 @@ def _help_on_recipes(console: Console, recipes: Mapping[str, Command]) -> None:
     rows = -(-len(starred) // 2)
     columns = starred[:rows], starred[rows:]
     widths = [[max(map(len, part)) for part in zip(*column, strict=True)] for column in columns]
-    for line in itertools.zip_longest(*columns, fillvalue=("", "")):
+    for line in itertools.zip_longest(*columns):
         cells = [
-            f"[bold]{name:{first}}[/bold] {about:{second}}"
-            for (name, about), (first, second) in zip(line, widths, strict=True)
+            f"[bold]{cell[0]:{first}}[/bold] {cell[1]:{second}}"
+            for cell, (first, second) in zip(line, widths, strict=True)
+            if cell
         ]
         console.print(f"    {'  '.join(cells)}".rstrip())

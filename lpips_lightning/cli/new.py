@@ -11,11 +11,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lpips_lightning.io.arguments import ArgumentParser, refuse, unknown_choice
+from lpips_lightning.io.arguments import ArgumentParser, refuse
 from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.console import Console
 
-_DESCRIPTION = """Copy a recipe (model, data, YAML) to a folder, as a project that runs by itself and is yours to change.
+_DESCRIPTION = """Copy a recipe (model, data, YAML) to a folder, as a project that runs by itself, for you to change.
 
 It gets a README, requirements.txt, and a test that trains two steps on random images."""
 
@@ -108,7 +108,9 @@ def _refuse_others(args: Sequence[str]) -> None:
     name = next((arg for arg in args if not arg.startswith("-")), "")
     names = copyable_recipes()
     if name in RECIPES and name not in names:
-        reason = f"whose model and data are in the library: `lpips-lightning {name} fit --help` lists their options"
-        refuse(f"{unknown_choice('new', name, names)}, {reason}")
+        refuse(
+            f"new: expected one of {', '.join(names)}, got {name!r}, whose model and data are in the library and are"
+            f" set by options: see `lpips-lightning {name} fit --help`"
+        )
     if name == "demo":
         refuse("new: expected a recipe, got 'demo', which trains superresolution; did you mean superresolution?")

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
@@ -341,7 +342,10 @@ class BackboneFile(Callback):
 
 def _method(module: LightningModule) -> str:
     """Name of the method: ``split-brain`` for a model of ``split_brain.py``."""
-    return type(module).__module__.rpartition(".")[2].replace("_", "-")
+    name = type(module).__module__.rpartition(".")[2]
+    if name == "__main__":  # a file of the user's
+        name = Path(sys.argv[0]).stem
+    return name.replace("_", "-")
 
 
 def _record(trainer: Trainer, module: LightningModule) -> dict[str, Any]:

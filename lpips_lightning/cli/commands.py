@@ -64,6 +64,7 @@ COMMANDS = {
     "superresolution": _recipe("enlarge images", "superresolution", tradeoff=_TRADEOFF),
     "colorization": _recipe("colorize images", "colorization", tradeoff=_TRADEOFF),
     "frame-interpolation": _recipe("insert frames", "frame_interpolation", tradeoff=_TRADEOFF),
+    "autoencoder": _recipe("compress images", "autoencoder", tradeoff=_TRADEOFF),
     "cnn-distortions": _recipe("train CNN-based distortions", "cnn_distortions"),
     "distillation": _recipe("make a small backbone", "distillation"),
     "split-brain": _recipe("a backbone by colors", "split_brain"),
@@ -261,5 +262,4 @@ def _help() -> None:
     for name, command in COMMANDS.items():
         table.add_row(f"  [bold]{name}[/bold]", command.summary)
     console.print(table)
-    console.print("\nSee lpips-lightning COMMAND --help for details; --version prints the version.")
-    console.print(f"Set {TRACEBACK_VARIABLE}=1 to see tracebacks.")
+    console.print(f"\nCOMMAND --help: details; --version: the version; {TRACEBACK_VARIABLE}=1: tracebacks.")

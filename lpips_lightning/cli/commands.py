@@ -262,4 +262,4 @@ def _help() -> None:
     for name, command in COMMANDS.items():
         table.add_row(f"  [bold]{name}[/bold]", command.summary)
     console.print(table)
-    console.print(f"\nCOMMAND --help: details; --version: the version; {TRACEBACK_VARIABLE}=1: tracebacks.")
+    console.print(f"\nDetails: COMMAND --help. Also: --version; {TRACEBACK_VARIABLE}=1 shows tracebacks.")

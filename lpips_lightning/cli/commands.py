@@ -262,4 +262,4 @@ def _help() -> None:
     for name, command in COMMANDS.items():
         table.add_row(f"  [bold]{name}[/bold]", command.summary)
     console.print(table)
-    console.print(f"\nDetails: COMMAND --help. Also: --version; {TRACEBACK_VARIABLE}=1 shows tracebacks.")
+    console.print(f"\nSee COMMAND --help; --version; {TRACEBACK_VARIABLE}=1 shows tracebacks.")

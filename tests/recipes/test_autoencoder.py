@@ -25,7 +25,7 @@ from lpips_lightning.recipes.interruption import RandomNumbers
 KINDS = ("kl", "vq")
 DISCRIMINATOR = {"adversarial_weight": 0.5, "adversarial_start": 2}
 TINY = {
-    "channels": [4, 8, 8],
+    "channels": [4, 8],
     "latent_channels": 3,
     "codes": 16,
     "loss_weights": "random",
@@ -76,7 +76,7 @@ def test_latents_are_smaller_by_the_factor_and_images_keep_their_size(kind, leve
 
 
 def test_added_rows_and_columns_repeat_the_last_ones():
-    model, images = tiny(), torch.rand(1, 3, 14, 15)
+    model, images = tiny(channels=[4, 4, 4]), torch.rand(1, 3, 14, 15)
     larger = torch.cat([images, images[..., -1:]], -1)
     larger = torch.cat([larger, larger[..., -1:, :], larger[..., -1:, :]], -2)
     assert torch.equal(model.encode(images), model.encode(larger))
@@ -264,13 +264,13 @@ def test_a_few_images_are_learned(kind):
     model = tiny(kind, channels=[8, 16], latent_channels=4, codes=64, loss_weight=0.0, kl_weight=1e-6)
     images = F.interpolate(torch.rand(4, 3, 4, 4), scale_factor=4, mode="bilinear")
     optimizer, errors = torch.optim.Adam(model.network.parameters(), 5e-3), []
-    for _ in range(60):
+    for _ in range(40):
         losses = model.losses(images)
         optimizer.zero_grad()
         losses["train/loss"].backward()
         optimizer.step()
         errors.append(float(losses["train/l1"].detach()))
-    assert errors[-1] < errors[0] / 3
+    assert errors[-1] < errors[0] / 2
 
 
 def test_training_logs_losses_and_scores_and_saves_no_backbone(tmp_path, data):
@@ -422,7 +422,8 @@ def test_bad_model_arguments_are_refused(arguments, message):
         tiny(**arguments)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("kl", marks=pytest.mark.slow), "vq"])
+@pytest.mark.slow  # each of it is tried elsewhere
+@every_kind
 def test_command_line_fits_tests_and_writes_images_of_any_size(tmp_path, kind, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_noise("images")

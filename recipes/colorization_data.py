@@ -11,6 +11,7 @@ from typing_extensions import override
 from lpips_lightning.data.samplers import ResumableLoader
 from lpips_lightning.io.image_files import find_images, read_image
 from lpips_lightning.recipes.held_out import HeldOut
+from lpips_lightning.recipes.photograph_crops import WholeImages
 from lpips_lightning.recipes.photographs import split_images
 from lpips_lightning.recipes.split_data_module import SplitDataModule
 
@@ -32,21 +33,6 @@ def shrink(images: Tensor, size: int) -> Tensor:
         return images
     sides = [max(size, round(side * size / shorter)) for side in images.shape[-2:]]
     return F.interpolate(images, size=sides, mode="bilinear", antialias=True, align_corners=False)
-
-
-class WholeImages(Dataset[Sample]):
-    """(image, name) of full images ``(3, H, W)`` on [0, 1]; gray images have three equal channels."""
-
-    def __init__(self, images: dict[str, Path]) -> None:
-        self.items = list(images.items())
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    @override
-    def __getitem__(self, index: int) -> Sample:
-        name, file = self.items[index]
-        return read_image(file).float().div(255), name
 
 
 class RandomCrops(Dataset[Sample]):

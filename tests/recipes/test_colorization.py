@@ -254,6 +254,7 @@ def test_bad_data_arguments_are_refused(folder, arguments, message):
         ({"n_levels": 1}, "n_levels: expected at least 2, got 1"),
         ({"working_size": 0}, "working_size: expected at least 1, got 0"),
         ({"dropout": 1.0}, "dropout: expected at least 0 and below 1, got 1.0"),
+        ({"adversarial_weight": -1}, "weight: expected at least 0, got -1"),
         ({"features_net": "nothing"}, "net_type: expected one of"),
     ],
 )
@@ -278,6 +279,37 @@ def test_training_logs_scores_and_saves_only_the_network(tmp_path, data):
     saved = torch.load(tmp_path / "saved.ckpt", weights_only=True)
     assert {key.partition(".")[0] for key in saved["state_dict"]} == {"network"}
     assert all(isinstance(value, str | int | float | bool | None) for value in saved["hyper_parameters"].values())
+
+
+def test_a_discriminator_trains_beside_the_network_from_its_start_on(tmp_path, data):
+    options = {
+        "adversarial_weight": 0.5,
+        "adversarial_start": 4,
+        "discriminator_layers": 1,
+        "discriminator_channels": 4,
+    }
+    model, fitted = Colorization(**TINY, **options), trainer(tmp_path)
+    before = {name: value.clone() for name, value in model.adversarial.state_dict().items()}
+    fitted.fit(model, data)  # six steps
+    more = {"train/generator", "train/discriminator", "train/adaptive_weight"}
+    assert set(fitted.callback_metrics) > SCORES | more
+    assert fitted.callback_metrics["train/adaptive_weight"] > 0
+    assert all(not torch.equal(value, before[name]) for name, value in model.adversarial.state_dict().items())
+    fitted.save_checkpoint(tmp_path / "saved.ckpt")
+    saved = torch.load(tmp_path / "saved.ckpt", weights_only=True)
+    assert {key.partition(".")[0] for key in saved["state_dict"]} == {"network", "adversarial"}
+    (found,) = trainer(tmp_path).validate(Colorization(**TINY), data, ckpt_path=tmp_path / "saved.ckpt", verbose=False)
+    assert found["val/lpips"] == pytest.approx(float(fitted.callback_metrics["val/lpips"]), rel=1e-4)
+
+
+def test_the_initial_network_is_the_same_with_a_discriminator():
+    states = []
+    for weight in (0.0, 0.5):
+        torch.manual_seed(0)
+        model = Colorization(**TINY, adversarial_weight=weight, discriminator_channels=4)
+        states.append(model.network.state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
 def test_reloaded_model_is_the_same_and_needs_no_backbone_of_the_loss(tmp_path, data):

@@ -34,8 +34,10 @@ def test_help_fits_on_one_screen_and_names_every_command(args, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 24
     assert max(len(line.rstrip()) for line in lines) <= 80
-    named = [line[2:].partition("  ")[0] for line in lines if line.startswith("  ")]
-    assert ", ".join(named).split(", ") == list(cli.COMMANDS)
+    for name in cli.COMMANDS:
+        # Recipes stand in two columns; the line of `demo` names one of them.
+        others = [line for line in lines if name == "demo" or not line.startswith("  demo")]
+        assert sum(bool(re.search(rf"  {name}[* ]", line)) for line in others) == 1
 
 
 def test_version_is_the_packages(capsys):

@@ -15,7 +15,7 @@ Latents of your own images, in Python::
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -215,8 +215,7 @@ class Autoencoder(AdversarialModule):
     @property
     def averaged(self) -> AutoencoderNetwork:
         """The network of validation, test and prediction: the average of the weights, or the weights themselves."""
-        network: AutoencoderNetwork = self.network if self.ema is None else self.ema.module
-        return network
+        return self.network if self.ema is None else cast("AutoencoderNetwork", self.ema.module)
 
     def encode(self, images: Tensor) -> Tensor:
         """Latents of images, without noise; of ``"vq"``, the codes, of unit length.
@@ -308,7 +307,8 @@ class Autoencoder(AdversarialModule):
         scores = self.scores[stage]
         scores["latent_std"].update(counted)
         if "perplexity" in scores:
-            scores["perplexity"].update(self.averaged.bottleneck.nearest(counted))
+            codebook: Any = self.averaged.bottleneck
+            scores["perplexity"].update(codebook.nearest(counted))
         self.log_dict({f"{stage}/{name}": score for name, score in scores.items()}, on_step=False, on_epoch=True)
         height, width = images.shape[-2:]
         return {"preds": self.decode(latents)[..., :height, :width], "target": images}

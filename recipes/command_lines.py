@@ -128,7 +128,8 @@ def tradeoff_parser(name: str, program: str | None = None) -> ArgumentParser:
         type=comma_separated,
         default=",".join(LOSSES),
         help="untrained, pixel, NET, NET:baseline (uncalibrated), or baseline: alex:baseline if alex is on this"
-        " machine, else embedded:baseline (default: %(default)s)",
+        " machine, else embedded:baseline; with +gan, such as embedded+gan, also a discriminator, in recipes with"
+        " --model.adversarial_weight (default: %(default)s)",
     )
     parser.add_argument("--seeds", type=integers, default="0", help="seeds of the trainings (default: %(default)s)")
     parser.add_argument("--judges", type=comma_separated, help="validation networks (default: all on this machine)")

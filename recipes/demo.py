@@ -227,7 +227,7 @@ def _seconds_per_step(model: SuperResolution, data: SuperResolutionData) -> floa
         times = []
         for _ in range(WARM_UP_STEPS + TIMED_STEPS):
             start = time.monotonic()
-            torch.autograd.backward(model.losses(low, high)["train/loss"])
+            torch.autograd.backward(model.losses(model.network(low), high)["train/loss"])
             times.append(time.monotonic() - start)
         durations[threads] = statistics.median(times[WARM_UP_STEPS:])
     model.zero_grad()

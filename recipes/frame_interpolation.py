@@ -200,6 +200,7 @@ class FrameInterpolationCLI(ImageRecipeCLI):
     """CLI of the image recipes."""
 
     untrained = "mean of both frames"
+    pixel = "Charbonnier"
 
 
 def main(args: list[str] | None = None) -> None:

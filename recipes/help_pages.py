@@ -122,6 +122,8 @@ RECIPES = {
     "frame-interpolation": _image_recipe(
         "frame_interpolation:FrameInterpolation", "frame_interpolation_data:FrameInterpolationData"
     ),
+    "deblurring": _image_recipe("deblurring:Deblurring", "deblurring_data:DeblurringData"),
+    "autoencoder": _image_recipe("autoencoder:Autoencoder", "autoencoder_data:AutoencoderData"),
     "cnn-distortions": Recipe(
         {
             "model": ("lpips_lightning.recipes.cnn_distortions:CNNDistortions",),
@@ -155,6 +157,20 @@ RECIPES = {
     ),
 }
 """The recipes, by command."""
+
+
+def recipes_with(group: str, option: str) -> list[str]:
+    """Commands of the recipes that have an option.
+
+    Args:
+        group: Its group, such as ``"model"``.
+        option: Its name in the group.
+    """
+    return [
+        command
+        for command, recipe in RECIPES.items()
+        if any(option == one.name for place in recipe.groups[group] for one in parameters(place))
+    ]
 
 
 def wanted_help(args: Sequence[str], groups: Sequence[str]) -> str | None:

@@ -18,9 +18,9 @@ from torchmetrics import MeanMetric
 from typing_extensions import override
 
 from lpips_lightning import PerceptualLoss
-from lpips_lightning._lightning import LightningModule
 from lpips_lightning.distributed import dataset_indices
 from lpips_lightning.functional.luma import luma_scores
+from lpips_lightning.recipes.adversarial_module import AdversarialModule
 from lpips_lightning.recipes.command import ImageRecipeCLI, run_recipe
 from lpips_lightning.recipes.optimization import warmup_cosine
 from lpips_lightning.recipes.superresolution_data import Scale, SuperResolutionData, check_scale
@@ -89,15 +89,15 @@ class EDSR(nn.Module):
         return upscale(low, self.scale) + self.tail(self.up(features + self.body(features)))
 
 
-class SuperResolution(LightningModule):
-    """EDSR trained with ``pixel_weight * L1 + loss_weight * LPIPS``; its steps return images for `PerceptualScores`.
+class SuperResolution(AdversarialModule):
+    """EDSR trained with ``pixel_weight * L1 + loss_weight * LPIPS``, and a discriminator on request.
 
     In ``test`` it logs PSNR and SSIM as papers report them (see `luma_scores`), ``test/psnr_y`` and ``test/ssim_y``,
     and those of bicubic upscaling, ``test/bicubic_psnr_y`` and ``test/bicubic_ssim_y``. The untrained network is
     bicubic upscaling, so ``test`` without a checkpoint gives the LPIPS of bicubic.
 
     All arguments are plain values, so a checkpoint loads with ``weights_only=True`` and contains the loss settings; its
-    only parameters are the network's.
+    only parameters are the network's and the discriminator's.
 
     Args:
         scale: 2, 3 or 4.
@@ -111,9 +111,14 @@ class SuperResolution(LightningModule):
         loss_weights: Backbone weights of the loss: a path, ``"random"``, or None for torchvision's.
         lr: Highest learning rate of Adam.
         warmup_steps: Linear warm-up to `lr`; then cosine decay to 0.
+        adversarial_weight: Weight of the adversarial loss, relative to the gradient of L1 and LPIPS; 0 for none.
+        adversarial_start: Steps without adversarial loss.
+        discriminator_layers: Convolutions of stride 2 of the discriminator.
+        discriminator_channels: Channels of its first convolution.
+        discriminator_lr: Highest learning rate of the discriminator.
 
     Raises:
-        ValueError: If `scale` is not 2, 3 or 4.
+        ValueError: If `scale` is not 2, 3 or 4, or an argument of the discriminator is out of its range.
     """
 
     def __init__(
@@ -129,6 +134,11 @@ class SuperResolution(LightningModule):
         loss_weights: str | None = None,
         lr: float = 1e-3,
         warmup_steps: int = 50,
+        adversarial_weight: float = 0.0,
+        adversarial_start: int = 0,
+        discriminator_layers: int = 2,
+        discriminator_channels: int = 32,
+        discriminator_lr: float = 1e-3,
     ) -> None:
         super().__init__()
         check_scale(scale)
@@ -137,6 +147,7 @@ class SuperResolution(LightningModule):
         self.perceptual: PerceptualLoss | None = None
         names = ("psnr_y", "ssim_y", "bicubic_psnr_y", "bicubic_ssim_y")
         self.test_scores: Any = nn.ModuleDict({name: MeanMetric() for name in names})
+        self.add_discriminator()
 
     @override
     def setup(self, stage: str) -> None:
@@ -156,9 +167,8 @@ class SuperResolution(LightningModule):
         """Upscale ``(N, 3, h, w)`` in [0, 1] to ``(N, 3, h * scale, w * scale)`` in [0, 1]."""
         return self.network(low).clamp(0, 1)
 
-    def losses(self, low: Tensor, high: Tensor) -> dict[str, Tensor]:
+    def losses(self, prediction: Tensor, high: Tensor) -> dict[str, Tensor]:
         """Loss terms of a batch: ``train/loss`` is the weighted sum, ``train/perceptual`` is LPIPS times its weight."""
-        prediction = self.network(low)
         parts = {"train/l1": F.l1_loss(prediction, high)}
         loss = self.hparams["pixel_weight"] * parts["train/l1"]
         if self.perceptual is not None and self.perceptual.weight:
@@ -169,7 +179,10 @@ class SuperResolution(LightningModule):
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = self.losses(*batch[:2])
+        low, high, _ = batch
+        prediction = self.network(low)
+        losses = self.losses(prediction, high)
+        losses = self.with_adversarial(losses, prediction, high, self.network.tail.weight)
         self.log_dict({name: value.detach() for name, value in losses.items()}, prog_bar=True)
         return losses["train/loss"]
 
@@ -201,7 +214,7 @@ class SuperResolution(LightningModule):
 
     @override
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.Adam(self.network.parameters(), lr=self.hparams["lr"])
+        optimizer = self.adam(self.network.parameters())
         return warmup_cosine(self, optimizer, self.hparams["warmup_steps"])
 
 
@@ -209,6 +222,7 @@ class SuperResolutionCLI(ImageRecipeCLI):
     """Links the scales of model and data."""
 
     untrained = "bicubic"
+    pixel = "L1"
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -2,14 +2,17 @@
 
     lpips-lightning superresolution tradeoff
     lpips-lightning superresolution tradeoff --losses pixel,alex,alex:baseline --seeds 0,1,2 --trainer.max_epochs 5
+    lpips-lightning superresolution tradeoff --losses untrained,pixel,embedded,pixel+gan,embedded+gan
 
 All trainings have the recipe's options, the same initial network, the same batches and the same number of steps; only
-the perceptual loss differs. The last weights are validated, without selection by a score.
+the perceptual loss differs, and whether there is a discriminator. The last weights are validated, without selection by
+a score.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from lpips_lightning.backbones.definition import BACKBONES
@@ -18,12 +21,14 @@ from lpips_lightning.io.console import Console
 from lpips_lightning.io.progress import progress_report
 from lpips_lightning.recipes.command import ImageRecipeCLI, command_name, program, quiet_lightning
 from lpips_lightning.recipes.command_lines import tradeoff_parser
+from lpips_lightning.recipes.help_pages import recipes_with
 from lpips_lightning.recipes.run_report import command_line, print_line
 from lpips_lightning.recipes.tradeoff_images import save_images
 from lpips_lightning.recipes.tradeoff_plot import save_plot
-from lpips_lightning.recipes.tradeoff_rows import Tradeoff, first_with_options
+from lpips_lightning.recipes.tradeoff_rows import Tradeoff, can_be_adversarial, first_with_options
 from lpips_lightning.recipes.tradeoff_table import (
     BASELINE,
+    GAN,
     PIXEL,
     UNTRAINED,
     legend,
@@ -51,6 +56,7 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
     if recipe_options and not recipe_options[0].startswith("-"):
         parser.error(f"expected options, got {recipe_options[0]!r}")
     losses = [_resolved(loss) for loss in options.losses]
+    _check_adversarial(losses, model, name)
     judges = options.judges or [net for net in BACKBONES if BACKBONES[net].is_available]
     if unknown := [judge for judge in judges if judge not in BACKBONES]:
         raise ValueError(f"judges: expected some of {', '.join(BACKBONES)}, got {unknown[0]!r}")
@@ -62,7 +68,7 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
             _say(console, f"{default} has a table with other options: writing to {out}")
     table = Tradeoff((cli, model, data, file), recipe_options, judges, out, options.force)
     table.check_settings()
-    labels = {UNTRAINED: cli.untrained}
+    labels = {UNTRAINED: cli.untrained, PIXEL: cli.pixel}
     try:
         with quiet_lightning(), progress_report("items") as report:
             table.run(losses, options.seeds, report)
@@ -95,13 +101,27 @@ def _resolved(loss: str) -> str:
     Raises:
         ValueError: If the loss is unknown.
     """
-    if loss == BASELINE:
-        return f"{'alex' if BACKBONES['alex'].is_available else 'embedded'}:{BASELINE}"
-    net, _, kind = loss.partition(":")
-    if loss not in (UNTRAINED, PIXEL) and (net not in BACKBONES or kind not in ("", BASELINE)):
+    base = loss.removesuffix(GAN)
+    if base == BASELINE:
+        return f"{'alex' if BACKBONES['alex'].is_available else 'embedded'}:{BASELINE}{loss[len(base) :]}"
+    net, _, kind = base.partition(":")
+    if loss not in (UNTRAINED, f"{PIXEL}{GAN}", PIXEL) and (net not in BACKBONES or kind not in ("", BASELINE)):
         known = ", ".join((UNTRAINED, PIXEL, BASELINE, *BACKBONES))
-        raise ValueError(f"losses: expected some of {known}, or NET:{BASELINE}, got {loss!r}")
+        raise ValueError(
+            f"losses: expected some of {known}, or NET:{BASELINE}, or a trained one of them with {GAN}, got {loss!r}"
+        )
     return loss
+
+
+def _check_adversarial(losses: Sequence[str], model: type, name: str) -> None:
+    """Raise a ValueError if a loss has a discriminator, which the recipe has not."""
+    wanted = [loss for loss in losses if loss.endswith(GAN)]
+    if wanted and not can_be_adversarial(model):
+        able = ", ".join(recipes_with("model", "adversarial_weight"))
+        raise ValueError(
+            f"losses: expected a recipe whose model has adversarial_weight for {wanted[0]}, such as {able}; {name} has"
+            " no discriminator"
+        )
 
 
 def _say(console: Console, line: str) -> None:

@@ -24,7 +24,7 @@ from lpips_lightning.io.figures import (
     write_at,
 )
 from lpips_lightning.io.image_files import read_image
-from lpips_lightning.recipes.tradeoff_table import BASELINE, OWN, PIXEL, UNTRAINED, TradeoffRow, label, score_names
+from lpips_lightning.recipes.tradeoff_table import OWN, UNTRAINED, TradeoffRow, label, score_names
 
 _ACROSS = 4  # tiles side by side; more go on below
 _GAP, _HEADER, _TITLE, _SCORES, _NOTE = 0.1, 0.28, 0.16, 0.15, 0.4  # inches
@@ -71,7 +71,7 @@ def save_images(folder: Path, rows: Sequence[TradeoffRow], labels: dict[str, str
     tiles = [_Tile("image", "the frame is the detail", truth, whole=True), _Tile("truth", "", truth)]
     if (folder / "input.png").exists():
         tiles.append(_Tile("input", "", _read(folder / "input.png")))
-    tiles += [_Tile(_title(row.loss, labels), _scores(row, judges), images[row.loss]) for row in shown]
+    tiles += [_Tile(label(row.loss, labels), _scores(row, judges), images[row.loss]) for row in shown]
     trained = [image for loss, image in images.items() if loss != UNTRAINED]
     side = min(max(_SMALLEST, min(truth.shape[1:]) // _PART), *truth.shape[1:])
     corner = most_different(trained if len(trained) > 1 else [*images.values(), truth], side)
@@ -99,13 +99,6 @@ def _judges(rows: Sequence[TradeoffRow]) -> list[str]:
     """At most two networks whose scores stand in the captions."""
     names = [name.removeprefix("lpips_") for name in score_names(rows) if name.startswith("lpips_")]
     return sorted(names, key=lambda net: _FAMILIAR.index(net) if net in _FAMILIAR else len(_FAMILIAR))[:2]
-
-
-def _title(loss: str, labels: dict[str, str]) -> str:
-    net, _, kind = loss.partition(":")
-    if loss in labels or loss in (UNTRAINED, PIXEL):
-        return label(loss, labels)
-    return f"+ LPIPS({net}{', uncalibrated' if kind == BASELINE else ''})"
 
 
 def _scores(row: TradeoffRow, judges: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import time
@@ -21,9 +22,10 @@ from lpips_lightning.callbacks.image_writer import save_image
 from lpips_lightning.io.atomic import atomic_write
 from lpips_lightning.io.download import ProgressCallback
 from lpips_lightning.recipes.command import ImageRecipeCLI, run_recipe
-from lpips_lightning.recipes.tradeoff_table import BASELINE, PIXEL, UNTRAINED, TradeoffRow, read_rows, write_rows
+from lpips_lightning.recipes.tradeoff_table import BASELINE, GAN, PIXEL, UNTRAINED, TradeoffRow, read_rows, write_rows
 
 _SETTINGS = "settings.json"
+_ADVERSARIAL = "adversarial_weight"  # argument of models that can train with a discriminator
 _SCALE = "scale_"  # prefix of scores that are only used for the weight of a baseline
 
 
@@ -48,6 +50,7 @@ class Tradeoff:
     def __post_init__(self) -> None:
         self.kept = {} if self.restart else {(row.loss, row.seed): row for row in read_rows(self.out / "tradeoff.csv")}
         self.rows: list[TradeoffRow] = []
+        self.adversarial_weight = 0.0  # of rows with a discriminator, once it is known
 
     def check_settings(self) -> None:
         """Check that an existing table has the same options.
@@ -67,7 +70,8 @@ class Tradeoff:
         """Make all missing rows.
 
         Args:
-            losses: ``"untrained"``, ``"pixel"``, ``"<net>"`` or ``"<net>:baseline"``.
+            losses: ``"untrained"``, ``"pixel"``, ``"<net>"`` or ``"<net>:baseline"``; the last three also with
+                ``"+gan"``.
             seeds: Seeds of the trainings.
             report: Callback for the progress of steps.
         """
@@ -76,7 +80,7 @@ class Tradeoff:
         if all(row.scores for row in self.rows):
             return
         # First, and outside the try of _row: wrong options raise here within seconds.
-        weights, untrained = self._weights_and_untrained(losses, seeds[0])
+        weights, untrained = self._weights_and_untrained([row.reconstruction for row in wanted], seeds[0])
         if self.restart:
             discard(self.out)
         with atomic_write(self.out / _SETTINGS) as temporary:
@@ -115,6 +119,7 @@ class Tradeoff:
         ]
         row, recipe = self._validate(TradeoffRow(UNTRAINED, seed), scales)
         weight = float(recipe.model.hparams["loss_weight"])
+        self.adversarial_weight = float(recipe.model.hparams.get(_ADVERSARIAL, 0)) or self.recipe[0].adversarial_weight
         weights = {loss: 0.0 if loss in (PIXEL, UNTRAINED) else weight for loss in losses}
         for net in nets:
             scored = recipe.trainer.callback_metrics
@@ -125,8 +130,9 @@ class Tradeoff:
     def _row(self, row: TradeoffRow, weights: dict[str, float], report: ProgressCallback) -> TradeoffRow:
         """Train and validate; on failure, a row with the reason."""
         kept = self.kept.get((row.loss, row.seed), row)
-        row = replace(row, weight=weights[row.loss], seconds=kept.seconds)
-        if row.loss != PIXEL and not self._is_available(row.net):
+        adversarial = self.adversarial_weight if row.loss.endswith(GAN) else 0.0
+        row = replace(row, weight=weights[row.reconstruction], seconds=kept.seconds, adversarial=adversarial)
+        if row.reconstruction != PIXEL and not self._is_available(row.net):
             return replace(row, note=f"skipped: the backbone of {row.net} is not on this machine")
         try:
             if not self._checkpoint(row).exists():
@@ -140,15 +146,20 @@ class Tradeoff:
         given = any(option.startswith("--model.loss_weights") for option in self.options)
         return get_backbone(net).is_available or given
 
+    def _adversarial_option(self, row: TradeoffRow) -> list[str]:
+        has_discriminator = can_be_adversarial(self.recipe[1])
+        return [f"--model.{_ADVERSARIAL}={row.adversarial}"] if has_discriminator else []
+
     def _checkpoint(self, row: TradeoffRow) -> Path:
         return self.out / f"{row.stem}.ckpt"
 
     def _train(self, row: TradeoffRow, report: ProgressCallback) -> TradeoffRow:
         loss = [f"--model.loss_weight={row.weight}", f"--seed_everything={row.seed}", "--schedule.final=null"]
-        if row.loss != PIXEL:
-            calibrated = "false" if row.loss.endswith(BASELINE) else "true"
+        loss += self._adversarial_option(row)
+        if row.reconstruction != PIXEL:
+            calibrated = "false" if row.reconstruction.endswith(BASELINE) else "true"
             loss += [f"--model.loss_net={row.net}", f"--model.loss_calibrated={calibrated}"]
-        without = ["checkpoint", "scores", "gallery", "images", *["schedule"] * (row.loss == PIXEL)]
+        without = ["checkpoint", "scores", "gallery", "images", *["schedule"] * (row.reconstruction == PIXEL)]
         no_validation = ["--trainer.limit_val_batches=0", "--trainer.num_sanity_val_steps=0"]
         start = time.monotonic()
         trained = self._call("fit", [*loss, *no_validation], without, [_SameBatches(row, report)])
@@ -160,7 +171,8 @@ class Tradeoff:
     def _validate(self, row: TradeoffRow, extra: list[PerceptualScores]) -> tuple[TradeoffRow, ImageRecipeCLI]:
         judges = [PerceptualScores(net, data_range=(0, 1), metrics=["lpips"], prefix=f"{net}_") for net in self.judges]
         plain = PerceptualScores(data_range=(0, 1), metrics=["psnr", "ssim"])
-        checkpoint = [] if row.loss == UNTRAINED else [f"--ckpt_path={self._checkpoint(row)}"]
+        trained = [f"--ckpt_path={self._checkpoint(row)}", *self._adversarial_option(row)]
+        checkpoint = [] if row.loss == UNTRAINED else trained
         images = _KeepImages(self.out, row.stem)
         without = ["checkpoint", "scores", "gallery", "schedule", "images"]
         more = [*checkpoint, f"--seed_everything={row.seed}", "--verbose=false"]
@@ -176,6 +188,11 @@ class Tradeoff:
         options: dict[str, Any] = {"trainer_defaults": {"callbacks": callbacks}, "save_config_callback": None}
         ran = run_recipe(silent, model, data, file, args, **options)
         return cast(ImageRecipeCLI, ran)
+
+
+def can_be_adversarial(model: type) -> bool:
+    """Whether a model has the argument ``adversarial_weight``."""
+    return _ADVERSARIAL in inspect.signature(model).parameters
 
 
 def first_with_options(out: Path, options: list[str]) -> Path:

@@ -62,6 +62,8 @@ COMMANDS = {
     "superresolution": _recipe("enlarge images", "superresolution", tradeoff=_TRADEOFF),
     "colorization": _recipe("colorize images", "colorization", tradeoff=_TRADEOFF),
     "frame-interpolation": _recipe("insert frames", "frame_interpolation", tradeoff=_TRADEOFF),
+    "autoencoder": _recipe("compress images", "autoencoder", tradeoff=_TRADEOFF),
+    "deblurring": _recipe("sharpen images", "deblurring", tradeoff=_TRADEOFF),
     "cnn-distortions": _recipe("CNN distortions", "cnn_distortions"),
     "distillation": _recipe("small backbone", "distillation"),
     "split-brain": _recipe("backbone by colors", "split_brain"),

@@ -93,7 +93,7 @@ def test_what_three_recipes_share_stays_in_the_package():
 def test_copies_train_to_the_same_weights(recipe, imported, capsys):
     assert run(["new", recipe.name.replace("_", "-"), "mine"]) == 0
     write_noise("images")
-    more = "--trainer.max_epochs=1 --checkpoint.monitor=null --without scores gallery baseline".split()
+    more = ["--trainer.max_epochs=1", "--checkpoint.monitor=null", "--without", "scores", "gallery", "baseline"]
     states = []
     for main in (recipe.main, imported("mine", recipe.name).main):
         main(recipe.line("fit", *more))

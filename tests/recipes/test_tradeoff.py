@@ -218,14 +218,14 @@ def test_seeds_share_one_line_with_mean_and_standard_deviation(tmp_path):
     ]
     write_rows(tmp_path / "rows.csv", scored)
     assert read_rows(tmp_path / "rows.csv") == scored
-    table = markdown(scored, {"untrained": "bicubic"}).splitlines()
+    table = markdown(scored, {"untrained": "bicubic", "pixel": "L1"}).splitlines()
     assert (
         table[0]
         == "| loss | weight | time | PSNR \u2191 | SSIM \u2191 | LPIPS(alex) \u2193 | LPIPS(vgg) \u2193 | delta |"
     )
     assert table[2] == "| bicubic | 0 | \u2013 | 25.00 | 0.800 | 0.300 | 0.400 | \u2013 |"
     alex = "26.50 \u00b1 0.71 | 0.800 \u00b1 0.000 | 0.150 \u00b1 0.071\u2020 | 0.200 \u00b1 0.000 | 4.000 \u00b1 1.414"
-    assert table[3] == f"| + alex | 0.05 | 65 s | {alex} |"
+    assert table[3] == f"| L1 + LPIPS(alex) | 0.05 | 65 s | {alex} |"
     assert "over the seeds 0, 1." in table[-1]
 
 

@@ -43,6 +43,8 @@ COMMAND_LINES = {
     "superresolution predict": (["superresolution", "predict", "--images.out", "large"], "large", "large/a.png"),
     "colorization predict": (["colorization", "predict", "--images.out", "colored"], "colored", "colored/a.png"),
     "frame-interpolation predict": (["frame-interpolation", "predict", "--images.out", "new"], "new", "new/a.png"),
+    "deblurring predict": (["deblurring", "predict", "--images.out", "sharp"], "sharp", "sharp/a.png"),
+    "autoencoder predict": (["autoencoder", "predict", "--images.out", "new"], "new", "new/a.png"),
     "cnn-distortions fit": (
         ["cnn-distortions", "fit", "--file.path", "n.safetensors"],
         "n.safetensors",

@@ -102,10 +102,13 @@ def save_images(folder: Path, rows: Sequence[TradeoffRow], labels: dict[str, str
     source = _read(folder / "input.png") if (folder / "input.png").exists() else truth
     own = OWN if net is not None and any(net.net_type == row.net for row in shown) else ""
     bar = f"{net.net_type}{own}" if net is not None else ""
-    page = _Page(across, math.ceil((len(shown) + 2) / across), tiles, detail)
+    cell = (WIDTHS["text"] - _GAP * (across + 1)) / across
+    titles = _wrapped_all([tile.title for tile in tiles], cell)
+    page = _Page(across, cell, _TITLE * max(map(len, titles)), len(shown), detail)
     with new_figure("text", page.height) as figure:
         figure.set_layout_engine("none")
-        page.draw(figure, heading, truth, None if torch.equal(source, truth) else source, bar)
+        page.draw(figure, heading, truth, None if torch.equal(source, truth) else source)
+        page.draw_losses(figure, tiles, titles, bar)
         for index, line in enumerate(_note(shown, judges, bar)):
             write_at(figure, _GAP, _NOTE - 0.14 - 0.14 * index, fit_name(line, WIDTHS["text"] - 2 * _GAP), color="0.35")
         return save_figure(figure, folder / "tradeoff.png")
@@ -179,22 +182,21 @@ def _note(rows: Sequence[TradeoffRow], judges: Sequence[str], maps: str) -> list
 
 
 class _Page(NamedTuple):
-    """Places of the images, in inches: columns of two squares, the lower one for the map."""
+    """Places of the images, in inches: columns of two squares, the lower one for the map.
+
+    Attributes:
+        across: Columns.
+        cell: Side of a square.
+        title: Height of the titles.
+        losses: Number of losses.
+        detail: What the squares show.
+    """
 
     across: int
-    lines: int
-    tiles: Sequence[_Shown]
+    cell: float
+    title: float
+    losses: int
     detail: _Detail
-
-    @property
-    def cell(self) -> float:
-        """Side of a square."""
-        return (WIDTHS["text"] - _GAP * (self.across + 1)) / self.across
-
-    @property
-    def title(self) -> float:
-        """Height of the titles, of one line or two."""
-        return _TITLE * max([1, *(len(_wrapped(tile.title, self.cell)) for tile in self.tiles)])
 
     @property
     def pitch(self) -> float:
@@ -204,34 +206,28 @@ class _Page(NamedTuple):
     @property
     def height(self) -> float:
         """Height of the figure."""
-        return _HEADER + self.lines * self.pitch + _NOTE
+        return _HEADER + math.ceil((self.losses + 2) / self.across) * self.pitch + _NOTE
 
-    def draw(self, figure: Any, heading: str, truth: Tensor, source: Tensor | None, net: str) -> None:
-        """Draw everything but the note.
-
-        Args:
-            figure: The figure.
-            heading: Its title.
-            truth: The target.
-            source: The input, if it is to be shown.
-            net: Network of the maps; empty without maps.
-        """
+    def draw(self, figure: Any, heading: str, truth: Tensor, source: Tensor | None) -> None:
+        """Draw the title, the truth, and the input if it is to be shown."""
         title = fit_name(heading, WIDTHS["text"] - 0.2, TITLE_SIZE)
         style: dict[str, Any] = {"ha": "center", "va": "baseline", "transform": figure.transFigure}
         figure.text(0.5, 1 - 0.17 / self.height, title, fontsize=TITLE_SIZE, **style)
         self._whole(figure, truth, source)
-        maps = [self.detail.crop(tile.local) for tile in self.tiles if tile.local is not None]
+        self._detail(figure, self.losses + 1, ["truth"], truth)
+
+    def draw_losses(self, figure: Any, tiles: Sequence[_Shown], titles: Sequence[Sequence[str]], net: str) -> None:
+        """Draw the image of each loss, its map, and the color bar; `net` is the network of the maps."""
+        maps = [self.detail.crop(tile.local) for tile in tiles if tile.local is not None]
         limit, drawn = heatmap_limit(*maps), None
-        titles = _wrapped_all([tile.title for tile in self.tiles], self.cell)
-        for slot, (tile, name) in enumerate(zip(self.tiles, titles, strict=True), 1):
+        for slot, (tile, name) in enumerate(zip(tiles, titles, strict=True), 1):
             self._detail(figure, slot, name, tile.image)
             self._write(figure, slot, tile.scores)
             if tile.local is not None:
                 drawn = self._map(figure, slot, self.detail.crop(tile.local), limit)
-        self._detail(figure, len(self.tiles) + 1, ["truth"], truth)
         if drawn is not None:
             beyond = any(bool((one > limit).any()) for one in maps)
-            self._bar(figure, len(self.tiles) + 1, drawn, net, "max" if beyond else "neither")
+            self._bar(figure, len(tiles) + 1, drawn, net, "max" if beyond else "neither")
 
     def _place(self, slot: int, lower: bool = False) -> tuple[float, float]:
         """Left and bottom of a square."""

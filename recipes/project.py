@@ -19,6 +19,7 @@ _PACKAGE = "lpips_lightning.recipes"
 _SHARED_BY = 3  # a module that so many recipes use is a part of the library, and not copied
 _MAIN = '\n\nif __name__ == "__main__":\n    main()\n'
 _IGNORED = "outputs/\nlightning_logs/\nwandb/\n__pycache__/\n.pytest_cache/\n"
+_WIDEST = 60  # of a command with a comment aligned with the others
 _STEPS = {"fit": "training_step", "validate": "validation_step", "test": "test_step", "predict": "predict_step"}
 
 # Options of a training of two steps, for those recipes whose YAML file sets them.
@@ -263,7 +264,7 @@ def _command_lines(recipe: str, actions: Sequence[str], own: Sequence[str]) -> I
 
 
 def _aligned(lines: Sequence[tuple[str, str]]) -> str:
-    width = max(len(line) for line, _ in lines)
+    width = min(max(len(line) for line, _ in lines), _WIDEST)
     return "\n".join(f"{line:{width}}  {about and '# '}{about}".rstrip() for line, about in lines)
 
 

@@ -63,9 +63,9 @@ class UNet(nn.Module):
     def __init__(self, channels: Sequence[int], blocks: int) -> None:
         super().__init__()
         self.head = _conv(6 * 4, channels[0])
+        self.first = nn.ModuleList(nn.Sequential(*_blocks(one, blocks)) for one in channels[:-1])
         self.down = nn.ModuleList(
-            nn.Sequential(*_blocks(one, blocks), _conv(one, two, stride=2), nn.ReLU(inplace=True))
-            for one, two in itertools.pairwise(channels)
+            nn.Sequential(_conv(one, two, stride=2), nn.ReLU(inplace=True)) for one, two in itertools.pairwise(channels)
         )
         self.middle = nn.Sequential(*_blocks(channels[-1], blocks))
         self.up = nn.ModuleList(
@@ -83,11 +83,9 @@ class UNet(nn.Module):
         """Residual ``(N, 3, H, W)`` of blurred image and estimate ``(N, 6, H, W)``."""
         features = self.head(F.pixel_unshuffle(images - 0.5, 2))
         passed = []
-        for down in self.down:
-            blocks, stride = down[:-2], down[-2:]
-            features = blocks(features)
-            passed.append(features)
-            features = stride(features)
+        for first, down in zip(self.first, self.down, strict=True):
+            passed.append(first(features))
+            features = down(passed[-1])
         features = self.middle(features)
         for up, skip in zip(self.up[::-1], passed[::-1], strict=True):
             features = up(features) + skip

@@ -2,12 +2,13 @@
 # make test   set up, run the tests
 # make test-lowest   the same tests with the lowest versions of all dependencies, and the wheel in place of the checkout
 # make bench  set up, measure speed and memory against the peers: an hour; make bench BENCH=--quick: some minutes
+# make tutorial   set up, run recipes/tutorial.ipynb and store its outputs
 # make docs   set up, build the API pages in build/docs; warnings and dead links are errors
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-lowest bench docs lint clean
+.PHONY: demo test test-all test-lowest bench tutorial docs lint clean
 
 demo: $(VENV)/recipes.stamp
 	$(BIN)/lpips-lightning demo
@@ -30,6 +31,9 @@ test-lowest: .venv-lowest/lowest.stamp
 # For example: make bench BENCH="--quick", or BENCH="--nets vgg --sizes 4x256 --parts timing memory"
 bench: $(VENV)/test.stamp
 	$(BIN)/python tests/benchmarks/run.py $(BENCH)
+
+tutorial: $(VENV)/test.stamp
+	$(BIN)/python .ci/tutorial.py
 
 docs: $(VENV)/docs.stamp
 	$(BIN)/python .ci/docs.py

@@ -20,10 +20,10 @@ from torchmetrics import Metric, MetricCollection
 from typing_extensions import override
 
 from lpips_lightning import LPIPS, PerceptualLoss
-from lpips_lightning._lightning import LightningModule
 from lpips_lightning.backbones.definition import get_backbone
 from lpips_lightning.distances.lpips import unit_normalize
 from lpips_lightning.distributed import dataset_indices
+from lpips_lightning.recipes.adversarial_module import AdversarialModule
 from lpips_lightning.recipes.colorization_data import ColorizationData, shrink
 from lpips_lightning.recipes.colors import ColorDifference, Colorfulness, compose, into_gamut, split_lab
 from lpips_lightning.recipes.command import ImageRecipeCLI, run_recipe
@@ -47,9 +47,10 @@ class UNet(nn.Module):
         n_levels: Number of levels; each has half the resolution of the previous one.
         features_net: Network of the additional features, see `LPIPS`; None for none.
         features_weights: Backbone weights of `features_net`: a path, ``"random"``, or None for torchvision's.
+        dropout: Fraction of the features' channels that training sets to 0 in a step, and of the last level's.
 
     Raises:
-        ValueError: If `n_feats` is below 1, or `n_levels` below 2.
+        ValueError: If `n_feats` is below 1, `n_levels` below 2, or `dropout` not in [0, 1).
         WeightsError: If the backbone weights are missing.
     """
 
@@ -59,11 +60,15 @@ class UNet(nn.Module):
         n_levels: int = 4,
         features_net: str | None = "embedded",
         features_weights: str | None = None,
+        dropout: float = 0.3,
     ) -> None:
         super().__init__()
         for argument, count, fewest in (("n_feats", n_feats, 1), ("n_levels", n_levels, 2)):
             if count < fewest:
                 raise ValueError(f"{argument}: expected at least {fewest}, got {count}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout: expected at least 0 and below 1, got {dropout}")
+        self.dropout = nn.Dropout2d(dropout)
         widths = [n_feats * min(2**level, 4) for level in range(n_levels)]
         self.stem = nn.Conv2d(1, widths[0], kernel_size=6, stride=2, padding=2)
         self.down = nn.ModuleList(_block(a, b) for a, b in pairwise([widths[0], *widths]))
@@ -87,9 +92,11 @@ class UNet(nn.Module):
             if level:
                 x = F.avg_pool2d(x, 2, ceil_mode=True)
                 if self.feature_convs is not None:
-                    x = x + self.feature_convs[level - 1](_resized(features, (x.shape[-2], x.shape[-1])))
+                    resized = _resized(features, (x.shape[-2], x.shape[-1]))
+                    x = x + self.feature_convs[level - 1](self.dropout(resized))
             x = block(x)
             levels.append(x)
+        x = self.dropout(x)
         for level in reversed(range(len(self.up))):
             x = F.interpolate(x, size=levels[level].shape[-2:], mode="bilinear", align_corners=False)
             x = self.up[level](torch.cat([levels[level], x], 1))
@@ -107,8 +114,10 @@ class UNet(nn.Module):
         return [unit_normalize(layer) * layer.shape[1] ** 0.5 for layer in layers]
 
 
-class Colorization(LightningModule):
+class Colorization(AdversarialModule):
     """U-Net trained with ``pixel_weight * L1 of a and b + loss_weight * LPIPS of the colored image``.
+
+    With `adversarial_weight` a PatchGAN discriminator also judges the colored images: see `AdversarialLoss`.
 
     Its steps return images for `PerceptualScores`; it logs ``val/ciede2000`` and ``val/colorfulness``, with
     ``val/colorfulness_truth`` and ``val/colorfulness_ratio`` (and ``test/...``). All arguments are plain values, so a
@@ -119,6 +128,7 @@ class Colorization(LightningModule):
         n_levels: Levels of the U-Net.
         features_net: Network of the U-Net's additional features; None for none.
         features_weights: Backbone weights of `features_net`: a path, ``"random"``, or None for torchvision's.
+        dropout: Dropout in the U-Net, see there.
         working_size: Largest shorter side, in pixels, of the U-Net's input. Larger images are downscaled, and the
             predicted a and b are upscaled; L keeps its resolution.
         pixel_weight: Weight of the L1 distance of a and b, in units of 50.
@@ -133,9 +143,14 @@ class Colorization(LightningModule):
         lr: Highest learning rate of AdamW.
         weight_decay: Weight decay of AdamW.
         warmup_steps: Linear warm-up to `lr`; then cosine decay to 0.
+        adversarial_weight: Weight of the adversarial loss, relative to the gradient of the others; 0 trains without.
+        adversarial_start: Steps without adversarial loss.
+        discriminator_layers: See `PatchDiscriminator`.
+        discriminator_channels: See `PatchDiscriminator`.
+        discriminator_lr: Highest learning rate of the discriminator.
 
     Raises:
-        ValueError: If `n_feats` or `working_size` is below 1, or `n_levels` below 2.
+        ValueError: If `n_feats` or `working_size` is below 1, `n_levels` below 2, or another argument out of its range.
     """
 
     def __init__(
@@ -144,6 +159,7 @@ class Colorization(LightningModule):
         n_levels: int = 4,
         features_net: str | None = "embedded",
         features_weights: str | None = None,
+        dropout: float = 0.3,
         working_size: int = 256,
         pixel_weight: float = 1.0,
         chroma_weight: float = 0.25,
@@ -155,12 +171,17 @@ class Colorization(LightningModule):
         lr: float = 1e-3,
         weight_decay: float = 1e-2,
         warmup_steps: int = 50,
+        adversarial_weight: float = 0.0,
+        adversarial_start: int = 100,
+        discriminator_layers: int = 3,
+        discriminator_channels: int = 32,
+        discriminator_lr: float = 5e-4,
     ) -> None:
         super().__init__()
         if working_size < 1:
             raise ValueError(f"working_size: expected at least 1, got {working_size}")
         self.save_hyperparameters()
-        network = UNet(n_feats, n_levels, features_net, features_weights)
+        network = UNet(n_feats, n_levels, features_net, features_weights, dropout)
         self.network = network.to(memory_format=torch.channels_last)
         self.perceptual: PerceptualLoss | None = None
         scores: dict[str, Metric | MetricCollection] = {
@@ -171,6 +192,7 @@ class Colorization(LightningModule):
         }
         self.val_scores = MetricCollection(scores, prefix="val/")
         self.test_scores = self.val_scores.clone(prefix="test/")
+        self.add_discriminator()
 
     @override
     def setup(self, stage: str) -> None:
@@ -195,23 +217,29 @@ class Colorization(LightningModule):
 
     def losses(self, images: Tensor) -> dict[str, Tensor]:
         """Loss terms of a batch: ``train/loss`` is the weighted sum, ``train/perceptual`` is LPIPS times its weight."""
+        return self._losses_and_images(images)[0]
+
+    def _losses_and_images(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Loss terms without the adversarial ones, and the colored images."""
         options = self.hparams
         lightness, ab = split_lab(images)
         gamma = torch.empty(len(lightness), 1, 1, 1, device=lightness.device)
         gamma.uniform_(-options["lightness_jitter"], options["lightness_jitter"]).exp_()
         prediction = self.network(100 * (lightness / 100).clamp(0, 1) ** gamma)
+        # Clamp for backbone and discriminator; L1 penalizes colors outside the gamut.
+        colored = compose(lightness, prediction).clamp(0, 1)
         chroma = (_mean_chroma(prediction) - _mean_chroma(ab)).abs().mean() / _AB_SCALE
         parts = {"train/l1": F.l1_loss(prediction, ab) / _AB_SCALE, "train/chroma": chroma}
         loss = options["pixel_weight"] * parts["train/l1"] + options["chroma_weight"] * chroma
         if self.perceptual is not None and self.perceptual.weight:
-            # Clamp for the backbone; L1 penalizes colors outside the gamut.
-            parts["train/perceptual"] = self.perceptual(compose(lightness, prediction).clamp(0, 1), images)
+            parts["train/perceptual"] = self.perceptual(colored, images)
             loss = loss + parts["train/perceptual"]
-        return {"train/loss": loss, **parts}
+        return {"train/loss": loss, **parts}, colored
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = self.losses(batch[0])
+        losses, colored = self._losses_and_images(batch[0])
+        losses = self.with_adversarial(losses, colored, batch[0], self.network.head.weight)
         self.log_dict({name: value.detach() for name, value in losses.items()}, prog_bar=True)
         return losses["train/loss"]
 
@@ -240,7 +268,7 @@ class Colorization(LightningModule):
     @override
     def configure_optimizers(self) -> Any:
         options = self.hparams
-        optimizer = torch.optim.AdamW(self.network.parameters(), options["lr"], weight_decay=options["weight_decay"])
+        optimizer = self.adam(self.network.parameters(), weight_decay=options["weight_decay"])
         return warmup_cosine(self, optimizer, options["warmup_steps"])
 
 

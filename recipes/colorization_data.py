@@ -1,4 +1,4 @@
-"""Data of the colorization recipe: color images from a folder or from scikit-image."""
+"""Data of the colorization recipe: color images from a folder, or photographs of installed packages."""
 
 from pathlib import Path
 
@@ -10,7 +10,9 @@ from typing_extensions import override
 
 from lpips_lightning.data.samplers import ResumableLoader
 from lpips_lightning.io.image_files import find_images, read_image
-from lpips_lightning.recipes.held_out import HeldOut
+from lpips_lightning.recipes.color_augmentation import ColorAugmentation, limit_colorfulness
+from lpips_lightning.recipes.held_out import HeldOut, announce_once
+from lpips_lightning.recipes.photograph_crops import WholeImages
 from lpips_lightning.recipes.photographs import split_images
 from lpips_lightning.recipes.split_data_module import SplitDataModule
 
@@ -34,31 +36,35 @@ def shrink(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, size=sides, mode="bilinear", antialias=True, align_corners=False)
 
 
-class WholeImages(Dataset[Sample]):
-    """(image, name) of full images ``(3, H, W)`` on [0, 1]; gray images have three equal channels."""
-
-    def __init__(self, images: dict[str, Path]) -> None:
-        self.items = list(images.items())
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    @override
-    def __getitem__(self, index: int) -> Sample:
-        name, file = self.items[index]
-        return read_image(file).float().div(255), name
-
-
 class RandomCrops(Dataset[Sample]):
     """(crop, name) of `length` crops ``(3, size, size)`` on [0, 1], with random position, scale and mirroring.
 
     Images are first downscaled to `working_size`; a crop's side is then between about `size` and the shorter side, so
     that objects have the same sizes as in prediction. Crops are not rotated, since orientation is informative.
+
+    Args:
+        images: Names and files.
+        working_size: Largest shorter side.
+        size: Side of a crop.
+        length: Number of crops.
+        cache: Keep the downscaled images in memory.
+        augment: Changes the colors of crops; None for no change.
+        max_colorfulness: See `limit_colorfulness`; None for no limit.
     """
 
-    def __init__(self, images: dict[str, Path], working_size: int, size: int, length: int, cache: bool) -> None:
+    def __init__(
+        self,
+        images: dict[str, Path],
+        working_size: int,
+        size: int,
+        length: int,
+        cache: bool,
+        augment: ColorAugmentation | None = None,
+        max_colorfulness: float | None = None,
+    ) -> None:
         self.names, self.files = list(images), list(images.values())
         self.working_size, self.size, self.length = working_size, size, length
+        self.augment, self.max_colorfulness = augment, max_colorfulness
         self.small = [self._read(index) for index in range(len(images))] if cache else None
 
     def __len__(self) -> int:
@@ -74,12 +80,15 @@ class RandomCrops(Dataset[Sample]):
         top, left = (int(torch.randint(length - side + 1, ())) for length in photograph.shape[-2:])
         crop = photograph[None, :, top : top + side, left : left + side]
         sides = [self.size, self.size]
-        crop = F.interpolate(crop, size=sides, mode="bilinear", antialias=True, align_corners=False)[0].clamp(0, 1)
+        crop = F.interpolate(crop, size=sides, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+        crop = (crop if self.augment is None else self.augment(crop))[0]
         return crop.flip(-1) if torch.rand(()) < 0.5 else crop, self.names[image]
 
     def _read(self, index: int) -> Tensor:
         """Image ``(3, H, W)``, uint8, with a shorter side of at most `working_size`."""
         image = shrink(read_image(self.files[index])[None].float(), self.working_size)
+        if self.max_colorfulness is not None:
+            image = 255 * limit_colorfulness((image / 255).clamp(0, 1), self.max_colorfulness)
         return image[0].round().clamp(0, 255).byte()
 
 
@@ -90,7 +99,8 @@ class ColorizationData(SplitDataModule):
     uses only their lightness.
 
     Args:
-        folder: Folder of images, searched recursively; None for the photographs that come with scikit-image.
+        folder: Folder of images, searched recursively; None for the photographs that come with scikit-image and
+            matplotlib, whose names are printed.
         held_out: Names (files without suffix) for validation and test; None for "chelsea" of those photographs, or an
             automatic split of `folder` (see `HeldOut`), which is printed.
         val_folder: Folder for validation and test instead of `held_out`.
@@ -101,6 +111,11 @@ class ColorizationData(SplitDataModule):
         batch_size: Crops per batch.
         num_workers: Worker processes; 0 suits cached images.
         cache: Keep downscaled training images in memory (3 bytes per pixel) instead of reading files at each access.
+        max_colorfulness: Training images above are made less saturated, see `limit_colorfulness`; None for no limit.
+        hue_jitter: Random rotation of the hue of training crops, at most, in degrees; see `ColorAugmentation`.
+        saturation_jitter: Training crops are made between exp(-saturation_jitter) and exp(saturation_jitter) times as
+            saturated.
+        tint_jitter: Standard deviation of a random tint of training crops, in units of a and b.
 
     Raises:
         ValueError: If a size or a name is invalid (checks that need the files: in ``setup``).
@@ -119,11 +134,19 @@ class ColorizationData(SplitDataModule):
         batch_size: int = 8,
         num_workers: int = 0,
         cache: bool = True,
+        max_colorfulness: float | None = 45.0,
+        hue_jitter: float = 15.0,
+        saturation_jitter: float = 0.3,
+        tint_jitter: float = 4.0,
     ) -> None:
         super().__init__()
         for argument, size in (("crop_size", crop_size), ("epoch_size", epoch_size), ("batch_size", batch_size)):
             if size < 1:
                 raise ValueError(f"{argument}: expected at least 1, got {size}")
+        if max_colorfulness is not None and max_colorfulness <= 0:
+            raise ValueError(f"max_colorfulness: expected above 0, or null for no limit, got {max_colorfulness}")
+        self.augment = ColorAugmentation(hue_jitter, saturation_jitter, tint_jitter)
+        self.max_colorfulness = max_colorfulness
         self.folder, self.val_folder, self.predict_folder = folder, val_folder, predict_folder
         self.held_out, self._choice = held_out, HeldOut(held_out)
         self.working_size, self.crop_size, self.epoch_size = working_size, crop_size, epoch_size
@@ -131,11 +154,11 @@ class ColorizationData(SplitDataModule):
 
     def split(self) -> tuple[dict[str, Path], dict[str, Path]]:
         """Names and files of the training and held-out images."""
-        return split_images(self.folder, self._choice, self.val_folder, "chelsea")
+        return split_images(self.folder, self._choice, self.val_folder, "chelsea", more=True)
 
     @override
     def setup(self, stage: str) -> None:
-        self._stage = stage
+        self._stage, self._notice = stage, ""
         if stage == "predict" and self.predict_folder is not None:
             self.whole = WholeImages(find_images(self.predict_folder))
             return
@@ -146,7 +169,11 @@ class ColorizationData(SplitDataModule):
                 raise ValueError(
                     f"crop_size: expected at most the working_size {self.working_size}, got {self.crop_size}"
                 )
-            self.crops = RandomCrops(train, self.working_size, self.crop_size, self.epoch_size, self.cache)
+            colors = (self.augment, self.max_colorfulness)
+            self.crops = RandomCrops(train, self.working_size, self.crop_size, self.epoch_size, self.cache, *colors)
+            if self.folder is None:
+                others = "" if self.val_folder else f"; held out: {', '.join(held_out)}"
+                self._notice = f"Training photographs: {', '.join(train)}{others}"
 
     @override
     def train_dataloader(self) -> DataLoader[Sample]:
@@ -167,6 +194,7 @@ class ColorizationData(SplitDataModule):
     def _loader(self, data: Dataset[Sample], batch_size: int, shuffle: bool = False) -> DataLoader[Sample]:
         # By keyword: Lightning makes loaders anew, with samplers of its own, from what it finds by name.
         self._choice.announce(self.trainer)
+        announce_once(self._notice, self.trainer)
         workers = self.num_workers
         return ResumableLoader(
             data, batch_size=batch_size, shuffle=shuffle, num_workers=workers, persistent_workers=workers > 0

@@ -70,19 +70,17 @@ def into_gamut(lightness: Tensor, ab: Tensor) -> Tensor:
     Returns:
         Shape ``(N, 2, H, W)``: `ab` times a factor in [0, 1] per pixel.
     """
-
-    def inside(factor: Tensor) -> Tensor:
-        rgb = compose(lightness, ab * factor)
-        return ((rgb >= -_GAMUT_TOLERANCE) & (rgb <= 1 + _GAMUT_TOLERANCE)).all(1, keepdim=True)
-
-    in_gamut = inside(torch.ones_like(lightness))
-    if bool(in_gamut.all()):
+    outside = ~_inside(lightness, ab)
+    if not bool(outside.any()):
         return ab
-    lowest = torch.zeros_like(lightness)
+    result = ab.permute(0, 2, 3, 1).clone()
+    pixels, colors = lightness[:, 0][outside].view(-1, 1, 1, 1), result[outside].view(-1, 2, 1, 1)
+    lowest = torch.zeros_like(pixels)
     for step in range(_BISECTIONS):
         middle = lowest + 0.5 ** (step + 1)
-        lowest = torch.where(inside(middle), middle, lowest)
-    return torch.where(in_gamut, ab, ab * lowest)
+        lowest = torch.where(_inside(pixels, colors * middle)[:, None], middle, lowest)
+    result[outside] = (colors * lowest).flatten(1)
+    return result.permute(0, 3, 1, 2)
 
 
 def ciede2000(first: Tensor, second: Tensor) -> Tensor:
@@ -242,6 +240,12 @@ class Colorfulness(_MeanOverImages):
         if self.of == "ratio":
             return (self.preds_sum / self.target_sum).float()
         return ((self.preds_sum if self.of == "preds" else self.target_sum) / self.images).float()
+
+
+def _inside(lightness: Tensor, ab: Tensor) -> Tensor:
+    """Whether each pixel is in sRGB, shape ``(N, H, W)``."""
+    rgb = compose(lightness, ab)
+    return ((rgb >= -_GAMUT_TOLERANCE) & (rgb <= 1 + _GAMUT_TOLERANCE)).all(1)
 
 
 def _high_chroma(chroma: Tensor) -> Tensor:

@@ -333,8 +333,7 @@ def run_recipe(
         # Create only the needed parser: each of the four takes 0.1 s.
         needed = {args[0]: subcommands[args[0]]}
         cli = type(cli.__name__, (cli,), {"subcommands": staticmethod(lambda: needed)})
-    own = Path(file).resolve().parent != Path(__file__).resolve().parent
-    command = f"python {Path(file).name}" if own else f"lpips-lightning {command_name(file)}"
+    command = program(file)
     description = f"`{command} fit --help` lists the training options."
     if cli.networks:
         option = f"--{cli.networks[0][0]} {cli.offline}"
@@ -355,6 +354,12 @@ def run_recipe(
 def command_name(file: str) -> str:
     """Subcommand of a recipe file: ``frame-interpolation`` for ``frame_interpolation.py``."""
     return Path(file).stem.replace("_", "-")
+
+
+def program(file: str) -> str:
+    """How a recipe is called: ``lpips-lightning NAME``, or ``python FILE`` for a file of the user's."""
+    own = Path(file).resolve().parent != Path(__file__).resolve().parent
+    return f"python {Path(file).name}" if own else f"lpips-lightning {command_name(file)}"
 
 
 @contextmanager

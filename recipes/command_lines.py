@@ -110,13 +110,18 @@ def fast_parser(name: str = "calibration") -> ArgumentParser:
     return parser
 
 
-def tradeoff_parser(name: str) -> ArgumentParser:
-    """Build the parser of ``lpips-lightning NAME tradeoff``; the options of ``fit`` are left over."""
+def tradeoff_parser(name: str, program: str | None = None) -> ArgumentParser:
+    """Build the parser of ``tradeoff``; the options of ``fit`` are left over.
+
+    Args:
+        name: The recipe.
+        program: How it is called; None for ``lpips-lightning NAME``.
+    """
+    program = program or f"lpips-lightning {name}"
     parser = ArgumentParser(
-        f"lpips-lightning {name} tradeoff",
+        f"{program} tradeoff",
         description="Train with several losses and validate each with several networks.",
-        epilog=f"All other options are those of `lpips-lightning {name} fit`. Finished rows are kept: the same command"
-        " resumes.",
+        epilog=f"All other options are those of `{program} fit`. Finished rows are kept: the same command resumes.",
     )
     parser.add_argument(
         "--losses",

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from lpips_lightning.data.samplers import EpochSampler, ResumableLoader
+from lpips_lightning.data.samplers import ResumableLoader, UniqueIndices
 from lpips_lightning.io.image_files import find_images
 from lpips_lightning.recipes.frame_triplets import (
     FramePairs,
@@ -29,18 +28,6 @@ Layout: TypeAlias = Literal["photographs", "vimeo", "clips"]
 ValLayout: TypeAlias = Literal["photographs", "vimeo", "clips", "middlebury"]
 
 Source: TypeAlias = dict[str, Path] | list[FrameTriplet]  # photographs for synthetic motion, or triplets of files
-
-
-class UniqueIndices(EpochSampler):
-    """Indices that are new in every epoch: the epoch's order plus epoch times length.
-
-    A dataset that seeds its random numbers by index then draws new samples in every epoch, for any number of ranks and
-    workers, and a resumed run draws the same samples as an uninterrupted one.
-    """
-
-    @override
-    def order(self) -> Tensor:
-        return super().order() + self.epoch * self.count
 
 
 class FrameInterpolationData(SplitDataModule):

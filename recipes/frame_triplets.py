@@ -3,6 +3,7 @@
 import itertools
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -193,7 +194,7 @@ class FrameTriplets(Dataset[Item]):
         epoch, place = divmod(index, len(self))
         name, *files = self.triplets[place]
         frames = [read_image(file) for file in files]
-        _check_sizes(files, frames)
+        check_sizes(files, frames)
         if self.crop is not None:
             frames = _random_crop(frames, self.crop, np.random.default_rng([self.seed, epoch, place]), files[0])
         first, middle, second = (frame.float().div(255) for frame in frames)
@@ -220,7 +221,7 @@ class FramePairs(Dataset[tuple[Tensor, Tensor, str]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, str]:
         name, *files = self.pairs[index]
         frames = [read_image(file) for file in files]
-        _check_sizes(files, frames)
+        check_sizes(files, frames)
         return frames[0].float().div(255), frames[1].float().div(255), name
 
 
@@ -235,7 +236,8 @@ def _random_crop(frames: list[Tensor], size: int, generator: np.random.Generator
     return cropped[::-1] if reverse else cropped
 
 
-def _check_sizes(files: list[Path], frames: list[Tensor]) -> None:
+def check_sizes(files: Sequence[Path], frames: Sequence[Tensor]) -> None:
+    """Raise a ValueError that names the first frame whose size is not that of the first one."""
     for file, frame in zip(files, frames, strict=True):
         if frame.shape != frames[0].shape:
             sizes = ["x".join(map(str, one.shape[1:])) for one in (frames[0], frame)]

@@ -83,9 +83,7 @@ class HeldOut:
         Args:
             trainer: The Trainer; None outside of one.
         """
-        if self._notice and self._notice not in _announced and (trainer is None or trainer.is_global_zero):
-            _announced.add(self._notice)
-            Console().print(printable(self._notice), soft_wrap=True, highlight=False, markup=False, emoji=False)
+        announce_once(self._notice, trainer)
 
     def state_dict(self) -> dict[str, list[str]]:
         """Names held out, for a checkpoint; empty before `split`."""
@@ -115,6 +113,18 @@ class HeldOut:
     def _describe(self, parts: dict[str, Part], folder: str | Sequence[str], what: str, how: str) -> str:
         count, names = f"{len(self.names)} of {len(parts)} {what}", ", ".join(self.names)
         return f"Held out for validation: {count} in {_text(folder)}: {names}; {how}"
+
+
+def announce_once(notice: str, trainer: Any) -> None:
+    """Print a notice that was not printed before, on rank 0.
+
+    Args:
+        notice: The text; nothing is printed if it is empty.
+        trainer: The Trainer; None outside of one.
+    """
+    if notice and notice not in _announced and (trainer is None or trainer.is_global_zero):
+        _announced.add(notice)
+        Console().print(printable(notice), soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def select(parts: dict[str, Part], names: Iterable[str], argument: str) -> dict[str, Part]:

@@ -122,6 +122,8 @@ RECIPES = {
     "frame-interpolation": _image_recipe(
         "frame_interpolation:FrameInterpolation", "frame_interpolation_data:FrameInterpolationData"
     ),
+    "deblurring": _image_recipe("deblurring:Deblurring", "deblurring_data:DeblurringData"),
+    "autoencoder": _image_recipe("autoencoder:Autoencoder", "autoencoder_data:AutoencoderData"),
     "cnn-distortions": Recipe(
         {
             "model": ("lpips_lightning.recipes.cnn_distortions:CNNDistortions",),

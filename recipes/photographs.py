@@ -1,4 +1,4 @@
-"""Photographs bundled with scikit-image, and the split of images into training and held-out ones."""
+"""Photographs bundled with scikit-image and matplotlib, and the split of images into training and held-out ones."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,10 +15,16 @@ _BUNDLED = {
     "motorcycle": "motorcycle_left.png",
     "rocket": "rocket.jpg",
 }
+# A portrait inside the wheel of matplotlib, in the public domain. The other color images in both wheels are drawings,
+# or of microscopes, telescopes and eyes: without objects of everyday colors.
+_PORTRAIT = ("matplotlib", "hopper", "mpl-data/sample_data/grace_hopper.jpg")
 
 
-def bundled_photographs() -> dict[str, Path]:
+def bundled_photographs(more: bool = False) -> dict[str, Path]:
     """Names and files of the color photographs in the installed scikit-image, without a download.
+
+    Args:
+        more: Add "hopper", matplotlib's, if that is installed with its sample data, which some distributions leave out.
 
     Returns:
         ``{"astronaut": path, "chelsea": path, "coffee": path, "motorcycle": path, "rocket": path}``.
@@ -35,6 +41,10 @@ def bundled_photographs() -> dict[str, Path]:
             f"the installed scikit-image lacks {', '.join(missing)} in {folder}: reinstall it, or pass a"
             " folder of your own images"
         )
+    package, name, file = _PORTRAIT
+    spec = find_spec(package) if more else None
+    if spec is not None and spec.origin is not None and (path := Path(spec.origin).parent / file).is_file():
+        found[name] = path
     return found
 
 
@@ -54,7 +64,7 @@ def scikit_image_folder() -> Path:
 
 
 def split_images(
-    folder: str | None, held_out: HeldOut, val_folder: str | None, bundled_held_out: str
+    folder: str | None, held_out: HeldOut, val_folder: str | None, bundled_held_out: str, more: bool = False
 ) -> tuple[dict[str, Path], dict[str, Path]]:
     """Split images into names and files for training and for validation.
 
@@ -63,15 +73,16 @@ def split_images(
         held_out: Which images in `folder` are for validation.
         val_folder: Folder of validation images, instead of `held_out`.
         bundled_held_out: Held-out photograph if `folder` is None and none is chosen.
+        more: See `bundled_photographs`.
 
     Raises:
         ValueError: If no image is left for training or validation, or both `held_out` and `val_folder` are given.
     """
-    images = bundled_photographs() if folder is None else find_images(folder)
+    images = bundled_photographs(more) if folder is None else find_images(folder)
     if val_folder is not None:
         if held_out.chosen is not None:
             raise ValueError("held_out: expected None with val_folder, which already holds the validation images")
         return images, find_images(val_folder)
     if folder is None and held_out.chosen is None:
         held_out = HeldOut([bundled_held_out])
-    return held_out.split(images, folder or "scikit-image")
+    return held_out.split(images, folder or ("scikit-image and matplotlib" if more else "scikit-image"))

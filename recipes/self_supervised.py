@@ -6,13 +6,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
-import torch.nn.functional as F
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser
@@ -30,9 +30,9 @@ from lpips_lightning.calibration.kmeans import initialize_layer
 from lpips_lightning.callbacks._loggers import log_folder
 from lpips_lightning.callbacks.calibration_file import check_tensor_file
 from lpips_lightning.data.samplers import ResumableLoader
-from lpips_lightning.io.image_files import read_image
 from lpips_lightning.recipes.command import RecipeCLI
 from lpips_lightning.recipes.held_out import HeldOut
+from lpips_lightning.recipes.photograph_crops import Crops
 from lpips_lightning.recipes.photographs import split_images
 from lpips_lightning.recipes.split_data_module import SplitDataModule
 
@@ -50,48 +50,6 @@ _START_SEED, _START_CROPS = 2, 64  # of k-means
 # Regularization of k-means. With 0.1, 2AFC on data judged by vgg is lower: 78.8 % instead of 82.8 % for a backbone of
 # the puzzles' kind, width 0.5, before its training (2026-11-28).
 _WHITENING = 0.02
-
-
-class Crops(Dataset[Tensor]):
-    """Square crops of photographs, mirrored at random, uint8 ``(3, size, size)``.
-
-    A crop has a side of 1 to `zoom` times `size`, limited by the photograph, and is resized to `size`.
-
-    Args:
-        files: Files of the photographs.
-        size: Side of a crop.
-        zoom: Largest side before resizing, in units of `size`.
-        length: Number of crops.
-        cache: Keep decoded photographs in memory.
-        seed: For the same crops in every epoch; None draws new ones from the global generator.
-    """
-
-    def __init__(
-        self, files: Iterable[Path], size: int, zoom: float, length: int, cache: bool, seed: int | None = None
-    ) -> None:
-        self.files, self.size, self.zoom, self.length = list(files), size, zoom, length
-        self._decoded = [read_image(file) for file in self.files] if cache else None
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        self._draws = None if generator is None else torch.rand(length, 4, generator=generator)
-
-    def __len__(self) -> int:
-        return self.length
-
-    @override
-    def __getitem__(self, index: int) -> Tensor:
-        if not 0 <= index < self.length:
-            raise IndexError(f"index: expected 0 to {self.length - 1}, got {index}")
-        draws = torch.rand(4) if self._draws is None else self._draws[index]
-        zoom, top, left, mirror = draws.tolist()
-        number = index % len(self.files)
-        photograph = read_image(self.files[number]) if self._decoded is None else self._decoded[number]
-        height, width = photograph.shape[1:]
-        side = min(round(self.size * self.zoom**zoom), height, width)
-        y, x = int(top * (height - side + 1)), int(left * (width - side + 1))
-        crop = photograph[None, :, y : y + side, x : x + side]
-        if side != self.size:
-            crop = F.interpolate(crop, size=(self.size, self.size), mode="bilinear", antialias=True)
-        return crop[0].flip(-1) if mirror < 0.5 else crop[0]
 
 
 class PhotographCrops(SplitDataModule):
@@ -341,7 +299,10 @@ class BackboneFile(Callback):
 
 def _method(module: LightningModule) -> str:
     """Name of the method: ``split-brain`` for a model of ``split_brain.py``."""
-    return type(module).__module__.rpartition(".")[2].replace("_", "-")
+    name = type(module).__module__.rpartition(".")[2]
+    if name == "__main__":  # a file of the user's
+        name = Path(sys.argv[0]).stem
+    return name.replace("_", "-")
 
 
 def _record(trainer: Trainer, module: LightningModule) -> dict[str, Any]:

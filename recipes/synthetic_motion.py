@@ -1,7 +1,7 @@
 """Synthetic motion from photographs: a background and foreground patches, each with its own smooth motion.
 
-All three frames are rendered from the same layers at times -1/2, 0 and 1/2, so the middle frame is exact. Positions are
-(x, y) in pixels from the center of the frame.
+All frames are rendered from the same layers at times from -1/2 to 1/2, so the middle frame, at time 0, is exact.
+Positions are (x, y) in pixels from the center of the frame.
 """
 
 import math
@@ -38,18 +38,30 @@ class Motion(NamedTuple):
         turn: Rotation in radians.
         zoom: Natural logarithm of the scale factor.
         pivot: Fixed point of rotation and scaling.
+        path: Further translation, such as of a shaking camera: positions at equal intervals from frame 0 to frame 1, to
+            the right and down, with straight lines between them. An odd number; the one in the middle is (0, 0). Empty
+            for none.
     """
 
     pan: tuple[float, float] = (0.0, 0.0)
     turn: float = 0.0
     zoom: float = 0.0
     pivot: tuple[float, float] = (0.0, 0.0)
+    path: tuple[tuple[float, float], ...] = ()
 
     def origin(self, time: float) -> Tensor:
         """Affine map ``(2, 3)`` from a position at `time` to the position of its content at time 0."""
         back = _similarity(math.exp(-time * self.zoom), -time * self.turn)
-        pivot = torch.tensor(self.pivot)
-        return torch.cat([back, (pivot - back @ (pivot + time * torch.tensor(self.pan)))[:, None]], 1)
+        pivot, pan = torch.tensor(self.pivot), time * torch.tensor(self.pan)
+        if self.path:
+            pan = pan + self._on_path(time)
+        return torch.cat([back, (pivot - back @ (pivot + pan))[:, None]], 1)
+
+    def _on_path(self, time: float) -> Tensor:
+        place = (time + 0.5) * (len(self.path) - 1)
+        before = min(max(int(place), 0), len(self.path) - 2)
+        one, two = torch.tensor(self.path[before]), torch.tensor(self.path[before + 1])
+        return torch.lerp(one, two, place - before)
 
 
 class Layer(NamedTuple):
@@ -68,23 +80,24 @@ class Layer(NamedTuple):
     mask: Mask | None = None
 
 
-def render(layers: Sequence[Layer], size: tuple[int, int]) -> Tensor:
-    """Render frame 0, the middle frame and frame 1, rounded to 8 bits like files.
+def render(layers: Sequence[Layer], size: tuple[int, int], times: Sequence[float] = TIMES) -> Tensor:
+    """Render frame 0, the middle frame and frame 1, or frames at other times, rounded to 8 bits like files.
 
     Args:
         layers: Layers, background first.
         size: Height and width of the frames.
+        times: Times of the frames, from -1/2 (frame 0) to 1/2 (frame 1).
 
     Returns:
-        Shape ``(3, 3, height, width)``, range [0, 1].
+        Shape ``(len(times), 3, height, width)``, range [0, 1].
     """
     positions = _positions(*size).flatten(1)
-    frames = torch.zeros(3, 3, *size)
+    frames = torch.zeros(len(times), 3, *size)
     for layer in layers:
-        origins = torch.stack([_apply(layer.motion.origin(time), positions) for time in TIMES])
+        origins = torch.stack([_apply(layer.motion.origin(time), positions) for time in times])
         places = _apply(layer.place, origins).unflatten(-1, size).movedim(1, -1)
         extent = places.new_tensor([layer.image.shape[2], layer.image.shape[1]])
-        images = layer.image.expand(3, -1, -1, -1)
+        images = layer.image.expand(len(times), -1, -1, -1)
         # Normalized coordinates: -1 and 1 are the image edges, half a pixel beyond the centers of the outer pixels.
         grid = (2 * places + 1) / extent - 1
         sampled = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)

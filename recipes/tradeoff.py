@@ -19,7 +19,7 @@ from lpips_lightning.backbones.definition import BACKBONES
 from lpips_lightning.io.atomic import atomic_write
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.progress import progress_report
-from lpips_lightning.recipes.command import ImageRecipeCLI, command_name, quiet_lightning
+from lpips_lightning.recipes.command import ImageRecipeCLI, command_name, program, quiet_lightning
 from lpips_lightning.recipes.command_lines import tradeoff_parser
 from lpips_lightning.recipes.help_pages import recipes_with
 from lpips_lightning.recipes.run_report import command_line, print_line
@@ -52,7 +52,7 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
         ValueError: If an argument is invalid, or `out` has a table with other options.
     """
     name = command_name(file)
-    parser = tradeoff_parser(name)
+    parser = tradeoff_parser(name, program(file))
     options, recipe_options = parser.parse_known_args(args)
     if recipe_options and not recipe_options[0].startswith("-"):
         parser.error(f"expected options, got {recipe_options[0]!r}")
@@ -74,7 +74,7 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
         with quiet_lightning(), progress_report("items") as report:
             table.run(losses, options.seeds, report)
     except (KeyboardInterrupt, SystemExit):
-        line = command_line("lpips-lightning", name, ["tradeoff", *args])
+        line = command_line(program(file), "tradeoff", args)
         print_line(f"Stopped. To resume with the rows that are missing:\n  {line}", error=True)
         raise
     finally:  # show finished rows after an interrupt too
@@ -82,7 +82,7 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
         if rows:
             console.print(rich_table(rows, f"{name}: scores by loss", labels))
             _say(console, legend(rows, labels))
-            text = f"{markdown(rows, labels)}\n`lpips-lightning {name} tradeoff {' '.join(args)}`\n"
+            text = f"{markdown(rows, labels)}\n`{program(file)} tradeoff {' '.join(args)}`\n"
             with atomic_write(out / "tradeoff.md") as temporary:
                 temporary.write_text(text)
             seconds = time.monotonic() - start

@@ -396,6 +396,7 @@ def test_the_engine_tells_of_each_of_its_files():
     assert [name for name in files if f"\n**{name}** " not in told] == []
 
 
+@pytest.mark.slow
 def test_the_docs_build_without_warnings(tmp_path):
     built = forked_python.run([ROOT / ".ci" / "docs.py", tmp_path], capture_output=True)
     assert built.returncode == 0, built.stdout + built.stderr

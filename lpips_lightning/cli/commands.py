@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import sys
 import warnings
@@ -11,8 +12,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
-
-from rich.table import Table
 
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.streams import flush_standard_streams, has_lost_reader
@@ -49,9 +48,7 @@ _TRADEOFF, _FAST = (f"{_RECIPES}.command_lines:{name}_parser" for name in ("trad
 
 def _recipe(summary: str, module: str, **more: str) -> Command:
     actions = dict.fromkeys(("fit", "validate", "test", "predict"), "")  # LightningCLI's
-    return Command(
-        f"{summary}: {', '.join([*actions, *more])}", f"{_RECIPES}.{module}:main", actions={**actions, **more}
-    )
+    return Command(summary, f"{_RECIPES}.{module}:main", actions={**actions, **more})
 
 
 COMMANDS = {
@@ -61,14 +58,17 @@ COMMANDS = {
         f"{_RECIPES}.demo:main",
         f"{_RECIPES}.command_lines:demo_parser",
     ),
+    "new": _with_parser("a recipe as a project of your own, to change", "cli.new"),
     "superresolution": _recipe("enlarge images", "superresolution", tradeoff=_TRADEOFF),
     "colorization": _recipe("colorize images", "colorization", tradeoff=_TRADEOFF),
     "frame-interpolation": _recipe("insert frames", "frame_interpolation", tradeoff=_TRADEOFF),
-    "cnn-distortions": _recipe("train CNN-based distortions", "cnn_distortions"),
-    "distillation": _recipe("make a small backbone", "distillation"),
-    "split-brain": _recipe("a backbone by colors", "split_brain"),
-    "puzzle": _recipe("a backbone by puzzles", "puzzle"),
-    "bigan": _recipe("a backbone by a GAN", "bigan"),
+    "autoencoder": _recipe("compress images", "autoencoder", tradeoff=_TRADEOFF),
+    "deblurring": _recipe("sharpen images", "deblurring", tradeoff=_TRADEOFF),
+    "cnn-distortions": _recipe("CNN distortions", "cnn_distortions"),
+    "distillation": _recipe("small backbone", "distillation"),
+    "split-brain": _recipe("backbone by colors", "split_brain"),
+    "puzzle": _recipe("backbone by puzzles", "puzzle"),
+    "bigan": _recipe("backbone by a GAN", "bigan"),
     "calibration": _recipe("train on judgments", "calibration", fast=_FAST),
     "bapps": _with_parser("evaluate on human judgments; generate a judged data set", "cli.bapps"),
     "judge": _with_parser("people's judgments on a local page; report, ranking", "cli.judge"),
@@ -257,9 +257,28 @@ def _fail(message: str) -> int:
 def _help() -> None:
     console = Console(highlight=False)
     console.print("Usage: lpips-lightning COMMAND ... (LPIPS as a metric, a loss and ready recipes)\n")
-    table = Table(box=None, show_header=False, pad_edge=False)
+    recipes = {name: command for name, command in COMMANDS.items() if command.actions}
+    first = next(iter(recipes))
     for name, command in COMMANDS.items():
-        table.add_row(f"  [bold]{name}[/bold]", command.summary)
-    console.print(table)
+        if name == first:
+            _help_on_recipes(console, recipes)
+        elif name not in recipes:
+            console.print(f"  [bold]{name:12}[/bold]{command.summary}")
     console.print("\nSee lpips-lightning COMMAND --help for details; --version prints the version.")
     console.print(f"Set {TRACEBACK_VARIABLE}=1 to see tracebacks.")
+
+
+def _help_on_recipes(console: Console, recipes: Mapping[str, Command]) -> None:
+    """Print the recipes in two columns."""
+    console.print("  recipes: fit, validate, test, predict; * also tradeoff; calibration also fast", markup=False)
+    starred = [(name + "*" * ("tradeoff" in one.actions), one.summary) for name, one in recipes.items()]
+    rows = -(-len(starred) // 2)
+    columns = starred[:rows], starred[rows:]
+    widths = [[max(map(len, part)) for part in zip(*column, strict=True)] for column in columns]
+    for line in itertools.zip_longest(*columns):
+        cells = [
+            f"[bold]{cell[0]:{first}}[/bold] {cell[1]:{second}}"
+            for cell, (first, second) in zip(line, widths, strict=True)
+            if cell
+        ]
+        console.print(f"    {'  '.join(cells)}".rstrip())

@@ -80,6 +80,18 @@ class EpochSampler(DistributedSampler[int]):
         return iter(self.order()[self.rank :: self.num_replicas][self.start :].tolist())
 
 
+class UniqueIndices(EpochSampler):
+    """Indices that are new in every epoch: the epoch's order plus epoch times length.
+
+    A dataset that seeds its random numbers by index then draws new samples in every epoch, for any number of ranks and
+    workers, and a resumed run draws the same samples as an uninterrupted one.
+    """
+
+    @override
+    def order(self) -> Tensor:
+        return super().order() + self.epoch * self.count
+
+
 class ResumableLoader(DataLoader[Any]):
     """A `DataLoader` that saves its position and resumes there after `load_state_dict`.
 

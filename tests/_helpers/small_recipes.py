@@ -41,8 +41,20 @@ RECIPES = [
         " --data.held_out=[c,d,more/e] --data.crop_size=32 --data.epoch_size=4 --data.batch_size=2",
     ),
     Recipe(
+        "autoencoder",
+        "--model.channels=[4,4] --model.latent_channels=2 --model.discriminator_layers=1"
+        " --model.discriminator_channels=4 --model.adversarial_start=2 --data.folder=images"
+        " --data.held_out=[c,d,more/e] --data.crop_size=32 --data.val_crop_size=null"
+        " --data.epoch_size=4 --data.batch_size=2",
+    ),
+    Recipe(
         "frame_interpolation",
         "--model.channels=[4,4] --model.hidden=4 --model.fine=4 --data.folder=images --data.held_out=[c,d,more/e]"
+        " --data.crop_size=32 --data.val_size=32 --data.val_count=3 --data.epoch_size=4 --data.batch_size=2",
+    ),
+    Recipe(
+        "deblurring",
+        "--model.channels=[4,4] --model.scales=2 --data.frames=3 --data.folder=images --data.held_out=[c,d,more/e]"
         " --data.crop_size=32 --data.val_size=32 --data.val_count=3 --data.epoch_size=4 --data.batch_size=2",
     ),
 ]

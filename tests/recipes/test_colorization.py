@@ -95,6 +95,14 @@ def test_frozen_features_are_no_parameters_of_the_unet_but_change_its_output():
     assert (network(lightness) - before).abs().max() > 1e-2
 
 
+def test_dropout_is_for_training_only():
+    network = UNet(n_feats=8, n_levels=2, dropout=0.5)
+    torch.nn.init.normal_(network.head.weight)
+    lightness = 100 * torch.rand(1, 1, 32, 32)
+    assert not torch.equal(network(lightness), network(lightness))
+    assert torch.equal(network.eval()(lightness), network(lightness))
+
+
 def test_colors_are_added_and_lightness_is_preserved():
     model = colored(Colorization(**TINY))
     images = torch.rand(2, 3, 61, 90)
@@ -133,7 +141,7 @@ def test_large_images_are_downscaled_to_the_working_size(monkeypatch):
 
 
 def test_loss_is_l1_and_chroma_of_colors_and_weighted_lpips():
-    model = Colorization(**TINY | {"loss_weight": 0.7, "pixel_weight": 2.0, "chroma_weight": 0.5})
+    model = Colorization(**TINY | {"dropout": 0.0, "loss_weight": 0.7, "pixel_weight": 2.0, "chroma_weight": 0.5})
     model.setup("fit")
     images = torch.rand(2, 3, 32, 32)
     losses = {name: value.detach() for name, value in model.losses(images).items()}
@@ -190,10 +198,33 @@ def test_images_smaller_than_a_crop_are_enlarged(folder):
     assert data.crops[0][0].shape == (3, 64, 64)
 
 
-def test_bundled_photographs_are_the_default():
-    train, held_out = ColorizationData().split()
+def test_bundled_photographs_are_the_default_and_are_named(capsys):
+    data = ColorizationData()
+    train, held_out = data.split()
     assert set(held_out) == {"chelsea"}
-    assert set(train) == {"astronaut", "coffee", "motorcycle", "rocket"}
+    assert set(train) == {"astronaut", "coffee", "motorcycle", "rocket", "hopper"}
+    for _ in range(2):
+        data.setup("fit")
+        data.train_dataloader()
+    named = "Training photographs: astronaut, coffee, motorcycle, rocket, hopper; held out: chelsea"
+    assert capsys.readouterr().out.count(named) == 1
+    small = [image[None] / 255 for image in data.crops.small]
+    assert all(float(colorfulness(image)) < 49 for image in small)  # the astronaut has 73, the coffee 77
+
+
+def test_colors_of_crops_change_and_their_lightness_does_not(folder):
+    def crop(**options):
+        plain = {"max_colorfulness": None, "hue_jitter": 0, "saturation_jitter": 0, "tint_jitter": 0}
+        data = ColorizationData(str(folder), ["d"], working_size=40, crop_size=32, **plain | options)
+        data.setup("fit")
+        torch.manual_seed(0)
+        return data.crops[0][0][None]
+
+    lightness, ab = split_lab(crop())
+    for option in ({"hue_jitter": 30}, {"saturation_jitter": 1}, {"tint_jitter": 9}, {"max_colorfulness": 20}):
+        changed, changed_ab = split_lab(crop(**option))
+        assert (changed_ab - ab).abs().mean() > 1, option
+        assert (changed - lightness).abs().max() < 1, option  # the limit's images are stored in 8 bits
 
 
 @pytest.mark.parametrize(
@@ -206,6 +237,8 @@ def test_bundled_photographs_are_the_default():
         ({"held_out": []}, "held_out: expected names of images in .* to validate on, or a val_folder, got neither"),
         ({"held_out": ["z"]}, "held_out: expected names among a, b, c, d, more/e, got 'z'"),
         ({"held_out": ["a", "b", "c", "d", "more/e"]}, "held_out: expected to leave images to train on, got all 5"),
+        ({"max_colorfulness": 0}, "max_colorfulness: expected above 0, or null for no limit, got 0"),
+        ({"hue_jitter": -1}, "hue_jitter: expected at least 0, got -1"),
         ({"val_folder": "somewhere"}, "held_out: expected None with val_folder"),
     ],
 )
@@ -220,6 +253,8 @@ def test_bad_data_arguments_are_refused(folder, arguments, message):
         ({"n_feats": 0}, "n_feats: expected at least 1, got 0"),
         ({"n_levels": 1}, "n_levels: expected at least 2, got 1"),
         ({"working_size": 0}, "working_size: expected at least 1, got 0"),
+        ({"dropout": 1.0}, "dropout: expected at least 0 and below 1, got 1.0"),
+        ({"adversarial_weight": -1}, "weight: expected at least 0, got -1"),
         ({"features_net": "nothing"}, "net_type: expected one of"),
     ],
 )
@@ -244,6 +279,37 @@ def test_training_logs_scores_and_saves_only_the_network(tmp_path, data):
     saved = torch.load(tmp_path / "saved.ckpt", weights_only=True)
     assert {key.partition(".")[0] for key in saved["state_dict"]} == {"network"}
     assert all(isinstance(value, str | int | float | bool | None) for value in saved["hyper_parameters"].values())
+
+
+def test_a_discriminator_trains_beside_the_network_from_its_start_on(tmp_path, data):
+    options = {
+        "adversarial_weight": 0.5,
+        "adversarial_start": 4,
+        "discriminator_layers": 1,
+        "discriminator_channels": 4,
+    }
+    model, fitted = Colorization(**TINY, **options), trainer(tmp_path)
+    before = {name: value.clone() for name, value in model.adversarial.state_dict().items()}
+    fitted.fit(model, data)  # six steps
+    more = {"train/generator", "train/discriminator", "train/adaptive_weight"}
+    assert set(fitted.callback_metrics) > SCORES | more
+    assert fitted.callback_metrics["train/adaptive_weight"] > 0
+    assert all(not torch.equal(value, before[name]) for name, value in model.adversarial.state_dict().items())
+    fitted.save_checkpoint(tmp_path / "saved.ckpt")
+    saved = torch.load(tmp_path / "saved.ckpt", weights_only=True)
+    assert {key.partition(".")[0] for key in saved["state_dict"]} == {"network", "adversarial"}
+    (found,) = trainer(tmp_path).validate(Colorization(**TINY), data, ckpt_path=tmp_path / "saved.ckpt", verbose=False)
+    assert found["val/lpips"] == pytest.approx(float(fitted.callback_metrics["val/lpips"]), rel=1e-4)
+
+
+def test_the_initial_network_is_the_same_with_a_discriminator():
+    states = []
+    for weight in (0.0, 0.5):
+        torch.manual_seed(0)
+        model = Colorization(**TINY, adversarial_weight=weight, discriminator_channels=4)
+        states.append(model.network.state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
 def test_reloaded_model_is_the_same_and_needs_no_backbone_of_the_loss(tmp_path, data):

@@ -6,6 +6,7 @@ from PIL import Image
 
 from lpips_lightning.recipes import held_out
 from lpips_lightning.recipes.colorization_data import ColorizationData
+from lpips_lightning.recipes.deblurring_data import DeblurringData
 from lpips_lightning.recipes.distillation_data import DistillationData
 from lpips_lightning.recipes.frame_interpolation_data import FrameInterpolationData
 from lpips_lightning.recipes.held_out import HeldOut, automatic_split, scenes, select
@@ -130,10 +131,21 @@ def of(data):
         lambda folder: ColorizationData(folder, crop_size=32, working_size=40),
         lambda folder: FrameInterpolationData(folder=folder, crop_size=32, val_size=32),
         lambda folder: FrameInterpolationData("clips", folder=folder, crop_size=32),
+        lambda folder: DeblurringData(folder=folder, crop_size=32, val_size=32),
+        lambda folder: DeblurringData("clips", folder=folder, crop_size=32, frames=3),
         lambda folder: DistillationData(folder, public_domain=False, sizes={32: 2}, val_groups=2, batch_size=2),
         lambda folder: DistillationData([folder], sizes={32: 2}, val_groups=2, batch_size=2),
     ],
-    ids=["superresolution", "colorization", "photographs", "clips", "distillation", "with public domain"],
+    ids=[
+        "superresolution",
+        "colorization",
+        "photographs",
+        "clips",
+        "blurred photographs",
+        "blurred clips",
+        "distillation",
+        "with public domain",
+    ],
 )
 def test_every_data_module_splits_a_folder_and_says_so_once(make, tmp_path, capsys):
     folder = write_noise(tmp_path / "images", [f"{clip}/{frame}" for clip in "abc" for frame in range(3)])

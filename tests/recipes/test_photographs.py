@@ -20,6 +20,25 @@ def test_bundled_photographs_are_five_large_color_images():
         assert (image[0].float() - image[2].float()).abs().mean() > 5  # not gray
 
 
+def test_more_photographs_add_the_portrait_of_matplotlib():
+    photographs = bundled_photographs(more=True)
+    assert list(photographs) == [*bundled_photographs(), "hopper"]
+    image = read_image(photographs["hopper"])
+    assert min(image.shape[1:]) >= 500
+    assert (image[0].float() - image[2].float()).abs().mean() > 5
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_missing_portrait_is_left_out(monkeypatch, tmp_path, installed):
+    without_data = importlib.util.spec_from_file_location("matplotlib", tmp_path / "__init__.py") if installed else None
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "lpips_lightning.recipes.photographs.find_spec",
+        lambda name: without_data if name == "matplotlib" else find(name),
+    )
+    assert bundled_photographs(more=True) == bundled_photographs()
+
+
 def test_without_scikit_image_the_error_names_the_extra(monkeypatch):
     monkeypatch.setattr("lpips_lightning.recipes.photographs.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "lpips_lightning\[recipes\]"'):

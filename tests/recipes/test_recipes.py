@@ -211,7 +211,8 @@ def test_wandb_writes_a_folder_only_with_its_flag(recipe):
         sys.modules["wandb"].finish()  # else the next logger of this process would go on with this run
 
 
-@one_recipe
+@pytest.mark.slow
+@every_recipe
 def test_two_processes_give_the_single_process_scores(recipe):
     judge = ["--scores.net_type=embedded", "--model.loss_net=embedded", "--without", "gallery", "schedule"]
     once = ["--trainer.max_epochs=1", "--trainer.logger.init_args.save_dir=two", *judge]

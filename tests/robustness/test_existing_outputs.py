@@ -39,9 +39,12 @@ COMMAND_LINES = {
     "export": (["export", "--net", "embedded", "--out", "net.pt"], "out: net.pt", "net.pt"),
     "calibration fast": ([*FAST, "--out", "f.safetensors"], "out: f.safetensors", "f.safetensors"),
     "demo": (["demo", "--out", "shown"], "out: shown/panel.png", "shown/panel.png"),
+    "new": (["new", "puzzle", "mine"], "DIR: mine/puzzle.py", "mine/puzzle.py"),
     "superresolution predict": (["superresolution", "predict", "--images.out", "large"], "large", "large/a.png"),
     "colorization predict": (["colorization", "predict", "--images.out", "colored"], "colored", "colored/a.png"),
     "frame-interpolation predict": (["frame-interpolation", "predict", "--images.out", "new"], "new", "new/a.png"),
+    "deblurring predict": (["deblurring", "predict", "--images.out", "sharp"], "sharp", "sharp/a.png"),
+    "autoencoder predict": (["autoencoder", "predict", "--images.out", "new"], "new", "new/a.png"),
     "cnn-distortions fit": (
         ["cnn-distortions", "fit", "--file.path", "n.safetensors"],
         "n.safetensors",
@@ -55,7 +58,9 @@ COMMAND_LINES = {
 }
 WITHOUT_OUTPUTS = {"completion", "weights"}  # fetch keeps complete files
 QUICK = [
-    name for name in COMMAND_LINES if COMMAND_LINES[name][0][0] in ("compare", "correlate", "bapps", "paper", "kmeans")
+    name
+    for name in COMMAND_LINES
+    if COMMAND_LINES[name][0][0] in ("compare", "correlate", "bapps", "paper", "kmeans", "new")
 ]
 
 

@@ -84,6 +84,7 @@ MISTAKES = {
     "superresolution tradeoff --loses alex": "got --loses; did you mean --losses?",
     "colorization predict --image.out x": "did you mean --images.out?",
     "frame-interpolation fit --data.layot vimeo": "did you mean --data.layout?",
+    "autoencoder fit --model.latnt vq": "did you mean --model.latent?",
     "distillation fit --data.folders x": "did you mean --data.folder?",
     "split-brain fit --data.zom 3": "did you mean --data.zoom?",
     "puzzle fit --model.tiles 64": "did you mean --model.tile?",

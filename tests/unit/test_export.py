@@ -36,7 +36,9 @@ def read(path, kind):
 
 # 2026-11-28, torch 2.14: "`torch.jit.load` is deprecated".
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("kind", SUFFIXES)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind == "pt2" else kind for kind in SUFFIXES]
+)
 def test_files_give_the_networks_distances_and_say_what_they_hold(kind, tmp_path, pair):
     pytest.importorskip("onnx")
     net = LPIPS("embedded")

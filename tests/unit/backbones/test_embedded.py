@@ -87,7 +87,9 @@ def test_a_whole_network_file_brings_its_own_calibration(name, tmp_path):
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(("name", "teacher"), [("embedded", "alex"), ("embedded-vgg", "vgg")])
+@pytest.mark.parametrize(
+    ("name", "teacher"), [("embedded", "alex"), pytest.param("embedded-vgg", "vgg", marks=pytest.mark.slow)]
+)
 def test_it_reads_like_its_teacher_on_photographs(name, teacher, real_weights):
     from torchmetrics.functional import spearman_corrcoef
 

@@ -27,6 +27,8 @@ COMMAND_LINES = {
     ),
     "colorization predict": (["colorization", "predict", "--model.features_net", "vgg"], "--model.features_net vgg"),
     "frame-interpolation fit": (["frame-interpolation", "fit"], "--scores.net_type alex"),
+    "deblurring fit": (["deblurring", "fit"], "--scores.net_type alex"),
+    "autoencoder fit": (["autoencoder", "fit"], "--scores.net_type alex"),
     "distillation fit": (["distillation", "fit"], "--model.teacher alex"),
     "cnn-distortions fit": (["cnn-distortions", "fit", "--model.loss_net", "vgg"], "--model.loss_net vgg"),
     "calibration fit": (["calibration", "fit"], "--model.net_type alex"),

@@ -37,6 +37,8 @@ WANTED = {  # (complete words, partial word): completions
     ("compare --csv", "w"): ["w.png"],
     ("compare --precision", ""): ["fp32", "bf16", "fp16"],
     ("compare a b --net", "s"): ["squeeze"],
+    ("new", "pu"): ["puzzle"],
+    ("new puzzle DIR", "--f"): ["--force"],
     ("superresolution", ""): [*ACTIONS, "tradeoff"],
     ("demo", "--m"): ["--minutes", "--metric-net"],
     ("superresolution fit", "--model.s"): ["--model.scale"],

@@ -35,7 +35,9 @@ def test_help_fits_on_one_screen_and_names_every_command(args, capsys):
     assert len(lines) <= 24
     assert max(len(line.rstrip()) for line in lines) <= 80
     for name in cli.COMMANDS:
-        assert any(line.strip().startswith(name) for line in lines)
+        # Recipes stand in two columns; the line of `demo` names one of them.
+        others = [line for line in lines if name == "demo" or not line.startswith("  demo")]
+        assert sum(bool(re.search(rf"  {name}[* ]", line)) for line in others) == 1
 
 
 def test_version_is_the_packages(capsys):

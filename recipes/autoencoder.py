@@ -125,14 +125,13 @@ class Autoencoder(AdversarialModule):
 
     Args:
         latent: ``"kl"`` for a normal distribution of every latent value, ``"vq"`` for a codebook.
-        channels: Channels of the levels; every level but the last halves the size, so three levels give the factor 4.
-        blocks: Residual blocks of a level, in the encoder and in the decoder.
+        channels: Channels of the levels; each but the last halves the size, three give the factor 4.
+        blocks: Residual blocks of a level of encoder and decoder.
         latent_channels: Channels of the latents.
         codes: Size of the codebook of ``"vq"``.
-        kl_weight: Weight of the KL divergence per latent value, in nats, of ``"kl"``. Larger: latents nearer to the
-            standard normal distribution, blurrier images.
+        kl_weight: Weight of the KL divergence of ``"kl"``, in nats per latent value.
         codebook_weight: Weight of the codebook's loss of ``"vq"``.
-        commitment_weight: Weight of the encoder's part of it.
+        commitment_weight: Weight of its part for the encoder.
         ema_decay: Decay of the EMA per step; 0 for none.
         pixel_loss: ``"l1"``, or ``"l2"`` for the squared error; images on [0, 1].
         pixel_weight: Weight of the pixel loss.
@@ -140,8 +139,7 @@ class Autoencoder(AdversarialModule):
         loss_net: Network of the loss.
         loss_calibrated: False for the uncalibrated distance ("baseline" in the paper).
         loss_weights: Backbone weights of the loss: a path, ``"random"``, or None for torchvision's.
-        adversarial_weight: Weight of the discriminator, relative to the gradient of the reconstruction loss (see
-            `adaptive_weight`); 0 for none.
+        adversarial_weight: Weight of the discriminator, times `adaptive_weight`; 0 for none.
         adversarial_start: Steps without discriminator.
         discriminator_layers: Convolutions of stride 2 of the discriminator.
         discriminator_channels: Channels of its first convolution.

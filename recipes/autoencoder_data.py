@@ -32,8 +32,7 @@ class AutoencoderData(SplitDataModule):
         predict_folder: Images of any size for ``predict``; None for the held-out images.
         crop_size: Side of a training crop in pixels.
         zoom: Training crops have up to `zoom` times this side before they are resized to it.
-        val_crop_size: Side of a validation crop, which is not resized unless the image is smaller; None validates on
-            full images with batch size 1.
+        val_crop_size: Side of a validation crop, at full resolution; None validates on full images.
         val_size: Validation crops.
         epoch_size: Training crops per epoch.
         batch_size: Crops per batch.

@@ -256,6 +256,7 @@ class DeblurringCLI(ImageRecipeCLI):
     """CLI of the image recipes."""
 
     untrained = "blurred"
+    pixel = "L1"
 
 
 def main(args: list[str] | None = None) -> None:

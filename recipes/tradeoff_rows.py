@@ -80,7 +80,7 @@ class Tradeoff:
         if all(row.scores for row in self.rows):
             return
         # First, and outside the try of _row: wrong options raise here within seconds.
-        weights, untrained = self._weights_and_untrained([row.reconstruction for row in wanted], seeds[0])
+        weights, untrained = self._weights_and_untrained([*{row.reconstruction: None for row in wanted}], seeds[0])
         if self.restart:
             discard(self.out)
         with atomic_write(self.out / _SETTINGS) as temporary:

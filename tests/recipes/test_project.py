@@ -126,8 +126,9 @@ def test_the_test_of_a_project_runs_a_training(imported, monkeypatch, tmp_path):
     monkeypatch.setattr(test, "OPTIONS", f"{test.OPTIONS.strip()}\n--model.n_feats=4\n--data.val_crop_size=32\n")
     test.test_training_ends_with_finite_weights(tmp_path, monkeypatch)
     monkeypatch.setattr(test.superresolution, "main", lambda args: None)
-    with pytest.raises(FileExistsError):  # its images: the training's checkpoint is missing, too
-        test.test_training_ends_with_finite_weights(tmp_path, monkeypatch)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match="not enough values"):  # no checkpoint
+        test.test_training_ends_with_finite_weights(tmp_path / "other", monkeypatch)
 
 
 def test_files_in_the_way_are_named_and_stay(capsys):

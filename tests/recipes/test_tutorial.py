@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
 PATH = ROOT / "recipes/tutorial.ipynb"
-SMALL = "SEED, EPOCHS, STEPS, TRIPLETS = 0, 1, 2, 24"
+SMALL = "SEED, EPOCHS, STEPS, TRIPLETS = 0, 1, 8, 24"
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from typing_extensions import override
@@ -35,12 +36,13 @@ class AdversarialModule(LightningModule):
             ValueError: If one of them is out of its range.
         """
         options = self.hparams
-        loss = AdversarialLoss(
-            options["adversarial_weight"],
-            options["adversarial_start"],
-            layers=options["discriminator_layers"],
-            channels=options["discriminator_channels"],
-        )
+        with torch.random.fork_rng([]):  # crops and noise are drawn as without it
+            loss = AdversarialLoss(
+                options["adversarial_weight"],
+                options["adversarial_start"],
+                layers=options["discriminator_layers"],
+                channels=options["discriminator_channels"],
+            )
         self.adversarial = loss if options["adversarial_weight"] else None
 
     def with_adversarial(

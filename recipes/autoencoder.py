@@ -10,12 +10,12 @@ Examples::
 Latents of your own images, in Python::
 
     model = Autoencoder.load_from_checkpoint("last.ckpt").eval()
-    latents = model.encode(images)  # (N, 3, H, W) on [0, 1] -> (N, 4, H / 8, W / 8)
+    latents = model.encode(images)  # (N, 3, H, W) on [0, 1] -> (N, 4, H / 4, W / 4)
     images = model.decode(latents)
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -125,14 +125,13 @@ class Autoencoder(AdversarialModule):
 
     Args:
         latent: ``"kl"`` for a normal distribution of every latent value, ``"vq"`` for a codebook.
-        channels: Channels of the levels; every level but the last halves the size, so four levels give the factor 8.
-        blocks: Residual blocks of a level, in the encoder and in the decoder.
+        channels: Channels of the levels; each but the last halves the size, three give the factor 4.
+        blocks: Residual blocks of a level of encoder and decoder.
         latent_channels: Channels of the latents.
         codes: Size of the codebook of ``"vq"``.
-        kl_weight: Weight of the KL divergence per latent value, in nats, of ``"kl"``. Larger: latents nearer to the
-            standard normal distribution, blurrier images.
+        kl_weight: Weight of the KL divergence of ``"kl"``, in nats per latent value.
         codebook_weight: Weight of the codebook's loss of ``"vq"``.
-        commitment_weight: Weight of the encoder's part of it.
+        commitment_weight: Weight of its part for the encoder.
         ema_decay: Decay of the EMA per step; 0 for none.
         pixel_loss: ``"l1"``, or ``"l2"`` for the squared error; images on [0, 1].
         pixel_weight: Weight of the pixel loss.
@@ -140,8 +139,7 @@ class Autoencoder(AdversarialModule):
         loss_net: Network of the loss.
         loss_calibrated: False for the uncalibrated distance ("baseline" in the paper).
         loss_weights: Backbone weights of the loss: a path, ``"random"``, or None for torchvision's.
-        adversarial_weight: Weight of the discriminator, relative to the gradient of the reconstruction loss (see
-            `adaptive_weight`); 0 for none.
+        adversarial_weight: Weight of the discriminator, times `adaptive_weight`; 0 for none.
         adversarial_start: Steps without discriminator.
         discriminator_layers: Convolutions of stride 2 of the discriminator.
         discriminator_channels: Channels of its first convolution.
@@ -156,7 +154,7 @@ class Autoencoder(AdversarialModule):
     def __init__(
         self,
         latent: LatentKind = "kl",
-        channels: Sequence[int] = (16, 32, 64, 64),
+        channels: Sequence[int] = (24, 48, 64),
         blocks: int = 1,
         latent_channels: int = 4,
         codes: int = 1024,
@@ -166,15 +164,15 @@ class Autoencoder(AdversarialModule):
         ema_decay: float = 0.99,
         pixel_loss: PixelLoss = "l1",
         pixel_weight: float = 1.0,
-        loss_weight: float = 1.0,
+        loss_weight: float = 0.5,
         loss_net: str = "embedded",
         loss_calibrated: bool = True,
         loss_weights: str | None = None,
-        adversarial_weight: float = 0.5,
-        adversarial_start: int = 500,
+        adversarial_weight: float = 0.2,
+        adversarial_start: int = 300,
         discriminator_layers: int = 2,
         discriminator_channels: int = 32,
-        discriminator_lr: float = 5e-4,
+        discriminator_lr: float = 1e-3,
         lr: float = 1e-3,
         warmup_steps: int = 50,
     ) -> None:
@@ -215,8 +213,7 @@ class Autoencoder(AdversarialModule):
     @property
     def averaged(self) -> AutoencoderNetwork:
         """The network of validation, test and prediction: the average of the weights, or the weights themselves."""
-        network: AutoencoderNetwork = self.network if self.ema is None else self.ema.module
-        return network
+        return self.network if self.ema is None else cast("AutoencoderNetwork", self.ema.module)
 
     def encode(self, images: Tensor) -> Tensor:
         """Latents of images, without noise; of ``"vq"``, the codes, of unit length.
@@ -308,7 +305,8 @@ class Autoencoder(AdversarialModule):
         scores = self.scores[stage]
         scores["latent_std"].update(counted)
         if "perplexity" in scores:
-            scores["perplexity"].update(self.averaged.bottleneck.nearest(counted))
+            codebook: Any = self.averaged.bottleneck
+            scores["perplexity"].update(codebook.nearest(counted))
         self.log_dict({f"{stage}/{name}": score for name, score in scores.items()}, on_step=False, on_epoch=True)
         height, width = images.shape[-2:]
         return {"preds": self.decode(latents)[..., :height, :width], "target": images}

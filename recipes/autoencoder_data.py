@@ -31,8 +31,8 @@ class AutoencoderData(SplitDataModule):
         val_folder: Folder for validation and test instead of `held_out`.
         predict_folder: Images of any size for ``predict``; None for the held-out images.
         crop_size: Side of a training crop in pixels.
-        zoom: Crops have up to `zoom` times their side before they are resized to it.
-        val_crop_size: Side of a validation crop; None validates on full images with batch size 1.
+        zoom: Training crops have up to `zoom` times this side before they are resized to it.
+        val_crop_size: Side of a validation crop, at full resolution; None validates on full images.
         val_size: Validation crops.
         epoch_size: Training crops per epoch.
         batch_size: Crops per batch.
@@ -52,8 +52,8 @@ class AutoencoderData(SplitDataModule):
         predict_folder: str | None = None,
         crop_size: int = 64,
         zoom: float = 2.0,
-        val_crop_size: int | None = 128,
-        val_size: int = 16,
+        val_crop_size: int | None = 192,
+        val_size: int = 8,
         epoch_size: int = 1600,
         batch_size: int = 8,
         num_workers: int = 0,
@@ -90,9 +90,8 @@ class AutoencoderData(SplitDataModule):
         if stage in ("fit", "validate"):
             self.val_data: Dataset[Sample] = self.whole
             if self.val_crop_size is not None:
-                self.val_data = NamedCrops(
-                    held_out, self.val_crop_size, self.zoom, self.val_size, self.cache, seed=_VAL_SEED
-                )
+                size, count = self.val_crop_size, self.val_size
+                self.val_data = NamedCrops(held_out, size, 1.0, count, self.cache, seed=_VAL_SEED)
 
     @override
     def train_dataloader(self) -> DataLoader[Sample]:

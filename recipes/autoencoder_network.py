@@ -61,7 +61,7 @@ class VectorQuantizer(nn.Module):
     """Nearest code of a learned codebook, on the unit sphere (van den Oord et al. 2017; Yu et al. 2022).
 
     Latents of few channels, scaled to unit length, keep most codes in use (Yu et al. 2022, "Vector-Quantized Image
-    Modeling with Improved VQGAN", section 3.1): here about a third of 1024 codes, by perplexity, after 1200 steps.
+    Modeling with Improved VQGAN", section 3.1): here more than a quarter of 1024 codes, by perplexity.
 
     Args:
         latent_channels: Channels of the latents.

@@ -171,9 +171,9 @@ class ColorizationData(SplitDataModule):
                 )
             colors = (self.augment, self.max_colorfulness)
             self.crops = RandomCrops(train, self.working_size, self.crop_size, self.epoch_size, self.cache, *colors)
-            self._notice = (
-                "" if self.folder else f"Training photographs: {', '.join(train)}; held out: {', '.join(held_out)}"
-            )
+            if self.folder is None:
+                others = "" if self.val_folder else f"; held out: {', '.join(held_out)}"
+                self._notice = f"Training photographs: {', '.join(train)}{others}"
 
     @override
     def train_dataloader(self) -> DataLoader[Sample]:

@@ -109,7 +109,7 @@ class DeblurringNetwork(nn.Module):
         ValueError: If an argument is out of its range.
     """
 
-    def __init__(self, channels: Sequence[int] = (24, 48), blocks: int = 1, scales: int = 3) -> None:
+    def __init__(self, channels: Sequence[int] = (24, 48, 96), blocks: int = 1, scales: int = 3) -> None:
         super().__init__()
         if not channels or min(channels) < 1:
             raise ValueError(f"channels: expected positive numbers, got {list(channels)}")
@@ -167,21 +167,21 @@ class Deblurring(AdversarialModule):
 
     def __init__(
         self,
-        channels: Sequence[int] = (24, 48),
+        channels: Sequence[int] = (24, 48, 96),
         blocks: int = 1,
         scales: int = 3,
         pixel_weight: float = 1.0,
         coarse_weight: float = 0.25,
-        loss_weight: float = 0.1,
+        loss_weight: float = 1.0,
         loss_net: str = "embedded",
         loss_calibrated: bool = True,
         loss_weights: str | None = None,
         adversarial_weight: float = 0.0,
-        adversarial_start: int = 400,
+        adversarial_start: int = 800,
         discriminator_layers: int = 3,
         discriminator_channels: int = 32,
         discriminator_lr: float = 4e-4,
-        lr: float = 1e-3,
+        lr: float = 2e-3,
         warmup_steps: int = 50,
     ) -> None:
         super().__init__()

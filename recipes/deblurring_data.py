@@ -37,26 +37,31 @@ class DeblurringData(SplitDataModule):
     et al. 2017). Batches are (blurred, sharp, names), shapes ``(N, 3, H, W)``, range [0, 1]; for ``predict`` from a
     folder (blurred, names). The validation batch size is 1, since the sizes of files may differ.
 
+    Layouts of a folder, which is searched recursively:
+
+    - ``"photographs"``: single images for `SyntheticBlur`.
+    - ``"clips"``: folders of numbered sharp frames. Training takes every window of `frames` frames, validation windows
+      that do not overlap.
+    - ``"pairs"``: folders ``blur`` and ``sharp`` with equal names, as in GoPro and REDS (see `blurred_pairs`). If there
+      are folders ``train`` and ``val`` or ``test``, the former is for training and ``val``, or else ``test``, for
+      validation.
+
     Args:
-        layout: What `folder` contains. ``"photographs"``: single images for `SyntheticBlur`. ``"clips"``: folders of
-            numbered sharp frames; training takes every window of `frames` frames, validation windows that do not
-            overlap. ``"pairs"``: folders ``blur`` and ``sharp`` with equal names, as in GoPro and REDS (see
-            `blurred_pairs`); ``train`` is for training, and ``val``, or else ``test``, for validation, if there are.
-        folder: Folder of the training data, searched recursively; None for the photographs that come with scikit-image.
+        layout: What `folder` contains, see above.
+        folder: Folder of the training data; None for scikit-image's photographs.
         held_out: Names of photographs (files without suffix), clips or sequences (folders) for validation and test;
             None for scikit-image's "astronaut", or an automatic split of `folder` (see `HeldOut`), which is printed.
         val_layout: What `val_folder` contains, as `layout`.
         val_folder: Folder for validation and test instead of `held_out`.
-        predict_folder: Blurred images of any size for ``predict``; None for the blurred validation images.
+        predict_folder: Blurred images of any size; None for the blurred validation images.
         frames: Frames whose mean is a blurred image, an odd number; of no effect on pairs.
-        gamma: Exponent from pixel values to light, whose mean is taken: 2.2 is nearly linear light, 1 is the mean of
-            the values themselves (see `mean_of_frames`).
+        gamma: Exponent from pixel values to light, whose mean is taken; 1: that of the values (see `mean_of_frames`).
         crop_size: Side of a training crop, in pixels.
         val_size: Side of synthetic validation images, in pixels.
-        max_motion: Largest translation of a layer during the exposure in synthetic motion, in pixels.
-        max_shake: Largest length of the camera's curved path during the exposure in synthetic motion, in pixels.
+        max_motion: Largest motion of a layer, in pixels, of synthetic motion.
+        max_shake: Largest length of the camera's path, in pixels, of synthetic motion.
         epoch_size: Synthetic samples per epoch; with files, an epoch has all of them.
-        val_count: Number of synthetic validation samples, which are fixed.
+        val_count: Number of synthetic validation samples.
         batch_size: Crops per batch.
         num_workers: Worker processes.
         seed: Seed of synthetic motion, crops and order of the epochs.
@@ -76,11 +81,11 @@ class DeblurringData(SplitDataModule):
         predict_folder: str | None = None,
         frames: int = 7,
         gamma: float = 2.2,
-        crop_size: int = 128,
+        crop_size: int = 96,
         val_size: int = 256,
-        max_motion: float = 8.0,
-        max_shake: float = 8.0,
-        epoch_size: int = 800,
+        max_motion: float = 5.0,
+        max_shake: float = 5.0,
+        epoch_size: int = 1120,
         val_count: int = 16,
         batch_size: int = 4,
         num_workers: int = 0,

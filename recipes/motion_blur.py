@@ -96,8 +96,8 @@ class SyntheticBlur(Dataset[Item]):
         length: int,
         frames: int = 7,
         gamma: float = 2.2,
-        max_motion: float = 8.0,
-        max_shake: float = 8.0,
+        max_motion: float = 5.0,
+        max_shake: float = 5.0,
         seed: int = 0,
     ) -> None:
         check_frames(frames)

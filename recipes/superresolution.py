@@ -4,6 +4,7 @@ Examples::
 
     lpips-lightning superresolution fit
     lpips-lightning superresolution fit --data.folder DIV2K/train --data.val_folder Set5
+    lpips-lightning superresolution fit --data.realistic true --model.adversarial_weight 0.5
     lpips-lightning superresolution predict --ckpt_path last.ckpt --data.predict_folder small_images
 """
 

@@ -5,14 +5,18 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
+from lpips_lightning.data.crops import seeded
 from lpips_lightning.data.samplers import ResumableLoader
 from lpips_lightning.io.image_files import find_images, image_size, read_image
 from lpips_lightning.recipes.held_out import HeldOut
 from lpips_lightning.recipes.photographs import split_images
+from lpips_lightning.recipes.realistic_degradation import degrade
+from lpips_lightning.recipes.run_report import print_line
 from lpips_lightning.recipes.split_data_module import SplitDataModule
 
 Scale = Literal[2, 3, 4]
@@ -52,20 +56,26 @@ def crop_to_multiple(image: Tensor, scale: int) -> Tensor:
 
 
 class _Images(Dataset[Pair]):
-    """Named image files, decoded once if `cache` is set."""
+    """Named image files, decoded once if `cache` is set; `realistic` images are degraded by `degrade`."""
 
-    def __init__(self, images: dict[str, Path], scale: int, cache: bool) -> None:
+    def __init__(self, images: dict[str, Path], scale: int, cache: bool, realistic: bool = False) -> None:
         self.names, self.files, self.scale = list(images), list(images.values()), scale
+        self.realistic = realistic
         self.decoded = [read_image(file) for file in self.files] if cache else None
 
     def read(self, index: int) -> Tensor:
         """Image ``(3, H, W)``, uint8."""
         return self.decoded[index] if self.decoded else read_image(self.files[index])
 
-    def pair(self, high: Tensor, index: int) -> Pair:
-        """(low, high, name) of a uint8 image or crop."""
+    def pair(self, high: Tensor, index: int, item: int) -> Pair:
+        """(low, high, name) of a uint8 image or crop, `item` of this data set, from the image `index`."""
         high = crop_to_multiple(high, self.scale).float().div(255)
-        return downscale(high, self.scale), high, self.names[index]
+        low = degrade(high, self.scale, self.generator(item)) if self.realistic else downscale(high, self.scale)
+        return low, high, self.names[index]
+
+    def generator(self, item: int) -> Generator:
+        """Random state of an item's degradation: always the same."""
+        return seeded(item)
 
     def require(self, size: int, argument: str) -> None:
         """Raise a ValueError if an image has a side shorter than `size`."""
@@ -86,14 +96,14 @@ class WholeImages(_Images):
 
     @override
     def __getitem__(self, index: int) -> Pair:
-        return self.pair(self.read(index), index)
+        return self.pair(self.read(index), index, index)
 
 
 class FixedCrops(_Images):
     """(low, high, name) of fixed adjacent crops of `size` from the center of every image."""
 
-    def __init__(self, images: dict[str, Path], scale: int, cache: bool, size: int) -> None:
-        super().__init__(images, scale, cache)
+    def __init__(self, images: dict[str, Path], scale: int, cache: bool, size: int, realistic: bool = False) -> None:
+        super().__init__(images, scale, cache, realistic)
         self.require(size, "val_crop_size")
         self.size = size
         self.corners: list[tuple[int, int, int]] = []
@@ -109,14 +119,16 @@ class FixedCrops(_Images):
     @override
     def __getitem__(self, index: int) -> Pair:
         image, top, left = self.corners[index]
-        return self.pair(self.read(image)[:, top : top + self.size, left : left + self.size], image)
+        return self.pair(self.read(image)[:, top : top + self.size, left : left + self.size], image, index)
 
 
 class RandomCrops(_Images):
     """(low, high, name) of `length` random crops of `size`, with random mirroring and rotation by 90 degrees."""
 
-    def __init__(self, images: dict[str, Path], scale: int, cache: bool, size: int, length: int) -> None:
-        super().__init__(images, scale, cache)
+    def __init__(
+        self, images: dict[str, Path], scale: int, cache: bool, size: int, length: int, realistic: bool = False
+    ) -> None:
+        super().__init__(images, scale, cache, realistic)
         self.require(size, "crop_size")
         self.size, self.length = size, length
 
@@ -130,7 +142,17 @@ class RandomCrops(_Images):
         top, left = (int(torch.randint(side - self.size + 1, ())) for side in photograph.shape[1:])
         crop = photograph[:, top : top + self.size, left : left + self.size]
         mirror, quarters = int(torch.randint(2, ())), int(torch.randint(4, ()))
-        return self.pair(torch.rot90(crop.flip(-1) if mirror else crop, quarters, (-2, -1)), image)
+        return self.pair(torch.rot90(crop.flip(-1) if mirror else crop, quarters, (-2, -1)), image, index)
+
+    @override
+    def generator(self, item: int) -> Generator:
+        """Random state of a degradation: another one each time, from torch's, which a resumed training restores."""
+        return torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print_line(line)
 
 
 class SmallImages(Dataset[tuple[Tensor, str]]):
@@ -168,6 +190,8 @@ class SuperResolutionData(SplitDataModule):
         batch_size: Crops per batch.
         num_workers: Worker processes; 0 suits cached images.
         cache: Keep decoded images in memory (3 bytes per pixel) instead of reading files at each access.
+        realistic: Degrade images by random blur, noise and JPEG (see `degrade`) instead of bicubic downscaling; those
+            of validation and test always in the same way.
 
     Raises:
         ValueError: If a size, a name or `scale` is invalid (checks that need the files: in ``setup``).
@@ -187,6 +211,7 @@ class SuperResolutionData(SplitDataModule):
         batch_size: int = 8,
         num_workers: int = 0,
         cache: bool = True,
+        realistic: bool = False,
     ) -> None:
         super().__init__()
         check_scale(scale)
@@ -200,6 +225,7 @@ class SuperResolutionData(SplitDataModule):
         self.held_out, self._choice = held_out, HeldOut(held_out)
         self.scale, self.crop_size, self.val_crop_size = scale, crop_size, val_crop_size
         self.epoch_size, self.batch_size, self.num_workers, self.cache = epoch_size, batch_size, num_workers, cache
+        self.realistic = realistic
 
     def split(self) -> tuple[dict[str, Path], dict[str, Path]]:
         """Names and files of the training and held-out images."""
@@ -212,16 +238,19 @@ class SuperResolutionData(SplitDataModule):
             self.predict_data: Dataset[Any] = SmallImages(find_images(self.predict_folder))
             return
         train, held_out = self.split()
+        scale, cache, realistic = self.scale, self.cache, self.realistic
         if stage == "fit":
-            self.train_data = RandomCrops(train, self.scale, self.cache, self.crop_size, self.epoch_size)
+            self.train_data = RandomCrops(train, scale, cache, self.crop_size, self.epoch_size, realistic)
         if stage in ("fit", "validate") and self.val_crop_size is not None:
-            self.val_data: Dataset[Pair] = FixedCrops(held_out, self.scale, self.cache, self.val_crop_size)
+            self.val_data: Dataset[Pair] = FixedCrops(held_out, scale, cache, self.val_crop_size, realistic)
         elif stage in ("fit", "validate"):
-            self.val_data = WholeImages(held_out, self.scale, self.cache)
+            self.val_data = WholeImages(held_out, scale, cache, realistic)
         if stage == "test":
-            self.test_data = WholeImages(held_out, self.scale, cache=False)
+            self.test_data = WholeImages(held_out, scale, False, realistic)
+            if realistic:
+                _say("Realistic inputs: degraded by blur, noise and JPEG. Bicubic is scored on the same.")
         if stage == "predict":
-            self.predict_data = WholeImages(held_out, self.scale, cache=False)
+            self.predict_data = WholeImages(held_out, scale, False, realistic)
 
     @override
     def train_dataloader(self) -> DataLoader[Pair]:

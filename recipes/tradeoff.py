@@ -23,6 +23,7 @@ from lpips_lightning.recipes.command import ImageRecipeCLI, command_name, progra
 from lpips_lightning.recipes.command_lines import tradeoff_parser
 from lpips_lightning.recipes.help_pages import recipes_with
 from lpips_lightning.recipes.run_report import command_line, print_line
+from lpips_lightning.recipes.small_jpeg import save_small_jpeg
 from lpips_lightning.recipes.tradeoff_images import save_images
 from lpips_lightning.recipes.tradeoff_plot import save_plot
 from lpips_lightning.recipes.tradeoff_rows import Tradeoff, can_be_adversarial, first_with_options
@@ -90,6 +91,7 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
         if files := save_plot(out / "scores.png", rows, labels):
             _say(console, f"Scores: {', '.join(map(str, files))}")
         if files := save_images(out, rows, labels, f"{name}: the same detail of an image under each loss"):
+            files.append(save_small_jpeg(files[0]))
             _say(console, f"Images: {', '.join(map(str, files))}")
     except ModuleNotFoundError as error:
         _say(console, f"No image: {error}")

@@ -145,10 +145,10 @@ def label(loss: str, labels: dict[str, str]) -> str:
 
     Args:
         loss: The loss.
-        labels: Labels of ``"untrained"`` and ``"pixel"``, where they differ from the name.
+        labels: Labels of some losses, such as ``"untrained"`` and ``"pixel"``.
     """
     base, gan = loss.removesuffix(GAN), " + GAN" * loss.endswith(GAN)
-    if base in (UNTRAINED, PIXEL):
+    if base in (*labels, UNTRAINED, PIXEL):
         return f"{labels.get(base, base)}{gan}"
     net, _, kind = base.partition(":")
     return f"{labels.get(PIXEL, PIXEL)} + LPIPS({net}{', uncalibrated' * (kind == BASELINE)}){gan}"

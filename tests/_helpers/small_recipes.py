@@ -44,7 +44,7 @@ RECIPES = [
         "autoencoder",
         "--model.channels=[4,4] --model.latent_channels=2 --model.discriminator_layers=1"
         " --model.discriminator_channels=4 --model.adversarial_start=2 --data.folder=images"
-        " --data.held_out=[c,d,more/e] --data.crop_size=32 --data.val_crop_size=32 --data.val_size=3"
+        " --data.held_out=[c,d,more/e] --data.crop_size=32 --data.val_crop_size=null"
         " --data.epoch_size=4 --data.batch_size=2",
     ),
     Recipe(

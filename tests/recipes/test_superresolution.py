@@ -17,6 +17,7 @@ from small_data import write_noise
 from lpips_lightning.callbacks import PerceptualScores
 from lpips_lightning.functional.luma import luma_scores
 from lpips_lightning.recipes import superresolution
+from lpips_lightning.recipes.realistic_degradation import blur_kernel, degrade
 from lpips_lightning.recipes.superresolution import EDSR, SuperResolution, main, upscale
 from lpips_lightning.recipes.superresolution_data import SuperResolutionData, downscale
 
@@ -88,6 +89,91 @@ def test_pairs_match_and_held_out_images_are_excluded(data):
     assert [len(batch[2]) for batch in fixed] == [2, 2, 2, 2]  # two crops in each of two images, twice
     assert all(torch.equal(one[1], two[1]) for one, two in zip(fixed[:2], fixed[2:], strict=True))
     assert names[0] != "d"
+
+
+def test_realistic_inputs_differ_from_item_to_item_and_stay_the_same_in_validation(folder, capsys):
+    options = {"crop_size": 32, "val_crop_size": 32, "epoch_size": 6, "batch_size": 2, "realistic": True}
+    data = SuperResolutionData(str(folder), ["d", "more/e"], **options)
+    data.setup("fit")
+    first, second = (list(data.val_dataloader()) for _ in range(2))
+    for one, two in zip(first, second, strict=True):
+        assert torch.equal(one[0], two[0])
+        assert one[0].shape == (2, 3, 8, 8)
+        assert (one[0] - downscale(one[1], 4)).abs().mean() > 0.02
+    epochs = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        epochs.append(torch.cat([batch[0] for batch in data.train_dataloader()]))
+    assert torch.equal(epochs[0], epochs[1])
+    assert not torch.equal(epochs[0], epochs[2])
+    assert "Realistic" not in capsys.readouterr().out
+    data.setup("test")
+    low, high, _ = next(iter(data.test_dataloader()))
+    assert (low.shape[2] * 4, low.shape[3] * 4) == high.shape[2:]
+    assert "Realistic inputs: degraded by blur, noise and JPEG." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_degraded_images_are_of_the_exact_size_and_of_8_bits(scale):
+    high = torch.rand(3, 5 * scale, 7 * scale).repeat_interleave(2, 1)
+    lows = [degrade(high, scale, torch.Generator().manual_seed(seed)) for seed in range(12)]
+    for low in lows:
+        assert low.shape == (3, 10, 7)
+        assert low.min() >= 0 and low.max() <= 1
+        assert torch.equal(low.mul(255).round().div(255), low)
+    assert len({float(low.sum()) for low in lows}) == 12
+    again = degrade(high, scale, torch.Generator().manual_seed(0))
+    assert torch.equal(again, lows[0])
+
+
+def test_a_degraded_gray_area_keeps_its_mean_and_the_blur_has_the_given_width():
+    gray = torch.full((3, 64, 64), 0.5)
+    lows = torch.stack([degrade(gray, 2, torch.Generator().manual_seed(seed)) for seed in range(20)])
+    assert float(lows.mean()) == pytest.approx(0.5, abs=0.01)
+    assert 0 < float(lows.std((1, 2, 3)).min()) < 0.02 < float(lows.std((1, 2, 3)).max()) < 0.25
+    kernel = blur_kernel((2.0, 1.0), 0.0)
+    place = torch.arange(kernel.shape[1]) - kernel.shape[1] // 2.0
+    assert float(kernel.sum()) == pytest.approx(1)
+    spread = [float((kernel.sum(axis) * place**2).sum()) for axis in (0, 1)]
+    assert spread == pytest.approx([4, 1], rel=0.05)  # along x and y
+    assert torch.allclose(blur_kernel((2.0, 1.0), torch.pi / 2), kernel.T, atol=1e-6)
+
+
+def test_a_discriminator_trains_beside_the_same_network_and_is_left_out_of_prediction(tmp_path, data):
+    torch.manual_seed(0)
+    plain = SuperResolution(**TINY)
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    adversarial = {"adversarial_weight": 0.5, "adversarial_start": 1, "discriminator_channels": 4}
+    model = SuperResolution(**TINY, **adversarial)
+    assert torch.equal(torch.rand(1), after)
+    assert all(torch.equal(one, two) for one, two in zip(plain.parameters(), model.network.parameters(), strict=True))
+    judge = [parameter.detach().clone() for parameter in model.adversarial.parameters()]
+    fitted = trainer(tmp_path)
+    fitted.fit(model, data)
+    more = {"train/generator", "train/discriminator", "train/adaptive_weight"}
+    assert set(fitted.callback_metrics) == SCORES | {"train/loss", "train/l1", "train/perceptual"} | more
+    assert float(fitted.callback_metrics["train/adaptive_weight"]) > 0
+    moved = [not torch.equal(one, two) for one, two in zip(judge, model.adversarial.parameters(), strict=True)]
+    assert all(moved[:-1])  # real and generated images push the last bias into opposite directions
+    fitted.save_checkpoint(tmp_path / "saved.ckpt")
+    state = torch.load(tmp_path / "saved.ckpt", weights_only=True)["state_dict"]
+    assert {key.partition(".")[0] for key in state} == {"network", "adversarial"}
+    without = SuperResolution.load_from_checkpoint(tmp_path / "saved.ckpt", adversarial_weight=0.0, weights_only=True)
+    low = torch.rand(1, 3, 12, 12)
+    assert torch.equal(without.eval()(low), model.eval()(low))
+
+
+def test_without_a_discriminator_training_is_that_of_adam(tmp_path, data):
+    finals = []
+    for optimizer in (None, torch.optim.Adam):
+        torch.manual_seed(0)
+        model = SuperResolution(**TINY)
+        if optimizer is not None:
+            model.adam = lambda parameters, made=optimizer: made(parameters, lr=1e-3)
+        trainer(tmp_path, max_epochs=1).fit(model, data)
+        finals.append([parameter.detach().clone() for parameter in model.network.parameters()])
+    assert all(torch.equal(one, two) for one, two in zip(*finals, strict=True))
 
 
 def test_full_images_are_cropped_to_a_multiple_of_the_scale(data):

@@ -13,6 +13,7 @@ from small_data import write_noise
 from torch import Tensor
 
 from lpips_lightning import LPIPS, PerceptualLoss
+from lpips_lightning.recipes import frame_interpolation
 from lpips_lightning.recipes.superresolution import SuperResolution, main
 from lpips_lightning.recipes.tradeoff_table import TradeoffRow, markdown, read_rows, rich_table, write_rows
 
@@ -40,6 +41,45 @@ def tradeoff(losses, *more, judges="embedded"):
 def rows():
     with (OUT / "tradeoff.csv").open() as file:
         return {(row["loss"], row["seed"]): row for row in csv.DictReader(file)}
+
+
+def test_a_loss_with_a_discriminator_has_its_own_row_and_the_same_start_and_batches(monkeypatch, capsys):
+    seen: dict[float, list[float]] = {}
+    step = SuperResolution.training_step
+
+    def watched(self, batch, batch_idx):
+        first = [float(self.network.head.weight.detach().sum())] if self.trainer.global_step == 0 else []
+        seen.setdefault(self.hparams["adversarial_weight"], []).extend([*first, float(batch[1].sum())])
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(SuperResolution, "training_step", watched)
+    made = tradeoff("untrained,baseline,baseline+gan")
+    assert seen[0.0] == seen[0.5]
+    assert [(loss, row["adversarial"]) for (loss, _), row in made.items()] == [
+        ("untrained", "0"),
+        ("embedded:baseline", "0"),
+        ("embedded:baseline+gan", "0.5"),
+    ]
+    weights = [row["weight"] for row in made.values()]
+    assert weights[1] == weights[2] != "0"
+    states = [torch.load(OUT / f"embedded_baseline{gan}_seed0.ckpt", weights_only=True) for gan in ("", "_gan")]
+    assert [any(name.startswith("adversarial") for name in state["state_dict"]) for state in states] == [False, True]
+    text = (OUT / "tradeoff.md").read_text()
+    assert "| L1 + LPIPS(embedded, uncalibrated) + GAN |" in text
+    assert "GAN: with a discriminator, adversarial weight 0.5." in text
+    assert text.count("\u2020 |") == 2
+    assert "+ embedded:baseline + GAN" in capsys.readouterr().out
+    assert 1000 < (OUT / "tradeoff.jpg").stat().st_size < 150_000
+
+
+def test_the_weight_of_the_options_is_that_of_the_rows_with_a_discriminator_only():
+    made = tradeoff("pixel,pixel+gan", "--model.adversarial_weight=0.2", "--trainer.max_epochs=1")
+    assert [row["adversarial"] for row in made.values()] == ["0", "0.2"]
+
+
+def test_a_recipe_without_discriminator_says_which_have_one():
+    with pytest.raises(ValueError, match="expected a recipe whose model has adversarial_weight for .*superresolution"):
+        frame_interpolation.main(["tradeoff", "--losses=pixel,pixel+gan"])
 
 
 def no_training(monkeypatch):
@@ -183,6 +223,7 @@ def test_a_table_with_other_options_is_not_resumed_and_replaced_on_request_only(
     [
         (["--losses=pixel,lpips"], "losses: expected some of untrained, pixel, baseline, alex, .* got 'lpips'"),
         (["--losses=alex:tuned"], "losses: expected some of .* got 'alex:tuned'"),
+        (["--losses=untrained+gan"], "losses: expected some of .* with .gan, got 'untrained.gan'"),
         (
             ["--judges=ssim"],
             "judges: expected some of alex, vgg, squeeze, embedded, embedded-vgg, alex-st, vgg-st, got 'ssim'",
@@ -249,6 +290,11 @@ def test_a_damaged_table_is_refused(tmp_path):
     (tmp_path / "rows.csv").write_text("loss,seed\npixel,0\n")
     with pytest.raises(ValueError, match="expected the columns loss, seed, weight, seconds, note"):
         read_rows(tmp_path / "rows.csv")
+
+
+def test_a_table_without_the_column_of_the_discriminator_is_read(tmp_path):
+    (tmp_path / "rows.csv").write_text("loss,seed,weight,seconds,note,psnr\nalex,1,0.05,60,,25\n")
+    assert read_rows(tmp_path / "rows.csv") == [TradeoffRow("alex", 1, 0.05, 60, scores={"psnr": 25})]
 
 
 @pytest.mark.slow

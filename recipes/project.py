@@ -134,8 +134,8 @@ def own_modules(recipe: str) -> list[str]:
     """Modules of a recipe that are copied, the recipe's first.
 
     Example:
-        >>> own_modules("superresolution")
-        ['superresolution', 'superresolution_data']
+        >>> own_modules("puzzle")
+        ['puzzle']
     """
     users = Counter(module for one in copyable_recipes() for module in _reached(_stem(one)))
     common = set(_reached("command"))

@@ -82,7 +82,7 @@ def test_copies_are_complete_and_import_each_other(recipe, capsys):
 
 def test_what_three_recipes_share_stays_in_the_package():
     own = {recipe: own_modules(recipe) for recipe in copyable_recipes()}
-    assert own["superresolution"] == ["superresolution", "superresolution_data"]
+    assert own["superresolution"] == ["superresolution", "superresolution_data", "realistic_degradation"]
     assert {"interpolation_network", "frame_triplets", "synthetic_motion"} <= set(own["frame-interpolation"])
     assert own["puzzle"] == ["puzzle"]
     copied = {module for modules in own.values() for module in modules}

@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
 PATH = ROOT / "recipes/tutorial.ipynb"
-SMALL = "SEED, EPOCHS, STEPS, TRIPLETS = 0, 1, 2, 24"
+SMALL = "SEED, EPOCHS, STEPS, TRIPLETS = 0, 1, 8, 24"
 
 
 @pytest.fixture
@@ -79,13 +79,12 @@ def test_stored_outputs_are_those_of_one_clean_run():
 def test_stored_scores_tell_what_the_text_says():
     notebook = nbformat.read(PATH, as_version=4)
     text = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
-    scores = {
-        name: (float(lpips), float(psnr))
-        for name, lpips, psnr in re.findall(r"(L1|L1 \+ LPIPS) +LPIPS ([\d.]+) +PSNR ([\d.]+) +SSIM", text)
-    }
-    assert scores["L1 + LPIPS"][0] < scores["L1"][0] and scores["L1 + LPIPS"][1] < scores["L1"][1]
+    own = {name: float(one) for name, one in re.findall(r"(?m)^(L1 \+ LPIPS|L1) .* LPIPS\(embedded\) ([\d.]+)", text)}
+    assert own["L1 + LPIPS"] < 0.75 * own["L1"]  # "by a third"
+    psnr = {name: float(one) for name, one in re.findall(r"(?m)^(L1 \+ LPIPS|L1) .* PSNR ([\d.]+)", text)}
+    assert psnr["L1 + LPIPS"] < psnr["L1"]  # "PSNR fell"
     agree = {name: int(percent) for name, percent in re.findall(r"(\w+) +agrees with (\d+) %", text)}
-    assert agree["mine"] > agree["published"] >= 50
+    assert agree["mine"] >= agree["published"] > 60
 
 
 def test_links_lead_to_files():

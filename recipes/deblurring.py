@@ -121,8 +121,7 @@ class DeblurringNetwork(nn.Module):
     def forward(self, blurred: Tensor) -> Deblurred:
         """Deblur ``(N, 3, H, W)`` in [0, 1] of any size."""
         height, width = blurred.shape[-2:]
-        pads = [0, -width % self.stride, 0, -height % self.stride]
-        pyramid = [F.pad(blurred, pads, mode="replicate") if any(pads) else blurred]
+        pyramid = [self.padded(blurred)]
         for _ in range(1, self.scales):
             pyramid.append(F.avg_pool2d(pyramid[-1], 2))
         made: list[Tensor] = []
@@ -130,6 +129,12 @@ class DeblurringNetwork(nn.Module):
             estimate = _twice(made[0]) if made else image
             made.insert(0, image + self.net(torch.cat([image, estimate], 1)))
         return Deblurred(made[0][..., :height, :width], made[1:])
+
+    def padded(self, images: Tensor) -> Tensor:
+        """Images with the last row and column repeated up to multiples of the stride."""
+        height, width = images.shape[-2:]
+        pads = [0, -width % self.stride, 0, -height % self.stride]
+        return F.pad(images, pads, mode="replicate") if any(pads) else images
 
 
 class Deblurring(AdversarialModule):
@@ -216,7 +221,9 @@ class Deblurring(AdversarialModule):
         """
         parts = {"train/l1": F.l1_loss(made.image, sharp)}
         loss = self.hparams["pixel_weight"] * parts["train/l1"]
-        small = [F.adaptive_avg_pool2d(sharp, (image.shape[2], image.shape[3])) for image in made.coarse]
+        # Padded like the blurred images: at coarse scales the network makes images of the padded size.
+        padded = self.network.padded(sharp)
+        small = [F.adaptive_avg_pool2d(padded, (image.shape[2], image.shape[3])) for image in made.coarse]
         parts["train/coarse"] = sum(map(F.l1_loss, made.coarse, small), torch.zeros_like(loss))
         loss = loss + self.hparams["coarse_weight"] * parts["train/coarse"]
         if self.perceptual is not None and self.perceptual.weight:

@@ -122,6 +122,15 @@ def test_each_part_of_the_loss_counts_by_its_weight():
     assert set(model.losses(made, sharp)) == TRAINED - {"train/perceptual"}
 
 
+@pytest.mark.parametrize("size", [(32, 32), (34, 47), (64, 33)])
+def test_coarse_targets_are_in_place_at_any_size(size):
+    model, sharp = Deblurring([4, 8], scales=3), torch.rand(1, 3, *size)
+    model.setup("fit")
+    made = model.network(sharp)  # the untrained network returns its input
+    losses = model.losses(made, sharp)
+    assert losses["train/coarse"].item() == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize("adversarial", [{}, ADVERSARIAL], ids=["plain", "adversarial"])
 def test_training_logs_scores_and_saves_only_its_networks(tmp_path, data, adversarial):
     model = Deblurring(**TINY, **adversarial, adversarial_start=1)

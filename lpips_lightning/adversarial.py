@@ -56,7 +56,8 @@ class PatchDiscriminator(nn.Sequential):
     """Scores every position of an image: real or not, as logits ``(N, 1, h, w)``.
 
     Args:
-        layers: Convolutions of stride 2; a score sees 16, 34, 70 or 142 pixels with 1 to 4 of them.
+        layers: Convolutions of stride 2; a score sees 16, 34, 70 or 142 pixels with 1 to 4 of them. Images need 6, 12,
+            24 or 48 pixels a side.
         channels: Channels of the first; they double up to eight times as many.
         in_channels: Channels of the image.
 
@@ -79,6 +80,27 @@ class PatchDiscriminator(nn.Sequential):
             modules += [nn.Conv2d(inputs, outputs, 4, stride, 1), nn.GroupNorm(1, outputs), nn.LeakyReLU(0.2)]
             inputs = outputs
         super().__init__(*modules, nn.Conv2d(inputs, 1, 4, 1, 1))
+        self.smallest = 3 * 2**layers
+
+    @override
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(N, 1, h, w)`` of images ``(N, C, H, W)``.
+
+        Raises:
+            ValueError: If the images are too small for the layers.
+        """
+        self.check_size(images)
+        logits: Tensor = super().forward(images)
+        return logits
+
+    def check_size(self, images: Tensor) -> None:
+        """Raise a ValueError if a side of `images` is below 3 * 2 ** layers pixels."""
+        height, width = images.shape[-2:]
+        if min(height, width) < self.smallest:
+            raise ValueError(
+                f"layers: expected images of at least {self.smallest} pixels a side for this discriminator, got"
+                f" {height}x{width}; take fewer layers or larger images"
+            )
 
 
 class AdversarialTerms(NamedTuple):
@@ -160,8 +182,9 @@ class AdversarialLoss(nn.Module):
             step: Training step, such as ``trainer.global_step``.
 
         Raises:
-            ValueError: If `last_layer` is missing or a loss does not depend on it.
+            ValueError: If `last_layer` is missing or a loss does not depend on it, or the images are too small.
         """
+        self.discriminator.check_size(preds)  # at the first step, not at `start`
         if step < self.start or not self.weight:
             nothing = torch.stack([one.sum() for one in self.parameters()]).sum() * 0  # gradients of 0, for DDP
             return AdversarialTerms(torch.zeros_like(nothing), nothing, torch.zeros_like(nothing))

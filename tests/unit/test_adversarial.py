@@ -108,6 +108,15 @@ def test_errors_name_the_argument(parts, call, message):
         call(*parts)
 
 
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_too_small_images_are_refused_at_the_first_step(layers):
+    loss, smallest = small(layers=layers, start=100), 3 * 2**layers
+    assert loss.discriminator(torch.rand(1, 3, smallest, smallest + 1)).shape[2:] == (1, 1)
+    images = torch.rand(1, 3, smallest, smallest - 1, requires_grad=True)
+    with pytest.raises(ValueError, match=f"layers: .*at least {smallest} pixels a side .*{smallest}x{smallest - 1}"):
+        loss(images.mean(), images, images, images, step=0)
+
+
 class Manual(LightningModule):
     """The README's pattern for manual optimization: two optimizers, the helper between them."""
 

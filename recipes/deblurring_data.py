@@ -1,6 +1,5 @@
 """Data of the deblurring recipe: synthetic motion of photographs, your own clips, pairs of blurred and sharp images."""
 
-from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -184,7 +183,7 @@ def _published_split(sequences: Parts) -> tuple[Parts, Parts] | None:
     """Sequences in ``train``, and those in ``val`` or else ``test``; None if there are no such folders."""
     folders: dict[str, Parts] = {}
     for name, pairs in sequences.items():
-        folders.setdefault(Path(name).parts[0], {})[name] = pairs
+        folders.setdefault(name.split("/")[0], {})[name] = pairs
     held_out = folders.get("val") or folders.get("test")
     return (folders["train"], held_out) if "train" in folders and held_out else None
 

@@ -162,8 +162,8 @@ def blurred_pairs(folder: str | Path) -> dict[str, list[Blurred]]:
     """Blurred and sharp images of equal names in folders ``blur`` and ``sharp``, by sequence.
 
     The folders may lie at any depth, as in GoPro (``train/GOPR0372_07_00/blur``), and their names may begin with a
-    word, as in REDS (``train/train_blur/000``). A sequence is the rest of the path of an image; the images of a single
-    sequence are taken as sequences of one image each.
+    word, as in REDS (``train/train_blur/000``). A sequence is the rest of the path of an image, "." if there is none;
+    the images of a single sequence are taken as sequences of one image each.
 
     Raises:
         FileNotFoundError: If `folder` does not exist or has no image, or a blurred image has no sharp one.
@@ -180,8 +180,9 @@ def blurred_pairs(folder: str | Path) -> dict[str, list[Blurred]]:
         sharp = "/".join([*folders[:place], f"{folders[place][:-4]}sharp", *folders[place + 1 :], stem])
         if sharp not in images:
             raise FileNotFoundError(f"{file}: expected its sharp image '{sharp}' in '{folder}', got no such image")
-        sequence = "/".join(folders[:place] + folders[place + 1 :])
-        found.setdefault(sequence, []).append(Blurred(f"{sequence}/{stem}".lstrip("/"), (file,), images[sharp]))
+        sequence = folders[:place] + folders[place + 1 :]
+        pair = Blurred("/".join([*sequence, stem]), (file,), images[sharp])
+        found.setdefault("/".join(sequence) or ".", []).append(pair)
     if not found:
         raise ValueError(
             f"folder: expected folders 'blur' and 'sharp' with images of equal names in '{folder}', got {len(images)}"

@@ -209,6 +209,7 @@ def write_pairs(root, sequences, blur="blur", sharp="sharp"):
         (["train/G1/{}", "test/G2/{}"], ("blur", "sharp"), ["train/G1", "test/G2"]),  # GoPro
         (["{}/000", "{}/001"], ("train_blur", "train_sharp"), ["000", "001"]),  # REDS
         (["{}"], ("blur", "sharp"), ["1", "2"]),
+        (["{}", "more/{}"], ("blur", "sharp"), [".", "more"]),
     ],
 )
 def test_pairs_have_equal_names_in_blur_and_sharp(tmp_path, sequences, kinds, expected):
@@ -223,6 +224,13 @@ def test_pairs_have_equal_names_in_blur_and_sharp(tmp_path, sequences, kinds, ex
             assert (pixels(blurred) == 100 + number).all() and (pixels(sharp) == 50 + number).all()
     names = [pair.name for pairs in found.values() for pair in pairs]
     assert len(set(names)) == len(names) and not any("blur" in name for name in names)
+
+
+def test_a_sequence_at_the_top_of_the_folder_can_be_held_out(tmp_path):
+    folder = str(write_pairs(tmp_path, ["{}", "more/{}"]))
+    train, rest = DeblurringData("pairs", folder).split()
+    assert {*train, *rest} == {".", "more"}
+    assert list(DeblurringData("pairs", folder, held_out=["."]).split()[1]) == ["."]
 
 
 def test_errors_about_pairs_name_what_is_missing(tmp_path, folder):

@@ -225,8 +225,7 @@ class Autoencoder(AdversarialModule):
         Returns:
             Shape ``(N, latent_channels, ceil(H / f), ceil(W / f))``, float32.
         """
-        bottom, right = (-side % self.averaged.factor for side in images.shape[-2:])
-        return self.averaged.encode(F.pad(images, (0, right, 0, bottom), mode="replicate"))
+        return self.averaged.encode(images)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images of latents.

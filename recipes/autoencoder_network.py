@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+_MOST_SCORES = 2**24  # scores of latents for codes at once, 64 MiB: those of a full photograph would take gigabytes
 _LOG_VARIANCE = (-30.0, 20.0)  # of LDM; its exponential stays finite
 
 
@@ -95,8 +96,11 @@ class VectorQuantizer(nn.Module):
 
     def nearest(self, latents: Tensor) -> Tensor:
         """Indices of the nearest codes, ``(N, h, w)``, of latents ``(N, latent_channels, h, w)`` of any length."""
+        vectors = latents.detach().movedim(1, -1)
         with torch.autocast(latents.device.type, enabled=False), torch.no_grad():
-            return (latents.movedim(1, -1) @ F.normalize(self.codebook).t()).argmax(-1)
+            codes = F.normalize(self.codebook).t()
+            parts = vectors.flatten(0, 2).split(max(1, _MOST_SCORES // codes.shape[1]))
+            return torch.cat([(part @ codes).argmax(-1) for part in parts]).view(vectors.shape[:-1])
 
     def lookup(self, indices: Tensor) -> Tensor:
         """Codes of indices ``(N, h, w)``, as latents ``(N, latent_channels, h, w)``."""
@@ -157,7 +161,8 @@ class AutoencoderNetwork(nn.Module):
     """Encoder, bottleneck and decoder.
 
     Every level but the last halves the size, by convolutions of stride 2. The decoder doubles it by nearest neighbors
-    and a convolution, since transposed convolutions leave a checkerboard (Odena et al. 2016).
+    and a convolution, since transposed convolutions leave a checkerboard (Odena et al. 2016). The last row and column
+    of images are repeated up to a multiple of the factor f.
 
     Args:
         channels: Channels of the levels, the first at full resolution; the factor is ``2 ** (len(channels) - 1)``.
@@ -193,8 +198,8 @@ class AutoencoderNetwork(nn.Module):
         return weight
 
     def encode(self, images: Tensor) -> Tensor:
-        """Latents of images ``(N, 3, H, W)`` on [0, 1], without noise; H and W are multiples of the factor."""
-        return self.bottleneck.mode(self.encoder(2 * images - 1))
+        """Latents of images ``(N, 3, H, W)`` on [0, 1], without noise, ``(N, latent_channels, ceil(H / f), ...)``."""
+        return self.bottleneck.mode(self._encoded(images))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images of latents ``(N, latent_channels, h, w)``, float32, range about [0, 1], not clamped."""
@@ -202,9 +207,18 @@ class AutoencoderNetwork(nn.Module):
 
     @override
     def forward(self, images: Tensor) -> Autoencoding:
-        """Encode and decode images ``(N, 3, H, W)`` on [0, 1]; H and W are multiples of the factor."""
-        latent: Latent = self.bottleneck(self.encoder(2 * images - 1))
-        return Autoencoding(self.decode(latent.values), latent)
+        """Encode and decode images ``(N, 3, H, W)`` on [0, 1] of any size."""
+        latent: Latent = self.bottleneck(self._encoded(images))
+        height, width = images.shape[-2:]
+        return Autoencoding(self.decode(latent.values)[..., :height, :width], latent)
+
+    def _encoded(self, images: Tensor) -> Tensor:
+        """Features of images whose last row and column are repeated up to multiples of the factor."""
+        bottom, right = (-side % self.factor for side in images.shape[-2:])
+        if bottom or right:
+            images = F.pad(images, (0, right, 0, bottom), mode="replicate")
+        features: Tensor = self.encoder(2 * images - 1)
+        return features
 
 
 def _norm(channels: int) -> nn.Sequential:

@@ -17,6 +17,7 @@ from torch.distributions import Normal, kl_divergence
 
 from lpips_lightning.callbacks import PerceptualScores
 from lpips_lightning.io.image_files import read_image
+from lpips_lightning.recipes import autoencoder_network
 from lpips_lightning.recipes.autoencoder import Autoencoder, CodePerplexity, LatentStd, main
 from lpips_lightning.recipes.autoencoder_data import AutoencoderData
 from lpips_lightning.recipes.autoencoder_network import GaussianBottleneck, VectorQuantizer
@@ -82,6 +83,17 @@ def test_added_rows_and_columns_repeat_the_last_ones():
     assert torch.equal(model.encode(images), model.encode(larger))
 
 
+@every_kind
+def test_crops_of_any_size_are_trained_on(kind):
+    model, images = tiny(kind, channels=[4, 4, 4]), torch.rand(2, 3, 14, 15)
+    larger = torch.nn.functional.pad(images, (0, 1, 0, 2), mode="replicate")
+    torch.manual_seed(0)
+    made = model.network(images).images
+    torch.manual_seed(0)
+    assert torch.equal(made, model.network(larger).images[..., :14, :15])
+    assert bool(model.losses(images)["train/loss"].isfinite())
+
+
 def test_latents_are_the_mean_of_the_distribution_in_any_mode():
     model, images = tiny(), torch.rand(2, 3, 16, 16)
     mean = model.network.encoder(2 * images - 1).chunk(2, 1)[0]
@@ -130,6 +142,15 @@ def test_codes_are_the_nearest_ones_and_their_gradient_goes_straight_through():
     (made,) = torch.autograd.grad((latent.values * direction).sum(), features)
     (expected,) = torch.autograd.grad((F.normalize(features, dim=1) * direction).sum(), features)
     torch.testing.assert_close(made, expected)
+
+
+@pytest.mark.parametrize("most", [1, 50])
+def test_codes_of_large_images_are_searched_in_parts(most, monkeypatch):
+    quantizer, latents = VectorQuantizer(3, 10), torch.randn(2, 3, 4, 5)
+    expected = quantizer.nearest(latents)
+    monkeypatch.setattr(autoencoder_network, "_MOST_SCORES", most)
+    assert expected.shape == (2, 4, 5)
+    assert torch.equal(quantizer.nearest(latents), expected)
 
 
 def test_the_codebook_moves_to_the_latents_and_the_latents_to_their_codes():

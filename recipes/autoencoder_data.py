@@ -32,6 +32,8 @@ class AutoencoderData(SplitDataModule):
         predict_folder: Images of any size for ``predict``; None for the held-out images.
         crop_size: Side of a training crop in pixels.
         zoom: Training crops have up to `zoom` times this side before they are resized to it.
+        swap_channels: Reorder red, green and blue of half of the training crops, so that a few photographs teach all
+            colors.
         val_crop_size: Side of a validation crop, at full resolution; None validates on full images.
         val_size: Validation crops.
         epoch_size: Training crops per epoch.
@@ -52,6 +54,7 @@ class AutoencoderData(SplitDataModule):
         predict_folder: str | None = None,
         crop_size: int = 64,
         zoom: float = 2.0,
+        swap_channels: bool = True,
         val_crop_size: int | None = 192,
         val_size: int = 8,
         epoch_size: int = 1600,
@@ -70,7 +73,7 @@ class AutoencoderData(SplitDataModule):
         self.folder, self.val_folder, self.predict_folder = folder, val_folder, predict_folder
         self.held_out, self._choice = held_out, HeldOut(held_out)
         self.crop_size, self.zoom, self.cache = crop_size, zoom, cache
-        self.val_crop_size, self.val_size = val_crop_size, val_size
+        self.val_crop_size, self.val_size, self.swap_channels = val_crop_size, val_size, swap_channels
         self.epoch_size, self.batch_size, self.num_workers = epoch_size, batch_size, num_workers
 
     def split(self) -> tuple[dict[str, Path], dict[str, Path]]:
@@ -86,7 +89,8 @@ class AutoencoderData(SplitDataModule):
         train, held_out = self.split()
         self.whole = WholeImages(held_out)
         if stage == "fit":
-            self.train_data = NamedCrops(train, self.crop_size, self.zoom, self.epoch_size, self.cache)
+            more = {"swap_channels": self.swap_channels}
+            self.train_data = NamedCrops(train, self.crop_size, self.zoom, self.epoch_size, self.cache, **more)
         if stage in ("fit", "validate"):
             self.val_data: Dataset[Sample] = self.whole
             if self.val_crop_size is not None:

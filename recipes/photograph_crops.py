@@ -64,12 +64,20 @@ class NamedCrops(Dataset[tuple[Tensor, str]]):
         length: See `Crops`.
         cache: See `Crops`.
         seed: See `Crops`.
+        swap_channels: Reorder red, green and blue of half of the crops at random.
     """
 
     def __init__(
-        self, images: dict[str, Path], size: int, zoom: float, length: int, cache: bool, seed: int | None = None
+        self,
+        images: dict[str, Path],
+        size: int,
+        zoom: float,
+        length: int,
+        cache: bool,
+        seed: int | None = None,
+        swap_channels: bool = False,
     ) -> None:
-        self.names = list(images)
+        self.names, self.swap_channels = list(images), swap_channels
         self.crops = Crops(images.values(), size, zoom, length, cache, seed)
 
     def __len__(self) -> int:
@@ -77,7 +85,10 @@ class NamedCrops(Dataset[tuple[Tensor, str]]):
 
     @override
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        return self.crops[index].float().div(255), self.names[index % len(self.names)]
+        crop = self.crops[index].float().div(255)
+        if self.swap_channels and torch.rand(()) < 0.5:
+            crop = crop[torch.randperm(3)]
+        return crop, self.names[index % len(self.names)]
 
 
 class WholeImages(Dataset[tuple[Tensor, str]]):

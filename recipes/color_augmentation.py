@@ -23,7 +23,7 @@ class ColorAugmentation:
             less, in proportion to L.
 
     Raises:
-        ValueError: If an argument is negative.
+        ValueError: If an argument is negative or not finite.
 
     Example:
         >>> gray = torch.full((2, 3, 8, 8), 0.5)
@@ -38,8 +38,8 @@ class ColorAugmentation:
     def __post_init__(self) -> None:
         for argument in ("hue", "saturation", "tint"):
             value = getattr(self, argument)
-            if value < 0:
-                raise ValueError(f"{argument}_jitter: expected at least 0, got {value}")
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{argument}_jitter: expected a finite number of at least 0, got {value}")
 
     def __call__(self, images: Tensor) -> Tensor:
         """Change images ``(N, 3, H, W)`` in [0, 1], each in its own way, with PyTorch's global generator."""

@@ -121,7 +121,8 @@ class Colorization(AdversarialModule):
 
     Its steps return images for `PerceptualScores`; it logs ``val/ciede2000`` and ``val/colorfulness``, with
     ``val/colorfulness_truth`` and ``val/colorfulness_ratio`` (and ``test/...``). All arguments are plain values, so a
-    checkpoint loads with ``weights_only=True`` and contains the loss settings; its only parameters are the U-Net's.
+    checkpoint loads with ``weights_only=True`` and contains the loss settings; its only parameters are those of the
+    U-Net and the discriminator.
 
     Args:
         n_feats: Channels of the U-Net's first level.

@@ -144,4 +144,4 @@ def tradeoff_parser(name: str, program: str | None = None) -> ArgumentParser:
 
 def comma_separated(text: str) -> list[str]:
     """Words of a list."""
-    return text.split(",")
+    return [word.strip() for word in text.split(",")]

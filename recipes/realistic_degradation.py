@@ -1,7 +1,7 @@
 """Realistic low-resolution images: blur, resizing, noise and JPEG, drawn at random for every image.
 
 The first of the two rounds of Real-ESRGAN (Wang et al. 2021, arXiv:2107.10833, sections 3.1 and 4.1), with its ranges
-of blur, noise and JPEG, and without its generalized Gaussian and sinc kernels.
+of blur, noise and JPEG, and without its generalized Gaussian, plateau-shaped and sinc kernels.
 """
 
 import io

@@ -29,8 +29,8 @@ def save_small_jpeg(png: Path, most: int = 150_000) -> Path:
     with Image.open(png) as image:
         figure = image.convert("RGB")
     for dpi in _DPIS:
-        size = tuple(round(side * dpi / DPI) for side in figure.size)
-        scaled = figure.resize(size, Image.Resampling.LANCZOS)
+        width, height = (round(side * dpi / DPI) for side in figure.size)
+        scaled = figure.resize((width, height), Image.Resampling.LANCZOS)
         quality = _largest_quality(scaled, dpi, most)
         if quality >= _ENOUGH:
             break

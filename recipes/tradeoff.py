@@ -56,9 +56,9 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
     options, recipe_options = parser.parse_known_args(args)
     if recipe_options and not recipe_options[0].startswith("-"):
         parser.error(f"expected options, got {recipe_options[0]!r}")
-    losses = [_resolved(loss) for loss in options.losses]
+    losses = list(dict.fromkeys(map(_resolved, options.losses)))  # a row that counts twice would hide the deviation
     _check_adversarial(losses, model, name)
-    judges = options.judges or [net for net in BACKBONES if BACKBONES[net].is_available]
+    judges = list(dict.fromkeys(options.judges or ())) or [net for net in BACKBONES if BACKBONES[net].is_available]
     if unknown := [judge for judge in judges if judge not in BACKBONES]:
         raise ValueError(f"judges: expected some of {', '.join(BACKBONES)}, got {unknown[0]!r}")
     console, start = Console(), time.monotonic()
@@ -72,7 +72,7 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
     labels = {UNTRAINED: cli.untrained, PIXEL: cli.pixel}
     try:
         with quiet_lightning(), progress_report("items") as report:
-            table.run(losses, options.seeds, report)
+            table.run(losses, list(dict.fromkeys(options.seeds)), report)
     except (KeyboardInterrupt, SystemExit):
         line = command_line(program(file), "tradeoff", args)
         print_line(f"Stopped. To resume with the rows that are missing:\n  {line}", error=True)
@@ -82,7 +82,7 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
         if rows:
             console.print(rich_table(rows, f"{name}: scores by loss", labels))
             _say(console, legend(rows, labels))
-            text = f"{markdown(rows, labels)}\n`{program(file)} tradeoff {' '.join(args)}`\n"
+            text = f"{markdown(rows, labels)}\n`{command_line(program(file), 'tradeoff', args)}`\n"
             with atomic_write(out / "tradeoff.md") as temporary:
                 temporary.write_text(text)
             seconds = time.monotonic() - start

@@ -100,6 +100,7 @@ def save_images(folder: Path, rows: Sequence[TradeoffRow], labels: dict[str, str
         for row, local in zip(shown, maps, strict=True)
     ]
     source = _read(folder / "input.png") if (folder / "input.png").exists() else truth
+    several = any(row.loss in scored and row.seed != scored[row.loss].seed and not row.note for row in rows)
     own = OWN if net is not None and any(net.net_type == row.net for row in shown) else ""
     bar = f"{net.net_type}{own}" if net is not None else ""
     cell = (WIDTHS["text"] - _GAP * (across + 1)) / across
@@ -109,7 +110,7 @@ def save_images(folder: Path, rows: Sequence[TradeoffRow], labels: dict[str, str
         figure.set_layout_engine("none")
         page.draw(figure, heading, truth, None if torch.equal(source, truth) else source)
         page.draw_losses(figure, tiles, titles, bar)
-        for index, line in enumerate(_note(shown, judges, bar)):
+        for index, line in enumerate(_note(shown, judges, bar, several)):
             write_at(figure, _GAP, _NOTE - 0.14 - 0.14 * index, fit_name(line, WIDTHS["text"] - 2 * _GAP), color="0.35")
         return save_figure(figure, folder / "tradeoff.png")
 
@@ -171,14 +172,15 @@ def _scores(row: TradeoffRow, judges: Sequence[str]) -> str:
     return " \u00b7 ".join([*psnr, *lpips])
 
 
-def _note(rows: Sequence[TradeoffRow], judges: Sequence[str], maps: str) -> list[str]:
-    """Lines below the figure: what the detail is, and what the scores are."""
+def _note(rows: Sequence[TradeoffRow], judges: Sequence[str], maps: str, several: bool) -> list[str]:
+    """Lines below the figure: what the detail is, and what the scores are; `several`: of the first of several seeds."""
     marked = OWN in maps or any(row.net in judges for row in rows)
     own = f" {OWN} The network of the loss: biased." if marked else ""
     lpips = f", and LPIPS by {' and '.join(judges)}, lower is better" if judges else ""
     detail = "The detail is the square in which the images of the losses differ most"
     below = f"; below, its LPIPS to the truth by {maps}" if maps else ""
-    return [f"{detail}{below}.", f"Scores: PSNR{lpips}; means over all validation images.{own}"]
+    means = "validation means of the first seed" if several else "means over all validation images"
+    return [f"{detail}{below}.", f"Scores: PSNR{lpips}; {means}.{own}"]
 
 
 class _Page(NamedTuple):

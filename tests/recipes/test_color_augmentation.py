@@ -89,6 +89,7 @@ def test_only_images_above_the_limit_lose_saturation():
 
 
 @pytest.mark.parametrize("argument", ["hue", "saturation", "tint"])
-def test_negative_jitter_is_refused(argument):
-    with pytest.raises(ValueError, match=f"{argument}_jitter: expected at least 0, got -1"):
-        ColorAugmentation(**{argument: -1})
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf")])
+def test_jitter_that_is_negative_or_not_finite_is_refused(argument, value):
+    with pytest.raises(ValueError, match=f"{argument}_jitter: expected a finite number of at least 0, got {value}"):
+        ColorAugmentation(**{argument: value})

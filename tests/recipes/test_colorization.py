@@ -238,7 +238,7 @@ def test_colors_of_crops_change_and_their_lightness_does_not(folder):
         ({"held_out": ["z"]}, "held_out: expected names among a, b, c, d, more/e, got 'z'"),
         ({"held_out": ["a", "b", "c", "d", "more/e"]}, "held_out: expected to leave images to train on, got all 5"),
         ({"max_colorfulness": 0}, "max_colorfulness: expected above 0, or null for no limit, got 0"),
-        ({"hue_jitter": -1}, "hue_jitter: expected at least 0, got -1"),
+        ({"hue_jitter": -1}, "hue_jitter: expected a finite number of at least 0, got -1"),
         ({"val_folder": "somewhere"}, "held_out: expected None with val_folder"),
     ],
 )

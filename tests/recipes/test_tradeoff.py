@@ -297,6 +297,14 @@ def test_a_table_without_the_column_of_the_discriminator_is_read(tmp_path):
     assert read_rows(tmp_path / "rows.csv") == [TradeoffRow("alex", 1, 0.05, 60, scores={"psnr": 25})]
 
 
+def test_a_loss_a_seed_or_a_judge_that_is_given_twice_counts_once_and_the_command_can_be_copied():
+    made = tradeoff("pixel, pixel", "--seeds=0,0", "--trainer.max_epochs=1", judges="embedded,embedded")
+    assert list(made) == [("pixel", "0")]
+    text = (OUT / "tradeoff.md").read_text()
+    assert "\u00b1" not in text
+    assert "'--losses=pixel, pixel' --judges=embedded,embedded" in text and "'--data.held_out=[d]'" in text
+
+
 @pytest.mark.slow
 @pytest.mark.real
 def test_lpips_as_loss_is_a_quarter_below_bicubic_and_below_the_pixel_loss(real_weights, monkeypatch):

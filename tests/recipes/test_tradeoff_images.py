@@ -80,8 +80,10 @@ def test_captions_name_loss_and_scores_and_mark_the_network_of_the_loss(tmp_path
     for title in ("bicubic", "L1", "L1 + LPIPS(alex)", "uncalibrated)", "L1 + LPIPS(embedded)", "+ GAN"):
         assert title in texts
     assert {"input", "truth", "local LPIPS\nby embedded-vgg"} < set(texts)
-    notes = "means over all validation images. \u2020 The network of the loss: biased."
-    assert [text.endswith(notes) for text in texts].count(True) == 1
+    note, own = "validation means of the first seed.", " \u2020 The network of the loss: biased."
+    assert [text.endswith(note + own) for text in texts].count(True) == 1
+    texts, _ = texts_and_views(tmp_path, [*rows, failed])
+    assert [text.endswith(f"means over all validation images.{own}") for text in texts].count(True) == 1
 
 
 def test_maps_show_the_distance_of_the_detail_to_the_truth_on_one_scale(tmp_path):

@@ -69,12 +69,16 @@ def test_copies_are_complete_and_import_each_other(recipe, capsys):
         imports = original.count("from lpips_lightning.recipes.")
         assert sum(name.startswith("lpips_lightning.recipes.") or name in modules for name in names) == imports
         assert f"lpips-lightning {recipe} " not in Path(f"mine/{module}.py").read_text()
+        assert f"recipes/{stem(recipe)}." not in Path(f"mine/{module}.py").read_text()
     said = capsys.readouterr().out
     assert said.endswith(f"Next:\n  cd mine\n  python {stem(recipe)}.py fit\n")
     for path in Path("mine").iterdir():
         assert path.name in said and path.stat().st_size
     readme = Path("mine/README.md").read_text()
     assert f"python {stem(recipe)}.py fit " in readme and "{" not in readme
+    assert readme.count("| defaults of the options") == 1
+    for yaml in {path.name for path in Path("mine").glob("*.yaml")} - {f"{stem(recipe)}.yaml"}:
+        assert f"| {yaml} | other values: `python {stem(recipe)}.py fit --config {yaml}` |" in readme
     assert f"lpips-lightning {recipe} " not in Path(f"mine/{stem(recipe)}.yaml").read_text()
     assert Path("mine/LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     assert f"lpips_lightning[recipes]>={__version__}\n" in Path("mine/requirements.txt").read_text()

@@ -22,6 +22,8 @@ from tests._helpers.small_recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_MODEL = {"calibration"}
+DEFAULT = ("superresolution", "deblurring")  # few and many modules; all recipes by ``-m ""``
+TRAINED = [pytest.param(one, id=one.name, marks=[] if one.name in DEFAULT else [pytest.mark.slow]) for one in RECIPES]
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +95,7 @@ def test_what_three_recipes_share_stays_in_the_package():
     assert not copied & {"command", "held_out", "photographs", "optimization", "split_data_module", "self_supervised"}
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", TRAINED)
 def test_copies_train_to_the_same_weights(recipe, imported, capsys):
     assert run(["new", recipe.name.replace("_", "-"), "mine"]) == 0
     write_noise("images")

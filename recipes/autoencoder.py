@@ -125,24 +125,24 @@ class Autoencoder(AdversarialModule):
 
     Args:
         latent: ``"kl"`` for a normal distribution of every latent value, ``"vq"`` for a codebook.
-        channels: Channels of the levels; each but the last halves the size, three give the factor 4.
+        channels: Channels of the levels; each but the last halves the size. Three give the factor 4.
         blocks: Residual blocks of a level of encoder and decoder.
         latent_channels: Channels of the latents.
         codes: Size of the codebook of ``"vq"``.
         kl_weight: Weight of the KL divergence of ``"kl"``, in nats per latent value.
         codebook_weight: Weight of the codebook's loss of ``"vq"``.
-        commitment_weight: Weight of its part for the encoder.
-        ema_decay: Decay of the EMA per step; 0 for none.
+        commitment_weight: Weight of the encoder's distance to its codes, in that loss.
+        ema_decay: Decay of the average of the weights (EMA), per step; 0 for none.
         pixel_loss: ``"l1"``, or ``"l2"`` for the squared error; images on [0, 1].
         pixel_weight: Weight of the pixel loss.
         loss_weight: Weight of LPIPS in the loss; 0 trains without it.
         loss_net: Network of the loss.
         loss_calibrated: False for the uncalibrated distance ("baseline" in the paper).
         loss_weights: Backbone weights of the loss: a path, ``"random"``, or None for torchvision's.
-        adversarial_weight: Weight of the discriminator, times `adaptive_weight`; 0 for none.
-        adversarial_start: Steps without discriminator.
+        adversarial_weight: Weight of the adversarial loss, relative to the gradient of the others; 0 for none.
+        adversarial_start: Steps without adversarial loss.
         discriminator_layers: Convolutions of stride 2 of the discriminator.
-        discriminator_channels: Channels of its first convolution.
+        discriminator_channels: Channels of its first layer.
         discriminator_lr: Highest learning rate of the discriminator.
         lr: Highest learning rate of AdamW.
         warmup_steps: Linear warm-up to `lr`; then cosine decay to 0.

@@ -129,14 +129,15 @@ class Colorization(AdversarialModule):
         n_levels: Levels of the U-Net.
         features_net: Network of the U-Net's additional features; None for none.
         features_weights: Backbone weights of `features_net`: a path, ``"random"``, or None for torchvision's.
-        dropout: Dropout in the U-Net, see there.
+        dropout: Dropout of the additional features and of the U-Net's last level.
         working_size: Largest shorter side, in pixels, of the U-Net's input. Larger images are downscaled, and the
             predicted a and b are upscaled; L keeps its resolution.
         pixel_weight: Weight of the L1 distance of a and b, in units of 50.
-        chroma_weight: Weight of the difference between an image's mean chroma and that of its prediction, in units of
-            50. For uncertain colors, L1 and LPIPS favor pale ones; this term counteracts it.
-        lightness_jitter: In training, L on [0, 1] is raised to a random power between exp(-lightness_jitter) and
-            exp(lightness_jitter), so that colors depend on content more than on brightness.
+        chroma_weight: Weight of the difference in mean chroma, in units of 50. For uncertain colors, L1 and LPIPS favor
+            pale ones; this term counteracts it.
+        lightness_jitter: Logarithm of the largest random gamma of L in training. L on [0, 1] is raised to a power
+            between exp(-lightness_jitter) and exp(lightness_jitter), so that colors depend on content more than on
+            brightness.
         loss_weight: Weight of LPIPS in the loss; 0 trains without it.
         loss_net: Network of the loss.
         loss_calibrated: False for the uncalibrated distance ("baseline" in the paper).
@@ -144,10 +145,10 @@ class Colorization(AdversarialModule):
         lr: Highest learning rate of AdamW.
         weight_decay: Weight decay of AdamW.
         warmup_steps: Linear warm-up to `lr`; then cosine decay to 0.
-        adversarial_weight: Weight of the adversarial loss, relative to the gradient of the others; 0 trains without.
+        adversarial_weight: Weight of the adversarial loss, relative to the gradient of the others; 0 for none.
         adversarial_start: Steps without adversarial loss.
-        discriminator_layers: See `PatchDiscriminator`.
-        discriminator_channels: See `PatchDiscriminator`.
+        discriminator_layers: Convolutions of stride 2 of the discriminator.
+        discriminator_channels: Channels of its first layer.
         discriminator_lr: Highest learning rate of the discriminator.
 
     Raises:
@@ -278,6 +279,7 @@ class ColorizationCLI(ImageRecipeCLI):
 
     untrained = "gray"
     pixel = "L1"
+    detail = 1.0  # colors vary slowly
     networks = (*ImageRecipeCLI.networks, ("model.features_net", "model.features_weights"))
 
     @override

@@ -110,12 +110,11 @@ class ColorizationData(SplitDataModule):
         epoch_size: Training crops per epoch.
         batch_size: Crops per batch.
         num_workers: Worker processes; 0 suits cached images.
-        cache: Keep downscaled training images in memory (3 bytes per pixel) instead of reading files at each access.
-        max_colorfulness: Training images above are made less saturated, see `limit_colorfulness`; None for no limit.
-        hue_jitter: Random rotation of the hue of training crops, at most, in degrees; see `ColorAugmentation`.
-        saturation_jitter: Training crops are made between exp(-saturation_jitter) and exp(saturation_jitter) times as
-            saturated.
-        tint_jitter: Standard deviation of a random tint of training crops, in units of a and b.
+        cache: Keep downscaled training images in memory, 3 bytes per pixel. Otherwise files are read at each access.
+        max_colorfulness: Training images above it are made less saturated; None for no limit. See `limit_colorfulness`.
+        hue_jitter: Largest random rotation of the hue of training crops, in degrees. See `ColorAugmentation`.
+        saturation_jitter: Logarithm of the largest random factor on their saturation.
+        tint_jitter: Standard deviation of their random tint, in units of a and b.
 
     Raises:
         ValueError: If a size or a name is invalid (checks that need the files: in ``setup``).

@@ -222,11 +222,13 @@ class ImageRecipeCLI(RecipeCLI):
     Attributes:
         untrained: Label of the untrained model in the trade-off table.
         pixel: Label of the pixel loss there, such as ``"L1"``.
+        detail: Side of the detail in the table's picture, in units of the image's shorter side.
         adversarial_weight: Its value in the table's rows with a discriminator, if the options have 0.
     """
 
     untrained = "untrained"
     pixel = "pixel"
+    detail = 0.25
     adversarial_weight = 0.5
     offline = "embedded-vgg"  # not the network of the recipes' losses, which would be biased
     networks: tuple[tuple[str, str], ...] = (

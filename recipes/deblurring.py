@@ -157,9 +157,9 @@ class Deblurring(AdversarialModule):
         loss_calibrated: False for the uncalibrated distance ("baseline" in the paper).
         loss_weights: Backbone weights of the loss: a path, ``"random"``, or None for torchvision's.
         adversarial_weight: Weight of the adversarial loss, relative to the gradient of the others; 0 for none.
-        adversarial_start: Steps without it.
-        discriminator_layers: Strided convolutions of the discriminator.
-        discriminator_channels: Channels of the first one.
+        adversarial_start: Steps without adversarial loss.
+        discriminator_layers: Convolutions of stride 2 of the discriminator.
+        discriminator_channels: Channels of its first layer.
         discriminator_lr: Highest learning rate of the discriminator.
         lr: Highest learning rate of Adam.
         warmup_steps: Linear warm-up to `lr`; then cosine decay to 0.

@@ -46,7 +46,7 @@ class DeblurringData(SplitDataModule):
       validation.
 
     Args:
-        layout: What `folder` contains, see above.
+        layout: ``"clips"`` for folders of sharp frames, ``"pairs"`` for blurred and sharp images. See above.
         folder: Folder of the training data; None for scikit-image's photographs.
         held_out: Names of photographs (files without suffix), clips or sequences (folders) for validation and test;
             None for scikit-image's "astronaut", or an automatic split of `folder` (see `HeldOut`), which is printed.
@@ -54,7 +54,7 @@ class DeblurringData(SplitDataModule):
         val_folder: Folder for validation and test instead of `held_out`.
         predict_folder: Blurred images of any size; None for the blurred validation images.
         frames: Frames whose mean is a blurred image, an odd number; of no effect on pairs.
-        gamma: Exponent from pixel values to light, whose mean is taken; 1: that of the values (see `mean_of_frames`).
+        gamma: Exponent from pixel values to light, which is averaged; 1 averages the values. See `mean_of_frames`.
         crop_size: Side of a training crop, in pixels.
         val_size: Side of synthetic validation images, in pixels.
         max_motion: Largest motion of a layer, in pixels, of synthetic motion.

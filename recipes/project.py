@@ -53,13 +53,14 @@ _README = """# {title}
 {commands}
 ```
 
-CHECKPOINT is a file that `fit` names at its end. `python {stem}.py fit --help` lists all options. Every value in the
-YAML file is an option, too: `--trainer.max_epochs 20`.
+CHECKPOINT is a file that `fit` names at its end; `fit --ckpt_path CHECKPOINT` trains on from it.
+`python {stem}.py fit --help` lists all options. Every value in the YAML file is an option, too:
+`--trainer.max_epochs 20`.
 
 | file | what it has |
 |---|---|
 {files}
-| {yamls} | defaults of all options; the comments say what to expect |
+{yamls}
 | test_{stem}.py | the test |
 
 These modules stay in the installed package; to change one, copy it here and import the copy:
@@ -220,7 +221,7 @@ def _moved_last(lines: list[bytes], body: Sequence[ast.stmt], moved: Sequence[as
 
 def _commands(text: str, recipe: str, yamls: Mapping[str, str]) -> str:
     """Text with the commands of the project in place of the package's."""
-    for name in yamls:
+    for name in (*yamls, f"{_stem(recipe)}.py"):  # also where a file is said to come from
         text = text.replace(f"recipes/{name}", name)
     return re.sub(rf"\blpips-lightning {recipe}(?![\w-])", f"python {_stem(recipe)}.py", text)
 
@@ -246,7 +247,7 @@ def _readme(recipe: str, actions: Sequence[str], own: Sequence[str], yamls: Sequ
         about=_about(stem),
         commands=_aligned(list(_command_lines(recipe, actions, own))),
         files="\n".join(f"| {module}.py | {_about(module)} |" for module in own),
-        yamls=", ".join(yamls),
+        yamls="\n".join(f"| {name} | {_about_yaml(name, stem)} |" for name in yamls),
         shared="\n".join(f"- `{_PACKAGE}.{module}`: {_about(module)}" for module in sorted(imported)),
     )
 
@@ -266,6 +267,11 @@ def _command_lines(recipe: str, actions: Sequence[str], own: Sequence[str]) -> I
 def _aligned(lines: Sequence[tuple[str, str]]) -> str:
     width = min(max(len(line) for line, _ in lines), _WIDEST)
     return "\n".join(f"{line:{width}}  {about and '# '}{about}".rstrip() for line, about in lines)
+
+
+def _about_yaml(name: str, stem: str) -> str:
+    own = "defaults of the options; the comments say what to expect"
+    return own if name == f"{stem}.yaml" else f"other values: `python {stem}.py fit --config {name}`"
 
 
 def _about(module: str) -> str:

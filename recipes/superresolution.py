@@ -115,7 +115,7 @@ class SuperResolution(AdversarialModule):
         adversarial_weight: Weight of the adversarial loss, relative to the gradient of L1 and LPIPS; 0 for none.
         adversarial_start: Steps without adversarial loss.
         discriminator_layers: Convolutions of stride 2 of the discriminator.
-        discriminator_channels: Channels of its first convolution.
+        discriminator_channels: Channels of its first layer.
         discriminator_lr: Highest learning rate of the discriminator.
 
     Raises:

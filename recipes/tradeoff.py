@@ -90,7 +90,8 @@ def run_tradeoff(cli: type[ImageRecipeCLI], model: type, data: type, file: str, 
     try:
         if files := save_plot(out / "scores.png", rows, labels):
             _say(console, f"Scores: {', '.join(map(str, files))}")
-        if files := save_images(out, rows, labels, f"{name}: the same detail of an image under each loss"):
+        heading = f"{name}: the same detail of an image under each loss"
+        if files := save_images(out, rows, labels, heading, cli.detail):
             files.append(save_small_jpeg(files[0]))
             _say(console, f"Images: {', '.join(map(str, files))}")
     except ModuleNotFoundError as error:

@@ -33,7 +33,7 @@ from lpips_lightning.recipes.tradeoff_table import OWN, UNTRAINED, TradeoffRow, 
 
 _WIDE, _WIDER = 4, 5  # columns: image and input, each loss above its map, truth and color bar; more go on below
 _GAP, _HEADER, _TITLE, _SCORES, _NOTE = 0.1, 0.28, 0.16, 0.17, 0.4  # inches
-_SMALLEST, _PART = 32, 4  # the detail: a quarter of the shorter side, at least 32 pixels
+_SMALLEST = 32  # pixels of the detail's side
 _FAMILIAR = ("vgg", "alex")  # networks of the captions, where they judge
 _MAP_NETS = ("alex", "embedded-vgg", "squeeze", "vgg", "embedded")  # of the maps: the first that no loss has
 _ACCENT = "#00c8ff"  # in contrast to photographs
@@ -62,11 +62,13 @@ class _Shown(NamedTuple):
     local: Tensor | None
 
 
-def save_images(folder: Path, rows: Sequence[TradeoffRow], labels: dict[str, str], heading: str) -> list[Path]:
+def save_images(
+    folder: Path, rows: Sequence[TradeoffRow], labels: dict[str, str], heading: str, detail: float = 0.25
+) -> list[Path]:
     """Draw the same enlarged detail under each loss in ``<folder>/tradeoff.png``, beside input and truth.
 
-    The detail is the square in which the images of the losses differ most, see `most_different`: a quarter of the
-    image's shorter side, at least 32 pixels. Below each stands the local LPIPS to the truth, all with one color scale,
+    The detail is the square in which the images of the losses differ most, see `most_different`, of at least
+    32 pixels. Below each stands the local LPIPS to the truth, all with one color scale,
     by a network that is on this machine and, if there is one, is not that of a loss.
 
     Args:
@@ -74,6 +76,7 @@ def save_images(folder: Path, rows: Sequence[TradeoffRow], labels: dict[str, str
         rows: Rows; those with scores are shown, with the first of several seeds.
         labels: See `lpips_lightning.recipes.tradeoff_table.label`.
         heading: Title of the figure.
+        detail: Side of the detail, in units of the image's shorter side.
 
     Returns:
         The figure as PNG and PDF; empty without images.
@@ -88,9 +91,9 @@ def save_images(folder: Path, rows: Sequence[TradeoffRow], labels: dict[str, str
     images = {row.loss: _read(folder / f"{row.stem}.png") for row in shown}
     truth = _read(folder / "target.png")
     trained = [image for loss, image in images.items() if loss != UNTRAINED]
-    side = min(max(_SMALLEST, min(truth.shape[1:]) // _PART), *truth.shape[1:])
+    side = min(max(_SMALLEST, int(min(truth.shape[1:]) * detail)), *truth.shape[1:])
     corner = most_different(trained if len(trained) > 1 else [*images.values(), truth], side)
-    detail = _Detail(*corner, side, *truth.shape[1:])
+    place = _Detail(*corner, side, *truth.shape[1:])
     net = _map_net(shown, min(truth.shape[1:]))
     maps = _local(list(images.values()), truth, net)
     across = _columns(len(shown) + 2)
@@ -105,7 +108,7 @@ def save_images(folder: Path, rows: Sequence[TradeoffRow], labels: dict[str, str
     bar = f"{net.net_type}{own}" if net is not None else ""
     cell = (WIDTHS["text"] - _GAP * (across + 1)) / across
     titles = _wrapped_all([tile.title for tile in tiles], cell)
-    page = _Page(across, cell, _TITLE * max(map(len, titles)), len(shown), detail)
+    page = _Page(across, cell, _TITLE * max(map(len, titles)), len(shown), place)
     with new_figure("text", page.height) as figure:
         figure.set_layout_engine("none")
         page.draw(figure, heading, truth, None if torch.equal(source, truth) else source)

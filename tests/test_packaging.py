@@ -207,13 +207,7 @@ def test_every_package_folder_is_mapped_and_its_data_listed():
     suffixes = {pattern.removeprefix("*") for pattern in setup["package-data"]["*"]}
     for folder in ("lpips_lightning", "callbacks", "recipes", "weights"):
         assert (ROOT / folder / "__init__.py").is_file()
-        not_data = (
-            ".py",
-            ".pyc",
-            ".jpg",
-            ".md",
-            ".ipynb",
-        )  # pages: their links lead out of the package
+        not_data = (".py", ".pyc", ".jpg", ".md", ".ipynb")  # of the repository: their links lead out of the package
         tracked = [p for p in (ROOT / folder).iterdir() if p.is_file() and p.suffix not in not_data]
         for path in tracked:
             assert path.suffix in suffixes or path.name in suffixes, f"{path} would not be installed"

@@ -22,6 +22,8 @@ from tests._helpers.small_recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_MODEL = {"calibration"}
+DEFAULT = ("superresolution", "deblurring")  # few and many modules; all recipes by ``-m ""``
+TRAINED = [pytest.param(one, id=one.name, marks=[] if one.name in DEFAULT else [pytest.mark.slow]) for one in RECIPES]
 
 
 @pytest.fixture(autouse=True)
@@ -69,12 +71,16 @@ def test_copies_are_complete_and_import_each_other(recipe, capsys):
         imports = original.count("from lpips_lightning.recipes.")
         assert sum(name.startswith("lpips_lightning.recipes.") or name in modules for name in names) == imports
         assert f"lpips-lightning {recipe} " not in Path(f"mine/{module}.py").read_text()
+        assert f"recipes/{stem(recipe)}." not in Path(f"mine/{module}.py").read_text()
     said = capsys.readouterr().out
     assert said.endswith(f"Next:\n  cd mine\n  python {stem(recipe)}.py fit\n")
     for path in Path("mine").iterdir():
         assert path.name in said and path.stat().st_size
     readme = Path("mine/README.md").read_text()
     assert f"python {stem(recipe)}.py fit " in readme and "{" not in readme
+    assert readme.count("| defaults of the options") == 1
+    for yaml in {path.name for path in Path("mine").glob("*.yaml")} - {f"{stem(recipe)}.yaml"}:
+        assert f"| {yaml} | other values: `python {stem(recipe)}.py fit --config {yaml}` |" in readme
     assert f"lpips-lightning {recipe} " not in Path(f"mine/{stem(recipe)}.yaml").read_text()
     assert Path("mine/LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     assert f"lpips_lightning[recipes]>={__version__}\n" in Path("mine/requirements.txt").read_text()
@@ -89,7 +95,7 @@ def test_what_three_recipes_share_stays_in_the_package():
     assert not copied & {"command", "held_out", "photographs", "optimization", "split_data_module", "self_supervised"}
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", TRAINED)
 def test_copies_train_to_the_same_weights(recipe, imported, capsys):
     assert run(["new", recipe.name.replace("_", "-"), "mine"]) == 0
     write_noise("images")

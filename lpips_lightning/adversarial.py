@@ -184,7 +184,8 @@ class AdversarialLoss(nn.Module):
         Raises:
             ValueError: If `last_layer` is missing or a loss does not depend on it, or the images are too small.
         """
-        self.discriminator.check_size(preds)  # at the first step, not at `start`
+        if self.weight:
+            self.discriminator.check_size(preds)  # at the first step, not at `start`
         if step < self.start or not self.weight:
             nothing = torch.stack([one.sum() for one in self.parameters()]).sum() * 0  # gradients of 0, for DDP
             return AdversarialTerms(torch.zeros_like(nothing), nothing, torch.zeros_like(nothing))

@@ -97,7 +97,8 @@ def save_images(
     net = _map_net(shown, min(truth.shape[1:]))
     maps = _local(list(images.values()), truth, net)
     across = _columns(len(shown) + 2)
-    judges = _judges(shown, 2 if across <= _WIDE else 1)
+    cell = (WIDTHS["text"] - _GAP * (across + 1)) / across
+    judges = _judges(shown, cell + _GAP / 2)
     tiles = [
         _Shown(label(row.loss, labels), _scores(row, judges), images[row.loss], local)
         for row, local in zip(shown, maps, strict=True)
@@ -106,7 +107,6 @@ def save_images(
     several = any(row.loss in scored and row.seed != scored[row.loss].seed and not row.note for row in rows)
     own = OWN if net is not None and any(net.net_type == row.net for row in shown) else ""
     bar = f"{net.net_type}{own}" if net is not None else ""
-    cell = (WIDTHS["text"] - _GAP * (across + 1)) / across
     titles = _wrapped_all([tile.title for tile in tiles], cell)
     page = _Page(across, cell, _TITLE * max(map(len, titles)), len(shown), place)
     with new_figure("text", page.height) as figure:
@@ -158,17 +158,21 @@ def _columns(slots: int) -> int:
     return min(_WIDE, _WIDER, key=lambda across: -slots % across)
 
 
-def _judges(rows: Sequence[TradeoffRow], most: int) -> list[str]:
-    """Networks whose scores stand in the captions."""
+def _judges(rows: Sequence[TradeoffRow], inches: float) -> list[str]:
+    """Networks whose scores stand in the captions: two if their captions fit, else one."""
     names = [name.removeprefix("lpips_") for name in score_names(rows) if name.startswith("lpips_")]
-    familiar = _FAMILIAR if most > 1 else _FAMILIAR[::-1]
-    return sorted(names, key=lambda net: familiar.index(net) if net in familiar else len(familiar))[:most]
+    two, one = (
+        sorted(names, key=lambda net: familiar.index(net) if net in familiar else len(familiar))[:most]
+        for familiar, most in ((_FAMILIAR, 2), (_FAMILIAR[::-1], 1))
+    )
+    return two if max(text_inches(_scores(row, two), SMALL_SIZE) for row in rows) <= inches else one
 
 
 def _scores(row: TradeoffRow, judges: Sequence[str]) -> str:
+    """Caption of a loss; a single judge is named below the figure."""
     psnr = [f"{row.scores['psnr']:.1f} dB"] if "psnr" in row.scores else []
     lpips = [
-        f"{net} {row.scores[f'lpips_{net}']:.3f}{OWN if net == row.net else ''}"
+        f"{net if len(judges) > 1 else 'LPIPS'} {row.scores[f'lpips_{net}']:.3f}{OWN if net == row.net else ''}"
         for net in judges
         if f"lpips_{net}" in row.scores
     ]

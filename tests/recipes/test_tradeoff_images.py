@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from unittest.mock import patch
 
 import numpy as np
@@ -84,6 +85,16 @@ def test_captions_name_loss_and_scores_and_mark_the_network_of_the_loss(tmp_path
     assert [text.endswith(note + own) for text in texts].count(True) == 1
     texts, _ = texts_and_views(tmp_path, [*rows, failed])
     assert [text.endswith(f"means over all validation images.{own}") for text in texts].count(True) == 1
+
+
+@pytest.mark.parametrize("losses", [("untrained", "pixel", "embedded"), ("untrained", "pixel", "embedded", "alex+gan")])
+def test_networks_with_long_names_leave_the_captions_whole(tmp_path, losses):
+    rows = table(tmp_path, losses, 96, 128)
+    scores = {"psnr": 26.84, "lpips_embedded": 0.124, "lpips_embedded-vgg": 0.2}
+    texts, _ = texts_and_views(tmp_path, [replace(row, scores=scores) for row in rows])
+    plain = "26.8 dB \u00b7 LPIPS 0.124"
+    assert {text for text in texts if "dB" in text} == {plain, f"{plain}\u2020"}
+    assert any(text.startswith("Scores: PSNR, and LPIPS by embedded, lower") for text in texts)
 
 
 def test_maps_show_the_distance_of_the_detail_to_the_truth_on_one_scale(tmp_path):

@@ -107,7 +107,7 @@ class DeblurringNetwork(nn.Module):
         ValueError: If an argument is out of its range.
     """
 
-    def __init__(self, channels: Sequence[int] = (24, 48, 96), blocks: int = 1, scales: int = 3) -> None:
+    def __init__(self, channels: Sequence[int] = (40, 80, 96), blocks: int = 1, scales: int = 2) -> None:
         super().__init__()
         if not channels or min(channels) < 1:
             raise ValueError(f"channels: expected positive numbers, got {list(channels)}")
@@ -170,9 +170,9 @@ class Deblurring(AdversarialModule):
 
     def __init__(
         self,
-        channels: Sequence[int] = (24, 48, 96),
+        channels: Sequence[int] = (40, 80, 96),
         blocks: int = 1,
-        scales: int = 3,
+        scales: int = 2,
         pixel_weight: float = 1.0,
         coarse_weight: float = 0.25,
         loss_weight: float = 1.0,
@@ -184,7 +184,7 @@ class Deblurring(AdversarialModule):
         discriminator_layers: int = 3,
         discriminator_channels: int = 32,
         discriminator_lr: float = 4e-4,
-        lr: float = 2e-3,
+        lr: float = 1e-3,
         warmup_steps: int = 50,
     ) -> None:
         super().__init__()

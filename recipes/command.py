@@ -136,6 +136,24 @@ class RecipeCLI(LightningCLI):
         self.config = parser.parse_args(args)
         self.args = list(args[1:])
 
+    def _parse_ckpt_path(self) -> None:
+        """Take the model's options from the checkpoint, as Lightning 2.6 does, but for those on the command line."""
+        read = getattr(super(), "_parse_ckpt_path", None)
+        names = {arg.partition("=")[0][2:] for arg in self.args if arg.startswith("--model.")}
+        before = self.config.get(self.config.get("subcommand"), {})
+        typed = {name: before[name] for name in names if name in before}
+        if read is not None:
+            read()
+        given: dict[str, Any] = {}
+        for name, value in typed.items():
+            *groups, last = name.split(".")
+            part = given
+            for group in groups:
+                part = part.setdefault(group, {})
+            part[last] = value
+        if given and read is not None:
+            self.config = self.parser.parse_object({self.config["subcommand"]: given}, self.config)
+
     def _show_help(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """Print the help of an action and leave, if the command line asks for it."""
         action = args[0] if args and args[0] in self._subcommand_parsers else None

@@ -235,7 +235,7 @@ class _SameBatches(Callback):
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        torch.manual_seed(self.row.seed + trainer.current_epoch)
+        torch.manual_seed((self.row.seed << 20) + trainer.current_epoch)  # no epoch of another seed
 
     @override
     def on_train_batch_end(

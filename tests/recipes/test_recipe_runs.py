@@ -13,9 +13,11 @@ import pytest
 import pytorch_lightning
 import subprocess_jobs as jobs
 import torch
+import yaml
 from packaging.version import Version
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import LightningCLI
 from small_data import write_noise
 from small_recipes import RECIPES
 
@@ -226,6 +228,15 @@ def test_a_resumed_run_knows_the_best_of_the_run_that_it_continues(capsys):
     assert [int(row["step"]) for row in rows(0) if row["val/lpips"]] == [1, 3, 5]
     assert {"config.yaml", "config_2.yaml"} <= {path.name for path in run_folder(0).iterdir()}
     assert f"{run_folder(0)}/checkpoints/best.ckpt" in capsys.readouterr().out
+
+
+def test_options_of_the_command_line_win_over_those_in_the_checkpoint():
+    SUPERRESOLUTION.run("fit", *PLAIN, "--trainer.max_epochs=1", "--model.warmup_steps=7")
+    SUPERRESOLUTION.run("fit", *PLAIN, f"--ckpt_path={last(0)}", "--model.lr", "0.25")
+    model = yaml.safe_load((run_folder(0) / "config_2.yaml").read_text())["model"]
+    assert model["lr"] == torch.load(last(0), weights_only=True)["hyper_parameters"]["lr"] == 0.25
+    if hasattr(LightningCLI, "_parse_ckpt_path"):
+        assert model["warmup_steps"] == 7
 
 
 def test_a_run_from_an_older_checkpoint_gets_a_folder_of_its_own(signal_at):

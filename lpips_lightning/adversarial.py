@@ -90,8 +90,9 @@ class PatchDiscriminator(nn.Sequential):
             ValueError: If the images are too small for the layers.
         """
         self.check_size(images)
-        logits: Tensor = super().forward(images)
-        return logits
+        for module in self:
+            images = module(images)
+        return images
 
     def check_size(self, images: Tensor) -> None:
         """Raise a ValueError if a side of `images` is below 3 * 2 ** layers pixels."""

@@ -111,7 +111,8 @@ def save_images(
     page = _Page(across, cell, _TITLE * max(map(len, titles)), len(shown), place)
     with new_figure("text", page.height) as figure:
         figure.set_layout_engine("none")
-        page.draw(figure, heading, truth, None if torch.equal(source, truth) else source)
+        shown_before = any(torch.equal(source, one) for one in (truth, *images.values()))
+        page.draw(figure, heading, truth, None if shown_before else source)
         page.draw_losses(figure, tiles, titles, bar)
         for index, line in enumerate(_note(shown, judges, bar, several)):
             write_at(figure, _GAP, _NOTE - 0.14 - 0.14 * index, fit_name(line, WIDTHS["text"] - 2 * _GAP), color="0.35")
@@ -306,13 +307,13 @@ def _bare(axes: Any) -> None:
 
 
 def _wrapped(title: str, inches: float) -> list[str]:
-    """A title on one line, or on two if it is long: as much as fits on the first."""
+    """A title on as many lines as it needs, each with as much as fits."""
     parts = re.split(r"(?<!\+) ", title)  # a line may begin with +, not end with it
     if _fits(title, inches) or len(parts) == 1:
         return [title]
     heads = [" ".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
     head = next((one for one in heads if _fits(one, inches)), heads[-1])
-    return [head, title[len(head) + 1 :]]
+    return [head, *_wrapped(title[len(head) + 1 :], inches)]
 
 
 def _fits(line: str, inches: float) -> bool:
@@ -320,7 +321,7 @@ def _fits(line: str, inches: float) -> bool:
 
 
 def _wrapped_all(titles: Sequence[str], inches: float) -> list[list[str]]:
-    """Titles on one or two lines each, shortened where they do not fit."""
+    """Titles on one or more lines each; what fits on no line is shortened."""
     wrapped = [_wrapped(title, inches) for title in titles]
     single = iter(fit_names([lines[0] for lines in wrapped if len(lines) == 1], inches, TEXT_SIZE))
     return [

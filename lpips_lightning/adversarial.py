@@ -44,7 +44,7 @@ def adaptive_weight(
     Example:
         >>> weight = torch.tensor([1.0, 1.0], requires_grad=True)
         >>> adaptive_weight((3 * weight).sum(), (0.5 * weight).sum(), weight)
-        tensor(5.9988)
+        tensor(5.9992)
     """
     norms = [
         _gradient_norm(name, loss, last_layer) for name, loss in (("nll", nll), ("generator_loss", generator_loss))

@@ -32,9 +32,9 @@ class AutoencoderData(SplitDataModule):
         predict_folder: Images of any size for ``predict``; None for the held-out images.
         crop_size: Side of a training crop in pixels.
         zoom: Training crops have up to `zoom` times this side before they are resized to it.
-        swap_channels: Reorder red, green and blue of half of the training crops, so that a few photographs teach all
-            colors.
-        val_crop_size: Side of a validation crop, at full resolution, or of a smaller image enlarged; None: full images.
+        swap_channels: Reorder red, green and blue of half of the crops. So a few photographs teach all colors.
+        val_crop_size: Side of a validation crop, at full resolution; None validates on full images. Smaller images
+            are enlarged.
         val_size: Validation crops.
         epoch_size: Training crops per epoch.
         batch_size: Crops per batch.

@@ -67,7 +67,7 @@ def limit_colorfulness(images: Tensor, largest: float) -> Tensor:
     Example:
         >>> images = torch.tensor([[0.5, 0.5, 0.5], [1.0, 0.0, 0.0]]).view(2, 3, 1, 1)
         >>> colorfulness(limit_colorfulness(images, 45)).round()
-        tensor([ 0., 44.])
+        tensor([ 0., 41.])
     """
     factor = (largest / colorfulness(images.float()).clamp(min=1e-6)).clamp(max=1).view(-1, 1, 1, 1)
     lightness, ab = split_lab(images)

@@ -38,7 +38,7 @@ from lpips_lightning.recipes.autoencoder_network import (
     perplexity,
 )
 from lpips_lightning.recipes.command import ImageRecipeCLI, run_recipe
-from lpips_lightning.recipes.optimization import warmup_cosine
+from lpips_lightning.recipes.optimization import perceptual_loss, warmup_cosine
 
 Batch = tuple[Tensor, Sequence[str]]  # images, names
 LatentKind = Literal["kl", "vq"]
@@ -200,15 +200,8 @@ class Autoencoder(AdversarialModule):
     @override
     def setup(self, stage: str) -> None:
         # Not in __init__, so that a checkpoint loads and encodes images without backbone weights.
-        options = self.hparams
-        if stage == "fit" and options["loss_weight"] and self.perceptual is None:
-            self.perceptual = PerceptualLoss(
-                options["loss_net"],
-                data_range=(0, 1),
-                weight=options["loss_weight"],
-                calibrated=options["loss_calibrated"],
-                weights=options["loss_weights"],
-            )
+        if stage == "fit" and self.perceptual is None:
+            self.perceptual = perceptual_loss(self.hparams)
 
     @property
     def averaged(self) -> AutoencoderNetwork:

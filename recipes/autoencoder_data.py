@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from lpips_lightning.data.samplers import ResumableLoader
 from lpips_lightning.io.image_files import find_images
 from lpips_lightning.recipes.held_out import HeldOut
 from lpips_lightning.recipes.photograph_crops import NamedCrops, WholeImages
@@ -112,11 +111,3 @@ class AutoencoderData(SplitDataModule):
     @override
     def predict_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.whole, 1)
-
-    def _loader(self, data: Dataset[Sample], batch_size: int, shuffle: bool = False) -> DataLoader[Sample]:
-        # Keyword arguments, since Lightning re-creates dataloaders with its own samplers from them.
-        self._choice.announce(self.trainer)
-        workers = self.num_workers
-        return ResumableLoader(
-            data, batch_size=batch_size, shuffle=shuffle, num_workers=workers, persistent_workers=workers > 0
-        )

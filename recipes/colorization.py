@@ -27,7 +27,7 @@ from lpips_lightning.recipes.adversarial_module import AdversarialModule
 from lpips_lightning.recipes.colorization_data import ColorizationData, shrink
 from lpips_lightning.recipes.colors import ColorDifference, Colorfulness, compose, into_gamut, split_lab
 from lpips_lightning.recipes.command import ImageRecipeCLI, run_recipe
-from lpips_lightning.recipes.optimization import warmup_cosine
+from lpips_lightning.recipes.optimization import perceptual_loss, warmup_cosine
 
 Batch = tuple[Tensor, Sequence[str]]  # images, names
 
@@ -199,15 +199,8 @@ class Colorization(AdversarialModule):
     @override
     def setup(self, stage: str) -> None:
         # Not in __init__, so that a checkpoint loads and colors images without the backbone of the loss.
-        options = self.hparams
-        if stage == "fit" and options["loss_weight"] and self.perceptual is None:
-            self.perceptual = PerceptualLoss(
-                options["loss_net"],
-                data_range=(0, 1),
-                weight=options["loss_weight"],
-                calibrated=options["loss_calibrated"],
-                weights=options["loss_weights"],
-            )
+        if stage == "fit" and self.perceptual is None:
+            self.perceptual = perceptual_loss(self.hparams)
 
     @override
     def forward(self, images: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-from lpips_lightning.data.samplers import ResumableLoader
 from lpips_lightning.io.image_files import find_images, read_image
 from lpips_lightning.recipes.color_augmentation import ColorAugmentation, limit_colorfulness
 from lpips_lightning.recipes.held_out import HeldOut, announce_once
@@ -190,11 +189,8 @@ class ColorizationData(SplitDataModule):
     def predict_dataloader(self) -> DataLoader[Sample]:
         return self._loader(self.whole, 1)
 
+    @override
     def _loader(self, data: Dataset[Sample], batch_size: int, shuffle: bool = False) -> DataLoader[Sample]:
-        # By keyword: Lightning makes loaders anew, with samplers of its own, from what it finds by name.
-        self._choice.announce(self.trainer)
+        loader = super()._loader(data, batch_size, shuffle)
         announce_once(self._notice, self.trainer)
-        workers = self.num_workers
-        return ResumableLoader(
-            data, batch_size=batch_size, shuffle=shuffle, num_workers=workers, persistent_workers=workers > 0
-        )
+        return loader

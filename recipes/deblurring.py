@@ -21,7 +21,7 @@ from lpips_lightning import PerceptualLoss
 from lpips_lightning.recipes.adversarial_module import AdversarialModule
 from lpips_lightning.recipes.command import ImageRecipeCLI, run_recipe
 from lpips_lightning.recipes.deblurring_data import DeblurringData
-from lpips_lightning.recipes.optimization import warmup_cosine
+from lpips_lightning.recipes.optimization import perceptual_loss, warmup_cosine
 
 Batch = tuple[Tensor, Tensor, Sequence[str]]  # blurred, sharp, names
 
@@ -196,15 +196,8 @@ class Deblurring(AdversarialModule):
     @override
     def setup(self, stage: str) -> None:
         # Not in __init__, so that a checkpoint loads and predicts without backbone weights.
-        options = self.hparams
-        if stage == "fit" and options["loss_weight"] and self.perceptual is None:
-            self.perceptual = PerceptualLoss(
-                options["loss_net"],
-                data_range=(0, 1),
-                weight=options["loss_weight"],
-                calibrated=options["loss_calibrated"],
-                weights=options["loss_weights"],
-            )
+        if stage == "fit" and self.perceptual is None:
+            self.perceptual = perceptual_loss(self.hparams)
 
     @override
     def forward(self, blurred: Tensor) -> Tensor:

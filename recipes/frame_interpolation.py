@@ -24,7 +24,7 @@ from lpips_lightning.distributed import dataset_indices
 from lpips_lightning.recipes.command import ImageRecipeCLI, run_recipe
 from lpips_lightning.recipes.frame_interpolation_data import FrameInterpolationData
 from lpips_lightning.recipes.interpolation_network import Interpolation, InterpolationNetwork
-from lpips_lightning.recipes.optimization import warmup_cosine
+from lpips_lightning.recipes.optimization import perceptual_loss, warmup_cosine
 
 Batch = tuple[Tensor, Tensor, Tensor, Sequence[str]]  # frame 0, frame 1, middle, names
 
@@ -124,15 +124,8 @@ class FrameInterpolation(LightningModule):
     @override
     def setup(self, stage: str) -> None:
         # Not in __init__, so that a checkpoint loads and predicts without backbone weights.
-        options = self.hparams
-        if stage == "fit" and options["loss_weight"] and self.perceptual is None:
-            self.perceptual = PerceptualLoss(
-                options["loss_net"],
-                data_range=(0, 1),
-                weight=options["loss_weight"],
-                calibrated=options["loss_calibrated"],
-                weights=options["loss_weights"],
-            )
+        if stage == "fit" and self.perceptual is None:
+            self.perceptual = perceptual_loss(self.hparams)
 
     @override
     def forward(self, first: Tensor, second: Tensor) -> Tensor:

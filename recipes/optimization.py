@@ -1,13 +1,35 @@
-"""Optimization that recipes share: warm-up and cosine decay, and clipping with an adversarial loss."""
+"""Optimization that recipes share: perceptual loss, warm-up and cosine decay, clipping with an adversarial loss."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lpips_lightning import PerceptualLoss
 from lpips_lightning._lightning import LightningModule
+
+
+def perceptual_loss(options: Mapping[str, Any]) -> PerceptualLoss | None:
+    """The perceptual loss of an image recipe, on images in [0, 1]; None for ``loss_weight`` 0.
+
+    Args:
+        options: Hyperparameters with ``loss_net, loss_weight, loss_calibrated, loss_weights``.
+
+    Raises:
+        WeightsError: If the backbone weights are missing.
+    """
+    if not options["loss_weight"]:
+        return None
+    return PerceptualLoss(
+        options["loss_net"],
+        data_range=(0, 1),
+        weight=options["loss_weight"],
+        calibrated=options["loss_calibrated"],
+        weights=options["loss_weights"],
+    )
 
 
 def warmup_cosine(module: LightningModule, optimizer: Optimizer, warmup_steps: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from lpips_lightning.distributed import dataset_indices
 from lpips_lightning.functional.luma import luma_scores
 from lpips_lightning.recipes.adversarial_module import AdversarialModule
 from lpips_lightning.recipes.command import ImageRecipeCLI, run_recipe
-from lpips_lightning.recipes.optimization import warmup_cosine
+from lpips_lightning.recipes.optimization import perceptual_loss, warmup_cosine
 from lpips_lightning.recipes.superresolution_data import Scale, SuperResolutionData, check_scale
 
 Batch = tuple[Tensor, Tensor, Sequence[str]]  # low, high, names
@@ -153,15 +153,8 @@ class SuperResolution(AdversarialModule):
     @override
     def setup(self, stage: str) -> None:
         # Not in __init__, so that a checkpoint loads and upscales images without backbone weights.
-        options = self.hparams
-        if stage == "fit" and options["loss_weight"] and self.perceptual is None:
-            self.perceptual = PerceptualLoss(
-                options["loss_net"],
-                data_range=(0, 1),
-                weight=options["loss_weight"],
-                calibrated=options["loss_calibrated"],
-                weights=options["loss_weights"],
-            )
+        if stage == "fit" and self.perceptual is None:
+            self.perceptual = perceptual_loss(self.hparams)
 
     @override
     def forward(self, low: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
 from lpips_lightning.data.crops import seeded
-from lpips_lightning.data.samplers import ResumableLoader
 from lpips_lightning.io.image_files import find_images, image_size, read_image
 from lpips_lightning.recipes.held_out import HeldOut
 from lpips_lightning.recipes.photographs import split_images
@@ -267,11 +266,3 @@ class SuperResolutionData(SplitDataModule):
     @override
     def predict_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.predict_data, 1)
-
-    def _loader(self, data: Dataset[Any], batch_size: int, shuffle: bool = False) -> DataLoader[Any]:
-        # Keyword arguments, since Lightning re-creates dataloaders with its own samplers from them.
-        self._choice.announce(self.trainer)
-        workers = self.num_workers
-        return ResumableLoader(
-            data, batch_size=batch_size, shuffle=shuffle, num_workers=workers, persistent_workers=workers > 0
-        )

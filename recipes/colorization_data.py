@@ -1,6 +1,7 @@
 """Data of the colorization recipe: color images from a folder, or photographs of installed packages."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -190,7 +191,7 @@ class ColorizationData(SplitDataModule):
         return self._loader(self.whole, 1)
 
     @override
-    def _loader(self, data: Dataset[Sample], batch_size: int, shuffle: bool = False) -> DataLoader[Sample]:
-        loader = super()._loader(data, batch_size, shuffle)
+    def _loader(self, *args: Any, **kwargs: Any) -> DataLoader[Sample]:
+        loader = super()._loader(*args, **kwargs)
         announce_once(self._notice, self.trainer)
         return loader

@@ -17,7 +17,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchmetrics import Metric
 from typing_extensions import override
 
@@ -29,7 +29,6 @@ from lpips_lightning.batch import SUM_DTYPE
 from lpips_lightning.calibration.kmeans import initialize_layer
 from lpips_lightning.callbacks._loggers import log_folder
 from lpips_lightning.callbacks.calibration_file import check_tensor_file
-from lpips_lightning.data.samplers import ResumableLoader
 from lpips_lightning.recipes.command import RecipeCLI
 from lpips_lightning.recipes.held_out import HeldOut
 from lpips_lightning.recipes.photograph_crops import Crops
@@ -119,24 +118,13 @@ class PhotographCrops(SplitDataModule):
 
     @override
     def train_dataloader(self) -> DataLoader[Tensor]:
-        return self._loader(self.train_data, shuffle=True, drop_last=self.epoch_size >= self.batch_size)
+        return self._loader(
+            self.train_data, self.batch_size, shuffle=True, drop_last=self.epoch_size >= self.batch_size
+        )
 
     @override
     def val_dataloader(self) -> DataLoader[Tensor]:
-        return self._loader(self.val_data)
-
-    def _loader(self, data: Dataset[Tensor], shuffle: bool = False, drop_last: bool = False) -> DataLoader[Tensor]:
-        # Keyword arguments, since Lightning re-creates dataloaders with its own samplers from them.
-        self._choice.announce(self.trainer)
-        workers = self.num_workers
-        return ResumableLoader(
-            data,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            drop_last=drop_last,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-        )
+        return self._loader(self.val_data, self.batch_size)
 
 
 def new_alexnet(width: float, **variant: Any) -> CaffeAlexNet:

@@ -13,8 +13,8 @@ from lpips_lightning.recipes.held_out import HeldOut
 class SplitDataModule(LightningDataModule):
     """Data module that stores its split in checkpoints; a resumed run sets up again if its own was another one.
 
-    Subclasses set ``_choice``, ``num_workers`` for `_loader`, and ``_stage`` to what ``setup`` was called with if it can
-    be other than ``"fit"``.
+    Subclasses set ``_choice``, ``num_workers`` for `_loader`, and ``_stage`` to what ``setup`` was called with if it
+    can be other than ``"fit"``.
     """
 
     _choice: HeldOut
@@ -30,10 +30,17 @@ class SplitDataModule(LightningDataModule):
         if self._choice.load_state_dict(state_dict):
             self.setup(self._stage)
 
-    def _loader(self, data: Dataset[Any], batch_size: int, shuffle: bool = False) -> DataLoader[Any]:
+    def _loader(
+        self, data: Dataset[Any], batch_size: int, shuffle: bool = False, drop_last: bool = False
+    ) -> DataLoader[Any]:
         # Keyword arguments, since Lightning re-creates dataloaders with its own samplers from them.
         self._choice.announce(self.trainer)
         workers = self.num_workers
         return ResumableLoader(
-            data, batch_size=batch_size, shuffle=shuffle, num_workers=workers, persistent_workers=workers > 0
+            data,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            num_workers=workers,
+            persistent_workers=workers > 0,
         )

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
+from lpips_lightning.images.preprocessing import ImagePolicy
 from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.image_decoding import Header, printable, read_header
 from lpips_lightning.io.image_files import natural_order
@@ -14,6 +16,7 @@ from lpips_lightning.io.tables import read_table
 from lpips_lightning.perceptual_distance import PerceptualDistance
 
 _MAX_EXAMPLES = 3  # names listed in an error
+_Name = TypeVar("_Name", str, Path)
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,36 @@ class Pair:
     b: Path
     mask: Path | None = None
     frame: int | None = None
+
+
+@dataclass(frozen=True)
+class InputNeeds:
+    """What a network needs of its images, without the network.
+
+    Attributes:
+        images: Options for gray and transparent images and for sizes.
+        smallest_side: Smallest side in pixels.
+        net_type: Name of the network, for messages.
+    """
+
+    images: ImagePolicy
+    smallest_side: int
+    net_type: str
+
+    @classmethod
+    def of(cls, net: PerceptualDistance) -> InputNeeds:
+        """The needs of a network.
+
+        Raises:
+            ValueError: If its ``resize=`` is smaller than the network allows.
+        """
+        smallest = net.smallest_side
+        if net.images.resize is not None and min(net.images.resize) < smallest:
+            raise ValueError(
+                f"resize: expected sides of at least {smallest} pixels for net {net.net_type},"
+                f" got {min(net.images.resize)}"
+            )
+        return cls(net.images, smallest, str(net.net_type))
 
 
 @dataclass(frozen=True)
@@ -179,11 +212,7 @@ def check_images(
             first such file and counts the others.
         FileNotFoundError: If the first such file is missing.
     """
-    smallest = net.smallest_side
-    if net.images.resize is not None and min(net.images.resize) < smallest:
-        raise ValueError(
-            f"resize: expected sides of at least {smallest} pixels for net {net.net_type}, got {min(net.images.resize)}"
-        )
+    needs = InputNeeds.of(net)
     headers: dict[Path, Header] = {}
     problems: list[Exception] = []
     total, done = sum(map(len, groups)), 0
@@ -197,8 +226,8 @@ def check_images(
             except (ValueError, OSError) as error:
                 problems.append(error)
                 continue
-            problems += map(ValueError, _input_problems(path, headers[path], net, smallest))
-        problems += map(ValueError, _size_problems(group, headers) if net.images.resize is None else ())
+            problems += map(ValueError, input_problems(path, headers[path], needs))
+        problems += map(ValueError, size_problems(group, headers) if net.images.resize is None else ())
         report("checking headers", done, total)
     if problems:
         more = f" (and {len(problems) - 1} more file{'s' * (len(problems) > 2)})" if len(problems) > 1 else ""
@@ -206,17 +235,19 @@ def check_images(
     return headers
 
 
-def _input_problems(path: Path, header: Header, net: PerceptualDistance, smallest: int) -> Iterable[str]:
-    if header.gray and net.images.gray is None:
+def input_problems(path: str | Path, header: Header, needs: InputNeeds) -> Iterable[str]:
+    """Why a network cannot take an image, by its header."""
+    if header.gray and needs.images.gray is None:
         yield f"{printable(path)}: expected a color image, got a gray one; --gray repeats it to three channels"
-    if net.images.resize is None and min(header.size) < smallest:
+    if needs.images.resize is None and min(header.size) < needs.smallest_side:
         yield (
-            f"{printable(path)}: expected sides of at least {smallest} pixels for net {net.net_type},"
+            f"{printable(path)}: expected sides of at least {needs.smallest_side} pixels for net {needs.net_type},"
             f" got {header.height}x{header.width}; enlarge all images with --resize, or choose another net"
         )
 
 
-def _size_problems(group: Sequence[Path], headers: dict[Path, Header]) -> Iterable[str]:
+def size_problems(group: Sequence[_Name], headers: Mapping[_Name, Header]) -> Iterable[str]:
+    """Which images of a group differ in size from its first."""
     readable = [path for path in group if path in headers]
     for path in readable[1:]:
         first, other = headers[readable[0]], headers[path]

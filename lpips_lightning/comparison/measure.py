@@ -25,6 +25,7 @@ from lpips_lightning.comparison.temporal import TemporalScores, places_of
 from lpips_lightning.ensembles import Ensemble
 from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.image_decoding import Header, printable, read_pixels
+from lpips_lightning.images.preprocessing import ImagePolicy
 from lpips_lightning.perceptual_distance import PerceptualDistance
 
 _MAX_PAIRS, _MAX_PIXELS = 24, 1 << 19  # per default batch
@@ -166,9 +167,9 @@ def measure_all_pairs(
     deep = any(headers[path].deep for path in every)
     data_range: tuple[float, float] = (0.0, 1.0)
     if net.images.resize is None:
-        images = _tensor(pixels, deep, device)
+        images = stacked(pixels, deep, device)
     else:  # resize one by one: unequal sizes cannot be stacked
-        parts = [net.images.to_flat_rgb(_tensor([one], deep, device), data_range) for one in pixels]
+        parts = [net.images.to_flat_rgb(stacked([one], deep, device), data_range) for one in pixels]
         images, data_range = torch.cat([part for part, _ in parts]), parts[0][1]
     del pixels
     report("all pairs", 0, 0)
@@ -210,10 +211,10 @@ def _read_pair(pair: Pair, headers: Mapping[Path, Header], net: PerceptualDistan
 
 
 def _read(path: Path, header: Header, net: PerceptualDistance, read: ReadPixels) -> _Pixels:
-    return checked_pixels(read(path, header), path, header, net)
+    return checked_pixels(read(path, header), path, header, net.images)
 
 
-def checked_pixels(pixels: _Pixels, path: Path, header: Header, net: PerceptualDistance) -> _Pixels:
+def checked_pixels(pixels: _Pixels, path: str | Path, header: Header, images: ImagePolicy) -> _Pixels:
     """Pixels ``(H, W, 3)``, or ``(H, W, 4)`` for images with alpha if the network has a background.
 
     Raises:
@@ -224,7 +225,7 @@ def checked_pixels(pixels: _Pixels, path: Path, header: Header, net: PerceptualD
             f"{printable(path)}: expected height x width {header.height}x{header.width} as in the header check, got"
             f" {pixels.shape[0]}x{pixels.shape[1]}; another process may be writing the file"
         )
-    if header.alpha and net.images.background is None:
+    if header.alpha and images.background is None:
         if bool((pixels[:, :, 3] < white(pixels)).any()):
             raise ValueError(
                 f"{printable(path)}: expected an opaque image, got transparent pixels; --background sets the color"
@@ -271,7 +272,7 @@ def measure_read(
     """LPIPS of pairs of equal size that have been read, and tLP if there is `temporal`; see `measure_pairs`."""
     first, second, masks = zip(*read, strict=True)
     deep = any(one.dtype != np.uint8 for one in (*first, *second))
-    x, y = _tensor(first, deep, device), _tensor(second, deep, device)
+    x, y = stacked(first, deep, device), stacked(second, deep, device)
     mask = None if masks[0] is None else torch.from_numpy(np.stack(masks)).to(device)
     with torch.inference_mode():
         features = None
@@ -320,7 +321,7 @@ def _layers_and_maps(
     layers: dict[str, Tensor] | None = None
     error = None
     if mask is not None or not (with_maps or features):
-        layers, error = _layers(net, x, y, mask, erode)
+        layers, error = layer_terms(net, x, y, mask, erode)
     if layers is not None and not with_maps:
         return layers, None, error
     features = features or (net.encode(x, (0, 1)), net.encode(y, (0, 1)))
@@ -332,9 +333,18 @@ def _layers_and_maps(
     return layers, (maps if mask is None else maps * _at_size(mask, maps)).cpu(), error
 
 
-def _layers(
-    net: PerceptualDistance, x: Tensor, y: Tensor, mask: Tensor | None, erode: bool
+def layer_terms(
+    net: PerceptualDistance, x: Tensor, y: Tensor, mask: Tensor | None = None, erode: bool = False
 ) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Terms ``(N,)`` by layer, which sum to the distance, and the standard error over the draws of an `Ensemble`.
+
+    Args:
+        net: The network.
+        x: Images on [0, 1] or uint8, ``(N, C, H, W)``.
+        y: Images that `x` is compared with.
+        mask: Weights of the pixels, ``(N, H, W)``.
+        erode: See `measure_pairs`.
+    """
     if not isinstance(net, Ensemble) or net.draws == 1:
         layers: dict[str, Tensor] = net(x, y, (0, 1), per_layer=True, mask=mask, erode=erode)
         return layers, None
@@ -349,7 +359,7 @@ def _at_size(mask: Tensor | None, maps: Tensor) -> Tensor | float:
     return 1.0 if mask is None else F.interpolate(mask[:, None], (maps.shape[-2], maps.shape[-1]), mode="area")
 
 
-def _tensor(pixels: Sequence[_Pixels], deep: bool, device: str | torch.device) -> Tensor:
+def stacked(pixels: Sequence[_Pixels], deep: bool, device: str | torch.device = "cpu") -> Tensor:
     """Stack to ``(N, C, H, W)``: uint8, or float32 on [0, 1] if any image of the batch has more than 8 bits."""
     if deep:
         pixels = [one.astype(np.float32) / np.float32(white(one)) for one in pixels]

@@ -76,7 +76,9 @@ def measure_videos(
         for one, path in ((first, pair.a), (second, pair.b)):
             if one[0].size != headers[path].size:
                 raise ValueError(f"{printable(path)}: expected frames of one size, got another one at frame {index}")
-        a, b = (checked_pixels(one[1], path, headers[path], net) for one, path in ((first, pair.a), (second, pair.b)))
+        a, b = (
+            checked_pixels(one[1], path, headers[path], net.images) for one, path in ((first, pair.a), (second, pair.b))
+        )
         pairs.append(replace(pair, name=f"{index:06d}", frame=index))
         read.append((a, b, mask))
         if len(read) == size:

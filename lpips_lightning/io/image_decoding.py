@@ -71,20 +71,22 @@ class Header:
         return self.height, self.width
 
 
-def read_header(path: str | Path) -> Header:
+def read_header(path: str | Path, content: bytes | None = None) -> Header:
     """Read the header of an image file without decoding pixels.
 
     Args:
         path: The file, or a stream such as a pipe, which is read to its end.
+        content: Its bytes, if they have been read; then `path` is only named in errors.
 
     Raises:
         FileNotFoundError: If the file does not exist.
         ValueError: If the file is not an image, or is not supported.
     """
+    given = content is not None
     try:
-        content = read_bytes(path) if is_stream(path) else None
+        content = read_bytes(path) if not given and is_stream(path) else content
         if content == b"":
-            raise _RefusedError("a readable image, got an empty stream")
+            raise _RefusedError(f"a readable image, got an empty {'file' if given else 'stream'}")
         with Path(path).open("rb") if content is None else io.BytesIO(content) as file:
             late = _has_late_metadata(file)
             with Image.open(file, formats=formats_of(path)) as image:
@@ -95,7 +97,8 @@ def read_header(path: str | Path) -> Header:
                 sideways = _orientation(image, late) in (5, 6, 7, 8)
     except Exception as error:  # Pillow raises many exception types on damaged files
         raise _unreadable(path, error) from error
-    return Header(width if sideways else height, height if sideways else width, gray, alpha, deep, content)
+    size = (width, height) if sideways else (height, width)
+    return Header(*size, gray, alpha, deep, None if given else content)
 
 
 def read_pixels(path: str | Path, content: bytes | None = None) -> Pixels:

@@ -1,0 +1,46 @@
+"""Options of commands that run on several devices and machines."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lpips_lightning.runs.launch import Launch
+
+_NAMES = ("devices", "num_nodes", "strategy", "accelerator", "workers")
+
+
+def add_launch_options(group: argparse._ArgumentGroup) -> None:
+    """Add Lightning's options for devices and machines, and ``--workers``, to a group of a parser."""
+    add = group.add_argument
+    add("--devices", metavar="N", help="devices per machine: a number, a list such as 0,2, or auto")
+    add("--num-nodes", type=int, metavar="N", help="machines (default: 1; torchrun and SLURM set it)")
+    add("--strategy", metavar="S", help="strategy of Lightning (default: ddp on several devices)")
+    add("--accelerator", metavar="A", help="auto (default), cpu, gpu, mps")
+    add("--workers", type=int, metavar="N", help="processes per device that read and decode images")
+
+
+def launch_of(options: argparse.Namespace) -> Launch | None:
+    """How to distribute a command: from its options, torchrun or SLURM; None on one device in this process.
+
+    Args:
+        options: The parsed command line.
+
+    Raises:
+        ValueError: If an option is invalid, or ``--device`` is given too.
+    """
+    given = {name: getattr(options, name) for name in _NAMES if getattr(options, name) is not None}
+    for name, least in (("num_nodes", 1), ("workers", 0)):
+        if given.get(name, least) < least:
+            raise ValueError(f"{name.replace('_', '-')}: expected at least {least}, got {given[name]}")
+
+    from lpips_lightning.runs.launch import Launch, started_by_launcher
+
+    if not given and not started_by_launcher():
+        return None
+    if getattr(options, "device", "auto") != "auto":
+        option = f"--{next(iter(given)).replace('_', '-')}" if given else "torchrun or SLURM"
+        raise ValueError(f"device: expected no --device with {option}, got {options.device!r}; use --accelerator")
+    given.pop("workers", None)
+    return Launch(**given)

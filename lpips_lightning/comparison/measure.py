@@ -23,9 +23,9 @@ from lpips_lightning.comparison.file_pairs import Pair
 from lpips_lightning.comparison.mask_files import read_mask
 from lpips_lightning.comparison.temporal import TemporalScores, places_of
 from lpips_lightning.ensembles import Ensemble
+from lpips_lightning.images.preprocessing import ImagePolicy
 from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.image_decoding import Header, printable, read_pixels
-from lpips_lightning.images.preprocessing import ImagePolicy
 from lpips_lightning.perceptual_distance import PerceptualDistance
 
 _MAX_PAIRS, _MAX_PIXELS = 24, 1 << 19  # per default batch

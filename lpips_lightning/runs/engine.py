@@ -32,7 +32,8 @@ class Work(ABC):
         """Data set that reads these units; its items are the batches of `measure`, which carry their unit's number."""
 
     def start(self, trainer: Trainer, device: torch.device) -> None:
-        """Prepare this rank, such as by loading the network onto the device."""
+        """Prepare this rank, such as by loading the network onto the device; nothing by default."""
+        return
 
     @abstractmethod
     def measure(self, batch: Any, times: BatchTimes) -> Any:
@@ -43,7 +44,8 @@ class Work(ABC):
         """
 
     def finish(self) -> None:
-        """Complete this rank's part, such as by closing a file; called on every rank after the last batch."""
+        """Complete this rank's part, such as by closing a file; called on every rank at the end; nothing by default."""
+        return
 
 
 @dataclass(frozen=True)

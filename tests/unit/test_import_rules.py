@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FLOORS = """weights < io adversarial distances batch distributed tracing transforms callers < kernels images sources
     < data backbones < options < engine < perceptual_distance < network < ensembles weighted_sum temporal
-    < functional comparison export < compat metrics loss evaluation < calibration < runs < judge < callbacks < recipes"""
+    < functional comparison export < compat metrics loss evaluation < calibration < runs < judge < callbacks
+    < recipes"""
 FLOOR = {part: number for number, floor in enumerate(FLOORS.split("<")) for part in floor.split()}
 WITH_LIGHTNING = ("data.datamodules", "io.checkpoint_io", "calibration.module", "runs", "callbacks", "recipes")
 LIGHTNING = {"pytorch_lightning", "lightning_fabric", "lightning", "_lightning"}

@@ -49,11 +49,11 @@ class DeblurringData(SplitDataModule):
         layout: ``"clips"`` for folders of sharp frames, ``"pairs"`` for blurred and sharp images. See above.
         folder: Folder of the training data; None for scikit-image's photographs.
         held_out: Names of photographs (files without suffix), clips or sequences (folders) for validation and test;
-            None for scikit-image's "astronaut", or an automatic split of `folder` (see `HeldOut`), which is printed.
+            None for scikit-image's "astronaut", or an automatic split of `folder` (see `HeldOut`).
         val_layout: What `val_folder` contains, as `layout`.
         val_folder: Folder for validation and test instead of `held_out`.
         predict_folder: Blurred images of any size; None for the blurred validation images.
-        frames: Frames whose mean is a blurred image, an odd number; of no effect on pairs.
+        frames: Frames whose mean is a blurred image, an odd number; not for pairs.
         gamma: Exponent from pixel values to light, which is averaged; 1 averages the values. See `mean_of_frames`.
         crop_size: Side of a training crop, in pixels.
         val_size: Side of synthetic validation images, in pixels.

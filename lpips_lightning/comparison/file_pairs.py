@@ -17,6 +17,7 @@ from lpips_lightning.perceptual_distance import PerceptualDistance
 
 _MAX_EXAMPLES = 3  # names listed in an error
 _Name = TypeVar("_Name", str, Path)
+_File = TypeVar("_File")
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Matches:
     notes: list[str] = field(default_factory=list)
 
 
-def images_of(folder: str | Path) -> tuple[ImageFolder, list[str]]:
+def images_of(folder: str | Path) -> tuple[ImageFolder[Path], list[str]]:
     """The images of a folder, and a note on the files that are left out.
 
     Raises:
@@ -120,7 +121,35 @@ def match_folders(a: str | Path, b: str | Path, *, common: bool = False, in_orde
         ValueError: If the names differ (the message lists the options that help), or a folder has a name twice.
     """
     (one, notes), (two, more_notes) = images_of(a), images_of(b)
-    first, second, notes = one.images, two.images, notes + more_notes
+    images = (one.images, two.images)
+    pairs, notes = match_images((a, b), images, [*notes, *more_notes], common=common, in_order=in_order)
+    return Matches([Pair(*pair) for pair in pairs], notes)
+
+
+def match_images(
+    folders: tuple[str | Path, str | Path],
+    images: tuple[Mapping[str, _File], Mapping[str, _File]],
+    notes: Sequence[str],
+    *,
+    common: bool = False,
+    in_order: bool = False,
+) -> tuple[list[tuple[str, _File, _File]], list[str]]:
+    """Match the images of two folders as `match_folders` does, wherever they lie.
+
+    Args:
+        folders: Both folders, for messages.
+        images: Files by name.
+        notes: What is known about the folders.
+        common: Skip images that only one folder has.
+        in_order: Match the sorted files by position instead of by name.
+
+    Returns:
+        Name and both files of every pair, sorted by name, and all notes.
+
+    Raises:
+        ValueError: If the names differ.
+    """
+    (a, b), (first, second), notes = folders, images, list(notes)
     names = sorted(first, key=natural_order)
     if in_order:
         others = sorted(second, key=natural_order)
@@ -129,8 +158,7 @@ def match_folders(a: str | Path, b: str | Path, *, common: bool = False, in_orde
                 f"in-order: expected equally many images in both folders, got {len(names)} in '{printable(a)}'"
                 f" and {len(others)} in '{printable(b)}'"
             )
-        ordered = [Pair(name, first[name], second[other]) for name, other in zip(names, others, strict=True)]
-        return Matches(ordered, notes)
+        return [(name, first[name], second[other]) for name, other in zip(names, others, strict=True)], notes
     shared = [name for name in names if name in second]
     if len(shared) < max(len(first), len(second)) and not common:
         raise ValueError("; ".join([_name_mismatch(a, b, first, second, shared), *notes]))
@@ -143,7 +171,7 @@ def match_folders(a: str | Path, b: str | Path, *, common: bool = False, in_orde
         if alone:
             listed = examples(sorted(alone, key=natural_order))
             notes.append(f"{printable(folder)}: {count_of(len(alone), 'image')} without partner: {listed}")
-    return Matches([Pair(name, first[name], second[name]) for name in shared], notes)
+    return [(name, first[name], second[name]) for name in shared], notes
 
 
 def match_listed(a: str | Path, b: str | Path, table: str | Path) -> Matches:
@@ -259,7 +287,7 @@ def size_problems(group: Sequence[_Name], headers: Mapping[_Name, Header]) -> It
 
 
 def _name_mismatch(
-    a: str | Path, b: str | Path, first: dict[str, Path], second: dict[str, Path], shared: list[str]
+    a: str | Path, b: str | Path, first: Mapping[str, object], second: Mapping[str, object], shared: list[str]
 ) -> str:
     missing = [name for name in first if name not in second]
     extra = [name for name in second if name not in first]
@@ -274,7 +302,7 @@ def _name_mismatch(
     )
 
 
-def _by_path(folder: str | Path, found: ImageFolder) -> dict[str, tuple[str, Path]]:
+def _by_path(folder: str | Path, found: ImageFolder[Path]) -> dict[str, tuple[str, Path]]:
     """Name and file of every image, by its relative path, with and without suffix, and as tables show it."""
     by_path = {path.relative_to(folder).as_posix(): (name, path) for name, path in found.images.items()}
     by_path |= {name: (name, path) for name, path in found.images.items()}

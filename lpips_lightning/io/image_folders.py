@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Generic, TypeVar
 
 from lpips_lightning.io.image_decoding import printable
-from lpips_lightning.io.image_formats import image_suffixes, why_no_image
+from lpips_lightning.io.image_formats import image_suffixes, kind_of_suffix, why_no_image
 
 HIDDEN = "hidden"
 """Why a file is left out whose name starts with a dot, and a file of the operating system."""
@@ -17,10 +18,11 @@ USUAL_SUFFIXES = ".bmp .jpeg .jpg .png .ppm .tif .tiff .webp"
 
 _SYSTEM_FILES = ("desktop.ini", "ehthumbs.db", "thumbs.db")
 _MAX_EXAMPLES = 5  # names listed in a sentence
+_File = TypeVar("_File")
 
 
 @dataclass(frozen=True)
-class ImageFolder:
+class ImageFolder(Generic[_File]):
     """What was found in a folder.
 
     Attributes:
@@ -29,11 +31,11 @@ class ImageFolder:
         left_out: Why a file or folder is no image, or is not followed, by relative path.
     """
 
-    images: dict[str, Path]
+    images: dict[str, _File]
     left_out: dict[str, str]
 
 
-def list_images(folder: str | Path) -> ImageFolder:
+def list_images(folder: str | Path) -> ImageFolder[Path]:
     """List the images below a folder.
 
     Searches recursively and follows links; a link to a folder above itself is left out, and so are hidden files and
@@ -47,24 +49,50 @@ def list_images(folder: str | Path) -> ImageFolder:
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"folder: expected an existing folder of images, got '{printable(folder)}'")
-    images: dict[str, Path] = {}
+    return name_images((path.relative_to(root).as_posix(), path, reason) for path, reason in sorted(_walk(root, ())))
+
+
+def name_images(files: Iterable[tuple[str, _File, str]]) -> ImageFolder[_File]:
+    """Name the images among the files of a folder.
+
+    Args:
+        files: Relative path with slashes, file, and the reason why it is left out, empty for images.
+
+    Raises:
+        ValueError: If two files have the same name (``a.png`` and ``a.jpg``).
+    """
+    images: dict[str, _File] = {}
     left_out: dict[str, str] = {}
-    for path, reason in sorted(_walk(root, ())):
-        inside = path.relative_to(root)
+    for relative, file, reason in files:
         if reason:
-            left_out[inside.as_posix()] = reason
+            left_out[relative] = reason
             continue
-        known = path.suffix.lower() in image_suffixes()  # else the dot may stand before a number
+        inside = PurePosixPath(relative)
+        known = inside.suffix.lower() in image_suffixes()  # else the dot may stand before a number
         name = (inside.with_suffix("") if known else inside).as_posix()
         if name in images:
             raise ValueError(
-                f"folder: expected one file per name, got '{printable(images[name])}' and '{printable(path)}'"
+                f"folder: expected one file per name, got '{printable(images[name])}' and '{printable(file)}'"
             )
-        images[name] = path
+        images[name] = file
     return ImageFolder(images, left_out)
 
 
-def check_any_image(found: ImageFolder, folder: str | Path) -> None:
+def why_left_out(relative: str) -> tuple[str, str]:
+    """Why a file that cannot be opened now is no image, by its relative path; empty for an image.
+
+    Returns:
+        The path, or that of the hidden folder in which the file is, and the reason.
+    """
+    parts = relative.split("/")
+    for depth, part in enumerate(parts, start=1):
+        if part.startswith(".") or part.lower() in _SYSTEM_FILES:
+            return "/".join(parts[:depth]), HIDDEN
+    kind = kind_of_suffix(PurePosixPath(relative).suffix)
+    return relative, "no suffix of an image" if kind is None else kind
+
+
+def check_any_image(found: ImageFolder[_File], folder: str | Path) -> None:
     """Raise a FileNotFoundError that names what is there instead, if a folder contains no image."""
     if not found.images:
         others = f"; left out: {describe_left_out(found.left_out)}" if found.left_out else ""

@@ -84,14 +84,20 @@ def why_no_image(path: Path) -> str:
     Raises:
         OSError: If the suffix is unknown and the file cannot be opened.
     """
-    suffix = path.suffix.lower()
-    if suffix in _KIND_OF_SUFFIX:
-        return _KIND_OF_SUFFIX[suffix]
-    if suffix in image_suffixes():
+    kind = kind_of_suffix(path.suffix)
+    if kind:
+        return kind
+    if kind is not None:
         return "" if path.is_file() or not path.exists() else "not a regular file"
     if not path.is_file():
         return "not a regular file" if path.exists() else "a broken link"
     return "" if _opens(path) else "not an image"
+
+
+def kind_of_suffix(suffix: str) -> str | None:
+    """What a file with this suffix is instead of an image; empty for an image, None if the suffix is unknown."""
+    suffix = suffix.lower()
+    return _KIND_OF_SUFFIX.get(suffix, "" if suffix in image_suffixes() else None)
 
 
 def is_video(path: str | Path) -> bool:

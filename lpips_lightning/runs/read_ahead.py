@@ -104,7 +104,8 @@ class ReadAhead(Iterator[tuple[SourcePair, _Contents | Exception]]):
         return future
 
     def _contents(self, pair: SourcePair) -> _Contents:
-        contents = self._source.read(pair.a), self._source.read(pair.b)
+        a, b = pair.places or (pair.a, pair.b)
+        contents = self._source.read(a), self._source.read(b)
         self._count(contents)
         return contents
 

@@ -6,6 +6,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+_UNIT, _FEWEST_UNITS = 480, 64
+
+
+def unit_size(pairs: int, batch: int) -> int:
+    """Pairs per unit: a multiple of the batch near 480, or less so that there are 64 units.
+
+    The same for any number of ranks.
+
+    Example:
+        >>> unit_size(10**8, 24), unit_size(10_000, 24), unit_size(100, 24)
+        (480, 144, 24)
+    """
+    return batch * max(1, min(most_batches(batch), pairs // (_FEWEST_UNITS * batch)))
+
+
+def most_batches(batch: int) -> int:
+    """Batches per unit of a long list."""
+    return max(1, round(_UNIT / batch))
+
 
 @dataclass(frozen=True)
 class SourcePair:
@@ -16,12 +35,14 @@ class SourcePair:
         b: Path or URL of the second image.
         contents: The bytes of both, if the unit was read as a whole (an archive); None: `PairSource.read` reads them.
         error: Why the pair cannot be compared, such as a partner that is missing; empty if nothing is known yet.
+        places: What `PairSource.read` takes if not `a` and `b`, such as URLs with a signature, which is not shown.
     """
 
     a: str
     b: str
     contents: tuple[bytes, bytes] | None = None
     error: str = ""
+    places: tuple[str, str] | None = None
 
 
 class PairSource(Protocol):
@@ -46,7 +67,7 @@ class PairSource(Protocol):
         """The pairs of a unit, in order; the same at every call."""
 
     def read(self, name: str) -> bytes:
-        """The bytes of an image that `SourcePair` names.
+        """The bytes of an image, by its name or place in `SourcePair`.
 
         Raises:
             OSError: If it cannot be read; the message names it.

@@ -135,7 +135,7 @@ class _CsvRows(Iterator[tuple[str, str]]):
         header = file.peek().partition(b"\n")[0]
         self.separator = next((mark for mark in ",;\t" if mark.encode() in header), ",")
         self._reader = csv.reader(self._decoded(), delimiter=self.separator, strict=True)
-        names = [cell.strip().removeprefix("\ufeff") for cell in self._cells()]
+        names = [cell.strip().removeprefix("\ufeff") for cell in self._cells([])]
         self._width = len(names)
         missing = [column for column in columns if names.count(column) != 1]
         if missing:
@@ -147,24 +147,28 @@ class _CsvRows(Iterator[tuple[str, str]]):
 
     @override
     def __next__(self) -> tuple[str, str]:
-        cells = self._cells()
-        while not any(map(str.strip, cells)):
+        while True:
             cells = self._cells()
-        if len(cells) != self._width:
-            raise ValueError(f"{self._place}: expected {self._width} values as in the header, got {len(cells)}")
-        a, b = (cells[at].strip() for at in self.at)
-        if not (a and b):
-            raise ValueError(f"{self._place}: expected a path or URL of both images, got an empty one")
-        return a, b
+            if len(cells) == self._width:
+                a, b = cells[self.at[0]].strip(), cells[self.at[1]].strip()
+                if a and b:
+                    return a, b
+            if any(map(str.strip, cells)):
+                raise self._malformed(len(cells))
 
     @property
     def _place(self) -> str:
         return f"{self._title}, line {self.lines}"
 
-    def _cells(self) -> list[str]:
+    def _malformed(self, cells: int) -> ValueError:
+        if cells != self._width:
+            return ValueError(f"{self._place}: expected {self._width} values as in the header, got {cells}")
+        return ValueError(f"{self._place}: expected a path or URL of both images, got an empty one")
+
+    def _cells(self, *default: list[str]) -> list[str]:
         before = self.lines
         try:
-            return next(self._reader)
+            return next(self._reader, *default)
         except csv.Error as error:
             raise ValueError(f"{self._title}, line {before + 1}: expected a CSV row, got {error}") from None
 

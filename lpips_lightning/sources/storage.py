@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
@@ -31,7 +32,7 @@ from lpips_lightning.io.image_decoding import printable
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::.*://)", re.DOTALL)
 _SECRETS = (
-    (re.compile(r"((?:https?|ftps?|git|github)://)[^/?#\s'\"]*@", re.IGNORECASE), r"\1***@"),
+    (re.compile(r"(\b(?:https?|ftps?|git|github)://)[^/?#\s'\"]*@", re.IGNORECASE), r"\1***@"),
     (re.compile(r"(://)[^/?#\s'\"@]*:[^/?#\s'\"]*@"), r"\1***@"),
     (
         re.compile(r"([?&][^=&#\s'\"]*(?:sig|signature|token|credential|secret|password|key|keyid)=)[^&#\s'\"]+", re.I),
@@ -90,7 +91,7 @@ def shown(text: object) -> str:
         'https://***@host/x.png?X-Amz-Signature=***&X-Amz-Expires=60'
     """
     found = str(text)
-    if "://" in found:
+    if "://" in found and ("@" in found or "=" in found):
         for secret, instead in _SECRETS:
             found = secret.sub(instead, found)
     return found
@@ -333,18 +334,18 @@ def _listing(folder: str) -> Iterator[tuple[str, str]]:
 
     fsspec's own search would leave out folders that it cannot list.
     """
-    (system, lock), path = _own.get(folder)
+    (system, lock), path = _attempts(folder, _FOLDER, partial(_own.get, folder))
     root = str(system._strip_protocol(path)).rstrip("/")
     flat = folder.partition(":")[0] in _FLAT and "::" not in folder
     waiting, seen = [root], {root}
     while waiting:
-        entries = _attempts(folder, _FOLDER, lambda: _entries(system, lock, waiting.pop(), flat))
+        entries = _attempts(folder, _FOLDER, partial(_entries, system, lock, waiting.pop(), flat))
         for entry in entries:
             name = str(entry["name"]).rstrip("/")
             inside = name.removeprefix(root).lstrip("/")
             if entry["type"] != "directory":
                 yield inside, _version(entry)
-            elif name not in seen and name.startswith(f"{root}/".lstrip("/")):
+            elif name not in seen and name.startswith(f"{root}/" if root else ""):
                 seen.add(name)
                 waiting.append(name)
 

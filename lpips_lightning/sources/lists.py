@@ -299,7 +299,7 @@ def _opened(file: IO[bytes], title: str, columns: tuple[str, str]) -> Any:
         ) from None
     try:
         parquet = ParquetFile(file)
-    except ArrowInvalid as error:
+    except (ArrowInvalid, OSError, ValueError) as error:  # such as of a server that gives no parts of files
         raise ValueError(f"{title}: expected a Parquet file, got {printable(error)}") from None
     schema = parquet.schema_arrow
     if any(schema.names.count(column) != 1 for column in columns):

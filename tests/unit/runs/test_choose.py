@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from file_servers import web_server
+from file_servers import reset, web_server
 from PIL import Image
 
-from lpips_lightning.comparison.file_pairs import match_folders
+from lpips_lightning.comparison.file_pairs import InputNeeds, match_folders
+from lpips_lightning.images.preprocessing import ImagePolicy
 from lpips_lightning.runs.choose import first_batch, is_shards, open_source
+from lpips_lightning.runs.reading import PairReader
+from lpips_lightning.sources import storage
 from lpips_lightning.sources.base import unit_size
 from lpips_lightning.sources.lists import CsvPairs
 from lpips_lightning.sources.shards import ShardPairs
@@ -154,3 +157,29 @@ def test_two_folders_and_a_list_of_their_images(folders):
 def test_paths_and_options_that_do_not_go_together(paths, options, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         open_source(paths, **options)
+
+
+def test_images_that_cannot_be_read_are_errors_and_the_rest_goes_on(folders, monkeypatch):
+    monkeypatch.setattr(storage, "_WAITS", (0.01,))
+    lost = []
+
+    def misbehave(handler):
+        name = handler.path.partition("?")[0]
+        if name.endswith("/y/in%201/f2.png"):
+            return handler.send_error(500) is None
+        first, _ = name not in lost, lost.append(name)
+        return first and name.endswith(".png") and reset(handler)
+
+    with web_server(folders, misbehave) as (web, _):
+        url = web.replace("//", "//me:secret@")
+        rows = [f"{url}/{{}}/in%201/f{number}.png?sig=secret" for number in (1, 2, 10, 11)]
+        table = "a,b\n" + "".join(f"{row.format('x')},{row.format('y')}\n" for row in rows)
+        (folders / "list.csv").write_text(table)
+        source, _ = open_source([str(folders / "list.csv")])
+        batches = list(PairReader(range(len(source)), source, InputNeeds(ImagePolicy(), 8, "alex")))
+    errors = {row: error for batch in batches for row, error in batch.errors.items()}
+    assert sorted(row for batch in batches for row in batch.rows) == [0, 2]
+    assert "y/in%201/f2.png?sig=***: expected an image file that can be read, got ClientResponseError, 2 t" in errors[1]
+    assert "x/in%201/f11.png?sig=***: expected an image file, got no such file" in errors[3]
+    assert "secret" not in repr([(batch.names, batch.errors) for batch in batches])
+    assert "secret" not in repr(source.describe())

@@ -6,8 +6,10 @@ import csv
 import pickle
 import random
 import re
+import sys
 
 import pytest
+from file_servers import web_server
 
 from lpips_lightning.sources import base, lists, storage
 from lpips_lightning.sources.lists import CsvPairs, ParquetPairs, first_pairs, open_list
@@ -203,3 +205,21 @@ def test_a_list_that_is_missing_is_named(tmp_path):
         (tmp_path / f"x.{suffix}").mkdir()
         with pytest.raises(IsADirectoryError, match=f"expected a {kind} list of pairs, got a folder"):
             open_list(str(tmp_path / f"x.{suffix}"), 4)
+
+
+def test_a_server_that_gives_no_parts_of_files_is_refused(tmp_path, monkeypatch):
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(storage, "_WAITS", ())
+    table(tmp_path / "x.csv", names(100))
+    with web_server(tmp_path) as (web, _):
+        source = CsvPairs(f"{web}/x.csv", 4)
+        assert source.pairs == 100
+        with pytest.raises(ValueError, match="x.csv: expected the same .* bytes; leave the list .* parts of files"):
+            list(source.unit(1))
+
+
+def test_the_extra_parquet_is_named(tmp_path, monkeypatch):
+    path = parquet(tmp_path / "x.parquet", names(10))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ImportError, match=r"x.parquet: expected the package pyarrow .*lpips_lightning\[parquet\]"):
+        ParquetPairs(path, 4)

@@ -233,7 +233,6 @@ def s3(monkeypatch):
 
 
 @pytest.mark.slow  # 3 s
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_s3(s3, files):
     for inside, content in files.items():
         s3.pipe_file(f"bucket/x/{inside}", content)

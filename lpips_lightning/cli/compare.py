@@ -61,8 +61,7 @@ _MAPS = ("map", "map_raw")
 _OUTPUTS = ("csv", "json", *_MAPS)
 _USAGE = "lpips-lightning compare [options] A B, or [options] --pairs FOLDER [FOLDER [FILE]]"
 _DESCRIPTION = "LPIPS of two images, videos or folders, or of all pairs. 0: equal; higher: less similar."
-_EPILOG = """With "-" as an output file: that file alone. Damaged images are named; then the exit code is 2.
-Large runs on several GPUs or machines, from lists, resumable, to Parquet: --help=runs."""
+_EPILOG = """"-" as output: that file alone. Damaged images are named, exit code 2. Several GPUs: --help=runs."""
 
 
 def parser() -> argparse.ArgumentParser:

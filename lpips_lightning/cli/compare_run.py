@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lpips_lightning.runs.pairs import PairWork
     from lpips_lightning.runs.plans import Run
     from lpips_lightning.runs.results import Statistics
+    from lpips_lightning.sources.base import PairSource
 
 RUNS = Page(
     "runs",
@@ -109,7 +110,8 @@ class _Job:
     fingerprint: str
     notes: list[str]
 
-    def rows(self) -> Any:
+    def rows(self) -> Iterator[PairRow]:
+        """The merged rows."""
         return self.run.journal.rows(len(self.work.source))
 
 
@@ -130,7 +132,6 @@ def _prepare(options: argparse.Namespace, stack: ExitStack) -> _Job:
 
     from lpips_lightning.comparison.fidelity import definition
     from lpips_lightning.comparison.file_pairs import InputNeeds
-    from lpips_lightning.runs.folders import FolderPairs
     from lpips_lightning.runs.once import PerProcess
     from lpips_lightning.runs.pairs import PairWork
     from lpips_lightning.runs.plans import open_run
@@ -138,10 +139,9 @@ def _prepare(options: argparse.Namespace, stack: ExitStack) -> _Job:
     require_network(options)
     network = PerProcess(_network, options)
     net, scores = network(), _scores(options)
-    matches = _matches(options)
-    print_notes(matches.notes)
-    source = FolderPairs(matches.pairs, options.batch_size)
-    _check_size(options, source.pairs)
+    source, notes = _open_source(options)
+    print_notes(notes)
+    _check_size(options, source.pairs or 0)
     fingerprint = net.fingerprint + definition(scores, masked=False)
     plan: dict[str, Any] = {
         "command": "compare",
@@ -160,8 +160,9 @@ def _prepare(options: argparse.Namespace, stack: ExitStack) -> _Job:
     needs = InputNeeds.of(net)
     work = PairWork(source, network, needs, run.journal.folder, options.batch_size, scores, options.per_layer)
     if work.resumed:
-        print_notes([f"{work.resumed} of {source.pairs} pairs are measured already, in '{run.journal.folder}'"])
-    return _Job(work, run, fingerprint, matches.notes)
+        of_all = "" if source.pairs is None else f" of {source.pairs}"
+        print_notes([f"{work.resumed}{of_all} pairs are measured already, in '{printable(run.journal.folder)}'"])
+    return _Job(work, run, fingerprint, notes)
 
 
 def _network(options: argparse.Namespace) -> PerceptualDistance:
@@ -201,6 +202,14 @@ def _check_size(options: argparse.Namespace, pairs: int) -> None:
         raise ValueError(f"json: expected at most {MOST_IN_JSON} pairs, got {pairs}; use --csv or --parquet")
 
 
+def _open_source(options: argparse.Namespace) -> tuple[PairSource, list[str]]:
+    """The pairs, and notes on files that are in no pair."""
+    from lpips_lightning.runs.folders import FolderPairs
+
+    matches = _matches(options)
+    return FolderPairs(matches.pairs, options.batch_size), matches.notes
+
+
 def _matches(options: argparse.Namespace) -> Matches:
     from lpips_lightning.comparison.file_pairs import match_folders, match_listed
 
@@ -229,6 +238,7 @@ def _finish(options: argparse.Namespace, job: _Job) -> Statistics:
     for _ in statistics.passing(job.rows()):
         pass
     if statistics.count:
+        _check_size(options, statistics.count + statistics.failed)  # with archives it is known only now
         print_lines([*statistics.lines(_namer(options)), job.fingerprint], options.to_stderr)
         print_notes(statistics.notes())
         _write(options, job, statistics)
@@ -249,14 +259,16 @@ def _write(options: argparse.Namespace, job: _Job, statistics: Statistics) -> No
         results.write_parquet(options.parquet, job.rows(), terms, with_errors, {"fingerprint": job.fingerprint})
 
 
-def _namer(options: argparse.Namespace) -> Any:
+def _namer(options: argparse.Namespace) -> Callable[[PairRow], str]:
     """Makes the name of a pair as `match_folders` does: the first path in its folder, without suffix."""
     from lpips_lightning.io.image_formats import image_suffixes
 
-    first = next(Path(path) for path in options.paths if Path(path).is_dir())
+    folder = next((Path(path) for path in options.paths if Path(path).is_dir()), None)
 
     def name(row: PairRow) -> str:
-        inside = Path(row.a).relative_to(first)
+        if folder is None or not Path(row.a).is_relative_to(folder):
+            return row.a
+        inside = Path(row.a).relative_to(folder)
         return (inside.with_suffix("") if inside.suffix.lower() in image_suffixes() else inside).as_posix()
 
     return name

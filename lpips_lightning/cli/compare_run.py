@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,9 +30,11 @@ if TYPE_CHECKING:
 
 RUNS = Page(
     "runs",
-    "lpips-lightning compare [options] A B --devices N ..., or --out DIR, --parquet FILE, --workers N",
-    "A large run: any of these options, torchrun or SLURM starts one. Its numbers do not depend on devices and workers."
-    " All options of --help go too, but --map, --map-raw, --mask, --erode, --tlp and --long.",
+    "lpips-lightning compare [options] A B --devices N ..., or --out DIR, --parquet FILE, --workers N, or SHARDS.tar",
+    "A large run: any of these options, tar shards, torchrun or SLURM start one. Its numbers do not depend on"
+    " devices and workers. A and B are two folders, with --pairs FILE also a list, or shards: 'a-{000..099}.tar'"
+    " 'b-{000..099}.tar', or one set with both images, KEY.a.png and KEY.b.png. All options of --help go too, but"
+    " --map, --map-raw, --mask, --erode, --tlp and --long.",
     "The folder of a run has the results so far. Killed anywhere, the same command goes on there, and measures at"
     " most one batch per device again. The tables have the rows in the order of the pairs, each pair once; of a pair"
     " that was measured twice, a row with a distance before one with an error, then the first. A pair that fails is a"
@@ -50,6 +53,7 @@ _INSTEAD = {
     "tlp": "compare without it",
     "long": "a run writes one row per pair anyway",
 }
+_SHARDS = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz))$|\{\d+\.\.\d+\}")
 _PARTIAL = 3  # exit code
 
 
@@ -66,6 +70,9 @@ def why_run(options: argparse.Namespace) -> str:
     for name in _STARTING:
         if getattr(options, name) is not None:
             return f"--{name.replace('_', '-')}"
+    shards = [path for path in options.paths if _SHARDS.search(path)]
+    if shards:
+        return f"'{printable(shards[0])}'"
     return "torchrun or SLURM" if is_launched() else ""
 
 
@@ -206,8 +213,25 @@ def _open_source(options: argparse.Namespace) -> tuple[PairSource, list[str]]:
     """The pairs, and notes on files that are in no pair."""
     from lpips_lightning.runs.folders import FolderPairs
 
+    if any(_SHARDS.search(path) for path in options.paths):
+        return _open_shards(options), []
     matches = _matches(options)
     return FolderPairs(matches.pairs, options.batch_size), matches.notes
+
+
+def _open_shards(options: argparse.Namespace) -> PairSource:
+    from lpips_lightning.sources.shards import ShardPairs
+
+    for option in ("pairs", "common", "in_order"):
+        if getattr(options, option):
+            typed = option.replace("_", "-")
+            raise ValueError(f"{typed}: expected no --{typed} with tar shards, got both; samples are matched by key")
+    if len(options.paths) > 2 or not all(_SHARDS.search(path) for path in options.paths):
+        raise ValueError(
+            f"paths: expected shards with both images, or shards of the first and of the second ones, got"
+            f" {', '.join(map(printable, options.paths))}; patterns such as 'pairs-{{000..099}}.tar' name several"
+        )
+    return ShardPairs(*options.paths)
 
 
 def _matches(options: argparse.Namespace) -> Matches:

@@ -9,6 +9,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tarfile
 from argparse import Namespace
 from pathlib import Path
 
@@ -67,6 +68,10 @@ def compare(capsys):
         return code, out.splitlines(), err.splitlines()
 
     return call
+
+
+def rows_of(path):
+    return [line.split(",") for line in path.read_text().splitlines()[1:]]
 
 
 @pytest.mark.parametrize("options", [[], FULL, ["--batch-size", "7", "--ssim"]])
@@ -257,6 +262,28 @@ def test_a_list_of_pairs_in_two_folders_runs_too(here, compare):
         ["a/3.png", "b/5.png"],
         ["a/in/7.png", "b/1.png"],
     ]
+
+
+def test_tar_shards_have_the_same_distances(here, compare):
+    pytest.importorskip("webdataset")
+    for shard in range(3):
+        with tarfile.open(here / f"s-{shard}.tar", "w") as tar:
+            for index in range(8 + 2 * shard, 10 + 2 * shard):
+                for side in "ab":
+                    tar.add(here / side / f"{index}.png", f"{index}.{side}.png")
+    code, lines, _ = compare("s-{0..2}.tar", "--csv", "s.csv", "--workers", "0")
+    assert code == 0 and "n\t6" in lines
+    assert compare("a", "b", "--csv", "t.csv")[0] == 0
+    known = {Path(row[0]).stem: float(row[2]) for row in rows_of(here / "t.csv")}
+    found = rows_of(here / "s.csv")
+    assert len(found) == 6
+    for index, row in enumerate(found):
+        assert f"{8 + index}" in row[0]
+        assert float(row[2]) == pytest.approx(known[f"{8 + index}"], rel=1e-6)
+    code, _, errors = compare("s-0.tar", "s-1.tar", "--common")
+    assert code == 2 and "--common: expected no --common with tar shards" in errors[0]
+    code, _, errors = compare("s-0.tar", "b")
+    assert code == 2 and "paths: expected shards" in errors[0]
 
 
 def test_the_help_has_a_page_of_its_own_for_runs(compare):

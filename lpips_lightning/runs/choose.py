@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,11 +13,11 @@ from lpips_lightning.sources import storage
 from lpips_lightning.sources.base import PairSource, unit_size
 from lpips_lightning.sources.folders import list_stored
 from lpips_lightning.sources.listed import ListedPairs
-from lpips_lightning.sources.lists import LIST_SUFFIXES, first_pairs, is_list, open_list
+from lpips_lightning.sources.lists import first_pairs, open_list
+from lpips_lightning.sources.names import LIST_SUFFIXES, is_list, is_shards
 from lpips_lightning.sources.shards import ShardPairs
 from lpips_lightning.sources.storage import StoredFile, is_url, shown
 
-_SHARDS = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz))$|\{\d+\.\.\d+\}")
 _LOOKED_AT = 64  # pairs of which none may be readable
 
 
@@ -66,11 +65,6 @@ def open_source(
         return _listed(paths, batch_size)
     _check_two_folders(paths)
     return _folders(paths[0], paths[1], batch_size, common, in_order)
-
-
-def is_shards(path: str) -> bool:
-    """Whether a path or URL names tar shards."""
-    return _SHARDS.search(path.partition("?")[0] if is_url(path) else path) is not None
 
 
 def first_batch(pairs: Iterable[tuple[str, str]]) -> int:

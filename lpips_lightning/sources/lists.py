@@ -11,7 +11,6 @@ from bisect import bisect
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import islice
-from pathlib import PurePosixPath
 from typing import IO, Any
 
 from typing_extensions import override
@@ -19,9 +18,7 @@ from typing_extensions import override
 from lpips_lightning.io.image_decoding import printable
 from lpips_lightning.sources import storage
 from lpips_lightning.sources.base import SourcePair, most_batches, unit_size
-
-LIST_SUFFIXES = (".csv", ".tsv", ".parquet")
-"""Suffixes of lists of pairs."""
+from lpips_lightning.sources.names import suffix
 
 _CSV, _PARQUET = "a CSV list of pairs", "a Parquet list of pairs"
 _FIRST = 64  # rows that are looked at for the size of the images
@@ -312,16 +309,11 @@ def _opened(file: IO[bytes], title: str, columns: tuple[str, str]) -> Any:
     return parquet
 
 
-def is_list(path: str) -> bool:
-    """Whether a path or URL has the suffix of a list of pairs."""
-    return _suffix(path) in LIST_SUFFIXES
-
-
 def open_list(
     path: str, batch: int, columns: tuple[str, str] = ("a", "b"), folder: str | None = None
 ) -> CsvPairs | ParquetPairs:
     """The pairs of a CSV or Parquet file, by its suffix; see `CsvPairs` and `ParquetPairs`."""
-    return (ParquetPairs if _suffix(path) == ".parquet" else CsvPairs)(path, batch, columns, folder)
+    return (ParquetPairs if suffix(path) == ".parquet" else CsvPairs)(path, batch, columns, folder)
 
 
 def first_pairs(path: str, columns: tuple[str, str] = ("a", "b"), folder: str | None = None) -> list[tuple[str, str]]:
@@ -333,7 +325,7 @@ def first_pairs(path: str, columns: tuple[str, str] = ("a", "b"), folder: str | 
     """
     about = _List(path, columns, folder)
     rows: Iterable[tuple[str | None, str | None]]
-    if _suffix(path) == ".parquet":
+    if suffix(path) == ".parquet":
         with storage.open_stream(path, _PARQUET) as file:
             parts = _opened(file, about.title, columns).iter_batches(_FIRST, columns=list(columns), use_threads=False)
             rows = [row for part in islice(parts, 1) for row in _rows(part, columns)]
@@ -345,8 +337,3 @@ def first_pairs(path: str, columns: tuple[str, str] = ("a", "b"), folder: str | 
 
 def _rows(part: Any, columns: tuple[str, str]) -> Iterator[tuple[str | None, str | None]]:
     return zip(part[columns[0]].to_pylist(), part[columns[1]].to_pylist(), strict=True)
-
-
-def _suffix(path: str) -> str:
-    name = path.partition("?")[0].partition("::")[0] if storage.is_url(path) else path
-    return PurePosixPath(name).suffix.lower()

@@ -13,11 +13,12 @@ from PIL import Image
 
 from lpips_lightning.comparison.file_pairs import InputNeeds, match_folders
 from lpips_lightning.images.preprocessing import ImagePolicy
-from lpips_lightning.runs.choose import first_batch, is_shards, open_source
+from lpips_lightning.runs.choose import first_batch, open_source
 from lpips_lightning.runs.reading import PairReader
 from lpips_lightning.sources import storage
 from lpips_lightning.sources.base import unit_size
 from lpips_lightning.sources.lists import CsvPairs
+from lpips_lightning.sources.names import is_list, is_shards
 from lpips_lightning.sources.shards import ShardPairs
 
 fsspec = pytest.importorskip("fsspec")
@@ -128,6 +129,8 @@ def test_lists_and_shards_are_told_by_their_names(tmp_path):
     assert Image.open(io.BytesIO(source.read(pair.places[0]))).size == (40, 40)
     assert all(map(is_shards, ["x.tar", "s3://b/x.tar.gz?versionId=1", "x-{00..10}.tar", "x-{0..3}"]))
     assert not any(map(is_shards, ["x.csv", "tar", "s3://b/x?of=.tar", "x.tar/y"]))
+    assert all(map(is_list, ["x.CSV", "https://h/x.csv?sig=1", "s3://b/x.parquet", "zip://x.tsv::y.zip"]))
+    assert not any(map(is_list, ["x", "x.csv.gz", "zip://x.png::y.csv"]))
     pytest.importorskip("webdataset")
     (tmp_path / "x.tar").write_bytes(bytes(1024))
     assert isinstance(open_source([str(tmp_path / "x.tar")])[0], ShardPairs)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from lpips_lightning.cli.launch import add_launch_options, is_launched, launch_or_one_device, workers_of
@@ -20,7 +19,6 @@ from lpips_lightning.io.streams import name_streams
 
 if TYPE_CHECKING:
     from lpips_lightning.comparison.fidelity import Score
-    from lpips_lightning.comparison.file_pairs import Matches
     from lpips_lightning.perceptual_distance import PerceptualDistance
     from lpips_lightning.runs.journal import PairRow
     from lpips_lightning.runs.pairs import PairWork
@@ -30,11 +28,12 @@ if TYPE_CHECKING:
 
 RUNS = Page(
     "runs",
-    "lpips-lightning compare [options] A B --devices N ..., or --out DIR, --parquet FILE, --workers N, or SHARDS.tar",
-    "A large run: any of these options, tar shards, torchrun or SLURM start one. Its numbers do not depend on"
-    " devices and workers. A and B are two folders, with --pairs FILE also a list, or shards: 'a-{000..099}.tar'"
-    " 'b-{000..099}.tar', or one set with both images, KEY.a.png and KEY.b.png. All options of --help go too, but"
-    " --map, --map-raw, --mask, --erode, --tlp and --long.",
+    "lpips-lightning compare [options] A B --devices N ..., or --out DIR, --parquet FILE, --workers N, or LIST, SHARDS",
+    "A large run: any of these options, a URL, a list, tar shards, torchrun or SLURM start one. Its numbers do not"
+    " depend on devices and workers. A and B are two folders, with --pairs FILE also a list, or shards:"
+    " 'a-{000..099}.tar' 'b-{000..099}.tar', or one set with both images, KEY.a.png and KEY.b.png. LIST is a CSV or"
+    " Parquet file with columns a and b: paths or URLs. Everything may be a URL of fsspec: s3://, gs://, hf://,"
+    " https://, zip://::x.zip. All options of --help go too, but --map, --map-raw, --mask, --erode, --tlp and --long.",
     "The folder of a run has the results so far. Killed anywhere, the same command goes on there, and measures at"
     " most one batch per device again. The tables have the rows in the order of the pairs, each pair once; of a pair"
     " that was measured twice, a row with a distance before one with an error, then the first. A pair that fails is a"
@@ -42,7 +41,7 @@ RUNS = Page(
     " a finished run, or another one; an unfinished run of the same command goes on.",
 )
 _DEFAULT_OUT = "outputs/compare"
-_STARTING = ("devices", "num_nodes", "strategy", "accelerator", "workers", "out", "parquet")
+_STARTING = ("devices", "num_nodes", "strategy", "accelerator", "workers", "out", "parquet", "columns", "folder")
 _OUTPUTS = ("csv", "json", "parquet")
 _INSTEAD = {
     "map": "compare the pairs to be drawn without it",
@@ -53,7 +52,6 @@ _INSTEAD = {
     "tlp": "compare without it",
     "long": "a run writes one row per pair anyway",
 }
-_SHARDS = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz))$|\{\d+\.\.\d+\}")
 _PARTIAL = 3  # exit code
 
 
@@ -62,6 +60,8 @@ def add_run_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add_launch_options(group)
     add("--out", metavar="DIR", help=f"folder of the run (default: {_DEFAULT_OUT}, or -2, ... if it is taken)")
+    add("--columns", metavar="A,B", help="columns of a list with the first and second images (default: a,b)")
+    add("--folder", metavar="DIR", help="folder or URL that paths in a list start from (default: that of the list)")
     add("--parquet", metavar="FILE", help="write every distance as Parquet, in float64 (needs pyarrow)")
 
 
@@ -70,9 +70,13 @@ def why_run(options: argparse.Namespace) -> str:
     for name in _STARTING:
         if getattr(options, name) is not None:
             return f"--{name.replace('_', '-')}"
-    shards = [path for path in options.paths if _SHARDS.search(path)]
-    if shards:
-        return f"'{printable(shards[0])}'"
+    from lpips_lightning.sources.names import is_list, is_shards
+    from lpips_lightning.sources.storage import is_url, shown
+
+    alone = len(options.paths) == 1
+    for path in options.paths:
+        if is_shards(path) or is_url(path) or (alone and is_list(path)):
+            return f"'{printable(shown(path))}'"
     return "torchrun or SLURM" if is_launched() else ""
 
 
@@ -211,47 +215,31 @@ def _check_size(options: argparse.Namespace, pairs: int) -> None:
 
 def _open_source(options: argparse.Namespace) -> tuple[PairSource, list[str]]:
     """The pairs, and notes on files that are in no pair."""
-    from lpips_lightning.runs.folders import FolderPairs
+    from lpips_lightning.runs.choose import open_source
 
-    if any(_SHARDS.search(path) for path in options.paths):
-        return _open_shards(options), []
-    matches = _matches(options)
-    return FolderPairs(matches.pairs, options.batch_size), matches.notes
-
-
-def _open_shards(options: argparse.Namespace) -> PairSource:
-    from lpips_lightning.sources.shards import ShardPairs
-
-    for option in ("pairs", "common", "in_order"):
-        if getattr(options, option):
-            typed = option.replace("_", "-")
-            raise ValueError(f"{typed}: expected no --{typed} with tar shards, got both; samples are matched by key")
-    if len(options.paths) > 2 or not all(_SHARDS.search(path) for path in options.paths):
+    if options.pairs != (len(options.paths) == 3):
         raise ValueError(
-            f"paths: expected shards with both images, or shards of the first and of the second ones, got"
-            f" {', '.join(map(printable, options.paths))}; patterns such as 'pairs-{{000..099}}.tar' name several"
+            "pairs: expected --pairs with two folders and a CSV for a large run, and only with these, got"
+            f" {len(options.paths)} paths {'with' if options.pairs else 'without'} it; compare all pairs without the"
+            " options of large runs (--help=runs)"
         )
-    return ShardPairs(*options.paths)
+    return open_source(
+        options.paths,
+        batch_size=options.batch_size,
+        common=options.common,
+        in_order=options.in_order,
+        columns=_columns(options),
+        folder=options.folder,
+    )
 
 
-def _matches(options: argparse.Namespace) -> Matches:
-    from lpips_lightning.comparison.file_pairs import match_folders, match_listed
-
-    paths = [Path(path) for path in options.paths]
-    for path in paths:
-        if not path.exists():
-            raise FileNotFoundError(f"{printable(path)}: expected a folder, got no such file")
-    folders = [path for path in paths if path.is_dir()]
-    if options.pairs and len(folders) == 2 and len(paths) == 3:
-        (table,) = (path for path in paths if not path.is_dir())
-        return match_listed(folders[0], folders[1], table)
-    if options.pairs or len(folders) != 2 or len(paths) != 2:
-        got = "--pairs and " * options.pairs + ", ".join("a folder" if one.is_dir() else "a file" for one in paths)
-        raise ValueError(
-            f"paths: expected two folders, or two folders, --pairs and a CSV, for a large run, got {got}; compare two"
-            " images, videos or all pairs without its options (--help=runs)"
-        )
-    return match_folders(folders[0], folders[1], common=options.common, in_order=options.in_order)
+def _columns(options: argparse.Namespace) -> tuple[str, str] | None:
+    if options.columns is None:
+        return None
+    names = [name.strip() for name in options.columns.split(",")]
+    if len(names) != 2 or not all(names) or names[0] == names[1]:
+        raise ValueError(f"columns: expected two names, as in a,b, got '{printable(options.columns)}'")
+    return names[0], names[1]
 
 
 def _finish(options: argparse.Namespace, job: _Job) -> Statistics:
@@ -286,13 +274,15 @@ def _write(options: argparse.Namespace, job: _Job, statistics: Statistics) -> No
 def _namer(options: argparse.Namespace) -> Callable[[PairRow], str]:
     """Makes the name of a pair as `match_folders` does: the first path in its folder, without suffix."""
     from lpips_lightning.io.image_formats import image_suffixes
+    from lpips_lightning.sources.storage import is_url, shown
 
-    folder = next((Path(path) for path in options.paths if Path(path).is_dir()), None)
+    folder = next((shown(path) for path in options.paths if is_url(path) or Path(path).is_dir()), None)
 
     def name(row: PairRow) -> str:
-        if folder is None or not Path(row.a).is_relative_to(folder):
+        start = None if folder is None else f"{folder.rstrip('/')}/"
+        if start is None or not row.a.startswith(start):
             return row.a
-        inside = Path(row.a).relative_to(folder)
+        inside = PurePosixPath(row.a.removeprefix(start))
         return (inside.with_suffix("") if inside.suffix.lower() in image_suffixes() else inside).as_posix()
 
     return name

@@ -8,7 +8,7 @@ from pathlib import Path
 from lpips_lightning.comparison.file_pairs import left_out_note, match_images, match_listed
 from lpips_lightning.comparison.measure import default_batch_size
 from lpips_lightning.io.image_decoding import printable, read_header
-from lpips_lightning.io.image_folders import check_any_image
+from lpips_lightning.io.image_folders import ImageFolder, check_any_image
 from lpips_lightning.sources import storage
 from lpips_lightning.sources.base import PairSource, unit_size
 from lpips_lightning.sources.folders import list_stored
@@ -125,13 +125,26 @@ def _folders(a: str, b: str, batch_size: int | None, common: bool, in_order: boo
     notes: list[str] = []
     images = []
     for folder in (a, b):
-        found = list_stored(folder)
-        check_any_image(found, shown(folder))
+        found = _images_of(folder)
         notes += left_out_note(shown(folder), found.left_out)
         images.append(found.images)
     first, second = images
     matched, notes = match_images((shown(a), shown(b)), (first, second), notes, common=common, in_order=in_order)
     return _source([(one, two) for _, one, two in matched], batch_size, "folders"), notes
+
+
+def _images_of(folder: str) -> ImageFolder[StoredFile]:
+    """The images of a folder, whose name begins the messages: there is an option of the name ``folder``."""
+    if not is_url(folder) and not Path(folder).exists():
+        raise FileNotFoundError(f"{printable(folder)}: expected a folder, got no such file")
+    try:
+        found = list_stored(folder)
+        check_any_image(found, shown(folder))
+    except (ValueError, FileNotFoundError) as error:
+        message = str(error)
+        named = f"{printable(shown(folder))}: {message.removeprefix('folder: ')}"
+        raise type(error)(named if message.startswith("folder: ") else message) from None
+    return found
 
 
 def _source(pairs: Sequence[tuple[StoredFile, StoredFile]], batch_size: int | None, title: str) -> PairSource:

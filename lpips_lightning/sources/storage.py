@@ -214,7 +214,7 @@ def list_files(folder: str) -> Iterator[StoredFile]:
     if set(found) == {""}:
         raise NotADirectoryError(f"{shown(folder)}: expected a folder of images, got a file")
     if not found:
-        raise FileNotFoundError(f"folder: expected an existing folder of images, got '{shown(folder)}'")
+        raise FileNotFoundError(f"{shown(folder)}: expected {_FOLDER}, got no file there")
     from_web = folder.startswith(("http://", "https://"))
     for inside in sorted(found, key=lambda one: one.split("/")):
         if not inside or (from_web and ("?" in inside or "#" in inside)):  # links that sort the server's list

@@ -51,7 +51,7 @@ def outcome(call, *places):
     place = re.compile("|".join(map(re.escape, places)))
     if isinstance(pairs, list):
         pairs = [tuple(place.sub("@", name).replace("%20", " ") for name in pair) for pair in pairs]
-    return pairs, [place.sub("@", note) for note in notes]
+    return pairs, [re.sub("^(folder|@/[xy]): ", "", place.sub("@", note)) for note in notes]
 
 
 def in_memory(folder):
@@ -155,6 +155,8 @@ def test_two_folders_and_a_list_of_their_images(folders):
         (["x", "y"], {"columns": ("a", "b")}, "columns: expected no --columns with folders"),
         (["s3://b/x", "y", "z.csv"], {}, "paths: expected two local folders and a CSV"),
         (["https://u:p@h/x"], {}, r"got 'https://\*\*\*@h/x'"),
+        (["none", "y"], {}, "^none: expected a folder, got no such file"),
+        (["memory://none", "y"], {}, "^memory://none: expected an existing folder of images, got no "),
     ],
 )
 def test_paths_and_options_that_do_not_go_together(paths, options, message):

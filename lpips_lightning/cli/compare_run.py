@@ -218,10 +218,13 @@ def _open_source(options: argparse.Namespace) -> tuple[PairSource, list[str]]:
     from lpips_lightning.runs.choose import open_source
 
     if options.pairs != (len(options.paths) == 3):
+        count = len(options.paths)
+        given = f"{'--pairs and ' * options.pairs}{count} path{'s' * (count != 1)}"
+            "1 path" if len(options.paths) == 1 else f"{len(options.paths)} paths"
+        )
         raise ValueError(
-            "pairs: expected --pairs with two folders and a CSV for a large run, and only with these, got"
-            f" {len(options.paths)} paths {'with' if options.pairs else 'without'} it; compare all pairs without the"
-            " options of large runs (--help=runs)"
+            f"paths: expected two folders, or two folders, --pairs and a CSV, for a large run, got {given}; compare all"
+            " pairs without its options (--help=runs)"
         )
     return open_source(
         options.paths,

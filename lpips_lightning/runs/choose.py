@@ -113,7 +113,7 @@ def _local(path: Path) -> StoredFile:
 
 
 def _check_two_folders(paths: Sequence[str]) -> None:
-    files = [path for path in paths if not is_url(path) and Path(path).is_file()]
+    files = [path for path in paths if is_list(path) or (not is_url(path) and Path(path).is_file())]
     if len(paths) != 2 or files:
         raise ValueError(
             f"paths: expected two folders, one list ({', '.join(LIST_SUFFIXES)}) or tar shards, got {_names(paths)};"

@@ -220,8 +220,6 @@ def _open_source(options: argparse.Namespace) -> tuple[PairSource, list[str]]:
     if options.pairs != (len(options.paths) == 3):
         count = len(options.paths)
         given = f"{'--pairs and ' * options.pairs}{count} path{'s' * (count != 1)}"
-            "1 path" if len(options.paths) == 1 else f"{len(options.paths)} paths"
-        )
         raise ValueError(
             f"paths: expected two folders, or two folders, --pairs and a CSV, for a large run, got {given}; compare all"
             " pairs without its options (--help=runs)"

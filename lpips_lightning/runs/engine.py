@@ -95,10 +95,21 @@ def run(
     Returns:
         On rank 0 what `Work.measure` returned, in the order of units and of batches in a unit, without None; on other
         ranks None.
+
+    Raises:
+        ChildProcessError: If a worker process was killed, such as by the system for lack of memory.
     """
     module = _Module(make() if trainer.is_global_zero else None, workers, prefetch)
     with quiet():
-        trainer.predict(module, return_predictions=False)
+        try:
+            trainer.predict(module, return_predictions=False)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ChildProcessError(
+                f"workers: expected processes that read to the end, got one that was killed, mostly for lack of memory"
+                f" ({str(error).partition(chr(10))[0]}); give fewer --workers or a smaller --batch-size"
+            ) from error
     return module.gathered
 
 

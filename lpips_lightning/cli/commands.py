@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
+from lpips_lightning.cli.launch import COMMAND
 from lpips_lightning.io.console import Console
 from lpips_lightning.io.streams import flush_standard_streams, has_lost_reader
 
@@ -125,6 +126,7 @@ def _dispatch(args: list[str] | None) -> int:
 
 
 def _run(name: str, args: list[str]) -> int:
+    COMMAND.set((name, *args))
     try:
         _check_early(name, args)
         with _own_warnings_as_notes():

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
+from lpips_lightning.cli.launch import add_launch_options, launch_of
 from lpips_lightning.cli.options import add_network_options, choose_device, network_options, require_network
 from lpips_lightning.io.arguments import ArgumentParser
 from lpips_lightning.io.atomic import check_output_path
@@ -21,8 +23,9 @@ from lpips_lightning.io.tables import write_table
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lpips_lightning.evaluation.opinion_scores import FrameDistance
+    from lpips_lightning.evaluation.opinion_scores import FrameDistance, OpinionScore
     from lpips_lightning.functional.correlation import Correlations, Score
+    from lpips_lightning.runs.launch import Launch
 
 
 def main(args: list[str] | None = None) -> None:
@@ -33,34 +36,93 @@ def main(args: list[str] | None = None) -> None:
     """
     options = parser().parse_args(args)
     console = Console(stderr=name_streams(options, inputs=["file"], outputs=["csv"]))
+    launch = launch_of(options)
+    if launch is not None:
+        _run_on_ranks(options, launch, console)
+        return
+    job = _prepare(options)
+
+    from lpips_lightning.evaluation.opinion_scores import measure
+
+    device = choose_device(options.device)
+    with progress_report("items") as report:
+        found = {name: measure(job.opinions, one, device, report) for name, one in job.distances().items()}
+    _finish(options, job, found, console)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be measured."""
+
+    opinions: Sequence[OpinionScore]
+    scores: Tensor
+    names: Sequence[str] | None
+    distances: Callable[[], dict[str, Any]]
+
+
+def _prepare(options: argparse.Namespace) -> _Job:
+    """Check all arguments, build the network and the methods, and read the scores."""
     if options.csv:
         check_output_path(options.csv, "csv", replace=options.force)
-
-    network = network_options(options)
+    network_options(options)
 
     import torch
 
-    from lpips_lightning.cli.evaluate import require_backbones
-    from lpips_lightning.evaluation.methods import parse_method
-    from lpips_lightning.evaluation.opinion_scores import measure, read_opinion_scores
-    from lpips_lightning.functional.correlation import by_group, check_scores, correlate
-    from lpips_lightning.network import LPIPS
+    from lpips_lightning.evaluation.opinion_scores import read_opinion_scores
+    from lpips_lightning.functional.correlation import check_scores
+    from lpips_lightning.runs.once import PerProcess
 
-    require_network(options)
-    require_backbones(options.also, "--also")
-    methods = [parse_method(name) for name in dict.fromkeys(options.also)]
-    device = choose_device(options.device)
-    net = LPIPS(options.net, **network)
+    distances = PerProcess(_distances, options)
+    distances()
     opinions = read_opinion_scores(options.file, options.folder, options.columns.split(","), options.group)
     scores = torch.tensor([opinion.score for opinion in opinions], dtype=torch.float64)
     names = [opinion.group for opinion in opinions] if options.group else None
     check_scores(scores, names)  # before the long measurement
+    return _Job(opinions, scores, names, distances)
+
+
+def _distances(options: argparse.Namespace) -> dict[str, Any]:
+    """The network, named ``""``, and the methods by name."""
+    from lpips_lightning.cli.evaluate import require_backbones
+    from lpips_lightning.evaluation.methods import parse_method
+    from lpips_lightning.network import LPIPS
+
+    require_network(options)
+    require_backbones(options.also, "--also")
+    methods = {name: parse_method(name) for name in dict.fromkeys(options.also)}
+    return {"": LPIPS(options.net, **network_options(options)), **methods}
+
+
+def _run_on_ranks(options: argparse.Namespace, launch: Launch, console: Console) -> None:
+    """As `main`, with the references on the ranks of a Trainer; rank 0 prints and saves."""
+    from lpips_lightning.runs import engine
+    from lpips_lightning.runs.opinions import OpinionsWork, by_alpha, measured_rows
+
+    jobs: list[_Job] = []
+
+    def make() -> OpinionsWork:
+        jobs.append(job := _prepare(options))
+        return OpinionsWork(job.distances, job.opinions, by_alpha(job.distances()), report)
+
+    trainer = launch.trainer()
     with progress_report("items") as report:
-        distances, frames = measure(opinions, net, device, report)
-        found = {method.name: measure(opinions, method, device, report) for method in methods}
+        results = engine.run(trainer, make, workers=options.workers or 0)
+    if results is not None:
+        _finish(options, jobs[0], measured_rows(results, jobs[0].opinions), console)
+
+
+def _finish(
+    options: argparse.Namespace, job: _Job, found: Mapping[str, tuple[Tensor, list[FrameDistance]]], console: Console
+) -> None:
+    """Correlate, print and save."""
+    from lpips_lightning.functional.correlation import by_group, correlate
+
+    net, *methods = job.distances().values()
+    (distances, frames), scores, names = found[""], job.scores, job.names
+    also = {name: found[name] for name in dict.fromkeys(options.also)}
     overall = correlate(distances, scores, options.score)
     groups = by_group(distances, scores, names, options.score) if names else {}
-    others = {name: _others(values, scores, names, options.score) for name, (values, _) in found.items()}
+    others = {name: _others(values, scores, names, options.score) for name, (values, _) in also.items()}
     sense = "higher is better, LPIPS is negated" if options.score == "mos" else "higher is worse, like LPIPS"
     console.print(f"LPIPS against mean opinion scores ({options.score}: {sense})", soft_wrap=True, highlight=False)
     console.print(_table(overall, groups, others))
@@ -71,7 +133,7 @@ def main(args: list[str] | None = None) -> None:
         hint = f"Negative SRCC: if these scores are {other}, use --score {other}."
         console.print(hint, style="yellow", highlight=False)
     if options.csv:
-        _write_frames(Path(options.csv), frames, {name: by_frame for name, (_, by_frame) in found.items()})
+        _write_frames(Path(options.csv), frames, {name: by_frame for name, (_, by_frame) in also.items()})
 
 
 def parser() -> argparse.ArgumentParser:
@@ -110,6 +172,7 @@ def parser() -> argparse.ArgumentParser:
     add("--csv", metavar="FILE", help="write the distance of every image or frame to this CSV; - for stdout")
     add("--force", action="store_true", help="replace an existing --csv")
     add_network_options(result)
+    add_launch_options(result.add_argument_group("several devices"))
     return result
 
 

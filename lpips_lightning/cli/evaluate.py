@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lpips_lightning.cli.launch import add_launch_options, launch_of
 from lpips_lightning.cli.options import add_device_option, choose_device
 from lpips_lightning.io.arguments import integers
 from lpips_lightning.io.atomic import choose_output_folder
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
 
     from lpips_lightning.data.bapps import JNDDataset, TwoAFCDataset
     from lpips_lightning.data.judges import Judge
-    from lpips_lightning.evaluation.benchmark import Score
+    from lpips_lightning.evaluation.benchmark import Judged, Score
+    from lpips_lightning.evaluation.methods import Method
+    from lpips_lightning.runs.launch import Launch
 
 _OUT = "outputs/evaluation"
 _FIGURES = ("2afc", "jnd", "2afc_jnd", "disagreements")
@@ -93,6 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="worker processes that read images (default 0)",
     )
     add_device_option(parser)
+    add_launch_options(parser.add_argument_group("several devices"), workers=False)
     parser.add_argument("--out", metavar="DIR", help=f"output folder (default {_OUT}, or {_OUT}-2, ... if that exists)")
     parser.add_argument("--force", action="store_true", help="replace existing results")
 
@@ -108,15 +113,41 @@ def run(args: argparse.Namespace) -> None:
         FileNotFoundError: If a file is missing.
     """
     name_streams(args, inputs=["csv"])
+    launch = launch_of(args)
+    if launch is not None:
+        _run_on_ranks(args, launch)
+        return
+    job = _prepare(args)
+
+    from lpips_lightning.evaluation import benchmark as evaluation
+
+    device = choose_device(args.device)
+    with progress_report("items") as report:
+        options = (args.batch_size, args.num_workers, device, report, args.shifts)
+        measured = evaluation.measure(job.methods(), job.sets, *options)
+    _finish(args, job, measured)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be measured, and where it goes."""
+
+    out: Path
+    external: Mapping[str, str]
+    sets: Mapping[str, Dataset[dict[str, Any]]]
+    judges: Mapping[str, Judge]
+    methods: Callable[[], list[Method]]
+
+
+def _prepare(args: argparse.Namespace) -> _Job:
+    """Check all arguments, and build the methods."""
     out = choose_output_folder(args.out, _OUT, args.force, _FILES)
     for argument, least in (("batch_size", 1), ("num_workers", 0), ("resamples", 1)):
         if getattr(args, argument) < least:
             raise ValueError(f"{argument.replace('_', '-')}: expected at least {least}, got {getattr(args, argument)}")
 
     from lpips_lightning.data.judges import is_label
-    from lpips_lightning.evaluation import benchmark as evaluation
-    from lpips_lightning.evaluation import figures
-    from lpips_lightning.evaluation.methods import parse_method
+    from lpips_lightning.runs.once import PerProcess
 
     external = dict(_split_name(text) for text in args.distances)
     sets = _sets(args)
@@ -129,21 +160,51 @@ def run(args: argparse.Namespace) -> None:
     names = list(dict.fromkeys([*args.methods, *(args.disagree or [])])) or (["embedded", "l2", "ssim"] if sets else [])
     if clash := sorted(name for name in external if name in names or is_label(name)):
         raise ValueError(f"distances: expected a name that is not among the methods or judges, got {clash[0]!r}")
+    methods = PerProcess(_methods, names)
+    methods()
+    return _Job(out, external, sets, judges, methods)
+
+
+def _methods(names: Sequence[str]) -> list[Method]:
+    from lpips_lightning.evaluation.methods import parse_method
+
     require_backbones(names)
-    methods = [parse_method(name) for name in names]
-    device = choose_device(args.device)
+    return [parse_method(name) for name in names]
+
+
+def _run_on_ranks(args: argparse.Namespace, launch: Launch) -> None:
+    """As `run`, with the batches on the ranks of a Trainer; rank 0 prints and saves."""
+    from lpips_lightning.runs import engine
+    from lpips_lightning.runs.judgments import JudgmentsWork, judged_sets
+
+    jobs: list[_Job] = []
+
+    def make() -> JudgmentsWork:
+        jobs.append(job := _prepare(args))
+        return JudgmentsWork(job.methods, job.sets, args.batch_size, args.shifts, report)
+
+    trainer = launch.trainer()
     with progress_report("items") as report:
-        options = (args.batch_size, args.num_workers, device, report, args.shifts)
-        measured = evaluation.measure(methods, sets, *options)
-    measured |= {name: evaluation.read_distances(path) for name, path in external.items()}
+        results = engine.run(trainer, make, workers=args.num_workers)
+    if results is not None:
+        _finish(args, jobs[0], judged_sets(results, jobs[0].sets, args.shifts))
+
+
+def _finish(args: argparse.Namespace, job: _Job, measured: dict[str, dict[str, Judged]]) -> None:
+    """Score, print and save."""
+    from lpips_lightning.evaluation import benchmark as evaluation
+    from lpips_lightning.evaluation import figures
+
+    measured |= {name: evaluation.read_distances(path) for name, path in job.external.items()}
+    methods = job.methods()
     paper_rows = {method.name: method.paper for method in methods}
-    scores = evaluation.score(measured, paper_rows, args.resamples, judges=judges)
+    scores = evaluation.score(measured, paper_rows, args.resamples, judges=job.judges)
     notes = [method.note for method in methods if method.note]
-    files = _print_and_save(scores, notes, out, flips=bool(args.shifts))
+    files = _print_and_save(scores, notes, job.out, flips=bool(args.shifts))
     if args.disagree:
         pair = (args.disagree[0], args.disagree[1])
-        files += figures.save_disagreements(measured, pair, sets, out / "disagreements.png")
-    written = f"Written to {out}: {', '.join(file.name for file in files)}"
+        files += figures.save_disagreements(measured, pair, job.sets, job.out / "disagreements.png")
+    written = f"Written to {job.out}: {', '.join(file.name for file in files)}"
     Console().print(written, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import os
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lpips_lightning.runs.launch import Launch
 
 _NAMES = ("devices", "num_nodes", "strategy", "accelerator", "workers")
+_LAUNCHERS = {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"}
+COMMAND: ContextVar[tuple[str, ...]] = ContextVar("command", default=())
+"""The command that runs, after ``lpips-lightning``: other ranks run it again, also if a program has called it."""
 
 
-def add_launch_options(group: argparse._ArgumentGroup) -> None:
-    """Add Lightning's options for devices and machines, and ``--workers``, to a group of a parser."""
+def add_launch_options(group: argparse._ArgumentGroup, workers: bool = True) -> None:
+    """Add Lightning's options for devices and machines to a group of a parser.
+
+    Args:
+        group: The group.
+        workers: Also add ``--workers``; a command may have such an option already, for one device too.
+    """
     add = group.add_argument
     add("--devices", metavar="N", help="devices per machine: a number, a list such as 0,2, or auto")
     add("--num-nodes", type=int, metavar="N", help="machines (default: 1; torchrun and SLURM set it)")
-    add("--strategy", metavar="S", help="strategy of Lightning (default: ddp on several devices)")
+    add("--strategy", metavar="S", help="auto (default), ddp")
     add("--accelerator", metavar="A", help="auto (default), cpu, gpu, mps")
-    add("--workers", type=int, metavar="N", help="processes per device that read and decode images")
+    if workers:
+        add("--workers", type=int, metavar="N", help="processes per device that read and decode images")
 
 
 def launch_of(options: argparse.Namespace) -> Launch | None:
@@ -30,10 +41,13 @@ def launch_of(options: argparse.Namespace) -> Launch | None:
     Raises:
         ValueError: If an option is invalid, or ``--device`` is given too.
     """
-    given = {name: getattr(options, name) for name in _NAMES if getattr(options, name) is not None}
+    given = {name: value for name in _NAMES if (value := getattr(options, name, None)) is not None}
     for name, least in (("num_nodes", 1), ("workers", 0)):
         if given.get(name, least) < least:
             raise ValueError(f"{name.replace('_', '-')}: expected at least {least}, got {given[name]}")
+
+    if not given and not _LAUNCHERS & os.environ.keys():
+        return None  # without the import of Lightning
 
     from lpips_lightning.runs.launch import Launch, started_by_launcher
 
@@ -43,4 +57,4 @@ def launch_of(options: argparse.Namespace) -> Launch | None:
         option = f"--{next(iter(given)).replace('_', '-')}" if given else "torchrun or SLURM"
         raise ValueError(f"device: expected no --device with {option}, got {options.device!r}; use --accelerator")
     given.pop("workers", None)
-    return Launch(**given)
+    return Launch(**given, command=COMMAND.get())

@@ -113,29 +113,81 @@ def measure(
     """
     results: dict[str, dict[str, Judged]] = {method.name: {} for method in methods}
     for name, data in sets.items():
-        loader = DataLoader(data, batch_size, num_workers=num_workers)
-        parts: dict[str, list[Tensor]] = {method.name: [] for method in methods}
-        flips: dict[str, list[Tensor]] = {method.name: [] for method in methods}
-        shares: list[Tensor] = []
-        kind: Kind = "2afc"
-        for batch in loader:
-            kind = "2afc" if "judge" in batch else "jnd"
-            first, *others = ("ref", "p0", "p1") if kind == "2afc" else ("p0", "p1")
-            images = {image: batch[image].to(device) for image in (first, *others)}
-            with torch.inference_mode():
-                for method in methods:
-                    columns = [method.distance(images[first], images[other]) for other in others]
-                    parts[method.name].append(torch.stack(columns, 1).cpu().double())
-                    if kind == "2afc":
-                        flips[method.name].append(_flips(method, images, shifts))
-            shares.append(batch["judge" if kind == "2afc" else "same"].double())
+        parts: list[JudgedBatch] = []
+        for batch in DataLoader(data, batch_size, num_workers=num_workers):
+            parts.append(judged_batch(methods, batch, device, shifts))
             if report is not None:
-                report(name, sum(map(len, shares)), len(data))  # type: ignore[arg-type]
+                report(name, sum(len(part.shares) for part in parts), len(data))  # type: ignore[arg-type]
+        for method, judged in judged_set(parts, data, shifts).items():
+            results[method][name] = judged
+    return results
+
+
+@dataclass(frozen=True)
+class JudgedBatch:
+    """Distances of methods on one batch of a set, on the CPU.
+
+    Attributes:
+        kind: ``"2afc"`` for triplets, ``"jnd"`` for pairs.
+        distances: By method, ``(N, 2)`` for triplets, ``(N, 1)`` for pairs, float64.
+        flips: By method, ``(N, S)`` for S shifts; empty for pairs.
+        shares: Shape ``(N,)``, the judgments.
+    """
+
+    kind: Kind
+    distances: Mapping[str, Tensor]
+    flips: Mapping[str, Tensor]
+    shares: Tensor
+
+
+def judged_batch(
+    methods: Sequence[Method], batch: Mapping[str, Any], device: str | torch.device, shifts: Sequence[int] = ()
+) -> JudgedBatch:
+    """Distances of every method on a batch.
+
+    Args:
+        methods: Methods to evaluate.
+        batch: Items of a set, collated.
+        device: Device to compute on.
+        shifts: Pixels of each shift, see `measure`.
+
+    Returns:
+        The distances.
+
+    Raises:
+        ValueError: If images are not wider than a shift.
+    """
+    kind: Kind = "2afc" if "judge" in batch else "jnd"
+    first, *others = ("ref", "p0", "p1") if kind == "2afc" else ("p0", "p1")
+    images = {image: batch[image].to(device) for image in (first, *others)}
+    distances, flips = {}, {}
+    with torch.inference_mode():
         for method in methods:
-            references = getattr(data, "references", None)
-            by_shift = dict(zip(shifts, torch.cat(flips[method.name]).unbind(1), strict=True)) if kind == "2afc" else {}
-            distances = torch.cat(parts[method.name])
-            results[method.name][name] = Judged(kind, distances, torch.cat(shares), references, by_shift)
+            columns = [method.distance(images[first], images[other]) for other in others]
+            distances[method.name] = torch.stack(columns, 1).cpu().double()
+            if kind == "2afc":
+                flips[method.name] = _flips(method, images, shifts)
+    return JudgedBatch(kind, distances, flips, batch["judge" if kind == "2afc" else "same"].double())
+
+
+def judged_set(
+    parts: Sequence[JudgedBatch], data: Dataset[dict[str, Any]], shifts: Sequence[int] = ()
+) -> dict[str, Judged]:
+    """Distances of every method on a set, by method.
+
+    Args:
+        parts: All batches of the set, in its order.
+        data: The set.
+        shifts: Pixels of each shift.
+    """
+    kind, references = parts[0].kind, getattr(data, "references", None)
+    shares = torch.cat([part.shares for part in parts])
+    results = {}
+    for method in parts[0].distances:
+        columns = torch.cat([part.flips[method] for part in parts]).unbind(1) if kind == "2afc" else ()
+        by_shift = dict(zip(shifts if kind == "2afc" else (), columns, strict=True))
+        distances = torch.cat([part.distances[method] for part in parts])
+        results[method] = Judged(kind, distances, shares, references, by_shift)
     return results
 
 

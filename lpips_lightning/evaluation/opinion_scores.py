@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -136,17 +138,45 @@ def measure(
     """
     total, done = sum(len(opinion.frames) for opinion in opinions), 0
     by_row: dict[int, list[float]] = {}
-    place = torch.device(device)
-    scorer = _MethodScorer(net, place) if isinstance(net, Method) else _FrameScorer(net, place)
-    # Process rows with the same reference consecutively, so that it is encoded once.
-    for index in sorted(range(len(opinions)), key=lambda index: opinions[index].reference):
-        opinion = opinions[index]
-        try:
-            by_row[index] = [float(value) for batch in _batched_distances(opinion.frames, scorer) for value in batch]
-        except ValueError as error:
-            raise ValueError(f"{opinion.place}: {error}") from error
-        done += len(opinion.frames)
-        report("measuring", done, total)
+    scorer = frame_scorer(net, device)
+    for group in reference_groups(opinions):
+        for index in group:
+            opinion = opinions[index]
+            with naming_place(opinion):
+                batches = frame_batches(opinion.frames, scorer.keeps_alpha)
+                by_row[index] = [value for batch in batches for value in scorer.distances(batch)]
+            done += len(opinion.frames)
+            report("measuring", done, total)
+    return row_means(opinions, by_row)
+
+
+def reference_groups(opinions: Sequence[OpinionScore]) -> list[list[int]]:
+    """Rows by reference, so that each reference is encoded once: lists of row numbers, sorted by reference."""
+    order = sorted(range(len(opinions)), key=lambda index: opinions[index].reference)
+    return [list(group) for _, group in groupby(order, key=lambda index: opinions[index].reference)]
+
+
+@contextmanager
+def naming_place(opinion: OpinionScore) -> Iterator[None]:
+    """Errors about images of a row begin with its line number."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{opinion.place}: {error}") from error
+
+
+def row_means(
+    opinions: Sequence[OpinionScore], by_row: Mapping[int, Sequence[float]]
+) -> tuple[Tensor, list[FrameDistance]]:
+    """Distance of every row from those of its frames.
+
+    Args:
+        opinions: The rows.
+        by_row: Distances of the frames of every row, by row number.
+
+    Returns:
+        As of `measure`.
+    """
     frames = [
         FrameDistance(opinion.reference, opinion.distorted, distorted.name, distance)
         for index, opinion in enumerate(opinions)
@@ -154,6 +184,31 @@ def measure(
     ]
     means = [sum(by_row[index]) / len(by_row[index]) for index in range(len(opinions))]
     return torch.tensor(means, dtype=torch.float64), frames
+
+
+@dataclass(frozen=True)
+class FrameBatch:
+    """Frames of one row that are measured together.
+
+    Attributes:
+        pairs: Files (reference, distorted).
+        x: Reference frames ``(N, C, H, W)``, uint8.
+        y: Distorted frames; their size may be another one.
+    """
+
+    pairs: Sequence[tuple[Path, Path]]
+    x: Tensor
+    y: Tensor
+
+    def check_sizes(self) -> None:
+        """Raise a ValueError unless both sides have one size."""
+        if self.x.shape[2:] == self.y.shape[2:]:
+            return
+        (height, width), (expected_height, expected_width) = self.y.shape[2:], self.x.shape[2:]
+        raise ValueError(
+            f"{self.pairs[0][1]}: expected the size of {self.pairs[0][0]}, {expected_height}x{expected_width}"
+            f" (height x width), got {height}x{width}"
+        )
 
 
 class _FrameScorer:
@@ -164,13 +219,16 @@ class _FrameScorer:
         self.path: Path | None = None
         self.features: Features | None = None
 
-    def read(self, path: Path) -> Tensor:
-        """Read a uint8 image; composite over white unless the network has a background."""
-        return read_image(path, keep_alpha=self.net.images.background is not None)
+    @property
+    def keeps_alpha(self) -> bool:
+        """Whether images keep their alpha channel; else they are composited over white."""
+        return self.net.images.background is not None
 
-    def distances(self, pairs: Sequence[tuple[Path, Path]], images: Sequence[tuple[Tensor, Tensor]]) -> list[float]:
-        """Distances of uint8 image pairs of one size, or of any sizes if the network resizes."""
-        x, y = _stacked(pairs, images, self.device, self.net.images.resize is None)
+    def distances(self, batch: FrameBatch) -> list[float]:
+        """Distances of pairs of one size, or of any sizes if the network resizes."""
+        if self.net.images.resize is None:
+            batch.check_sizes()
+        pairs, x, y = batch.pairs, batch.x.to(self.device), batch.y.to(self.device)
         with torch.inference_mode():
             if self.net.memory_budget is not None:
                 return self.net(y, x, 255).cpu().double().tolist()
@@ -185,49 +243,55 @@ class _FrameScorer:
 class _MethodScorer:
     """As `_FrameScorer`, of a method by name."""
 
+    keeps_alpha = False
+
     def __init__(self, method: Method, device: torch.device) -> None:
         self.method, self.device = method, device
 
-    def read(self, path: Path) -> Tensor:
-        """Read a uint8 image; composite over white."""
-        return read_image(path)
-
-    def distances(self, pairs: Sequence[tuple[Path, Path]], images: Sequence[tuple[Tensor, Tensor]]) -> list[float]:
-        """Distances of uint8 image pairs of one size."""
-        x, y = (side.float() / 127.5 - 1 for side in _stacked(pairs, images, self.device, True))
+    def distances(self, batch: FrameBatch) -> list[float]:
+        """Distances of pairs of one size."""
+        batch.check_sizes()
+        x, y = (side.to(self.device).float() / 127.5 - 1 for side in (batch.x, batch.y))
         with torch.inference_mode():
             return self.method.distance(x, y).cpu().double().tolist()
 
 
-def _stacked(
-    pairs: Sequence[tuple[Path, Path]], images: Sequence[tuple[Tensor, Tensor]], device: torch.device, equal: bool
-) -> tuple[Tensor, Tensor]:
-    """Both sides of image pairs as batches; raise if their sizes must be equal and are not."""
-    x, y = (torch.stack(side).to(device) for side in zip(*images, strict=True))
-    if equal and x.shape[2:] != y.shape[2:]:
-        (height, width), (expected_height, expected_width) = y.shape[2:], x.shape[2:]
-        raise ValueError(
-            f"{pairs[0][1]}: expected the size of {pairs[0][0]}, {expected_height}x{expected_width}"
-            f" (height x width), got {height}x{width}"
-        )
-    return x, y
+Scorer = _FrameScorer | _MethodScorer
 
 
-def _batched_distances(
-    frames: Sequence[tuple[Path, Path]], scorer: _FrameScorer | _MethodScorer
-) -> Iterator[list[float]]:
-    """Distances of consecutive frames, in batches of at most `_MAX_PIXELS`."""
+def frame_scorer(net: PerceptualDistance | Method, device: str | torch.device) -> Scorer:
+    """What measures batches of frames with a network or a method."""
+    place = torch.device(device)
+    return _MethodScorer(net, place) if isinstance(net, Method) else _FrameScorer(net, place)
+
+
+def frame_batches(frames: Sequence[tuple[Path, Path]], keep_alpha: bool) -> Iterator[FrameBatch]:
+    """Consecutive frames of equal sizes, in batches of at most `_MAX_PIXELS`.
+
+    Args:
+        frames: Files (reference, distorted) of a row.
+        keep_alpha: Keep alpha channels; else images are composited over white.
+
+    Raises:
+        ValueError: If an image is damaged.
+        FileNotFoundError: If it is missing.
+    """
     pairs: list[tuple[Path, Path]] = []
     images: list[tuple[Tensor, Tensor]] = []
     for pair in frames:
-        new = (scorer.read(pair[0]), scorer.read(pair[1]))
+        new = (read_image(pair[0], keep_alpha=keep_alpha), read_image(pair[1], keep_alpha=keep_alpha))
         full = images and (len(images) + 1) * new[0].shape[1] * new[0].shape[2] > _MAX_PIXELS
         if images and (full or any(a.shape != b.shape for a, b in zip(images[-1], new, strict=True))):
-            yield scorer.distances(pairs, images)
+            yield _stacked(pairs, images)
             pairs, images = [], []
         pairs.append(pair)
         images.append(new)
-    yield scorer.distances(pairs, images)
+    yield _stacked(pairs, images)
+
+
+def _stacked(pairs: Sequence[tuple[Path, Path]], images: Sequence[tuple[Tensor, Tensor]]) -> FrameBatch:
+    x, y = (torch.stack(side) for side in zip(*images, strict=True))
+    return FrameBatch(pairs, x, y)
 
 
 def _frames_of(path: Path) -> tuple[Path, ...]:

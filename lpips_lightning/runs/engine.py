@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from types import FrameType
+from typing import Any, NoReturn, cast
 
 import torch
-import torch.distributed as dist
 from pytorch_lightning import LightningModule, Trainer
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from typing_extensions import override
 
 from lpips_lightning.runs.launch import quiet
+from lpips_lightning.runs.processes import RankProcesses
+from lpips_lightning.runs.ranks import OtherRankError, Ranks
 
 
 class Work(ABC):
@@ -88,7 +92,7 @@ def run(
 
     Args:
         trainer: Trainer from `Launch.trainer`.
-        make: Makes the work; called on rank 0 only, before other ranks are started.
+        make: Makes the work; called on rank 0 only, before it starts other ranks.
         workers: Worker processes per rank that read; 0 reads in the rank's own process.
         prefetch: Batches that each worker reads ahead.
 
@@ -97,20 +101,79 @@ def run(
         ranks None.
 
     Raises:
-        ChildProcessError: If a worker process was killed, such as by the system for lack of memory.
+        Exception: On rank 0, what went wrong on any rank.
+        SystemExit: On other ranks, if something went wrong on any rank.
+        ChildProcessError: If a rank on this machine has died.
     """
-    module = _Module(make() if trainer.is_global_zero else None, workers, prefetch)
-    with quiet():
-        try:
+    launcher = trainer.strategy.launcher
+    started = isinstance(launcher, RankProcesses) and launcher.cluster_environment.creates_processes_externally
+    ranks = Ranks(trainer)
+    # Where srun or torchrun have started the ranks, the others wait already, and have to hear of an error.
+    module = _Module(make if started else _made(make, trainer), workers, prefetch, ranks)
+    kill = True
+    try:
+        parts = ranks.end(*_measure(trainer, module))
+        kill = False
+    except Exception as error:
+        kill = isinstance(error, ChildProcessError)
+        raise
+    finally:
+        if isinstance(launcher, RankProcesses):
+            launcher.end(kill)
+    together = [one for part in parts for one in part]
+    return [result for _, result in sorted(together, key=lambda one: one[0])] if trainer.is_global_zero else None
+
+
+def _made(make: Callable[[], Work], trainer: Trainer) -> Callable[[], Work]:
+    """The work, made now on rank 0."""
+    work = make() if trainer.is_global_zero else None
+    return lambda: cast(Work, work)
+
+
+def _measure(trainer: Trainer, module: _Module) -> tuple[list[Any], Exception | None]:
+    """Results and error of this rank."""
+    try:
+        with quiet():
             trainer.predict(module, return_predictions=False)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise ChildProcessError(
-                f"workers: expected processes that read to the end, got one that was killed, mostly for lack of memory"
-                f" ({str(error).partition(chr(10))[0]}); give fewer --workers or a smaller --batch-size"
-            ) from error
-    return module.gathered
+    except Exception as error:
+        return [], _explained(error)
+    return module.results, None
+
+
+def _explained(error: Exception) -> Exception:
+    """The error, or what it means if a worker process was killed, as the system does for lack of memory."""
+    if not (isinstance(error, RuntimeError) and "DataLoader worker" in str(error)):
+        return error
+    return OSError(
+        "workers: expected processes that read to the end, got one that was killed, mostly for lack of memory"
+        f" ({str(error).splitlines()[0]}); give fewer --workers or a smaller --batch-size"
+    )
+
+
+@dataclass(frozen=True)
+class _ReadError:
+    """An error in a worker process, as it is: a DataLoader would add the worker's traceback to its message."""
+
+    error: Exception
+
+    def to(self, device: torch.device) -> _ReadError:
+        return self
+
+    def pin_memory(self) -> _ReadError:
+        return self
+
+
+class _Reading(IterableDataset[Any]):
+    """The batches of a data set, or what went wrong."""
+
+    def __init__(self, data: UnitDataset) -> None:
+        self._data = data
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self._data
+        except Exception as error:
+            yield _ReadError(error)
 
 
 class _Module(LightningModule):
@@ -118,37 +181,47 @@ class _Module(LightningModule):
 
     allow_zero_length_dataloader_with_multiple_devices = True
 
-    def __init__(self, work: Work | None, workers: int, prefetch: int) -> None:
+    def __init__(self, make: Callable[[], Work], workers: int, prefetch: int, ranks: Ranks) -> None:
         super().__init__()
-        self._work = [work]  # in a list, so that modules in it are not registered
-        self._workers, self._prefetch = workers, prefetch
-        self._results: list[tuple[int, Any]] = []
+        self._work: list[Work] = []  # in a list, so that modules in it are not registered
+        self._make, self._workers, self._prefetch, self._ranks = make, workers, prefetch, ranks
+        self.results: list[tuple[int, Any]] = []
         self._ready = self._transfer = 0.0
         self._todo: Sequence[int] = ()
-        self.gathered: list[Any] | None = None
 
     @property
     def work(self) -> Work:
-        return cast(Work, self._work[0])
+        return self._work[0]
 
     @override
     def setup(self, stage: str) -> None:
-        first = self._work[0]
-        plan = None if first is None else (first, first.todo())
-        self._work[0], self._todo = self.trainer.strategy.broadcast(plan)
+        plan, failure = None, None
+        if self.trainer.is_global_zero:
+            try:
+                work = self._make()
+                plan = (work, work.todo())
+            except Exception as error:
+                failure = error
+        plan = self.trainer.strategy.broadcast(plan)
+        if plan is None:
+            raise failure or OtherRankError
+        self._work, self._todo = [plan[0]], plan[1]
 
     @override
     def on_predict_start(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _terminate)  # Lightning's own handler ends a fit only, then restores ours
+        self._ranks.check()
         self.work.start(self.trainer, self.device)
+        self._ready = time.perf_counter()
 
     @override
     def predict_dataloader(self) -> DataLoader[Any]:
         data = self.work.dataset(self._todo[self.trainer.global_rank :: self.trainer.world_size])
-        ahead = {"prefetch_factor": self._prefetch} if self._workers else {}
         workers = min(self._workers, max(len(data.units), 1))
         pin = self.device.type == "cuda"
-        self._ready = time.perf_counter()
-        return DataLoader(data, batch_size=None, num_workers=workers, pin_memory=pin, **(ahead if workers else {}))
+        ahead = self._prefetch if workers else None
+        return DataLoader(_Reading(data), batch_size=None, num_workers=workers, pin_memory=pin, prefetch_factor=ahead)
 
     @override
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -161,20 +234,20 @@ class _Module(LightningModule):
 
     @override
     def predict_step(self, batch: Any, batch_idx: int) -> int:
+        self._ranks.check()
+        if isinstance(batch, _ReadError):
+            raise batch.error
         waiting = time.perf_counter() - self._ready - self._transfer
         result = self.work.measure(batch, BatchTimes(max(waiting, 0.0), self._transfer))
         if result is not None:
-            self._results.append((batch.unit, result))
+            self.results.append((batch.unit, result))
         self._ready = time.perf_counter()
         return batch_idx  # Lightning warns about None
 
     @override
     def on_predict_end(self) -> None:
         self.work.finish()
-        parts = [self._results]
-        if self.trainer.world_size > 1 and dist.is_available() and dist.is_initialized():
-            parts = [[] for _ in range(self.trainer.world_size)]
-            dist.gather_object(self._results, parts if self.trainer.is_global_zero else None)
-        if self.trainer.is_global_zero:
-            together = [one for part in parts for one in part]
-            self.gathered = [result for _, result in sorted(together, key=lambda one: one[0])]
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + signum)

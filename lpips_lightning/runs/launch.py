@@ -5,15 +5,23 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning import Trainer
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+from typing_extensions import override
+
+from lpips_lightning.runs.processes import RankProcesses
 
 _WAIT = timedelta(days=7)  # that the first ranks to finish wait for the last
+_LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")
+_STRATEGIES = ("auto", "ddp")
 
 
 @dataclass(frozen=True)
@@ -23,14 +31,17 @@ class Launch:
     Attributes:
         devices: Number of devices per machine, ``"auto"``, or a list of indices as text, such as ``"0,2"``.
         num_nodes: Number of machines.
-        strategy: Lightning's strategy, such as ``"ddp"``.
+        strategy: ``"auto"`` or ``"ddp"``.
         accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``, ``"mps"``, ...
+        command: What the other ranks of this machine run, after ``lpips-lightning``; empty: the command line of this
+            process. Not read where torchrun or srun start the ranks.
     """
 
     devices: str = "auto"
     num_nodes: int = 1
     strategy: str = "auto"
     accelerator: str = "auto"
+    command: Sequence[str] = ()
 
     def trainer(self) -> Trainer:
         """A Trainer without logger, checkpoints and progress bar.
@@ -38,19 +49,27 @@ class Launch:
         Raises:
             ValueError: If Lightning refuses an option; the message is Lightning's.
         """
+        if self.strategy not in _STRATEGIES:
+            raise ValueError(
+                f"strategy: expected auto or ddp, got {self.strategy!r}; every rank has the whole network, so there is"
+                " nothing to shard, and each is a process of its own"
+            )
         try:
             with quiet():
                 trainer = self._trainer(self.strategy)
-                # Not Lightning's own choice of "ddp", whose ranks wait 30 minutes for each other, then fail.
-                return self._trainer("ddp") if type(trainer.strategy).__name__ == "DDPStrategy" else trainer
-        except (RuntimeError, TypeError, ImportError) as error:
-            raise ValueError(f"devices: Lightning refuses these options: {error}") from error
-        except Exception as error:  # MisconfigurationException of either Lightning package
-            if type(error).__name__ != "MisconfigurationException":
+                # Not Lightning's own DDP: its ranks wait 30 minutes for each other, and rerun the user's script.
+                several = isinstance(trainer.strategy, DDPStrategy)
+                trainer = self._trainer(_Ddp(self.command)) if several else trainer
+        except Exception as error:  # MisconfigurationException of either Lightning package is no ValueError
+            if not isinstance(error, _REFUSALS) and type(error).__name__ != "MisconfigurationException":
                 raise
-            raise ValueError(f"devices: {error}") from error
+            raise ValueError(self._refusal(error)) from error
+        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+            name = type(trainer.strategy).__name__
+            raise ValueError(f"accelerator: expected auto, cpu, gpu or mps, got {self.accelerator!r} ({name})")
+        return trainer
 
-    def _trainer(self, strategy: str) -> Trainer:
+    def _trainer(self, strategy: str | DDPStrategy) -> Trainer:
         devices, num_nodes = _devices(self.devices), self.num_nodes
         if devices == "auto" and started_by_launcher():  # Lightning expects the launcher's numbers, also on CPUs
             devices, num_nodes = _devices_of_launcher()
@@ -58,7 +77,8 @@ class Launch:
             accelerator=self.accelerator,
             devices=devices,
             num_nodes=num_nodes,
-            strategy=DDPStrategy(timeout=_WAIT) if strategy == "ddp" else strategy,
+            strategy=strategy,
+            plugins=_environment(),
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -66,25 +86,65 @@ class Launch:
             use_distributed_sampler=False,
         )
 
+    def _refusal(self, error: Exception) -> str:
+        """One line about the option that Lightning refuses."""
+        reason = " ".join(str(error).split())
+        if reason.startswith("devices: "):
+            return reason
+        option = "accelerator" if "accelerator" in reason.lower() and self.accelerator != "auto" else "devices"
+        return f"{option}: expected what Lightning accepts, got {getattr(self, option)!r}: {reason}"
+
+
+_REFUSALS = (RuntimeError, TypeError, ValueError, ImportError)
+
+
+class _Ddp(DDPStrategy):
+    """Lightning's DDP with our own start of the other ranks."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        super().__init__(timeout=_WAIT)
+        self._command = command
+
+    @override
+    def _configure_launcher(self) -> None:
+        environment: Any = self.cluster_environment
+        self._launcher = RankProcesses(environment, self.num_processes, self.num_nodes, self._command)
+
 
 def started_by_launcher() -> bool:
     """Whether torchrun or srun has started this process as one of several ranks."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return int(os.environ.get("WORLD_SIZE", "1")) > 1
-    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive", None)
-    return not interactive and "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    return _started_by_srun()
+
+
+def _started_by_srun() -> bool:
+    """Whether this is one of several tasks of srun: not in the script of sbatch itself, nor in a shell of salloc."""
+    environment = os.environ
+    is_shell = environment.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    in_step = {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS"} <= environment.keys()
+    return in_step and not is_shell and int(environment.get("SLURM_NTASKS", "1")) > 1
+
+
+def _environment() -> list[Any]:
+    """Lightning's plugin for SLURM, if needed: without requeueing, since there are no checkpoints."""
+    if "SLURM_NTASKS" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        return []
+    # A script of sbatch, or one task of srun: other ranks are not there unless this process starts them.
+    return [SLURMEnvironment(auto_requeue=False) if _started_by_srun() else LightningEnvironment()]
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without what Lightning says about every Trainer, such as the devices that are not used."""
-    loggers = [logging.getLogger(f"{name}.utilities.rank_zero") for name in ("pytorch_lightning", "lightning.pytorch")]
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [one.level for one in loggers]
     with warnings.catch_warnings():
         for message in (
             "The '.*_dataloader' does not have many workers",
             ".*LeafSpec",
             "GPU available but not used",
+            "The `srun` command is available",
             "Total length of",
             "Your `IterableDataset` has `__len__` defined",
         ):

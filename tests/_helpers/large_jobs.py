@@ -22,6 +22,7 @@ from PIL import Image
 
 from lpips_lightning.comparison.file_pairs import InputNeeds
 from lpips_lightning.network import LPIPS
+from lpips_lightning.runs import processes
 from lpips_lightning.runs.engine import run
 from lpips_lightning.runs.journal import Journal
 from lpips_lightning.runs.launch import Launch
@@ -174,4 +175,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    import large_jobs  # so that all ranks find its classes under the same name
+
+    processes._MAIN = processes._MAIN.replace("from lpips_lightning.cli import", "from large_jobs import")
+    large_jobs.main()

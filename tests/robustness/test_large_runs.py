@@ -165,6 +165,7 @@ def test_slurm(few, tmp_path):
         "SLURM_JOB_ID": "7",
         "SLURM_JOB_NAME": "scores",
         "SLURM_NTASKS": "4",
+        "SLURM_STEP_NUM_TASKS": "4",
         "SLURM_NTASKS_PER_NODE": "2",
         "SLURM_NNODES": "2",
         "SLURM_NODELIST": "localhost",

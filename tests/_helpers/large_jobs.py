@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import os
 import signal
 import warnings
@@ -98,12 +99,11 @@ class Watched(PairWork):
 
 
 def resident():
-    """Memory of this process and its worker processes in MiB, shared pages in part (Linux)."""
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    """Memory of this process and its worker processes in MiB, without files such as libraries (Linux)."""
     total = 0
-    for process in ["self", *children]:
+    for process in ["self", *(child.pid for child in multiprocessing.active_children())]:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:"))
     return total / 1024
 
 

@@ -136,8 +136,18 @@ def _measure(trainer: Trainer, module: _Module) -> tuple[list[Any], Exception | 
         with quiet():
             trainer.predict(module, return_predictions=False)
     except Exception as error:
-        return [], error
+        return [], _explained(error)
     return module.results, None
+
+
+def _explained(error: Exception) -> Exception:
+    """The error, or what it means if a worker process was killed, as the system does for lack of memory."""
+    if not (isinstance(error, RuntimeError) and "DataLoader worker" in str(error)):
+        return error
+    return OSError(
+        "workers: expected processes that read to the end, got one that was killed, mostly for lack of memory"
+        f" ({str(error).splitlines()[0]}); give fewer --workers or a smaller --batch-size"
+    )
 
 
 @dataclass(frozen=True)

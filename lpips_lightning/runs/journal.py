@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import weakref
 import zlib
 from array import array
 from collections.abc import Iterator, Mapping
@@ -91,6 +92,7 @@ class PartWriter:
     def __init__(self, folder: Path, rank: int) -> None:
         with _disk_errors_explained(folder):
             self._file = _new_part(folder, rank)
+        weakref.finalize(self, self._file.close)  # after an error nobody calls `close`
 
     def write(self, unit: int, rows: Mapping[int, PairRow], end: int | None) -> None:
         """Append rows of a unit by number, and the number of its pairs after its last one.

@@ -363,13 +363,13 @@ class _Both(io.BufferedReader):
 
 
 def _expanded(pattern: str) -> Iterable[str]:
-    from braceexpand import UnbalancedBracesError, braceexpand
+    from braceexpand import braceexpand
 
     if "://" not in pattern and Path(pattern).exists():
         return [pattern]
     try:
         names = list(braceexpand(pattern))
-    except UnbalancedBracesError as error:
+    except ValueError as error:
         raise ValueError(f"shards: expected balanced braces, as in 'x-{{000..099}}.tar', got {pattern!r}") from error
     return [found for name in names for found in _globbed(name)]
 

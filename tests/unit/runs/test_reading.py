@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import threading
 import time
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +18,16 @@ from torch.utils.data import DataLoader
 
 from lpips_lightning.comparison.file_pairs import InputNeeds
 from lpips_lightning.images.preprocessing import ImagePolicy
+from lpips_lightning.network import LPIPS
 from lpips_lightning.runs import read_ahead, reading
+from lpips_lightning.runs.engine import run
+from lpips_lightning.runs.journal import Journal
+from lpips_lightning.runs.launch import Launch
+from lpips_lightning.runs.pairs import PairWork
 from lpips_lightning.runs.read_ahead import ReadAhead
 from lpips_lightning.runs.reading import PairReader
 from lpips_lightning.sources.base import SourcePair
+from lpips_lightning.sources.listed import ListedPairs
 
 NEEDS = InputNeeds(ImagePolicy(), 8, "alex")
 SIZES = ((16, 16), (16, 24), (24, 16), (32, 8))
@@ -198,3 +208,35 @@ def test_an_error_of_the_list_ends_the_run():
     found = []
     with pytest.raises(OSError, match="list.csv: expected a file"):
         found.extend(PairReader([0], Broken(3, 3, size=(16, 16)), NEEDS, 1))
+
+
+class Deadly(ListedPairs):
+    """A source that kills the worker process that reads its 13th pair, once: as the system does for lack of memory."""
+
+    def read(self, name):
+        mark = Path(name).parents[1] / "killed"
+        if name.endswith("b/00013.png") and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(name)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="processes are killed by a signal")
+def test_a_killed_worker_process_ends_the_run_which_then_goes_on(tmp_path):
+    names = [tuple(str(tmp_path / side / f"{index:05d}.png") for side in "ab") for index in range(24)]
+    for index, pair in enumerate(names):
+        for name in pair:
+            Path(name).parent.mkdir(exist_ok=True)
+            Path(name).write_bytes(encoded(index, (32, 32)))
+    network = partial(LPIPS, "embedded")
+
+    def measure():
+        work = partial(PairWork, Deadly(names, 8, "images"), network, NEEDS, tmp_path / "run", 4)
+        run(Launch(devices="1", accelerator="cpu").trainer(), work, workers=1)
+
+    Journal(tmp_path / "run").begin({})
+    with pytest.raises(OSError, match="workers: expected processes that read to the end, got one that was killed"):
+        measure()
+    assert Journal(tmp_path / "run").progress().pairs < 24
+    measure()
+    assert [row.a for row in Journal(tmp_path / "run").rows(3)] == [a for a, _ in names]

@@ -9,8 +9,15 @@ import lzma
 import pickle
 import tarfile
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from lpips_lightning.comparison.file_pairs import InputNeeds
+from lpips_lightning.images.preprocessing import ImagePolicy
+from lpips_lightning.runs.reading import PairReader
+from lpips_lightning.sources.listed import ListedPairs
 from lpips_lightning.sources.shards import ShardPairs, expand_shards
 
 pytest.importorskip("webdataset")
@@ -218,3 +225,27 @@ def test_shards_behind_a_url():
     assert [len(read(source, index)) for index in range(len(source))] == [2, 3]
     with pytest.raises(FileNotFoundError, match="memory://shards/y.tar: expected a tar shard, got no such file"):
         ShardPairs("memory://shards/y.tar")
+
+
+def test_shards_give_the_batches_of_files(tmp_path):
+    packed, names = [], []
+    for index in range(10):
+        for side in "ab":
+            pixels = np.random.default_rng([index, side == "a"]).integers(
+                0, 256, (16 + 8 * (index % 2), 16, 3), np.uint8
+            )
+            path = tmp_path / f"{index}.{side}.png"
+            Image.fromarray(pixels).save(path)
+            packed.append((path.name, path.read_bytes()[: 99 if index == 4 else None]))
+            path.write_bytes(packed[-1][1])
+        names.append((str(tmp_path / f"{index}.a.png"), str(path)))
+    needs = InputNeeds(ImagePolicy(), 8, "alex")
+    sources = ShardPairs(written(tmp_path / "x.tar", packed)), ListedPairs(names, 10, "files")
+    of_shard, of_files = (list(PairReader([0], source, needs, 3)) for source in sources)
+    assert [batch.rows for batch in of_shard] == [batch.rows for batch in of_files]
+    assert all(
+        torch.equal(x.x, y.x) and torch.equal(x.y, y.y) for x, y in zip(of_shard, of_files, strict=True) if x.rows
+    )
+    assert sum(len(batch.rows) for batch in of_shard) == 9
+    ((error,),) = [batch.errors.values() for batch in of_shard if batch.errors]
+    assert error.startswith(f"{tmp_path}/x.tar/4.a.png: expected a readable image")

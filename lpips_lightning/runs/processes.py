@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from typing_extensions import override
 
 _PARENT = "LPIPS_LIGHTNING_PARENT"  # process id of rank 0 of a machine, for the ranks that it has started
 _VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", _PARENT)
 _MAIN = "import sys; sys.path[:] = {path!r}; from lpips_lightning.cli import main; sys.exit(main())"
+_INTERRUPTED = 130
 _GRACE = 60  # seconds for this process to notice that a rank is lost, before the watching thread ends it
 
 
@@ -105,14 +107,17 @@ class RankProcesses(_SubprocessScriptLauncher):
         self._before = {}
 
     def _watch(self) -> None:
-        """Notice that a rank has died; if nobody cares for too long, such as while ranks connect, end all."""
+        """Notice that a rank has died; if this process is stuck, such as while ranks connect, end all."""
         while not self._ended.wait(0.5):
             self.lost = self.lost or self._first_lost()
-            if self.lost and not self._ended.wait(_GRACE):
+            grace = _GRACE if dist.is_available() and dist.is_initialized() else 1
+            if self.lost and not self._ended.wait(grace):
                 self.kill(_KILL)
-                sys.stderr.write(f"lpips-lightning: {self.lost}\n")
-                sys.stderr.flush()
-                os._exit(2)
+                interrupted = any(process.poll() == _INTERRUPTED for process in self._ranks.values())
+                if not interrupted:
+                    sys.stderr.write(f"lpips-lightning: {self.lost}\n")
+                    sys.stderr.flush()
+                os._exit(_INTERRUPTED if interrupted else 2)
 
     def _first_lost(self) -> str:
         for rank, process in self._ranks.items():

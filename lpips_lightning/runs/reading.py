@@ -13,10 +13,12 @@ from typing_extensions import override
 
 from lpips_lightning.comparison.file_pairs import InputNeeds, input_problems, size_problems
 from lpips_lightning.comparison.measure import checked_pixels, default_batch_size, stacked
-from lpips_lightning.io.image_decoding import Header, read_header, read_pixels
+from lpips_lightning.io.image_decoding import Header, printable, read_header, read_pixels
 from lpips_lightning.runs.engine import UnitDataset
+from lpips_lightning.runs.read_ahead import ReadAhead
 from lpips_lightning.sources.base import PairSource, SourcePair
 
+_MOST_WAITING = 64 << 20  # encoded bytes of a unit that wait for full batches
 _Names = tuple[str, str]
 
 
@@ -32,7 +34,7 @@ class PairBatch:
         y: Second images.
         errors: Why pairs failed, by row; such rows are not in `rows`.
         end: Number of pairs in the unit, in its last batch; else None.
-        reading: Seconds spent reading bytes.
+        reading: Seconds spent waiting for bytes, which threads read ahead.
         decoding: Seconds spent decoding them.
     """
 
@@ -63,14 +65,20 @@ class _Waiting:
     """Pairs of equal sizes and kinds that wait for a full batch, encoded."""
 
     size: int
-    pairs: list[tuple[int, SourcePair, tuple[bytes, bytes], tuple[Header, Header]]]
+    pairs: list[tuple[int, SourcePair, tuple[bytes, bytes], tuple[Header, Header]]] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        """Encoded size."""
+        return sum(len(one) for _, _, contents, _ in self.pairs for one in contents)
 
 
 class PairReader(UnitDataset):
     """Reads units of a source into batches.
 
-    Batches depend only on the source and `batch_size`, not on ranks and workers: pairs of equal sizes and kinds are
-    batched in the order of the unit. At most one batch is decoded at a time; pairs that wait for theirs stay encoded.
+    Batches depend only on the source and `batch_size`, not on ranks, workers and what was done before: pairs of equal
+    sizes and kinds are batched in the order of the unit. Memory is bounded: one batch is decoded at a time, and pairs
+    that wait for theirs stay encoded; if these have more than 64 MiB, those that wait longest become a smaller batch.
 
     Args:
         units: Numbers of the units.
@@ -103,53 +111,53 @@ class _UnitReader:
     def __init__(self, reader: PairReader, unit: int) -> None:
         self._reader, self._unit = reader, unit
         self._done = reader.done.get(unit, frozenset())
-        self._groups: dict[Any, _Waiting] = {}
+        self._groups: dict[Any, _Waiting] = {}  # the one that waits longest comes first
+        self._waiting = 0  # bytes
         self._failed: dict[int, tuple[_Names, str]] = {}
         self._reading = self._decoding = 0.0
 
     def __iter__(self) -> Iterator[PairBatch]:
         row = -1
-        pairs = iter(self._reader.source.unit(self._unit))
-        while (pair := self._next(pairs)) is not None:
-            row += 1
-            group = self._add(row, pair)
-            if group is not None and len(group.pairs) == group.size:
-                yield from self._batch(group)
-                group.pairs = []
-        for group in self._groups.values():
-            if group.pairs:
-                yield from self._batch(group)
+        with ReadAhead(self._reader.source, self._unit) as pairs:
+            while (found := self._next(pairs)) is not None:
+                row += 1
+                full = self._add(row, *found)
+                if full is not None:
+                    yield from self._batch(full)
+                while self._waiting > _MOST_WAITING:
+                    yield from self._batch(next(iter(self._groups)))
+        for key in list(self._groups):
+            yield from self._batch(key)
+        if self._done and max(self._done) > row:
+            raise ValueError(
+                f"unit {self._unit}: expected at least {max(self._done) + 1} pairs, as in an earlier attempt, got"
+                f" {row + 1}; the images have changed or cannot be read at present"
+            )
         yield replace(self._emptied(PairBatch(self._unit)), end=row + 1)
 
-    def _next(self, pairs: Iterator[SourcePair]) -> SourcePair | None:
+    def _next(self, pairs: ReadAhead) -> tuple[SourcePair, tuple[bytes, bytes] | Exception] | None:
         start = time.perf_counter()
-        pair = next(pairs, None)
+        found = next(pairs, None)
         self._reading += time.perf_counter() - start
-        return pair
+        return found
 
-    def _add(self, row: int, pair: SourcePair) -> _Waiting | None:
-        """Read a pair; its group, or None if it failed."""
+    def _add(self, row: int, pair: SourcePair, contents: tuple[bytes, bytes] | Exception) -> Any:
+        """Add a pair to its group; the group's key if it is full now."""
         try:
-            if pair.error:
-                raise ValueError(pair.error)
-            contents = pair.contents or self._read(pair)
+            if isinstance(contents, Exception):
+                raise contents
             a, b = read_header(pair.a, contents[0]), read_header(pair.b, contents[1])
             self._check(pair, a, b)
-        except (ValueError, OSError) as error:
+        except Exception as error:  # of any kind: the other pairs go on
             self._fail(row, pair, error)
             return None
         key = (a.size, b.size, a.alpha, b.alpha, a.deep or b.deep)
-        size = self._reader.batch_size or default_batch_size(a, b)
-        group = self._groups.setdefault(key, _Waiting(size, []))
+        if key not in self._groups:
+            self._groups[key] = _Waiting(self._reader.batch_size or default_batch_size(a, b))
+        group = self._groups[key]
         group.pairs.append((row, pair, contents, (a, b)))
-        return group
-
-    def _read(self, pair: SourcePair) -> tuple[bytes, bytes]:
-        start = time.perf_counter()
-        try:
-            return self._reader.source.read(pair.a), self._reader.source.read(pair.b)
-        finally:
-            self._reading += time.perf_counter() - start
+        self._waiting += len(contents[0]) + len(contents[1])
+        return key if len(group.pairs) == group.size else None
 
     def _check(self, pair: SourcePair, a: Header, b: Header) -> None:
         needs = self._reader.needs
@@ -162,28 +170,42 @@ class _UnitReader:
 
     def _fail(self, row: int, pair: SourcePair, error: Exception) -> None:
         if row not in self._done:
-            self._failed[row] = ((pair.a, pair.b), str(error))
+            known = isinstance(error, ValueError | OSError) and str(error)
+            reason = str(error) if known else _unnamed(pair, error)
+            self._failed[row] = ((pair.a, pair.b), reason)
 
-    def _batch(self, group: _Waiting) -> Iterator[PairBatch]:
+    def _batch(self, key: Any) -> Iterator[PairBatch]:
+        group = self._groups.pop(key)
+        self._waiting -= group.bytes
         if all(row in self._done for row, *_ in group.pairs):
             return
         start = time.perf_counter()
-        rows, names, first, second, deep = [], {}, [], [], False
+        decoded = {}
         for row, pair, contents, (a, b) in group.pairs:
             try:
                 x = checked_pixels(read_pixels(pair.a, contents[0]), pair.a, a, self._reader.needs.images)
                 y = checked_pixels(read_pixels(pair.b, contents[1]), pair.b, b, self._reader.needs.images)
-            except (ValueError, OSError) as error:
+                decoded[row] = x, y
+            except Exception as error:
                 self._fail(row, pair, error)
-                continue
-            first.append(x)
-            second.append(y)
-            rows.append(row)
-            names[row] = (pair.a, pair.b)
-            deep |= a.deep or b.deep
-        images = (stacked(first, deep).contiguous(), stacked(second, deep).contiguous()) if rows else (None, None)
+        images = self._stacked(group, decoded)
         self._decoding += time.perf_counter() - start
-        yield self._emptied(PairBatch(self._unit, tuple(rows), names, *images))
+        names = {row: (pair.a, pair.b) for row, pair, *_ in group.pairs if row in decoded}
+        yield self._emptied(PairBatch(self._unit, tuple(decoded), names, *images))
+
+    def _stacked(self, group: _Waiting, decoded: dict[int, Any]) -> tuple[Tensor | None, Tensor | None]:
+        """Both sides of the decoded pairs, which are emptied if they fill the memory."""
+        deep = any(a.deep or b.deep for row, _, _, (a, b) in group.pairs if row in decoded)
+        try:
+            if decoded:
+                first, second = zip(*decoded.values(), strict=True)
+                return stacked(first, deep).contiguous(), stacked(second, deep).contiguous()
+        except (MemoryError, RuntimeError) as error:  # torch raises the latter
+            for row, pair, *_ in group.pairs:
+                if row in decoded:
+                    self._fail(row, pair, error)
+            decoded.clear()
+        return None, None
 
     def _emptied(self, batch: PairBatch) -> PairBatch:
         """The batch with the failures and times since the last one."""
@@ -192,3 +214,8 @@ class _UnitReader:
         full = replace(batch, names=names, errors=errors, reading=self._reading, decoding=self._decoding)
         self._failed, self._reading, self._decoding = {}, 0.0, 0.0
         return full
+
+
+def _unnamed(pair: SourcePair, error: Exception) -> str:
+    """Reason of an error that names no file."""
+    return f"{printable(pair.a)}: expected images that can be compared, got {type(error).__name__}: {printable(error)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, cycle, islice
 from pathlib import Path
@@ -218,8 +218,8 @@ def benchmark(
         decoding_in_workers=in_workers,
         together=together,
         rates=rates,
-        pairs=len(held.pairs),
-        skipped=held.skipped,
+        pairs=len(held.pairs) - held.broken,
+        skipped=held.unreadable + held.broken,
         megapixels=megapixels,
         batch=batch,
         device=_device_name(device),
@@ -288,13 +288,14 @@ class _Held:
 
     pairs: list[SourcePair]
     counts: dict[int, int]  # pairs by unit of the source, among them skipped ones
-    skipped: int
+    unreadable: int
+    broken: int  # found when they are decoded
     reading: float
     divisible: bool
 
     @classmethod
     def read(cls, source: PairSource, count: int) -> _Held:
-        held = cls([], {}, 0, 0.0, True)
+        held = cls([], {}, 0, 0, 0.0, True)
         failures: list[Exception] = []
         start, size = time.perf_counter(), 0
         for unit, pair, contents in _read_ahead(source):
@@ -309,7 +310,7 @@ class _Held:
                 break
         if not held.pairs:
             raise ValueError(f"benchmark: expected pairs that can be read, got {failures[0] if failures else 'none'}")
-        held.skipped = len(failures)
+        held.unreadable = len(failures)
         held.reading = (time.perf_counter() - start) / len(held.pairs)
         return held
 
@@ -355,7 +356,7 @@ def _decoding(held: _Held, reader: _Reader) -> tuple[tuple[float, float], list[P
     for batch in reader(_InMemory([held.pairs])):
         count += len(batch.rows)
         failure = next(iter(batch.errors.values()), failure)
-        held.skipped += len(batch.errors)
+        held.broken += len(batch.errors)
         if batch.x is not None and batch.y is not None and size < _DECODED:
             kept.append(batch)
             size += batch.x.nbytes + batch.y.nbytes

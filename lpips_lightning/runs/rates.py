@@ -234,7 +234,8 @@ class _Reporter:
                     self._look()
                     self._show()
             finally:
-                self._bar.stop()
+                if self._bar.live.is_started:
+                    self._bar.stop()
             self._look()
             if self._shown:
                 self._print(self._rates.summary())
@@ -269,5 +270,6 @@ def duration(seconds: float) -> str:
     """A time in the unit that suits it."""
     for unit, size, limit in (("s", 1, 120), ("min", 60, 120 * 60), ("h", 3600, 48 * 3600)):
         if seconds < limit:
-            return f"{seconds / size:.0f} {unit}" if seconds >= 10 * size or size == 1 else f"{seconds / size:.1f} {unit}"
+            whole = size == 1 or seconds >= 10 * size
+            return f"{seconds / size:.{0 if whole else 1}f} {unit}"
     return f"{seconds / 86400:.1f} days"

@@ -82,9 +82,9 @@ class Setting:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("pairs", 1), ("ranks", 1), ("per_machine", 1), ("workers", 1), ("cores", 1), ("unit", 1), ("batch", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        for name in ("pairs", "ranks", "per_machine", "workers", "cores", "unit", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         negative = [one.name for one in fields(self) if getattr(self, one.name) < 0]
         if negative:
             raise ValueError(f"{negative[0]}: expected a number of at least 0, got {getattr(self, negative[0])}")
@@ -247,3 +247,98 @@ def _gamma(variation: float, count: float, ranks: int, random: np.random.Generat
     if not variation:
         return np.full(ranks, count)
     return random.gamma(count / variation**2, variation**2, ranks)
+
+
+# Seconds of one core per MPix of both images: measured 2026-11-29, AMD EPYC (family 25, AVX2), one process.
+_PNG, _JPEG = 0.045, 0.015
+# Seconds per MPix of both images: assumed, not measured: LPIPS(alex), 28 GFLOP per MPix at 20 TFLOP/s.
+_ALEX = 0.0014
+# Rows per second and bytes per row of the folder of a run: measured on the same machine, with Parquet as the output.
+_SCAN, _MERGE, _ROW = 1e6, 4e4, 131.0
+_SMALL, _LARGE = 2 * 0.256**2, 2 * 1.024**2  # MPix of both images: 256 and 1024 pixels a side
+_COMMON = Setting(scan_rate=_SCAN, merge_rate=_MERGE, row_bytes=_ROW, failure_h=5000, bandwidth=2.5e9)
+_SHARDS: dict[str, Any] = {"unit": 10_000, "requests_per_pair": 0.0, "reading": 0.0005, "unit_variation": 0.1}
+# Two requests of 30 ms, eight at a time, from one prefix of S3; 395 bytes of names per pair in every process.
+_OBJECTS: dict[str, Any] = {"request_rate": 5500, "reading": 0.0075, "list_rate": 1.5e5, "list_bytes": 395}
+
+CASES: dict[str, Setting] = {
+    "256 px JPEG, shards": replace(
+        _COMMON, **_SHARDS, decoding=_SMALL * _JPEG, device=_SMALL * _ALEX, bytes_per_pair=35e3
+    ),
+    "256 px PNG, objects": replace(
+        _COMMON, **_OBJECTS, decoding=_SMALL * _PNG, device=_SMALL * _ALEX, bytes_per_pair=235e3
+    ),
+    "1 MPix JPEG, shards": replace(
+        _COMMON, **_SHARDS, batch=1, decoding=_LARGE * _JPEG, device=_LARGE * _ALEX, bytes_per_pair=345e3
+    ),
+    "1 MPix PNG, objects": replace(
+        _COMMON, **_OBJECTS, batch=1, decoding=_LARGE * _PNG, device=_LARGE * _ALEX, bytes_per_pair=2.7e6
+    ),
+}
+CASES["the last, failing"] = replace(CASES["1 MPix PNG, objects"], failure_h=100)
+"""10^8 pairs on 64 GPUs in 8 machines with 96 cores each."""
+
+_MUCH = 0.1  # of the total, from which on a part is worth a change
+_MEMORY = 256e9  # bytes of a machine
+
+
+def advice(setting: Setting, outcome: Outcome) -> list[str]:
+    """What limits a setting, and what to set."""
+    limits = setting.limits()
+    name = min(limits, key=lambda one: limits[one])
+    hide = math.ceil(max(setting.decoding, setting.reading) / setting.device) if setting.device else setting.workers
+    here = min(setting.ranks, setting.per_machine)
+    remedies = {
+        "network": "more devices",
+        "decoding": f"{hide} workers per device would hide it, with {here * (hide + 1)} cores in a machine",
+        "reading": f"{hide} workers per device would hide it",
+        "bandwidth": "smaller files, or machines with faster networks",
+        "requests": "tar shards, which are few large requests",
+    }
+    found = [f"{name} limits, {limits[name]:,.0f} pairs/s at most: {remedies[name]}"]
+    parts = (
+        (
+            outcome.merging,
+            "merging on rank 0 takes long: split the run into several, with a table each",
+        ),
+        (outcome.straggling, "ranks wait for the last one: smaller units or shards, of equal sizes"),
+        (outcome.starting, "starting takes long: tar shards or a list in parts instead of one long list"),
+    )
+    found += [text for seconds, text in parts if seconds > _MUCH * outcome.total]
+    lists = setting.list_bytes * setting.pairs * here * (setting.workers + 1)
+    if lists > _MEMORY:
+        found.append(f"names of all pairs take {lists / 1e9:,.0f} GB in a machine: tar shards, or split the run")
+    return found
+
+
+def table(cases: dict[str, Setting]) -> list[str]:
+    """A line for each case: hours of each phase, failures, the devices' use, and the size of the run's folder."""
+    columns = ("start", "measure", "wait for last", "merge", "total")
+    lines = [f"{'hours':22}" + "".join(f"{one:>15}" for one in columns) + f"{'failures':>10}{'busy':>7}{'folder':>9}"]
+    for name, setting in cases.items():
+        found = simulate(setting)
+        times = (found.starting, found.measuring, found.straggling, found.merging, found.total)
+        shown = "".join(f"{seconds / 3600:>15.2f}" for seconds in times)
+        size = f"{setting.pairs * setting.row_bytes / 1e9:.3g} GB"
+        lines.append(f"{name:22}{shown}{found.failures:>10}{found.busy:>7.0%}{size:>9}")
+        lines += [f"  {one}" for one in advice(setting, found)]
+    return lines
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Print the table of `CASES`, or of one setting from the command line."""
+    description = (__doc__ or "").partition("\n\n")[0]
+    parser = argparse.ArgumentParser("python -m lpips_lightning.runs.simulation", description=description)
+    for one in fields(Setting):
+        kind = int if isinstance(one.default, int) else float
+        parser.add_argument(f"--{one.name.replace('_', '-')}", type=kind, help=f"default {one.default:g}")
+    given = {name: value for name, value in vars(parser.parse_args(args)).items() if value is not None}
+    try:
+        lines = table({"your setting": Setting(**given)} if given else CASES)
+    except ValueError as error:
+        parser.error(str(error))
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -217,6 +217,10 @@ def test_commands_and_their_options_exist(capsys):
                 main([*call, "--help=all" if in_full else "--help"])
             assert not end.value.code, call
             shown[call] = set(options_in(capsys.readouterr().out))
+            if call[0] == "compare":
+                with pytest.raises(SystemExit):
+                    main([*call, "--help=runs"])
+                shown[call] |= set(options_in(capsys.readouterr().out))
         return shown[call]
 
     for line in lines:
@@ -294,13 +298,13 @@ def answered(studies, tmp_path, backbones):
 
 
 def short_lines():
-    """Lines of the pages that take seconds; those with another program, videos or a mirror are left out."""
+    """Lines of the pages that take seconds; those with another program, videos, a mirror or help are left out."""
     lines = [line.partition("#")[0].strip().removeprefix("lpips-lightning ") for line in command_lines()]
     return sorted(
         {
             line
             for line in lines
-            if f"{line} ".startswith(RUN) and " " in line and not re.search(r"[|]|mp4|\.\.\.", line)
+            if f"{line} ".startswith(RUN) and " " in line and not re.search(r"[|]|mp4|\.\.\.|--help", line)
         }
     )
 

@@ -6,14 +6,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lpips_lightning.cli.compare_run import RUNS, add_run_options, run, why_run
 from lpips_lightning.cli.options import add_network_options, choose_device, network_options, require_network
-from lpips_lightning.io.arguments import ArgumentParser
+from lpips_lightning.io.arguments import PagedParser
 from lpips_lightning.io.atomic import check_output_path
-from lpips_lightning.io.console import Console
+from lpips_lightning.io.console import print_lines, print_notes
 from lpips_lightning.io.download import no_progress
 from lpips_lightning.io.figures import require_matplotlib
 from lpips_lightning.io.image_decoding import printable
@@ -61,12 +61,12 @@ _MAPS = ("map", "map_raw")
 _OUTPUTS = ("csv", "json", *_MAPS)
 _USAGE = "lpips-lightning compare [options] A B, or [options] --pairs FOLDER [FOLDER [FILE]]"
 _DESCRIPTION = "LPIPS of two images, videos or folders, or of all pairs. 0: equal; higher: less similar."
-_EPILOG = 'With "-" as an output file: that file alone. Damaged images are named; then the exit code is 2.'
+_EPILOG = """"-" as output: that file alone. Damaged images are named, exit code 2. Several GPUs: --help=runs."""
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the argument parser."""
-    result = ArgumentParser(
+    result = PagedParser(
         "lpips-lightning compare",
         usage=_USAGE,
         description=_DESCRIPTION,
@@ -103,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
     add("--map-raw", metavar="PATH", help="the bare heatmap: a PNG, or a folder")
     add("--map-max", type=float, metavar="D", help="local distance at the brightest color (default: of the pairs)")
     add("--force", action="store_true", help="replace existing output files")
+    add_run_options(result.add_page(RUNS))
     return result
 
 
@@ -116,8 +117,12 @@ def main(args: list[str] | None = None) -> None:
         ValueError: If an argument or an image is invalid.
         FileNotFoundError: If a path does not exist.
         WeightsError: If weights are missing or damaged.
+        SystemExit: With code 3, if some pairs of a large run failed.
     """
     options = _parse(args)
+    if why := why_run(options):
+        run(options, why)
+        return
     options.to_stderr = name_streams(options, outputs=_OUTPUTS)
     paths = [Path(STDIN if path == "-" else path) for path in options.paths]
     kind = _kind(paths, options)
@@ -133,7 +138,7 @@ def main(args: list[str] | None = None) -> None:
         _compare_all(paths, LPIPS(options.net, **network), options)
         return
     matches = _match(paths, kind, options)
-    _print_notes(matches.notes)
+    print_notes(matches.notes)
     _compare(matches, kind, LPIPS(options.net, **network), options)
 
 
@@ -183,8 +188,8 @@ def _compare(matches: Matches, kind: Kind, net: PerceptualDistance, options: arg
         lines = compare_report.pair_lines(results[0], options.per_layer)
     else:
         lines = compare_report.summary_lines(results, options.per_layer)
-    _print_lines([*lines, fingerprint], options.to_stderr)
-    _print_notes(compare_report.infinite_note(results))
+    print_lines([*lines, fingerprint], options.to_stderr)
+    print_notes(compare_report.infinite_note(results))
     if options.csv is not None:
         compare_report.write_csv(options.csv, results, options.per_layer, options.erode)
     if options.json is not None:
@@ -195,7 +200,7 @@ def _compare(matches: Matches, kind: Kind, net: PerceptualDistance, options: arg
         with progress_report("items") as progress:
             report = no_progress if kind == "images" else progress
             maps.finish(lambda: _measure(good, kind, net, options, maps), report)
-        _print_notes(maps.notes())
+        print_notes(maps.notes())
     if errors:
         pairs = "frames" if kind == "videos" else "pairs"
         raise ValueError(f"{len(errors)} of {len(results)} {pairs} failed: {_first_error(errors)}")
@@ -247,7 +252,7 @@ def _compare_all(folders: Sequence[Path], net: PerceptualDistance, options: argp
 
     found = [images_of(folder) for folder in folders]
     notes = [note for _, notes in found for note in notes]
-    _print_notes(notes)
+    print_notes(notes)
     names, *other_names = (sorted(one.images, key=natural_order) for one, _ in found)
     if len(folders) == 1 and len(names) < 2:
         raise ValueError(f"pairs: expected two images or more in '{printable(folders[0])}', got {len(names)}")
@@ -261,7 +266,7 @@ def _compare_all(folders: Sequence[Path], net: PerceptualDistance, options: argp
         compute["others"] = others[0] if others else ()
         distances = measure_all_pairs(files, net, headers, report=report, **compute)
     lines = compare_report.all_pairs_lines(names, distances, across)
-    _print_lines([*lines, net.fingerprint], options.to_stderr)
+    print_lines([*lines, net.fingerprint], options.to_stderr)
     if options.csv is not None:
         compare_report.write_all_pairs_csv(options.csv, names, distances, options.long, across)
     if options.json is not None:
@@ -368,21 +373,3 @@ def _check_values(options: argparse.Namespace) -> None:
 
 def _first_error(errors: Sequence[str]) -> str:
     return errors[0] + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
-
-
-def _print_lines(lines: Sequence[str], to_stderr: bool) -> None:
-    """Print lines, if somebody reads them; escape characters that the terminal's encoding lacks."""
-    stream = sys.stderr if to_stderr else sys.stdout
-    if stream is None:  # closed by the shell
-        return
-    encoding = stream.encoding or "utf-8"
-    text = "".join(f"{line}\n" for line in lines)
-    with suppress(BrokenPipeError):  # files are still to be written
-        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-
-
-def _print_notes(notes: Sequence[str]) -> None:
-    """Say on standard error which files are left out."""
-    console = Console(stderr=True)
-    for note in notes:
-        console.print(f"lpips-lightning: note: {note}", soft_wrap=True, highlight=False, markup=False, emoji=False)

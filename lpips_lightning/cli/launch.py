@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _NAMES = ("devices", "num_nodes", "strategy", "accelerator", "workers")
 _LAUNCHERS = {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"}
+_MOST_WORKERS = 8  # per device
 COMMAND: ContextVar[tuple[str, ...]] = ContextVar("command", default=())
 """The command that runs, after ``lpips-lightning``: other ranks run it again, also if a program has called it."""
 
@@ -58,3 +59,53 @@ def launch_of(options: argparse.Namespace) -> Launch | None:
         raise ValueError(f"device: expected no --device with {option}, got {options.device!r}; use --accelerator")
     given.pop("workers", None)
     return Launch(**given, command=COMMAND.get())
+
+
+def is_launched() -> bool:
+    """Whether torchrun or srun has started this process as one of several ranks."""
+    if not _LAUNCHERS & os.environ.keys():
+        return False  # without the import of Lightning
+
+    from lpips_lightning.runs.launch import started_by_launcher
+
+    return started_by_launcher()
+
+
+def launch_or_one_device(options: argparse.Namespace) -> Launch:
+    """As `launch_of`; without options for devices, torchrun and SLURM: on ``--device``, in this process.
+
+    Args:
+        options: The parsed command line.
+
+    Raises:
+        ValueError: If an option is invalid, or there is no such device.
+    """
+    from lpips_lightning.runs.launch import Launch
+
+    names = [name for name in _NAMES if name != "workers"]
+    if any(getattr(options, name, None) is not None for name in names) or is_launched():
+        launch = launch_of(options)
+        assert launch is not None
+        return launch
+    if (options.workers or 0) < 0:
+        raise ValueError(f"workers: expected at least 0, got {options.workers}")
+
+    from lpips_lightning.cli.options import choose_device
+
+    device = choose_device(options.device)
+    if device.type == "cuda":
+        return Launch(f"{device.index or 0},", accelerator="gpu", command=COMMAND.get())
+    return Launch("1", accelerator=device.type, command=COMMAND.get())
+
+
+def workers_of(given: int | None, devices: int) -> int:
+    """Processes per device that read: the given number, or the cores per device, at most 8; 0 with one core.
+
+    Args:
+        given: The option ``--workers``; None for the default.
+        devices: Ranks on this machine.
+    """
+    if given is not None:
+        return given
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores // max(devices, 1), _MOST_WORKERS) if cores > 1 else 0

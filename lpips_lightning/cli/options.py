@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _VERSIONS = ("0.1", "0.0")
 _PRECISIONS = ("fp32", "bf16", "fp16")  # not "autocast": a command runs outside any autocast context
+_LIGHTNINGS_PRECISIONS = {"32-true": "fp32", "bf16-mixed": "bf16", "16-mixed": "fp16"}
 _CONVENTIONS = ("3dgs",)
 _COLORS = ("white", "black")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -28,6 +29,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--precision",
         choices=_PRECISIONS,
+        type=_precision,
         default="fp32",
         metavar="P",
         help="precision of the backbone: fp32 (default), bf16, fp16",
@@ -44,6 +46,11 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     add("--frame-chunk", type=int, metavar="N", help="maximum number of images per backbone pass")
     add("--memory-budget", metavar="B", help="bytes besides weights and images: 500000000, 512M or 2G")
     add_device_option(parser)
+
+
+def _precision(text: str) -> str:
+    """The precision, which may be spelled as Lightning's Trainer has it."""
+    return _LIGHTNINGS_PRECISIONS.get(text, text)
 
 
 def add_weight_options(group: argparse._ArgumentGroup) -> None:

@@ -7,6 +7,7 @@ import difflib
 import re
 import sys
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from typing_extensions import override
@@ -58,6 +59,69 @@ class ArgumentParser(argparse.ArgumentParser):
         given = self._given[: self._given.index("--")] if "--" in self._given else self._given
         names = (word.partition("=")[0] for word in given)
         return [name for name in names if name.startswith("--") and name not in self._option_string_actions]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Options that ``--help=NAME`` explains instead of ``--help``.
+
+    Attributes:
+        name: The name.
+        usage: The command line.
+        about: What the options are for.
+        more: What follows them.
+    """
+
+    name: str
+    usage: str
+    about: str
+    more: str = ""
+
+
+class PagedParser(ArgumentParser):
+    """A parser with pages of help beside that of ``--help``."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._pages: dict[str, tuple[Page, argparse._ArgumentGroup]] = {}
+
+    def add_page(self, page: Page) -> argparse._ArgumentGroup:
+        """A group of options that have a page of their own."""
+        group = self.add_argument_group(page.name)
+        self._pages[page.name] = page, group
+        return group
+
+    @override
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        given = sys.argv[1:] if args is None else list(args)
+        for word in given[: given.index("--")] if "--" in given else given:
+            option, equals, name = word.partition("=")
+            if option == "--help" and equals:
+                self._show(name)
+        return super().parse_known_args(args, namespace)
+
+    @override
+    def format_help(self) -> str:
+        groups, hidden = self._action_groups, [id(group) for _, group in self._pages.values()]
+        try:
+            self._action_groups = [group for group in groups if id(group) not in hidden]
+            return super().format_help()
+        finally:
+            self._action_groups = groups
+
+    def _show(self, name: str) -> NoReturn:
+        if name not in self._pages:
+            refuse(unknown_choice("--help", name, list(self._pages)))
+        page, group = self._pages[name]
+        formatter = argparse.HelpFormatter(self.prog, max_help_position=24, width=100)
+        formatter.add_usage(page.usage, [], [])
+        formatter.add_text(page.about)
+        formatter.start_section("options")
+        formatter.add_arguments(group._group_actions)
+        formatter.end_section()
+        formatter.add_text(page.more)
+        self._print_message(formatter.format_help(), sys.stdout)
+        raise SystemExit(0)
 
 
 def refuse(sentence: str) -> NoReturn:

@@ -149,9 +149,14 @@ def new_version(path: str | os.PathLike[str]) -> Path:
         >>> new_version("missing/scores.csv").name
         'scores.csv'
     """
+    return next(one for one in new_versions(path) if not has_results(one))
+
+
+def new_versions(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """`path`, ``name-2``, ``name-3``, ...; a file keeps its suffix."""
     first = Path(path)
-    versions = (first.with_name(f"{first.stem}-{number}{first.suffix}") for number in itertools.count(2))
-    return next(one for one in itertools.chain([first], versions) if not has_results(one))
+    yield first
+    yield from (first.with_name(f"{first.stem}-{number}{first.suffix}") for number in itertools.count(2))
 
 
 def choose_output_folder(

@@ -27,7 +27,7 @@ from lpips_lightning.io.atomic import atomic_write
 from lpips_lightning.io.image_decoding import printable
 
 PLAN = "run.json"
-_LOCK = "run.lock"
+LOCK = "run.lock"
 _PARTS = "part-*.jsonl"
 _PATIENCE = 15  # seconds: worker processes of a killed rank hold its lock until they notice, at most 5 seconds later
 _OPEN = 100  # parts that the merge keeps open
@@ -128,7 +128,7 @@ class Journal:
         """
         with _disk_errors_explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / _LOCK)
+        lock = FileLock(self.folder / LOCK)
         try:
             lock.acquire(timeout=_PATIENCE)
         except Timeout:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from pytorch_lightning import Trainer
@@ -107,5 +106,5 @@ class PairWork(Work):
     def _scores(self, x: Tensor, y: Tensor, position: int) -> Mapping[str, float]:
         if not self.scores:
             return {}
-        pixels: Any = (one[position].permute(1, 2, 0).cpu().numpy() for one in (x, y))
-        return pair_scores(*pixels, self._net.images, self.scores)
+        first, second = (one[position].permute(1, 2, 0).cpu().numpy() for one in (x, y))
+        return pair_scores(first, second, self._net.images, self.scores)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lpips_lightning.cli.compare_run import RUNS, add_run_options, run, why_run, with_benchmark
+from lpips_lightning.cli.launch import share_cores
 from lpips_lightning.cli.options import add_network_options, choose_device, network_options, require_network
 from lpips_lightning.io.arguments import PagedParser
 from lpips_lightning.io.atomic import check_output_path
@@ -120,6 +121,7 @@ def main(args: list[str] | None = None) -> None:
         SystemExit: With code 3, if some pairs of a large run failed.
     """
     options = _parse(args)
+    share_cores()
     if why := why_run(options):
         run(options, why)
         return

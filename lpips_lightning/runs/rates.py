@@ -13,7 +13,7 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 from rich.console import RenderableType
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 
 from lpips_lightning.io.atomic import atomic_write
 from lpips_lightning.io.console import Console
@@ -222,8 +222,10 @@ class _Reporter:
         self._folder, self._ranks, self._rates = folder, ranks, rates
         self.left = threading.Event()
         self._console = Console(stderr=True)
-        columns = [BarColumn(20)] * (total is not None), TextColumn("{task.description}")
-        self._bar = Progress(*columns[0], columns[1], console=self._console, auto_refresh=False, transient=True)
+        columns: list[ProgressColumn] = [TextColumn("{task.description}")]
+        if total is not None:
+            columns.insert(0, BarColumn(20))
+        self._bar = Progress(*columns, console=self._console, auto_refresh=False, transient=True)
         self._task = self._bar.add_task("", total=total)
         self._shown = False
 

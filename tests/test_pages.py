@@ -47,6 +47,7 @@ PAGES = {
     "recipes/GUIDE.md": 0,
     "recipes/JUDGE.md": 1,
     "recipes/README.md": 1,
+    "recipes/SCALE.md": 0,
     "tests/README.md": 0,
     "weights/README.md": 2,
 }
@@ -297,16 +298,14 @@ def answered(studies, tmp_path, backbones):
     write_calibration(path, TrainableLPIPS("alex", init="official"), 1.0, {"net_type": "alex", "mode": "lin"})
 
 
+OTHER = r"[|]|mp4|\.\.\.|\{\d|--help|--devices|--benchmark"
+
+
 def short_lines():
-    """Lines of the pages that take seconds; those with another program, videos, a mirror or help are left out."""
+    """Lines of the pages that take seconds; those with another program, videos, a mirror, shards, several
+    devices or help are left out."""
     lines = [line.partition("#")[0].strip().removeprefix("lpips-lightning ") for line in command_lines()]
-    return sorted(
-        {
-            line
-            for line in lines
-            if f"{line} ".startswith(RUN) and " " in line and not re.search(r"[|]|mp4|\.\.\.|--help", line)
-        }
-    )
+    return sorted({line for line in lines if f"{line} ".startswith(RUN) and " " in line and not re.search(OTHER, line)})
 
 
 LONG = ("judge calibrate", "judge report study")  # about 15 seconds each

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lpips_lightning.cli.compare_run import RUNS, add_run_options, run, why_run
+from lpips_lightning.cli.compare_run import RUNS, add_run_options, run, why_run, with_benchmark
+from lpips_lightning.cli.launch import share_cores
 from lpips_lightning.cli.options import add_network_options, choose_device, network_options, require_network
 from lpips_lightning.io.arguments import PagedParser
 from lpips_lightning.io.atomic import check_output_path
@@ -120,6 +121,7 @@ def main(args: list[str] | None = None) -> None:
         SystemExit: With code 3, if some pairs of a large run failed.
     """
     options = _parse(args)
+    share_cores()
     if why := why_run(options):
         run(options, why)
         return
@@ -143,8 +145,12 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _parse(args: list[str] | None) -> argparse.Namespace:
-    """The options; what follows ``--pairs`` is one of the paths, and so is all that follows ``--``."""
-    given = sys.argv[1:] if args is None else args
+    """The options.
+
+    What follows ``--pairs``, and all that follows ``--``, are paths, and so is what follows ``--benchmark`` unless it
+    is a number.
+    """
+    given = with_benchmark(sys.argv[1:] if args is None else args)
     split = [part for arg in given for part in (arg.split("=", 1) if arg.startswith("--pairs=") else [arg])]
     if "--" in split:  # which intermixed arguments do not know
         end = split.index("--")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -41,7 +42,11 @@ RUNS = Page(
     " a finished run, or another one; an unfinished run of the same command goes on.",
 )
 _DEFAULT_OUT = "outputs/compare"
-_STARTING = ("devices", "num_nodes", "strategy", "accelerator", "workers", "out", "parquet", "columns", "folder")
+_STARTING = (
+    *("devices", "num_nodes", "strategy", "accelerator", "workers", "out", "parquet", "columns", "folder"),
+    "benchmark",
+)
+_BENCHMARK = 200  # pairs
 _OUTPUTS = ("csv", "json", "parquet")
 _INSTEAD = {
     "map": "compare the pairs to be drawn without it",
@@ -63,6 +68,17 @@ def add_run_options(group: argparse._ArgumentGroup) -> None:
     add("--columns", metavar="A,B", help="columns of a list with the first and second images (default: a,b)")
     add("--folder", metavar="DIR", help="folder or URL that paths in a list start from (default: that of the list)")
     add("--parquet", metavar="FILE", help="write every distance as Parquet, in float64 (needs pyarrow)")
+    text = f"measure reading, decoding and network alone on the first pairs (default: {_BENCHMARK}); no results"
+    add("--benchmark", type=int, metavar="N", help=text)
+
+
+def with_benchmark(args: Sequence[str]) -> list[str]:
+    """The command line with a number after ``--benchmark``, which argparse would take from the paths."""
+    following = [*args[1:], ""][: len(args)]
+    return [
+        f"{arg}={_BENCHMARK}" if arg == "--benchmark" and not re.fullmatch(r"-?\d+", after) else arg
+        for arg, after in zip(args, following, strict=True)
+    ]
 
 
 def why_run(options: argparse.Namespace) -> str:
@@ -94,22 +110,52 @@ def run(options: argparse.Namespace, why: str) -> None:
     options.to_stderr = name_streams(options, outputs=_OUTPUTS)
     _check(options, why)
     launch = launch_or_one_device(options)
+    if options.benchmark is not None:
+        _benchmark(options, launch.accelerator)
+        return
 
     from lpips_lightning.runs import engine
+    from lpips_lightning.runs.rates import progress_line
 
     trainer = launch.trainer()
     jobs: list[_Job] = []
     with ExitStack() as stack:
+        with ExitStack() as measuring:
 
-        def make() -> PairWork:
-            jobs.append(job := _prepare(options, stack))
-            return job.work
+            def make() -> PairWork:
+                jobs.append(job := _prepare(options, stack))
+                work = job.work
+                measuring.enter_context(progress_line(work.folder, trainer.world_size, work.source.pairs, work.resumed))
+                return work
 
-        engine.run(trainer, make, workers=workers_of(options.workers, trainer.num_devices))
+            engine.run(trainer, make, workers=workers_of(options.workers, trainer.num_devices))
         if not trainer.is_global_zero:
             return
         statistics = _finish(options, jobs[0])
     _report_failures(statistics)
+
+
+def _benchmark(options: argparse.Namespace, accelerator: str) -> None:
+    """Measure the parts of a run, and print how fast each is."""
+    from lpips_lightning.comparison.file_pairs import InputNeeds
+    from lpips_lightning.runs.benchmark import benchmark
+    from lpips_lightning.runs.once import PerProcess
+
+    require_network(options)
+    network = PerProcess(_network, options)
+    source, notes = _open_source(options)
+    print_notes(notes)
+    report = benchmark(
+        source,
+        network,
+        InputNeeds.of(network()),
+        accelerator=accelerator,
+        workers=workers_of(options.workers, 1),
+        batch_size=options.batch_size,
+        scores=_scores(options),
+        pairs=options.benchmark,
+    )
+    print_lines(report.lines(), options.to_stderr)
 
 
 @dataclass(frozen=True)
@@ -134,6 +180,8 @@ def _check(options: argparse.Namespace, why: str) -> None:
             raise ValueError(f"{option}: expected no --{option} with {why}, which starts a large run; {instead}")
     if options.batch_size is not None and options.batch_size < 1:
         raise ValueError(f"batch-size: expected a positive number, got {options.batch_size}")
+    if options.benchmark is not None and options.benchmark < 1:
+        raise ValueError(f"benchmark: expected a positive number of pairs, got {options.benchmark}")
     network_options(options)
 
 

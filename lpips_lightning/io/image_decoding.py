@@ -131,7 +131,8 @@ def read_pixels(path: str | Path, content: bytes | None = None) -> Pixels:
             return upper * np.uint16(256) + lower
         if deep:
             return np.asarray(upright).astype(np.uint16)[:, :, None].repeat(3, 2)
-        return np.asarray(upright.convert("RGBA" if _has_alpha(upright) else "RGB"))
+        mode = "RGBA" if _has_alpha(upright) else "RGB"
+        return np.asarray(upright if upright.mode == mode else upright.convert(mode))  # which copies large images
     except Exception as error:  # Pillow raises many exception types on damaged files
         raise _unreadable(path, error) from error
 
@@ -162,7 +163,10 @@ def decoded_image(image: Image.Image, name: str) -> tuple[Header, Pixels]:
 
 def printable(path: object) -> str:
     """`path` as one line of valid UTF-8; control characters and undecodable bytes are escaped."""
-    text = str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    text = str(path)
+    if text.isprintable():  # nearly always, and a large table has millions
+        return text
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

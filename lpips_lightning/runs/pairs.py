@@ -70,7 +70,7 @@ class PairWork(Work):
             )
         self._net, self._device = self.network(), device
         self._part = PartWriter(self.folder, trainer.global_rank)
-        self._rates = RankRates(self.folder, trainer.global_rank, trainer.world_size, self.resumed, self.source.pairs)
+        self._rates = RankRates(self.folder, trainer.global_rank)
 
     @override
     def measure(self, batch: PairBatch, times: BatchTimes) -> None:

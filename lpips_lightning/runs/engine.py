@@ -185,6 +185,7 @@ class _Module(LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
+        self._ranks.connect()
         plan, failure = None, None
         if self.trainer.is_global_zero:
             try:

@@ -69,7 +69,7 @@ class JudgmentsWork(Work):
         sets: Data sets by name.
         batch_size: Triplets or pairs per batch, which is a unit.
         shifts: Pixels of each shift.
-        report: Progress, on rank 0, in batches of all ranks.
+        report: Progress of rank 0, in batches.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ def judged_sets(
 
 
 class UnitProgress:
-    """Progress of all ranks, as far as rank 0 knows: what it has done itself, times the number of ranks.
+    """Progress of rank 0 with its own units, which are as many as those of any other rank.
 
     Args:
         report: Called on rank 0; other ranks, which get a copy by pickle, report nothing.
@@ -135,22 +135,22 @@ class UnitProgress:
     def __init__(self, report: ProgressCallback = no_progress) -> None:
         self._report = report
         self._done = self._total = 0
-        self._ranks = 1
+        self._name = "measuring"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_report": no_progress}
 
-    def start(self, total: int, ranks: int) -> None:
+    def start(self, units: int, ranks: int) -> None:
         """Begin.
 
         Args:
-            total: Units of all ranks.
+            units: Units of all ranks.
             ranks: Number of ranks.
         """
-        self._done, self._total, self._ranks = 0, total, ranks
+        self._done, self._total = 0, -(-units // ranks)
+        self._name = "measuring" if ranks == 1 else f"rank 0 of {ranks}"
 
     def step(self) -> None:
         """One more unit is done on this rank."""
         self._done += 1
-        name = "measuring" if self._ranks == 1 else f"measuring on {self._ranks} ranks"
-        self._report(name, min(self._done * self._ranks, self._total), self._total)
+        self._report(self._name, self._done, self._total)

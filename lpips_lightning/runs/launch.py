@@ -91,7 +91,8 @@ class Launch:
         reason = " ".join(str(error).split())
         if reason.startswith("devices: "):
             return reason
-        option = "accelerator" if "accelerator" in reason.lower() and self.accelerator != "auto" else "devices"
+        about_devices = self.devices != "auto" and "devices" in reason
+        option = "devices" if about_devices or self.accelerator == "auto" else "accelerator"
         return f"{option}: expected what Lightning accepts, got {getattr(self, option)!r}: {reason}"
 
 

@@ -101,7 +101,7 @@ class OpinionsWork(Work):
         distances: Makes the distances; called on every rank, picklable.
         opinions: The rows.
         keeping_alpha: Names of the distances by whether their images keep alpha channels.
-        report: Progress, on rank 0, in references of all ranks.
+        report: Progress of rank 0, in references.
     """
 
     def __init__(

@@ -12,12 +12,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from typing_extensions import override
 
 _PARENT = "LPIPS_LIGHTNING_PARENT"  # process id of rank 0 of a machine, for the ranks that it has started
 _VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", _PARENT)
-_MAIN = "import sys; sys.path[:] = {path!r}; from lpips_lightning.cli import main; sys.exit(main())"
+_MAIN = """
+import sys
+sys.path[:] = {path!r}
+try:
+    from lpips_lightning.cli import main
+    code = main()
+except KeyboardInterrupt:  # while modules are imported
+    code = 130
+sys.exit(code)
+"""
+_INTERRUPTED = (130, -signal.SIGINT)
 _GRACE = 60  # seconds for this process to notice that a rank is lost, before the watching thread ends it
 
 
@@ -73,7 +84,8 @@ class RankProcesses(_SubprocessScriptLauncher):
         for rank in range(1, self.num_processes):
             own = {**os.environ, "LOCAL_RANK": str(rank)}
             command = [*code, *self._command]
-            self._ranks[rank] = subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL)
+            # Ctrl-C is for this process, which then ends them: they may be importing, and would print a traceback.
+            self._ranks[rank] = subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL, start_new_session=True)
         threading.Thread(target=self._watch, daemon=True).start()
 
     @override
@@ -105,14 +117,17 @@ class RankProcesses(_SubprocessScriptLauncher):
         self._before = {}
 
     def _watch(self) -> None:
-        """Notice that a rank has died; if nobody cares for too long, such as while ranks connect, end all."""
+        """Notice that a rank has died; if this process is stuck, such as while ranks connect, end all."""
         while not self._ended.wait(0.5):
             self.lost = self.lost or self._first_lost()
-            if self.lost and not self._ended.wait(_GRACE):
+            grace = _GRACE if dist.is_available() and dist.is_initialized() else 1
+            if self.lost and not self._ended.wait(grace):
                 self.kill(_KILL)
-                sys.stderr.write(f"lpips-lightning: {self.lost}\n")
-                sys.stderr.flush()
-                os._exit(2)
+                interrupted = any(process.poll() in _INTERRUPTED for process in self._ranks.values())
+                if not interrupted:
+                    sys.stderr.write(f"lpips-lightning: {self.lost}\n")
+                    sys.stderr.flush()
+                os._exit(_INTERRUPTED[0] if interrupted else 2)
 
     def _first_lost(self) -> str:
         for rank, process in self._ranks.items():

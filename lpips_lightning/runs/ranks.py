@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import pickle
 import time
 import traceback
+import uuid
 from typing import Any
 
 import torch.distributed as dist
@@ -16,7 +16,6 @@ from lpips_lightning.runs.processes import RankProcesses
 from lpips_lightning.weights import WeightsError
 
 _SECONDS = 1.0  # between looks at the other ranks
-_runs = itertools.count()
 
 
 class OtherRankError(Exception):
@@ -31,14 +30,19 @@ class Ranks:
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        self._trainer, self._key = trainer, f"lpips-lightning/{next(_runs)}"
+        self._trainer, self._key = trainer, ""
         self._next = 0.0
         self._had_group = _has_group()
+
+    def connect(self) -> None:
+        """Agree on where to look; called on all ranks at the begin, before `several` is true."""
+        # Rank 0 may have had other runs, in this process and in torchrun's store, than the processes it starts.
+        self._key = self._trainer.strategy.broadcast(f"lpips-lightning/{uuid.uuid4()}")
 
     @property
     def several(self) -> bool:
         """Whether there are several ranks, which are connected."""
-        return self._trainer.world_size > 1 and _has_group()
+        return self._trainer.world_size > 1 and bool(self._key) and _has_group()
 
     def check(self) -> None:
         """See, about once a second, whether all are well.

@@ -16,7 +16,7 @@ def dataset_indices(trainer: Trainer, dataloader_idx: int, seen: int, count: int
 
     A `DistributedSampler` repeats samples until all ranks have equally many (11 on 2 ranks become 12). It assigns them
     to ranks in turn, so the repeated samples come last and have an index beyond the dataset. They are only left out if
-    each sample of the loader is one image.
+    each sample of the loader is one image. For loaders of whole batches, without a batch size, count batches as images.
 
     Args:
         trainer: Trainer in validation or test.
@@ -31,7 +31,7 @@ def dataset_indices(trainer: Trainer, dataloader_idx: int, seen: int, count: int
         return range(first, first + count * trainer.world_size, trainer.world_size)
     step, first = sampler.num_replicas, sampler.rank + seen * sampler.num_replicas
     stop = first + count * step
-    one_image_per_sample = count == min(loader.batch_size or 0, sampler.num_samples - seen)
+    one_image_per_sample = count == min(loader.batch_size or 1, sampler.num_samples - seen)
     if one_image_per_sample and not sampler.drop_last:
         stop = min(stop, len(sampler.dataset))  # type: ignore[arg-type]
     return range(first, max(stop, first), step)

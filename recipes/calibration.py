@@ -5,11 +5,14 @@ lpips-lightning calibration fit --model.mode tune --data.num_workers 8
 lpips-lightning calibration fit --ckpt_path outputs/calibration/version_0/checkpoints/last.ckpt  # resumes; same weights
 lpips-lightning calibration fit --data TripletDataModule --data.csv mine.csv --data.folder my_images
 lpips-lightning calibration fast --csv mine.csv --folder my_images           # lin in seconds; see --help
+lpips-lightning calibration fast --folder bapps --devices 8 --workers 4      # on eight GPUs
 lpips-lightning calibration test --ckpt_path outputs/calibration/version_0/checkpoints/best.ckpt
 """
 
 import argparse
 import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,17 +30,25 @@ from lpips_lightning.backbones.offline import require_backbone
 from lpips_lightning.calibration.comparison import Comparison, compare_calibrations
 from lpips_lightning.calibration.export import usage, write_calibration
 from lpips_lightning.calibration.fit_pooled import fit_lin
-from lpips_lightning.calibration.model import TrainableLPIPS
+from lpips_lightning.calibration.model import Initialization, TrainableLPIPS
 from lpips_lightning.calibration.module import PerceptualCalibration
-from lpips_lightning.calibration.pooled import cached_pool, level_factor
+from lpips_lightning.calibration.pooled import PooledTriplets, cached_pool, level_factor
 from lpips_lightning.callbacks.calibration_file import CalibrationFile
 from lpips_lightning.callbacks.calibration_report import CalibrationReport
+from lpips_lightning.cli.launch import LAUNCH_OPTIONS, launch_of
+from lpips_lightning.cli.loggers import LOGGER_OPTIONS, check_loggers, log_scores
 from lpips_lightning.data.bapps import TRAIN_SETS, VAL_SETS
 from lpips_lightning.data.datamodules import BAPPSDataModule, TripletDataModule
 from lpips_lightning.io.atomic import check_output_path, new_version
+from lpips_lightning.io.download import ProgressCallback
+from lpips_lightning.io.progress import progress_report
 from lpips_lightning.io.streams import is_stream, name_streams
+from lpips_lightning.network import LPIPS
 from lpips_lightning.recipes.command import RecipeCLI, run_recipe
 from lpips_lightning.recipes.command_lines import FAST_OUT, fast_parser
+from lpips_lightning.runs.launch import Launch
+from lpips_lightning.runs.once import PerProcess
+from lpips_lightning.runs.pooled import PooledWork, pool_on_ranks
 
 
 class CalibrationCLI(RecipeCLI):
@@ -103,21 +114,73 @@ def fast(args: list[str]) -> None:
         ValueError: If an argument is invalid.
         FileNotFoundError: If a file is missing.
     """
+    options = fast_parser().parse_args(args)
+    launch = launch_of(options)
+    with progress_report("items") as report:
+        found = _pool(options) if launch is None else _pool_on_ranks(options, launch, report)
+    if found is not None:
+        _fit(options, *found)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What `fast` works on."""
+
+    data: BAPPSDataModule | TripletDataModule
+    network: Callable[[], TrainableLPIPS]
+    console: Any
+
+    @property
+    def parts(self) -> list[Any]:
+        """Triplets to train on, then those held out."""
+        return [self.data.train_data, *self.data.val_data.values()]
+
+
+def _prepare(options: argparse.Namespace) -> _Job:
+    """Check all arguments, and read the judgments."""
     from lpips_lightning.io.console import Console
 
-    options = fast_parser().parse_args(args)
     options.out = options.out or str(FAST_OUT if options.force else new_version(FAST_OUT))
     console = Console(stderr=name_streams(options, ["csv", "val_csv"], ["out"]), highlight=False, soft_wrap=True)
     _check_fast(options)
+    check_loggers(options)
+    require_backbone(options.net, "--net", options.weights)
     data = _fast_data(options)
     data.prepare_data()
     data.setup("fit")
-    network = TrainableLPIPS(options.net, weights=options.weights, init=options.init, seed=options.seed)
+    network = PerProcess(_fast_network, options.net, options.weights, options.init, options.seed)
+    return _Job(data, network, console)
+
+
+def _fast_network(net: str, weights: str | None, init: Initialization, seed: int) -> TrainableLPIPS:
+    require_backbone(net, "--net", weights)
+    return TrainableLPIPS(net, weights=weights, init=init, seed=seed)
+
+
+def _pool(options: argparse.Namespace) -> tuple[_Job, list[PooledTriplets]]:
+    job = _prepare(options)
+    pooled = [cached_pool(job.network(), part, options.cache, num_workers=options.num_workers) for part in job.parts]
+    return job, pooled
+
+
+def _pool_on_ranks(
+    options: argparse.Namespace, launch: Launch, report: ProgressCallback
+) -> tuple[_Job, list[PooledTriplets]] | None:
+    """As `_pool`, on the ranks of a Trainer; None on all but rank 0."""
+    jobs: list[_Job] = []
+
+    def make() -> PooledWork:
+        jobs.append(job := _prepare(options))
+        return PooledWork(job.network, job.parts, options.cache, report=report)
+
+    pooled = pool_on_ranks(launch.trainer(), make, workers=options.num_workers)
+    return None if pooled is None else (jobs[0], pooled)
+
+
+def _fit(options: argparse.Namespace, job: _Job, pooled: Sequence[PooledTriplets]) -> None:
+    """Fit, compare, print and write."""
+    data, network, console, (train, *held_out) = job.data, job.network(), job.console, pooled
     official = TrainableLPIPS(options.net, weights=options.weights, init="official").calibration
-    train, *held_out = (
-        cached_pool(network, part, options.cache, num_workers=options.num_workers)  # type: ignore[arg-type]
-        for part in (data.train_data, *data.val_data.values())
-    )
     console.print(f"Training on {len(train)} triplets, {len(train.mean)} pairs")
     found = fit_lin(train, network.calibration, lr=options.lr, seed=options.seed)
     network.set_calibration(found.calibration)
@@ -128,13 +191,34 @@ def fast(args: list[str]) -> None:
     for name, comparison in comparisons.items():
         console.print("\n".join(comparison.lines(name)), markup=False)
     factor = level_factor(train, found.calibration, official) if options.rescale else 1.0
-    path = write_calibration(options.out, network, factor, _fast_record(options, len(train), comparisons, factor))
+    record = _fast_record(options, len(train), comparisons, factor)
+    path = write_calibration(options.out, network, factor, record)
     scale = f"scaled by {factor:.3g} to the mean distance of the official one" if options.rescale else "not rescaled"
     console.print(f"Written to {path}: the calibration, {scale}", markup=False)
     if not is_stream(path):
         weights = {layer: factor * weight for layer, weight in network.calibration.items()}
         _draw_report(comparisons, weights, path, console)
         console.print(usage(options.net, path, options.weights), markup=False)
+    _log(options, comparisons, path, record, console)
+
+
+def _log(
+    options: argparse.Namespace, comparisons: dict[str, Comparison], path: Path, record: dict[str, Any], console: Any
+) -> None:
+    """Log the scores by the names of ``fit``, and the official ones beside them."""
+    if not (options.logger or options.wandb):
+        return
+    scores = {"factor": record["factor"]}
+    for name, found in comparisons.items():
+        scores |= {
+            f"val/{name}/2afc": found.own.value,
+            f"val/{name}/2afc_official": found.official.value,
+            f"val/{name}/2afc_difference": found.difference.value,
+        }
+    config = {name: value for name, value in record.items() if name not in ("scores", "factor")}
+    if not is_stream(path):
+        config["fingerprint"] = LPIPS(options.net, weights=options.weights, calibration=path).fingerprint
+    log_scores(options, scores, config, "calibration", console)
 
 
 def _check_fast(options: argparse.Namespace) -> None:
@@ -148,13 +232,12 @@ def _check_fast(options: argparse.Namespace) -> None:
     if not is_stream(options.out):
         for suffix in (".png", ".pdf"):  # the report
             check_output_path(Path(options.out).with_suffix(suffix), "out", replace=options.force)
-    require_backbone(options.net, "--net", options.weights)
 
 
 def _fast_record(
     options: argparse.Namespace, triplets: int, comparisons: dict[str, Comparison], factor: float
 ) -> dict[str, Any]:
-    unrecorded = ("out", "cache", "num_workers", "force")
+    unrecorded = {"out", "cache", "num_workers", "force", *LAUNCH_OPTIONS, *LOGGER_OPTIONS}
     return {
         **{name: value for name, value in vars(options).items() if name not in unrecorded},
         "mode": "lin",

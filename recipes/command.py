@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
@@ -46,8 +46,7 @@ from lpips_lightning.recipes.parser import RecipeParser, parser_groups
 from lpips_lightning.recipes.run_folder import SaveRunConfig
 from lpips_lightning.recipes.run_history import RunHistory
 from lpips_lightning.recipes.run_report import RunReport, command_line, options_with, print_line
-
-Wandb = Literal["offline", "online"]
+from lpips_lightning.runs.loggers import Wandb, wandb_logger
 
 _CALLBACKS: dict[str, type[Callback]] = {
     "checkpoint": ModelCheckpoint,
@@ -289,7 +288,7 @@ class ImageRecipeCLI(RecipeCLI):
         kwargs["callbacks"] = [*_as_list(trainer["callbacks"]), *callbacks]
         mode = self._get(self.config, "wandb")
         if mode is not None:
-            logger = _wandb_logger(self.parser.prog.split()[-1], mode)
+            logger = wandb_logger(self.parser.prog.split()[-1], mode)
             kwargs["logger"] = [*_as_list(trainer["logger"]), logger]
         return super().instantiate_trainer(**kwargs)
 
@@ -419,16 +418,3 @@ def _as_list(configured: Any) -> list[Any]:
     if isinstance(configured, bool) or configured is None:
         return []
     return configured if isinstance(configured, list) else [configured]
-
-
-def _wandb_logger(project: str, mode: Wandb) -> Any:
-    import wandb
-    from packaging.version import Version
-    from pytorch_lightning.loggers import WandbLogger
-
-    # Before 0.20, wandb hangs when it logs a table offline (github.com/wandb/wandb/issues/8957).
-    old = mode == "offline" and Version(wandb.__version__) < Version("0.20")
-    options: dict[str, Any] = {"settings": wandb.Settings(allow_offline_artifacts=False)} if old else {}
-    Path("outputs").mkdir(exist_ok=True)
-    # Pass mode too: `offline` sets an environment variable, which wandb reads only once per process.
-    return WandbLogger(project=project, save_dir="outputs", offline=mode == "offline", mode=mode, **options)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from argparse import BooleanOptionalAction
 from pathlib import Path
 
+from lpips_lightning.cli.launch import add_launch_options
+from lpips_lightning.cli.loggers import add_logger_options
 from lpips_lightning.io.arguments import NETS, ArgumentParser, integers
 
 LOSSES = ("untrained", "pixel", "vgg", "alex", "embedded", "embedded-vgg", "baseline")
@@ -107,6 +109,8 @@ def fast_parser(name: str = "calibration") -> ArgumentParser:
     out = f"output file (default {FAST_OUT}, or {FAST_OUT.stem}-2, ... if that exists)"
     parser.add_argument("--out", metavar="FILE", help=out)
     parser.add_argument("--force", action="store_true", help="replace an existing file")
+    add_launch_options(parser.add_argument_group("several devices"), workers=False)
+    add_logger_options(parser.add_argument_group("loggers"))
     return parser
 
 

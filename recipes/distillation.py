@@ -10,6 +10,7 @@ group, and the distance and map of every layer; and, to be a good loss, on image
 
 import copy
 import math
+import os
 import sys
 from dataclasses import asdict, replace
 from datetime import date
@@ -35,6 +36,8 @@ from lpips_lightning.backbones.loading import resolve_network, version_name
 from lpips_lightning.backbones.plain import EMBEDDED, Stage
 from lpips_lightning.callbacks._loggers import log_folder
 from lpips_lightning.callbacks.calibration_file import check_tensor_file
+from lpips_lightning.data.samplers import seed_of
+from lpips_lightning.distributed import dataset_indices, gather
 from lpips_lightning.images.preprocessing import to_backbone
 from lpips_lightning.io.tensor_files import write_tensors
 from lpips_lightning.recipes.command import RecipeCLI, run_recipe
@@ -60,7 +63,8 @@ class Distillation(LightningModule):
     """Trains a `Student` to match LPIPS; logs ``val/spearman_<size>``, ``val/pearson_*`` and ``val/scale_*``.
 
     All arguments are plain values, so a checkpoint loads with ``weights_only=True``. Validation and export use the
-    moving average of the student.
+    moving average of the student. On several ranks, every rank takes a batch per step, and validation gives the numbers
+    of one process.
 
     Args:
         teacher: ``net_type`` of the teacher.
@@ -144,7 +148,7 @@ class Distillation(LightningModule):
         self.student = student.to(memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.student).requires_grad_(False)
         self._teacher: list[FrozenNetwork] = []  # a list, so that it is no submodule and not in checkpoints
-        self._seen: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self._seen: list[tuple[int, int, Tensor, Tensor]] = []  # batch, size, distances of student and teacher
         self._replay = Replay(int(replay_megapixels * 1e6))
         self._optimized = OptimizedGroups(optimized, optimized_steps)
         self._smallest = sys.maxsize
@@ -193,7 +197,14 @@ class Distillation(LightningModule):
             load_into(self.student, self.hparams["initialize"])
             self.averaged.load_state_dict(self.student.state_dict())
             return
-        batch = next(iter(_data_of(self.trainer).val_dataloader())).to(self.device)
+        self._initialize(next(iter(_data_of(self.trainer).val_dataloader())).to(self.device))
+        if self.trainer.world_size > 1:  # the batches of the ranks differ
+            state = {name: tensor.cpu() for name, tensor in self.student.state_dict().items()}
+            self.student.load_state_dict(self.trainer.strategy.broadcast(state))
+        self.averaged.load_state_dict(self.student.state_dict())
+
+    def _initialize(self, batch: Tensor) -> None:
+        """Set the student's weights, and give its distances the teacher's level on groups of images."""
         versions, images = batch.shape[1] - 1, self.to_backbone(batch.flatten(0, 1))
         if isinstance(self.student, Student) and self.hparams["initialize"] == "teacher":
             prune_into(self.student, self.teacher, images, versions)
@@ -206,10 +217,12 @@ class Distillation(LightningModule):
             level = torch.stack([m.mean() for m in teacher]).sum() / torch.stack([m.mean() for m in student]).sum()
             for index, weight in enumerate(self.student.calibration.values()):
                 weight.mul_(teacher[index].mean() / student[index].mean() if len(student) == len(teacher) else level)
-        self.averaged.load_state_dict(self.student.state_dict())
 
     @override
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        if self.trainer.world_size > 1:  # other random numbers on every rank, and the same ones again after a resume
+            start = int(os.environ.get("PL_GLOBAL_SEED", 0)), self.current_epoch, batch_idx, self.trainer.global_rank
+            torch.manual_seed(seed_of(*start))
         images = self.to_backbone(augment(batch.flatten(0, 1))).unflatten(0, batch.shape[:2])
         optimize = bool(self.hparams["optimized"]) and images.shape[-1] == self._smallest
         fresh = self._ask(images, gradients=not optimize)
@@ -304,16 +317,22 @@ class Distillation(LightningModule):
         distance, target = (
             torch.stack([m.mean((2, 3)) for m in maps]).sum(0)[:, :versions].flatten() for maps in (student, teacher)
         )
-        self._seen.setdefault(batch.shape[-1], []).append((distance, target))
+        for index in dataset_indices(self.trainer, 0, batch_idx, 1):  # none for a batch that another rank has too
+            self._seen.append((index, batch.shape[-1], distance.cpu(), target.cpu()))
 
     @override
     def on_validation_epoch_end(self) -> None:
-        for size, pairs in self._seen.items():
-            distance, target = (torch.cat(values) for values in zip(*pairs, strict=True))
-            self.log(f"val/spearman_{size}", spearman_corrcoef(distance, target), prog_bar=True)
-            self.log(f"val/pearson_{size}", pearson_corrcoef(distance, target))
-            self.log(f"val/scale_{size}", distance.mean() / target.mean())
-        self._seen.clear()
+        parts = gather(self.trainer, self._seen)
+        self._seen = []
+        by_size: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for _, size, distances, targets in sorted((one for part in parts for one in part), key=lambda one: one[0]):
+            by_size.setdefault(size, []).append((distances, targets))
+        for size, pairs in by_size.items():
+            distance, target = (torch.cat(values).to(self.device) for values in zip(*pairs, strict=True))
+            spearman = spearman_corrcoef(distance, target)
+            self.log(f"val/spearman_{size}", spearman, prog_bar=True, sync_dist=True)
+            self.log(f"val/pearson_{size}", pearson_corrcoef(distance, target), sync_dist=True)
+            self.log(f"val/scale_{size}", distance.mean() / target.mean(), sync_dist=True)
 
     @override
     def configure_optimizers(self) -> Any:

@@ -1,14 +1,15 @@
 """Data of the distillation recipe: groups of an image and altered versions, from photographs or synthetic images."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from typing_extensions import override
 
 from lpips_lightning.data.crops import crops
-from lpips_lightning.data.samplers import ResumableLoader
+from lpips_lightning.data.samplers import ResumableLoader, UniqueIndices, seed_of
 from lpips_lightning.io.image_files import find_images, read_image
 from lpips_lightning.recipes.distillation_augmentations import procedural, vary
 from lpips_lightning.recipes.held_out import HeldOut
@@ -69,34 +70,44 @@ class GroupBatches(Dataset[Tensor]):
         banks: Groups of each size.
         batch_size: Groups per batch of the smallest size; fewer for larger sizes.
         draw: Draw the groups of a batch with replacement, instead of in order.
+        ranks: Number of ranks that train, each on banks of its own. With several, the batches of all ranks count, and
+            the indices are those of `UniqueIndices`.
+        seed: Random seed for several ranks; with one, PyTorch's global generator draws.
     """
 
-    def __init__(self, banks: list[Groups], batch_size: int, draw: bool) -> None:
-        self.banks, self.draw = banks, draw
-        sides = [bank.groups.shape[-1] for bank in banks]
-        self.batch_sizes = [max(1, round(batch_size * (min(sides) / side) ** 2)) for side in sides]
+    def __init__(self, banks: list[Groups], batch_size: int, draw: bool, ranks: int = 1, seed: int = 0) -> None:
+        self.banks, self.draw, self.ranks, self.seed = banks, draw, ranks, seed
+        self.batch_sizes = batch_sizes([bank.groups.shape[-1] for bank in banks], batch_size)
 
     def __len__(self) -> int:
-        return sum(len(bank) // size for bank, size in zip(self.banks, self.batch_sizes, strict=True))
+        return self.ranks * sum(self._counts())
 
     def __getitem__(self, index: int) -> Tensor:
-        """One batch, uint8 ``(G, 1 + versions, 3, S, S)``; uses PyTorch's global generator if `draw`."""
-        for bank, size in zip(self.banks, self.batch_sizes, strict=True):
-            batches = len(bank) // size
-            if index < batches:
-                rows = (
-                    torch.randint(len(bank), (size,)) if self.draw else torch.arange(index * size, (index + 1) * size)
-                )
-                return bank.groups[rows]
-            index -= batches
+        """One batch, uint8 ``(G, 1 + versions, 3, S, S)``."""
+        generator = None if self.ranks == 1 else torch.Generator().manual_seed(seed_of(self.seed, index))
+        own = index if self.ranks == 1 else index // self.ranks % sum(self._counts())
+        for bank, size, batches in zip(self.banks, self.batch_sizes, self._counts(), strict=True):
+            if own < batches:
+                drawn = torch.randint(len(bank), (size,), generator=generator) if self.draw else None
+                return bank.groups[torch.arange(own * size, (own + 1) * size) if drawn is None else drawn]
+            own -= batches
         raise IndexError(index)
+
+    def _counts(self) -> list[int]:
+        return [len(bank) // size for bank, size in zip(self.banks, self.batch_sizes, strict=True)]
+
+
+def batch_sizes(sides: Sequence[int], batch_size: int) -> list[int]:
+    """Groups per batch by side of the images: `batch_size` for the smallest, fewer for larger ones."""
+    return [max(1, round(batch_size * (min(sides) / side) ** 2)) for side in sides]
 
 
 class DistillationData(SplitDataModule):
     """Training groups of photographs and synthetic images, validation groups of held-out photographs.
 
     Training groups are regenerated whenever Lightning reloads the dataloader: see
-    ``reload_dataloaders_every_n_epochs``.
+    ``reload_dataloaders_every_n_epochs``. Of several ranks, each generates its part of them, and trains on it; each
+    validates on a part of the validation groups, which are those of one process.
 
     Args:
         folder: Folder of images, searched recursively, or several.
@@ -171,12 +182,18 @@ class DistillationData(SplitDataModule):
         epoch = self.trainer.current_epoch if self.trainer else 0
         every = getattr(self.trainer, "reload_dataloaders_every_n_epochs", 0)
         epoch -= epoch % every if every else 0  # a resumed run gets the groups of the epoch of the last reload
-        seed = 1_000_003 * self.seed + epoch
+        ranks, rank = self._ranks()
+        seed = 1_000_003 * self.seed + epoch + 15_485_863 * rank
+        few = batch_sizes(list(self.sizes), self.batch_size) if ranks > 1 else [0] * len(self.sizes)
+        counts = [max(-(-count // ranks), least) for count, least in zip(self.sizes.values(), few, strict=True)]
         banks = [
             Groups(images, count, size, self.versions, self.procedural_fraction, seed + 1009 * size)
-            for size, count in self.sizes.items()
+            for size, count in zip(self.sizes, counts, strict=True)
         ]
-        return ResumableLoader(GroupBatches(banks, self.batch_size, draw=True), batch_size=None, shuffle=True)
+        batches = GroupBatches(banks, self.batch_size, True, ranks, self.seed)
+        if ranks == 1:
+            return ResumableLoader(batches, batch_size=None, shuffle=True)
+        return ResumableLoader(batches, batch_size=None, sampler=UniqueIndices(batches, self.seed, ranks, rank))
 
     @override
     def val_dataloader(self) -> DataLoader[Tensor]:
@@ -186,4 +203,10 @@ class DistillationData(SplitDataModule):
         banks = [
             Groups(images, self.val_groups, size, self.versions, 0.0, seed=2**31 + self.seed) for size in self.sizes
         ]
-        return DataLoader(GroupBatches(banks, self.batch_size, draw=False), batch_size=None)
+        batches, (ranks, rank) = GroupBatches(banks, self.batch_size, draw=False), self._ranks()
+        sampler = DistributedSampler(batches, ranks, rank, shuffle=False) if ranks > 1 else None
+        return DataLoader(batches, batch_size=None, sampler=sampler)
+
+    def _ranks(self) -> tuple[int, int]:
+        """Number of ranks, and that of this one."""
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)

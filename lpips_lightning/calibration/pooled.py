@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -28,7 +28,10 @@ from lpips_lightning.weights import WeightsError, read_tensors, tensors_sha256
 
 _log = logging.getLogger("lpips_lightning")
 _FORMAT = 2  # increment when the cache files or their values change
-_Moments: TypeAlias = tuple[Tensor, Tensor | None]
+TRIPLETS = 32
+"""Triplets per batch of the backbone."""
+Moments: TypeAlias = tuple[Tensor, Tensor | None]
+"""`PooledTriplets.mean` and `PooledTriplets.spread` of some pairs, ``(P, C)``."""
 
 
 @dataclass(frozen=True)
@@ -97,18 +100,10 @@ def pool(
         FileNotFoundError: If an image is missing.
     """
     if isinstance(data, TripletDataset):
-        return _pool_shared(network, data, spread)
-    parts: list[_Moments] = []
-    judges: list[Tensor] = []
-    rows: list[Tensor] = []
-    for batch in DataLoader(data, batch_size=32, num_workers=num_workers):
-        with torch.inference_mode():
-            ref, *others = (_unit_features(network, batch[name]) for name in ("ref", "p0", "p1"))
-            parts += [_moments(ref, other, spread) for other in others]
-        count, start = len(batch["judge"]), 2 * sum(map(len, judges))
-        judges.append(batch["judge"])
-        rows.append(start + torch.arange(2 * count).view(2, count).T)  # all of (ref, p0), then all of (ref, p1)
-    return PooledTriplets(*_concatenate(parts), torch.cat(rows), torch.cat(judges).float(), _columns(network))
+        shared = SharedPairs(data)
+        return shared.joined([pool_pairs(network, shared.image, shared.pairs, spread=spread)], network)
+    batches = DataLoader(data, batch_size=TRIPLETS, num_workers=num_workers)
+    return joined_batches([(triplet_moments(network, batch, spread), batch["judge"]) for batch in batches], network)
 
 
 def pool_pairs(
@@ -131,15 +126,13 @@ def pool_pairs(
     Returns:
         `PooledTriplets.mean` and `PooledTriplets.spread` of the pairs.
     """
-    with torch.inference_mode():
-        cache = _FeatureCache(network, image, memory_budget)
-        # Process pairs block by block; the cache fits two blocks of images.
-        block = max(1, cache.capacity // 2)
-        keys = [(first // block, second // block, first, second) for first, second in pairs.tolist()]
-        order = torch.tensor(sorted(range(len(pairs)), key=keys.__getitem__), dtype=torch.long)
-        # One pair at a time: its difference fits the CPU cache, that of a batch does not.
-        parts = [_moments(cache.get(first), cache.get(second), spread) for first, second in pairs[order].tolist()]
-    mean, deviation = _concatenate([(one[None], None if two is None else two[None]) for one, two in parts])
+    capacity = feature_capacity(network, first := image(0), memory_budget)
+    cache = FeatureCache(network, image, first.shape, capacity)
+    # Process pairs block by block; the cache fits two blocks of images.
+    block = capacity // 2
+    keys = [(first // block, second // block, first, second) for first, second in pairs.tolist()]
+    order = torch.tensor(sorted(range(len(pairs)), key=keys.__getitem__), dtype=torch.long)
+    mean, deviation = pair_moments(cache, pairs[order], spread)
     inverse = order.argsort()
     return mean[inverse], None if deviation is None else deviation[inverse]
 
@@ -169,22 +162,53 @@ def cached_pool(
     """
     if folder is None:
         return pool(network, data, spread=spread, num_workers=num_workers)
-    key = _key(network, data, spread)
-    path = Path(folder).expanduser() / f"pooled-{network.record.name}-{key[:16]}.safetensors"
-    try:
-        if path.is_file():
-            return _read(path, key, network)
-    except (OSError, WeightsError) as error:
-        _log.warning("%s; recomputing", error)
-    pooled = pool(network, data, spread=spread, num_workers=num_workers)
-    tensors = {"mean": pooled.mean, "rows": pooled.rows, "judge": pooled.judge}
-    if pooled.spread is not None:
-        tensors["spread"] = pooled.spread
-    try:
-        write_tensors(path, tensors, {"key": key})
-    except OSError as error:  # the result is valid without a cache
-        _log.warning("cache: expected to write pooled differences to '%s', got %s; continuing without", folder, error)
-    return pooled
+    cache = PoolCache(network, data, folder, spread)
+    found = cache.read()
+    if found is None:
+        cache.write(found := pool(network, data, spread=spread, num_workers=num_workers))
+    return found
+
+
+class PoolCache:
+    """The file of `cached_pool`.
+
+    Args:
+        network: Network with the backbone.
+        data: Triplets in files.
+        folder: Cache folder.
+        spread: See `pool`.
+    """
+
+    def __init__(
+        self,
+        network: TrainableLPIPS,
+        data: TwoAFCDataset | TripletDataset,
+        folder: str | os.PathLike[str],
+        spread: bool = False,
+    ) -> None:
+        self._folder, self._layers = folder, _columns(network)
+        self._key = _key(network, data, spread)
+        name = f"pooled-{network.record.name}-{self._key[:16]}.safetensors"
+        self._path = Path(folder).expanduser() / name
+
+    def read(self) -> PooledTriplets | None:
+        """The pooled triplets; None if they are to be computed."""
+        try:
+            return _read(self._path, self._key, self._layers) if self._path.is_file() else None
+        except (OSError, WeightsError) as error:
+            _log.warning("%s; recomputing", error)
+            return None
+
+    def write(self, pooled: PooledTriplets) -> None:
+        """Write pooled triplets; if this fails, the log says so."""
+        tensors = {"mean": pooled.mean, "rows": pooled.rows, "judge": pooled.judge}
+        if pooled.spread is not None:
+            tensors["spread"] = pooled.spread
+        try:
+            write_tensors(self._path, tensors, {"key": self._key})
+        except OSError as error:  # the result is valid without a cache
+            text = "cache: expected to write pooled differences to '%s', got %s; continuing without"
+            _log.warning(text, self._folder, error)
 
 
 def level_factor(triplets: PooledTriplets, own: dict[str, Tensor], official: dict[str, Tensor]) -> float:
@@ -207,24 +231,27 @@ def level_factor(triplets: PooledTriplets, own: dict[str, Tensor], official: dic
     return theirs / ours
 
 
-class _FeatureCache:
-    """LRU cache of unit-normalized activations, limited in bytes."""
+class FeatureCache:
+    """LRU cache of unit-normalized activations.
 
-    def __init__(self, network: TrainableLPIPS, image: Callable[[int], Tensor], memory_budget: int) -> None:
-        self.network, self.image = network, image
+    Args:
+        network: Network with the backbone.
+        image: Function from an image index to the image ``(3, H, W)``.
+        shape: Shape that all images must have.
+        capacity: Most images in the cache.
+    """
+
+    def __init__(
+        self, network: TrainableLPIPS, image: Callable[[int], Tensor], shape: torch.Size, capacity: int
+    ) -> None:
+        self.network, self.image, self.shape, self.capacity = network, image, shape, capacity
         self.features: OrderedDict[int, list[Tensor]] = OrderedDict()
-        self.shape = image(0).shape
-        one = _unit_features(network, image(0)[None])
-        size = sum(features.numel() * features.element_size() for features in one)
-        self.capacity = max(2, memory_budget // size)
 
     def get(self, index: int) -> list[Tensor]:
         """`_unit_features` of one image, without the batch dimension."""
         if index not in self.features:
             image = self.image(index)
-            if image.shape != self.shape:
-                sizes = " and ".join(f"{shape[1]}x{shape[2]}" for shape in (self.shape, image.shape))
-                raise ValueError(f"size: expected images of one size, got {sizes}; set size to resize them")
+            check_shape(image, self.shape)
             self.features[index] = [features[0] for features in _unit_features(self.network, image[None])]
         self.features.move_to_end(index)
         if len(self.features) > self.capacity:
@@ -232,23 +259,77 @@ class _FeatureCache:
         return self.features[index]
 
 
-def _pool_shared(network: TrainableLPIPS, data: TripletDataset, spread: bool) -> PooledTriplets:
-    files = sorted({file for triplet in data.triplets for file in (triplet.ref, triplet.p0, triplet.p1)})
-    indices = {file: index for index, file in enumerate(files)}
-    # Distances are symmetric, so (a, b) and (b, a) are one pair.
-    all_pairs = [
-        sorted((indices[triplet.ref], indices[other]))
-        for triplet in data.triplets
-        for other in (triplet.p0, triplet.p1)
-    ]
-    pairs, rows = torch.tensor(all_pairs).unique(dim=0, return_inverse=True)
+class SharedPairs:
+    """The images and pairs of triplets, those that occur in several triplets once.
 
-    def image(index: int) -> Tensor:
-        return read_images({"image": data.folder / files[index]}, data.size)["image"]
+    Args:
+        data: The triplets.
 
-    mean, deviation = pool_pairs(network, image, pairs, spread=spread)
-    judge = torch.tensor([triplet.judge for triplet in data.triplets])
-    return PooledTriplets(mean, deviation, rows.view(-1, 2), judge, _columns(network))
+    Attributes:
+        pairs: Image indices, ``(P, 2)``.
+    """
+
+    def __init__(self, data: TripletDataset) -> None:
+        self._data = data
+        self._files = sorted({file for triplet in data.triplets for file in (triplet.ref, triplet.p0, triplet.p1)})
+        indices = {file: index for index, file in enumerate(self._files)}
+        # Distances are symmetric, so (a, b) and (b, a) are one pair.
+        all_pairs = [
+            sorted((indices[triplet.ref], indices[other]))
+            for triplet in data.triplets
+            for other in (triplet.p0, triplet.p1)
+        ]
+        self.pairs, self._rows = torch.tensor(all_pairs).unique(dim=0, return_inverse=True)
+
+    def image(self, index: int) -> Tensor:
+        """The image ``(3, H, W)`` on [-1, 1] with this index."""
+        return read_images({"image": self._data.folder / self._files[index]}, self._data.size)["image"]
+
+    def joined(self, parts: Sequence[Moments], network: TrainableLPIPS) -> PooledTriplets:
+        """The pooled triplets from the moments of all pairs, in order."""
+        judge = torch.tensor([triplet.judge for triplet in self._data.triplets])
+        return PooledTriplets(*concatenate(parts), self._rows.view(-1, 2), judge, _columns(network))
+
+
+def feature_capacity(network: TrainableLPIPS, image: Tensor, memory_budget: int = 2**30) -> int:
+    """How many images' features fit in a number of bytes; at least 2."""
+    with torch.inference_mode():
+        features = _unit_features(network, image[None])
+    return max(2, memory_budget // sum(one.numel() * one.element_size() for one in features))
+
+
+def check_shape(image: Tensor, shape: torch.Size) -> None:
+    """Raise a ValueError unless an image has this shape."""
+    if image.shape != shape:
+        sizes = " and ".join(f"{one[1]}x{one[2]}" for one in (shape, image.shape))
+        raise ValueError(f"size: expected images of one size, got {sizes}; set size to resize them")
+
+
+@torch.inference_mode()
+def pair_moments(cache: FeatureCache, pairs: Tensor, spread: bool) -> Moments:
+    """Pooled squared differences of pairs of image indices ``(P, 2)``, in order; independent of the other pairs."""
+    # One pair at a time: its difference fits the CPU cache, that of a batch does not.
+    parts = [_moments(cache.get(first), cache.get(second), spread) for first, second in pairs.tolist()]
+    return concatenate([(one[None], None if two is None else two[None]) for one, two in parts])
+
+
+@torch.inference_mode()
+def triplet_moments(network: TrainableLPIPS, batch: Mapping[str, Tensor], spread: bool) -> Moments:
+    """Pooled squared differences of a batch of N triplets: N rows of (ref, p0), then N of (ref, p1)."""
+    ref, *others = (_unit_features(network, batch[name]) for name in ("ref", "p0", "p1"))
+    return concatenate([_moments(ref, other, spread) for other in others])
+
+
+def joined_batches(batches: Sequence[tuple[Moments, Tensor]], network: TrainableLPIPS) -> PooledTriplets:
+    """The pooled triplets from `triplet_moments` and judgments of all batches, in order."""
+    rows: list[Tensor] = []
+    start = 0
+    for _, judge in batches:
+        count = len(judge)
+        rows.append(start + torch.arange(2 * count).view(2, count).T)
+        start += 2 * count
+    moments, judges = [one for one, _ in batches], torch.cat([judge for _, judge in batches]).float()
+    return PooledTriplets(*concatenate(moments), torch.cat(rows), judges, _columns(network))
 
 
 def _unit_features(network: TrainableLPIPS, images: Tensor) -> list[Tensor]:
@@ -257,7 +338,7 @@ def _unit_features(network: TrainableLPIPS, images: Tensor) -> list[Tensor]:
     return [unit_normalize(features.float()).flatten(2).contiguous() for features in network.encode(images).values()]
 
 
-def _moments(x: list[Tensor], y: list[Tensor], spread: bool) -> _Moments:
+def _moments(x: list[Tensor], y: list[Tensor], spread: bool) -> Moments:
     """Mean squared difference, and its standard deviation under dropout of 0.5, each ``(..., C)`` over all layers.
 
     For n positions, squared differences s and dropout probability p, dropout keeps the mean of s and adds a variance of
@@ -272,7 +353,8 @@ def _moments(x: list[Tensor], y: list[Tensor], spread: bool) -> _Moments:
     return torch.cat(means, -1), torch.cat(deviations, -1) if spread else None
 
 
-def _concatenate(parts: list[_Moments]) -> _Moments:
+def concatenate(parts: Sequence[Moments]) -> Moments:
+    """Moments of several pairs as one, outside of inference mode."""
     means, deviations = zip(*parts, strict=True)
     computed = [deviation for deviation in deviations if deviation is not None]
     # Clone, because inference tensors cannot be used in autograd.
@@ -310,8 +392,8 @@ def _key(network: TrainableLPIPS, data: TwoAFCDataset | TripletDataset, spread: 
     return digest.hexdigest()
 
 
-def _read(path: Path, key: str, network: TrainableLPIPS) -> PooledTriplets:
+def _read(path: Path, key: str, layers: dict[str, int]) -> PooledTriplets:
     tensors, record = read_tensors(path), read_record(path)
     if record.get("key") != key or not {"mean", "rows", "judge"} <= set(tensors):
         raise WeightsError(f"{path}: expected pooled differences of this backbone and these triplets, got others")
-    return PooledTriplets(**{"spread": None, **cast("dict[str, Any]", tensors)}, layers=_columns(network))
+    return PooledTriplets(**{"spread": None, **cast("dict[str, Any]", tensors)}, layers=layers)

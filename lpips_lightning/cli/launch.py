@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lpips_lightning.runs.launch import Launch
 
-_NAMES = ("devices", "num_nodes", "strategy", "accelerator", "workers")
+LAUNCH_OPTIONS = ("devices", "num_nodes", "strategy", "accelerator", "workers")
+"""Names of the options of `add_launch_options`."""
 _LAUNCHERS = {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"}
 _MOST_WORKERS = 8  # per device
 COMMAND: ContextVar[tuple[str, ...]] = ContextVar("command", default=())
@@ -43,7 +44,7 @@ def launch_of(options: argparse.Namespace) -> Launch | None:
     Raises:
         ValueError: If an option is invalid, or ``--device`` is given too.
     """
-    given = {name: value for name in _NAMES if (value := getattr(options, name, None)) is not None}
+    given = {name: value for name in LAUNCH_OPTIONS if (value := getattr(options, name, None)) is not None}
     for name, least in (("num_nodes", 1), ("workers", 0)):
         if given.get(name, least) < least:
             raise ValueError(f"{name.replace('_', '-')}: expected at least {least}, got {given[name]}")

@@ -68,8 +68,7 @@ class EpochSampler(DistributedSampler[int]):
 
     def order(self) -> Tensor:
         """Indices of the epoch over all ranks, shape ``(total_size,)``."""
-        entropy = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(entropy) >> 1)
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
         order = torch.randperm(self.count, generator=generator)
         if self.mirrored:
             order = order + self.count * torch.randint(2, (self.count,), generator=generator)
@@ -215,6 +214,11 @@ class ResumableLoader(DataLoader[Any]):
             "ranks": sampler.num_replicas,
             "seed": sampler.seed,
         }
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed for torch from numbers >= 0, such as those of an epoch and of a rank; others give another one."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
 def random_states() -> RandomStates:

@@ -1,9 +1,13 @@
 """The distillation recipe: groups, the start from the teacher, learning, the file it writes, the command line."""
 
+import csv
 import json
+import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import forked_python
 import numpy as np
 import pytest
 import torch
@@ -128,6 +132,47 @@ def test_every_batch_has_one_size_and_about_as_many_pixels(data):
     validation = [list(data.val_dataloader()) for _ in range(2)]
     assert len(validation[0]) == 2 + 4
     assert all(torch.equal(one, two) for one, two in zip(*validation, strict=True))
+
+
+def of_ranks(data, ranks, epoch=0):
+    """Loaders of training and validation, by rank."""
+    for rank in range(ranks):
+        data.trainer = SimpleNamespace(world_size=ranks, global_rank=rank, is_global_zero=not rank, current_epoch=epoch)
+        data.setup("fit")
+        yield data.train_dataloader(), data.val_dataloader()
+
+
+def test_ranks_share_the_groups_and_draw_different_ones_in_every_epoch(data):
+    (first, _), (second, _) = of_ranks(data, 2)
+    banks = [[bank.groups for bank in loader.dataset.banks] for loader in (first, second)]
+    assert [list(map(len, one)) for one in banks] == [[8, 2], [8, 2]]  # of 16 and 4 groups
+    assert not any(torch.equal(one, other) for one, other in zip(*banks, strict=True))
+    assert len(first) == len(second) == 3  # batches of 4 and 2 groups
+    batches = []
+    for epoch in range(2):
+        for loader in (first, second):
+            loader.sampler.set_epoch(epoch)
+            batches.append(list(loader))
+    shapes = [sorted(tuple(batch.shape) for batch in one + other) for one, other in (batches[:2], batches[2:])]
+    assert shapes == [[(2, 5, 3, 96, 96)] * 2 + [(4, 5, 3, 64, 64)] * 4] * 2
+    state = torch.get_rng_state()
+    torch.manual_seed(7)
+    again = list(second)  # of epoch 1, whatever the global random numbers
+    torch.set_rng_state(state)
+    assert all(torch.equal(one, other) for one, other in zip(again, batches[3], strict=True))
+    assert not any(torch.equal(one, other) for one in batches[1] for other in batches[3])
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_validate_on_the_batches_of_one_process(ranks, data):
+    ((_, alone),) = of_ranks(data, 1)
+    expected = list(alone)
+    loaders = [val for _, val in of_ranks(data, ranks)]
+    parts = [list(val) for val in loaders]
+    assert len(expected) == 6
+    together = [one for step in zip(*parts, strict=True) for one in step]
+    assert len(together) == len(expected) + -len(expected) % ranks
+    assert all(torch.equal(one, other) for one, other in zip(together, expected, strict=False))
 
 
 def test_held_out_images_are_not_trained_on(data, folder):
@@ -388,3 +433,48 @@ def test_training_goes_on_from_a_students_file(data, tmp_path):
     other = Distillation(teacher_weights="random", initialize=str(path))
     with pytest.raises(ValueError, match="initialize: expected a student of the same stages"):
         trainer(tmp_path, max_epochs=1).fit(other, data)
+
+
+def on_two_ranks(*lines):
+    """Run command lines of the recipe on two processes."""
+    words = [word for number, line in enumerate(lines) for word in ["--then"][: number > 0] + list(line)]
+    # Without wandb's: an old one leaves the address of its server there, at which a new process waits when it ends.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment = {**inherited, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    script = Path(__file__).parents[1] / "_helpers" / "recipe_jobs.py"
+    done = forked_python.run([script, "distillation", *words], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def validated(folder):
+    """The last validation in a folder's log."""
+    with (folder / "metrics.csv").open(newline="") as text:
+        rows = [row for row in csv.DictReader(text) if row.get("val/scale_64")]
+    return {name: float(value) for name, value in rows[-1].items() if name.startswith("val/")}
+
+
+@pytest.mark.slow
+def test_two_processes_validate_as_one_and_resume_as_if_never_interrupted(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stages = [{**TINY[0]}, {**TINY[1]}, {**TINY[1]}, {"channels": 8}, {"channels": 8}]
+    data = ["--data.public_domain=false", "--data.held_out=[c]", "--data.val_groups=10", "--data.batch_size=4"]
+    data += [f"--data.folder={folder}", "--data.sizes={64: 32, 96: 8}", "--data.versions=2"]
+    model = ["--model.teacher_weights=random", f"--model.stages={stages}", "--trainer.enable_progress_bar=false"]
+    loss = ["--model.gradient_weight=0.5", "--model.feature_weight=0.1", "--model.normalize=true"]
+    model += [*loss, "--model.initialize=random"]
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    fit = ["fit", *data, *model, *two, "--trainer.max_epochs=2", "--trainer.reload_dataloaders_every_n_epochs=1"]
+    mid = ["--checkpoint.every_n_train_steps=8", "--checkpoint.filename=mid"]  # of 6 + 6 steps
+    whole, resumed = (f"--trainer.logger.init_args.name={name}" for name in ("whole", "resumed"))
+    checkpoint = "outputs/whole/version_0/checkpoints/mid.ckpt"
+    on_two_ranks([*fit, *mid, whole], [*fit, *mid, resumed, f"--ckpt_path={checkpoint}"])
+    first, second = (load_file(f"outputs/{name}/version_0/student.safetensors") for name in ("whole", "resumed"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert len(list(tmp_path.rglob("student.safetensors"))) == 2
+
+    test = ["validate", *data, *model, *mid, f"--ckpt_path={checkpoint}"]
+    on_two_ranks([*test, *two, "--trainer.logger.init_args.name=together"])
+    main([*test, "--trainer.logger.init_args.name=alone"])
+    together, alone = (validated(tmp_path / "outputs" / name / "version_0") for name in ("together", "alone"))
+    assert together == alone
+    assert len(alone) == 6

@@ -93,7 +93,7 @@ def launch_or_one_device(options: argparse.Namespace) -> Launch:
     """
     from lpips_lightning.runs.launch import Launch
 
-    names = [name for name in _NAMES if name != "workers"]
+    names = [name for name in LAUNCH_OPTIONS if name != "workers"]
     if any(getattr(options, name, None) is not None for name in names) or is_launched():
         launch = launch_of(options)
         assert launch is not None

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lpips_lightning.cli.launch import add_launch_options, launch_of
+from lpips_lightning.cli.loggers import add_logger_options, check_loggers, config_of, log_scores
 from lpips_lightning.cli.options import add_network_options, choose_device, network_options, require_network
 from lpips_lightning.io.arguments import ArgumentParser
 from lpips_lightning.io.atomic import check_output_path
@@ -64,6 +65,7 @@ def _prepare(options: argparse.Namespace) -> _Job:
     """Check all arguments, build the network and the methods, and read the scores."""
     if options.csv:
         check_output_path(options.csv, "csv", replace=options.force)
+    check_loggers(options)
     network_options(options)
 
     import torch
@@ -134,6 +136,24 @@ def _finish(
         console.print(hint, style="yellow", highlight=False)
     if options.csv:
         _write_frames(Path(options.csv), frames, {name: by_frame for name, (_, by_frame) in also.items()})
+    config = config_of(options, fingerprint=net.fingerprint, notes=[method.note for method in methods if method.note])
+    log_scores(options, _logged(overall, groups, others), config, "correlate", console)
+
+
+def _logged(
+    overall: Correlations,
+    groups: dict[str, Correlations],
+    others: dict[str, tuple[Correlations, Correlations | None]],
+) -> dict[str, float]:
+    """The numbers of the table by name: of all rows together, of means over groups, and by group."""
+    from lpips_lightning.functional.correlation import mean_over_groups
+
+    rows = {"lpips": overall, **{f"group/{name}": one for name, one in groups.items()}}
+    rows |= {"mean_over_groups/lpips": mean_over_groups(groups)} if groups else {}
+    for name, (together, mean) in others.items():
+        rows |= {name: together} | ({} if mean is None else {f"mean_over_groups/{name}": mean})
+    kinds = ("srcc", "plcc", "krcc")
+    return {f"correlate/{name}/{kind}": getattr(row, kind) for name, row in rows.items() for kind in kinds}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -173,6 +193,7 @@ def parser() -> argparse.ArgumentParser:
     add("--force", action="store_true", help="replace an existing --csv")
     add_network_options(result)
     add_launch_options(result.add_argument_group("several devices"))
+    add_logger_options(result.add_argument_group("loggers"))
     return result
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lpips_lightning.cli.launch import add_launch_options, launch_of
+from lpips_lightning.cli.loggers import add_logger_options, check_loggers, config_of, log_scores
 from lpips_lightning.cli.options import add_device_option, choose_device
 from lpips_lightning.io.arguments import integers
 from lpips_lightning.io.atomic import choose_output_folder
@@ -98,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_device_option(parser)
     add_launch_options(parser.add_argument_group("several devices"), workers=False)
+    add_logger_options(parser.add_argument_group("loggers"))
     parser.add_argument("--out", metavar="DIR", help=f"output folder (default {_OUT}, or {_OUT}-2, ... if that exists)")
     parser.add_argument("--force", action="store_true", help="replace existing results")
 
@@ -145,6 +147,7 @@ def _prepare(args: argparse.Namespace) -> _Job:
     for argument, least in (("batch_size", 1), ("num_workers", 0), ("resamples", 1)):
         if getattr(args, argument) < least:
             raise ValueError(f"{argument.replace('_', '-')}: expected at least {least}, got {getattr(args, argument)}")
+    check_loggers(args)
 
     from lpips_lightning.data.judges import is_label
     from lpips_lightning.runs.once import PerProcess
@@ -206,6 +209,8 @@ def _finish(args: argparse.Namespace, job: _Job, measured: dict[str, dict[str, J
         files += figures.save_disagreements(measured, pair, job.sets, job.out / "disagreements.png")
     written = f"Written to {job.out}: {', '.join(file.name for file in files)}"
     Console().print(written, highlight=False, markup=False, soft_wrap=True)
+    logged = {f"bapps/{one.kind}/{one.set}/{one.method}": one.value for one in scores}  # per cent, as in the table
+    log_scores(args, logged, config_of(args, notes=notes), "bapps")
 
 
 def _print_and_save(scores: Sequence[Score], notes: Sequence[str], out: Path, flips: bool) -> list[Path]:

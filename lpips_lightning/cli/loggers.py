@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from lpips_lightning.cli.launch import LAUNCH_OPTIONS
+
 if TYPE_CHECKING:
     from lpips_lightning.io.console import Console
 
@@ -45,6 +47,18 @@ def check_loggers(options: argparse.Namespace) -> None:
     from lpips_lightning.runs.loggers import check_run_loggers
 
     check_run_loggers(options.logger or (), options.wandb, options.log_dir or "outputs")
+
+
+def config_of(options: argparse.Namespace, **more: Any) -> dict[str, Any]:
+    """What the command line says about a measurement, for `log_scores`: not where it runs, and where it writes.
+
+    Args:
+        options: The parsed command line.
+        **more: Further values, such as the fingerprint of the network.
+    """
+    others = {"force", "out", *LAUNCH_OPTIONS, *LOGGER_OPTIONS}
+    given = {name: value for name, value in vars(options).items() if name not in others and not callable(value)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in (given | more).items()}
 
 
 def log_scores(

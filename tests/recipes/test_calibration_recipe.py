@@ -1,19 +1,24 @@
 """The calibration recipe: its command line, on a small data set of both kinds, and fast lin."""
 
+import csv
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import toy_judgments as judged
 import yaml
 
 from lpips_lightning import LPIPS
+from lpips_lightning.cli.commands import main as run_command
 from lpips_lightning.data.bapps import TwoAFCDataset
 from lpips_lightning.data.datamodules import TripletDataModule
 from lpips_lightning.io.image_files import read_image, write_image
 from lpips_lightning.io.tensor_files import read_record
 from lpips_lightning.recipes.calibration import main
+from lpips_lightning.weights import read_tensors
 
 pytestmark = [
     # 2026-11-21, pytorch_lightning/trainer/connectors/data_connector.py: right for large data, noise for a few rows.
@@ -121,6 +126,12 @@ def test_training_on_custom_judgments(images, tmp_path, monkeypatch):
     assert record["factor"] > 0
 
 
+def log_of(name):
+    with Path("outputs", name, "version_0/metrics.csv").open(newline="") as text:
+        (row,) = csv.DictReader(text)
+    return {name: float(value) for name, value in row.items()}
+
+
 @pytest.mark.parametrize("source", ["csv", "data set"])
 def test_fast_lin_writes_a_better_calibration(source, images, tmp_path, monkeypatch, capsys, caplog):
     monkeypatch.chdir(tmp_path)
@@ -141,6 +152,8 @@ def test_fast_lin_writes_a_better_calibration(source, images, tmp_path, monkeypa
             "c",
             "--out",
             "o.safetensors",
+            "--logger",
+            "csv",
         ]
     )
     said = capsys.readouterr().out
@@ -153,7 +166,11 @@ def test_fast_lin_writes_a_better_calibration(source, images, tmp_path, monkeypa
     count = {"csv": "30 judged triplets, 9 held out", "data set": "60 judged triplets, 30 held out"}[source]
     assert f"{count}: too few to tell a better calibration from chance" in caplog.text
     assert len(list((tmp_path / "c").iterdir())) == 2
-    assert record["fast"] is True
+    assert record["fast"] is True and not {"logger", "devices"} & set(record)
+    ((name, logged),) = [(name, value) for name, value in log_of("calibration").items() if name.endswith("/2afc")]
+    assert (name.split("/")[1], logged) == (next(iter(record["scores"])), scores["2afc"])
+    config = yaml.safe_load(Path("outputs/calibration/version_0/hparams.yaml").read_text())
+    assert "lin custom o.safetensors sha256:" in config["fingerprint"]
     assert record["factor"] != pytest.approx(1)
     (line,) = re.findall(r"Python: (LPIPS\(.*\))", said)
     made = eval(line)
@@ -168,6 +185,37 @@ def test_fast_lin_writes_a_better_calibration(source, images, tmp_path, monkeypa
         for net in (made, LPIPS("embedded"))
     ]
     assert means[0] == pytest.approx(means[1], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["csv", "data set"])
+def test_fast_lin_on_two_processes_writes_the_same_bits_once(source, images, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    own = ["--csv", str(images / "own.csv"), "--folder", str(images / "2afc/train/noise")]
+    own = ["fast", *(own if source == "csv" else ["--folder", str(images)]), "--net", "embedded", "--size", "40"]
+    main([*own, "--cache", "one", "--out", "one.safetensors"])
+    capfd.readouterr()
+    two = [*own, "--cache", "two", "--devices", "2", "--accelerator", "cpu", "--workers", "1"]
+    assert run_command(["calibration", *two, "--out", "two.safetensors", "--logger", "csv"]) == 0
+    said = capfd.readouterr().out
+    assert (said.count("Training on"), said.count("Logged to outputs/calibration/version_0")) == (1, 1)
+    assert [path.name for path in Path("outputs/calibration").iterdir()] == ["version_0"]
+    names = [sorted(path.name for path in Path(folder).iterdir()) for folder in ("one", "two")]
+    assert names[0] == names[1] and len(names[0]) == 2
+    for name in names[0]:
+        first, second = (read_tensors(Path(folder, name)) for folder in ("one", "two"))
+        assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    first, second = read_tensors(Path("one.safetensors")), read_tensors(Path("two.safetensors"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+    shutil.copytree(images, "broken")
+    path = Path("broken/2afc/train/noise/p1/7.png")
+    path.write_text("no image")
+    own[own.index("--folder") + 1] = str(Path("broken/2afc/train/noise")) if source == "csv" else "broken"
+    assert run_command(["calibration", *own, "--devices", "2", "--accelerator", "cpu", "--out", "bad.safetensors"]) == 2
+    failed = capfd.readouterr().err
+    assert failed.count("p1/7.png: expected a readable image") == 1
+    assert not list(tmp_path.glob("bad.*"))
 
 
 @pytest.mark.parametrize("spelling", ["--folder", "--images", "--root"])

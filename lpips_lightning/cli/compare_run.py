@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from lpips_lightning.cli.launch import add_launch_options, is_launched, launch_or_one_device, workers_of
+from lpips_lightning.cli.loggers import add_logger_options, check_loggers, config_of, log_scores
 from lpips_lightning.cli.options import network_options, require_network
 from lpips_lightning.io.arguments import Page
 from lpips_lightning.io.atomic import check_output_path
@@ -44,7 +45,7 @@ RUNS = Page(
 _DEFAULT_OUT = "outputs/compare"
 _STARTING = (
     *("devices", "num_nodes", "strategy", "accelerator", "workers", "out", "parquet", "columns", "folder"),
-    "benchmark",
+    *("benchmark", "wandb", "logger", "log_dir"),
 )
 _BENCHMARK = 200  # pairs
 _OUTPUTS = ("csv", "json", "parquet")
@@ -70,6 +71,7 @@ def add_run_options(group: argparse._ArgumentGroup) -> None:
     add("--parquet", metavar="FILE", help="write every distance as Parquet, in float64 (needs pyarrow)")
     text = f"measure reading, decoding and network alone on the first pairs (default: {_BENCHMARK}); no results"
     add("--benchmark", type=int, metavar="N", help=text)
+    add_logger_options(group)
 
 
 def with_benchmark(args: Sequence[str]) -> list[str]:
@@ -188,6 +190,7 @@ def _check(options: argparse.Namespace, why: str) -> None:
 def _prepare(options: argparse.Namespace, stack: ExitStack) -> _Job:
     """Check all arguments, list the pairs, build the network, and begin the run in its folder."""
     _check_outputs(options)
+    check_loggers(options)
 
     from lpips_lightning.comparison.fidelity import definition
     from lpips_lightning.comparison.file_pairs import InputNeeds
@@ -305,7 +308,23 @@ def _finish(options: argparse.Namespace, job: _Job) -> Statistics:
         _write(options, job, statistics)
     results.write_summary(job.run.journal.folder / "summary.json", job.fingerprint, statistics, job.notes)
     job.run.finish()
+    _log(options, job, statistics)
     return statistics
+
+
+def _log(options: argparse.Namespace, job: _Job, statistics: Statistics) -> None:
+    """Log the means and counts to the loggers of the command line."""
+    from lpips_lightning.io.console import Console
+
+    found = {
+        "pairs": statistics.count,
+        "failed": statistics.failed,
+        "lpips": statistics.mean,
+        "lpips_std": statistics.std,
+    }
+    scores = {f"compare/{name}": float(value) for name, value in (found | statistics.means()).items()}
+    config = config_of(options, fingerprint=job.fingerprint)
+    log_scores(options, scores, config, "compare", Console(stderr=options.to_stderr))
 
 
 def _write(options: argparse.Namespace, job: _Job, statistics: Statistics) -> None:

@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from lpips_lightning.runs.processes import RankProcesses
 
-_WAIT = timedelta(days=7)  # that the first ranks to finish wait for the last
+_WAIT = timedelta(hours=2)  # for connecting, and for rank 0 to list the pairs; the end is waited for in `ranks`
 _LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")
 _STRATEGIES = ("auto", "ddp")
 

@@ -241,7 +241,21 @@ def test_every_file_inside_a_package_is_code_or_listed_data():
 def test_the_lowest_versions_are_those_that_are_tested():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    tested_extras = ["recipes", "piq", "timm", "onnx", "video", "remote", "s3", "judge", "completion", "docs", "test"]
+    tested_extras = [
+        "recipes",
+        "piq",
+        "timm",
+        "onnx",
+        "video",
+        "remote",
+        "s3",
+        "shards",
+        "parquet",
+        "judge",
+        "completion",
+        "docs",
+        "test",
+    ]
     listed = [
         *project["dependencies"],
         *(name for extra in tested_extras for name in extras[extra]),

@@ -22,7 +22,7 @@ class ReadAhead(Iterator[tuple[SourcePair, _Contents | Exception]]):
     """Pairs of a unit in order, each with the bytes of both images, or the error of reading them.
 
     A context manager: on exit the threads end. At most 32 pairs are read ahead, and no further ones are begun while
-    64 MiB are there.
+    64 MiB are there, or expected: a pair that is being read counts as much as the largest so far.
 
     Args:
         source: The pairs.
@@ -32,7 +32,7 @@ class ReadAhead(Iterator[tuple[SourcePair, _Contents | Exception]]):
     def __init__(self, source: PairSource, unit: int) -> None:
         self._source, self._unit = source, unit
         self._read: deque[tuple[SourcePair, Future[_Contents]]] = deque()
-        self._bytes = 0
+        self._bytes = self._begun = self._largest = 0
         self._ended, self._left = False, False
         self._failure: Exception | None = None
         self._changed = threading.Condition()
@@ -90,10 +90,15 @@ class ReadAhead(Iterator[tuple[SourcePair, _Contents | Exception]]):
                 self._changed.notify_all()
 
     def _has_room(self) -> bool:
-        return self._left or (len(self._read) < _PAIRS and (self._bytes < _BYTES or not self._read))
+        if self._left or not self._read:
+            return True
+        known = self._largest or self._begun < _THREADS
+        return len(self._read) < _PAIRS and bool(known) and self._bytes + self._begun * self._largest < _BYTES
 
     def _begin(self, pair: SourcePair) -> Future[_Contents]:
         if not pair.error and pair.contents is None:
+            with self._changed:
+                self._begun += 1
             return self._pool.submit(self._contents, pair)
         future: Future[_Contents] = Future()
         if pair.error or pair.contents is None:
@@ -105,10 +110,16 @@ class ReadAhead(Iterator[tuple[SourcePair, _Contents | Exception]]):
 
     def _contents(self, pair: SourcePair) -> _Contents:
         a, b = pair.places or (pair.a, pair.b)
-        contents = self._source.read(a), self._source.read(b)
-        self._count(contents)
-        return contents
+        try:
+            contents = self._source.read(a), self._source.read(b)
+            self._count(contents)
+            return contents
+        finally:
+            with self._changed:
+                self._begun -= 1
+                self._changed.notify_all()
 
     def _count(self, contents: _Contents) -> None:
         with self._changed:
-            self._bytes += sum(map(len, contents))
+            self._bytes += (size := sum(map(len, contents)))
+            self._largest = max(self._largest, size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from lpips_lightning import LearnedPerceptualImagePatchSimilarity as Metric
 from lpips_lightning.cli.commands import main
 from lpips_lightning.functional.lpips import learned_perceptual_image_patch_similarity as function
 
-TOLERANCE = 1e-6  # relative
+FACTOR = 4  # two rounding errors add up, and the largest of few values exceeds that of others
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +29,25 @@ def net(backbones):
     return LPIPS("vgg", weights=backbones["vgg"], convention="3dgs")
 
 
-@pytest.fixture
-def images():
-    x = torch.randint(0, 256, (2, 3, 32, 40), dtype=torch.uint8)
+def noisy(count):
+    x = torch.randint(0, 256, (count, 3, 32, 40), dtype=torch.uint8)
     noise = torch.randint(-40, 41, x.shape)
     return x, (x.int() + noise).clamp(0, 255).to(torch.uint8)
+
+
+@pytest.fixture
+def images():
+    return noisy(2)
+
+
+@pytest.fixture(scope="module")
+def tolerance(peer):
+    """Relative; from the error of `lpips` itself in float32 on this machine, whose convolutions differ by CPU."""
+    x, y = noisy(16)
+    with torch.no_grad():
+        exact = deepcopy(peer).double()(x.double() / 255, y.double() / 255).flatten()
+        found = peer(x.float() / 255, y.float() / 255).flatten()
+    return FACTOR * float(((found - exact) / exact).abs().max())
 
 
 @pytest.fixture
@@ -61,10 +77,10 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_number_of_the_tables(net, images, expected, way):
-    assert torch.allclose(WAYS[way](net, *(one.float() / 255 for one in images)), expected, rtol=TOLERANCE, atol=0)
+def test_the_number_of_the_tables(net, images, expected, tolerance, way):
+    assert torch.allclose(WAYS[way](net, *(one.float() / 255 for one in images)), expected, rtol=tolerance, atol=0)
     if way not in ("255", "pairs"):
-        assert torch.allclose(WAYS[way](net, *images), expected, rtol=TOLERANCE, atol=0), "uint8"
+        assert torch.allclose(WAYS[way](net, *images), expected, rtol=tolerance, atol=0), "uint8"
 
 
 def test_the_convention_changes_number_and_fingerprint(backbones, net, images, expected):
@@ -82,7 +98,7 @@ def test_the_gradient_of_the_tables(net, backbones, images):
     assert torch.allclose(x.grad, expected, rtol=1e-8, atol=1e-10 * expected.abs().max())
 
 
-def test_files_are_compared_so(backbones, images, expected, tmp_path, capsys):
+def test_files_are_compared_so(backbones, images, expected, tolerance, tmp_path, capsys):
     for folder, batch in zip("ab", images, strict=True):
         (tmp_path / folder).mkdir()
         for index, one in enumerate(batch):
@@ -90,7 +106,7 @@ def test_files_are_compared_so(backbones, images, expected, tmp_path, capsys):
     weights = tmp_path / "vgg.safetensors"
     save_file(backbones["vgg"], weights)
     found = compare(tmp_path / "a", tmp_path / "b", "vgg", weights=weights, convention="3dgs")
-    assert np.allclose(found.distances, expected, rtol=TOLERANCE)
+    assert np.allclose(found.distances, expected, rtol=tolerance)
     files = [str(tmp_path / folder / "0.png") for folder in "ab"]
     main(["compare", *files, "--net", "vgg", "--weights", str(weights), "--convention", "3dgs"])
     distance, fingerprint = capsys.readouterr().out.strip().split("\n")
@@ -106,7 +122,7 @@ def test_its_names_say_so(net, images):
 
 
 @pytest.mark.parametrize("memory", [[], ["--memory-budget=64M"]])
-def test_correlate_measures_so(backbones, images, expected, tmp_path, memory):
+def test_correlate_measures_so(backbones, images, expected, tolerance, tmp_path, memory):
     rows = ["reference,distorted,score"]
     for index, pair in enumerate(zip(*images, strict=True)):
         for side, one in zip("ab", pair, strict=True):
@@ -118,7 +134,7 @@ def test_correlate_measures_so(backbones, images, expected, tmp_path, memory):
     out = tmp_path / "out.csv"
     assert main(["correlate", str(tmp_path / "rated.csv"), *network, "--csv", str(out)]) in (0, None)
     found = [float(line.split(",")[3]) for line in out.read_text().split()[1:]]
-    assert found[: len(expected)] == pytest.approx(expected.tolist(), rel=TOLERANCE)
+    assert found[: len(expected)] == pytest.approx(expected.tolist(), rel=tolerance)
 
 
 @pytest.mark.parametrize("data_range", [(-1, 1), (0, 2), (0.5, 1)])

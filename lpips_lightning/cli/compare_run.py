@@ -42,7 +42,7 @@ RUNS = Page(
     " row with an error, the rest goes on, and the exit code is 3; if all fail, it is 2. With --out, --force replaces"
     " a finished run, or another one; an unfinished run of the same command goes on.",
 )
-_DEFAULT_OUT = "outputs/compare"
+_DEFAULT_OUT = "outputs/compare/run"
 _STARTING = (
     *("devices", "num_nodes", "strategy", "accelerator", "workers", "out", "parquet", "columns", "folder"),
     *("benchmark", "wandb", "logger", "log_dir"),

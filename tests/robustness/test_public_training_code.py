@@ -128,7 +128,7 @@ class AutoencoderKL(pl.LightningModule):
 @pytest.mark.filterwarnings(
     "ignore:in1. expected values on", "ignore:.*does not have many workers", "ignore:.*in eval mode at the start"
 )
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-mixed", marks=pytest.mark.slow)])
 def test_latent_diffusion_as_a_lightning_module(same, precision):
     def train(lpips):
         module, loader = AutoencoderKL(lpips), DataLoader(images(4, 32), batch_size=2)

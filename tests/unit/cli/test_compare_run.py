@@ -126,7 +126,7 @@ def test_failed_pairs_are_rows_and_the_exit_code_is_3(here, compare):
     table = (here / "t.csv").read_text().splitlines()
     assert table[0] == "a,b,lpips,error" and len(table) == PAIRS + 1
     assert sum("b/12.png: expected" in line for line in table) == 1
-    summary = json.loads((here / "outputs/compare/summary.json").read_text())
+    summary = json.loads((here / "outputs/compare/run/summary.json").read_text())
     assert (summary["n"], summary["failed"]) == (26, 4)
 
 
@@ -143,7 +143,7 @@ def test_an_unfinished_run_resumes_by_the_same_command(here, compare):
     command = ["a", "b", "--csv", "t.csv", "--workers", "0", "--batch-size", "5"]
     assert compare(*command)[0] == 0
     whole = (here / "t.csv").read_bytes()
-    folder = here / "outputs/compare"
+    folder = here / "outputs/compare/run"
     # As if killed with three batches measured, and then as the tables were written.
     plan = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**plan, "finished": False}))
@@ -157,7 +157,7 @@ def test_an_unfinished_run_resumes_by_the_same_command(here, compare):
     (new,) = set(folder.glob("part-*")) - {part}
     measured = sum(len(json.loads(line)[2]) for line in new.read_text().splitlines())
     assert 0 < measured < PAIRS
-    assert not (here / "outputs/compare-2").exists()
+    assert not (here / "outputs/compare/run-2").exists()
 
 
 def test_other_images_are_measured_in_a_folder_of_their_own(here, compare):
@@ -165,10 +165,10 @@ def test_other_images_are_measured_in_a_folder_of_their_own(here, compare):
     assert compare(*command)[0] == compare(*command)[0] == 0
     Image.new("RGB", (32, 32)).save(here / "b" / "3.png")
     os.utime(here / "b" / "3.png", (1, 1))
-    plan = json.loads((here / "outputs/compare/run.json").read_text())
-    (here / "outputs/compare/run.json").write_text(json.dumps({**plan, "finished": False}))
+    plan = json.loads((here / "outputs/compare/run/run.json").read_text())
+    (here / "outputs/compare/run/run.json").write_text(json.dumps({**plan, "finished": False}))
     assert compare(*command)[0] == 0  # an unfinished run of what the images were
-    assert sorted(path.name for path in (here / "outputs").iterdir()) == ["compare", "compare-2", "compare-3"]
+    assert sorted(path.name for path in (here / "outputs/compare").iterdir()) == ["run", "run-2", "run-3"]
 
 
 def test_a_chosen_folder_is_not_overwritten_without_force(here, compare):

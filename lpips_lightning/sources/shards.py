@@ -22,8 +22,10 @@ from typing_extensions import override
 
 from lpips_lightning.io.image_decoding import printable
 from lpips_lightning.io.image_formats import image_suffixes
+from lpips_lightning.sources import storage
 from lpips_lightning.sources.base import SourcePair
 
+_SHARD = "a tar shard"
 _AHEAD = 32  # samples that are looked through for the partner of one
 _LISTERS = 32  # requests for the versions of remote shards at once
 _PACKED: Mapping[bytes, Callable[[IO[bytes]], Any]] = {
@@ -72,8 +74,9 @@ class ShardPairs:
                 f"shards: expected equally many shards of both images, got {len(self._a)} and {len(self._b)}"
             )
         self._keys = ("a", "b") if keys is None and others is None else keys
-        versions = _versions([*self._a, *(self._b or [])])
-        self._digest = hashlib.sha256(repr((self._a, self._b, versions)).encode("utf-8", "replace")).hexdigest()
+        names = [*self._a, *(self._b or [])]
+        known = (list(map(storage.shown, names)), len(self._a), _versions(names))
+        self._digest = hashlib.sha256(repr(known).encode("utf-8", "replace")).hexdigest()
 
     def __len__(self) -> int:
         return len(self._a)
@@ -100,7 +103,7 @@ class ShardPairs:
         Raises:
             OSError: Always.
         """
-        raise OSError(f"{printable(name)}: expected the bytes with the pair, which was read from a shard")
+        raise OSError(f"{_shown(name)}: expected the bytes with the pair, which was read from a shard")
 
     def _of_one(self, name: str) -> Iterator[SourcePair]:
         a, b = self._keys or ("a", "b")
@@ -114,8 +117,8 @@ class ShardPairs:
         a, b = self._keys or (None, None)
         one, two = (_Shard(name, _wanted(key)) for name, key in ((first, a), (second, b)))
         for x, y in _matched(one, two):
-            name_a, content_a, problem_a = _alone(first, y, second) if x is None else x.image(a)
-            name_b, content_b, problem_b = _alone(second, x, first) if y is None else y.image(b)
+            name_a, content_a, problem_a = _alone(one.name, y, two.name) if x is None else x.image(a)
+            name_b, content_b, problem_b = _alone(two.name, x, one.name) if y is None else y.image(b)
             yield _pair(name_a, name_b, content_a, content_b, problem_a or problem_b)
         yield from _ends(one, two)
 
@@ -169,7 +172,8 @@ class _Shard(Iterator[_Sample]):
     def __init__(self, name: str, wanted: Callable[[str], bool]) -> None:
         from webdataset.tariterators import group_by_keys
 
-        self.name, self.damage, self.samples = name, "", 0
+        self.name, self.damage, self.samples = storage.shown(name), "", 0
+        self._place = name
         self._wanted = wanted
         self._problems: list[str] = []
         self._grouped = iter(group_by_keys(self._files(), keys=_split, lcase=False, handler=self._refuse))
@@ -189,7 +193,7 @@ class _Shard(Iterator[_Sample]):
 
     def _files(self) -> Iterator[dict[str, Any]]:
         try:
-            with _opened(self.name) as stream, _Tar.open(fileobj=stream, mode="r|", tarinfo=_Member) as tar:
+            with _opened(self._place) as stream, _Tar.open(fileobj=stream, mode="r|", tarinfo=_Member) as tar:
                 for member in tar:
                     tar.members = []  # type: ignore[attr-defined]  # else it keeps all
                     if member.isreg():
@@ -337,16 +341,15 @@ def _wanted(key: str | None) -> Callable[[str], bool]:
 
 def _opened(name: str) -> Any:
     """The unpacked bytes of a shard, as a stream."""
-    file: Any = _fsspec().open(name, "rb").open() if "://" in name else open(name, "rb")  # noqa: PTH123, SIM115
-    buffered = file if hasattr(file, "peek") else io.BufferedReader(file, 1 << 20)
-    start = buffered.peek(8)[:8]
+    file = storage.open_stream(name, _SHARD, sequential=True)
+    start = file.peek(8)[:8]
     if start.startswith(_ZSTD):
         file.close()
         raise ValueError("one packed with zstd; pack it with gzip, or not at all, since images are compressed")
     for mark, unpack in _PACKED.items():
         if start.startswith(mark):
-            return _Both(unpack(buffered), buffered)
-    return buffered
+            return _Both(unpack(file), file)
+    return file
 
 
 class _Both(io.BufferedReader):
@@ -365,7 +368,7 @@ class _Both(io.BufferedReader):
 def _expanded(pattern: str) -> Iterable[str]:
     from braceexpand import braceexpand
 
-    if "://" not in pattern and Path(pattern).exists():
+    if not storage.is_url(pattern) and Path(pattern).exists():
         return [pattern]
     try:
         names = list(braceexpand(pattern))
@@ -375,15 +378,11 @@ def _expanded(pattern: str) -> Iterable[str]:
 
 
 def _globbed(name: str) -> list[str]:
-    if not glob.has_magic(name.partition("?")[0] if "://" in name else name):
+    if not glob.has_magic(name.partition("?")[0] if storage.is_url(name) else name):
         return [name]
-    if "://" in name:
-        system, path = _fsspec().core.url_to_fs(name)
-        found = [system.unstrip_protocol(one) for one in sorted(system.glob(path))]
-    else:
-        found = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 (the pattern may be absolute)
+    found = storage.matching(name)
     if not found:
-        raise FileNotFoundError(f"shards: expected files that fit '{printable(name)}', got none")
+        raise FileNotFoundError(f"shards: expected files that fit '{_shown(name)}', got none")
     return found
 
 
@@ -393,26 +392,14 @@ def _versions(names: Sequence[str]) -> list[str]:
     Raises:
         FileNotFoundError: If one does not exist.
     """
-    if not any("://" in name for name in names):
-        return [_local_version(name) for name in names]
+    if not any(map(storage.is_url, names)):
+        return [storage.version(name, _SHARD) for name in names]
     with ThreadPoolExecutor(_LISTERS) as pool:
-        return list(pool.map(lambda name: _remote_version(name) if "://" in name else _local_version(name), names))
+        return list(pool.map(lambda name: storage.version(name, _SHARD), names))
 
 
-def _local_version(name: str) -> str:
-    try:
-        found = Path(name).stat()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{printable(name)}: expected a tar shard, got no such file") from None
-    return f"{found.st_size} {found.st_mtime_ns}"
-
-
-def _remote_version(name: str) -> str:
-    system, path = _fsspec().core.url_to_fs(name)
-    try:
-        return f"{system.info(path).get('size')} {system.ukey(path)}"
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{printable(name)}: expected a tar shard, got no such file") from None
+def _shown(name: str) -> str:
+    return printable(storage.shown(name))
 
 
 def _check_installed() -> None:
@@ -420,13 +407,3 @@ def _check_installed() -> None:
         raise ImportError(
             "shards: expected the package webdataset, which is not installed; pip install 'lpips_lightning[shards]'"
         )
-
-
-def _fsspec() -> Any:
-    try:
-        import fsspec
-    except ImportError:
-        raise ImportError(
-            "shards: expected fsspec for URLs, which is not installed; pip install 'lpips_lightning[remote]'"
-        ) from None
-    return fsspec

@@ -12,6 +12,7 @@ file is missing or access is denied. Local paths need no fsspec.
 from __future__ import annotations
 
 import errno
+import glob
 import io
 import os
 import posixpath
@@ -21,12 +22,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
+
+from typing_extensions import override
 
 from lpips_lightning.io.image_decoding import printable
 
@@ -163,26 +166,47 @@ def read_part(name: str, start: int, end: int) -> bytes:
     return _tried(name, "a list of pairs", lambda system, path: system.cat_file(path, start=start, end=end))
 
 
-def open_stream(name: str, what: str) -> io.BufferedReader:
-    """Open a file.
+def open_stream(name: str, what: str, *, sequential: bool = False) -> io.BufferedReader:
+    """Open a file. Where reading a URL fails, it is opened again and read from there on.
 
     Args:
         name: Path or URL.
         what: What the file is, for messages.
+        sequential: Do without seeking: one request of HTTP instead of one for each 5 MB.
 
     Raises:
         FileNotFoundError: If there is no such file.
         OSError: If it cannot be opened; the message names it.
     """
     if is_url(name):
-        file = _tried(name, what, lambda system, path: system.open(path, "rb"))
-        return file if isinstance(file, io.BufferedReader) else io.BufferedReader(file, _BUFFER)
+        return io.BufferedReader(_Steady(name, what, sequential), _BUFFER)
     if Path(name).is_dir():
         raise IsADirectoryError(f"{printable(name)}: expected {what}, got a folder")
     try:
         return open(name, "rb")  # noqa: PTH123
     except FileNotFoundError:
         raise FileNotFoundError(f"{printable(name)}: expected {what}, got no such file") from None
+
+
+def matching(pattern: str) -> list[str]:
+    """Paths or URLs that fit a pattern with ``*``, ``?`` and ``[...]``, sorted; only one that exists, if any.
+
+    Raises:
+        OSError: If a folder on a store cannot be listed; the message names it.
+    """
+    if not is_url(pattern):
+        return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (the pattern may be absolute)
+    protocol, _, rest = pattern.partition("://")
+    chain = "".join(f"::{link}" for link in rest.split("::")[1:])
+
+    def found(system: Any, path: str) -> list[str]:
+        try:
+            return sorted(system.glob(path))
+        finally:
+            system.invalidate_cache()
+
+    names = _tried(pattern, "files", found)
+    return [f"{protocol}://{name.removeprefix(f'{protocol}://')}{chain}" for name in names]
 
 
 def version(name: str, what: str = _IMAGE) -> str:
@@ -197,7 +221,10 @@ def version(name: str, what: str = _IMAGE) -> str:
     """
     if is_url(name):
         return _version(_tried(name, what, lambda system, path: system.info(path)))
-    status = Path(name).stat()
+    try:
+        status = Path(name).stat()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{printable(name)}: expected {what}, got no such file") from None
     return f"{status.st_size} {status.st_mtime_ns}"
 
 
@@ -215,11 +242,108 @@ def list_files(folder: str) -> Iterator[StoredFile]:
         raise NotADirectoryError(f"{shown(folder)}: expected a folder of images, got a file")
     if not found:
         raise FileNotFoundError(f"{shown(folder)}: expected {_FOLDER}, got no file there")
-    from_web = folder.startswith(("http://", "https://"))
+    from_web = _is_web(folder)
     for inside in sorted(found, key=lambda one: one.split("/")):
         if not inside or (from_web and ("?" in inside or "#" in inside)):  # links that sort the server's list
             continue
         yield StoredFile(unquote(inside) if from_web else inside, _join_found(folder, inside), found[inside])
+
+
+class _Steady(io.RawIOBase):
+    """A file behind a URL; it is opened again where reading it failed.
+
+    Raises:
+        OSError: If it cannot be read, after several attempts; the message names it.
+    """
+
+    def __init__(self, name: str, what: str, sequential: bool) -> None:
+        self._name, self._what = name, what
+        self._at = 0
+        self._streams = sequential and _is_web(name)
+        self._file: Any = None
+        self._lock: Any = nullcontext()
+        _attempts(name, what, self._open)
+
+    @override
+    def readable(self) -> bool:
+        return True
+
+    @override
+    def seekable(self) -> bool:
+        return self._file is None or bool(self._file.seekable())
+
+    @override
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = int(_attempts(self._name, self._what, lambda: self._opened().seek(offset, whence)))
+        return self._at
+
+    @override
+    def tell(self) -> int:
+        return self._at
+
+    @override
+    def readinto(self, buffer: Any, /) -> int:
+        content = _attempts(self._name, self._what, partial(self._part, len(buffer)))
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
+
+    @override
+    def close(self) -> None:
+        if self._file is not None:
+            with suppress(Exception):  # nothing was written
+                self._file.close()
+            self._file = None
+        super().close()
+
+    def _part(self, size: int) -> bytes:
+        try:
+            with self._lock:
+                return bytes(self._opened().read(size))
+        except Exception:
+            broken, self._file = self._file, None
+            with suppress(Exception):
+                broken.close()
+            raise
+
+    def _opened(self) -> Any:
+        if self._file is None:
+            self._open()
+        return self._file
+
+    def _open(self) -> None:
+        (system, self._lock), path = _own.get(self._name)
+        with self._lock:
+            if self._streams and not self._at:
+                self._file = system.open(path, "rb", block_size=0)
+            else:
+                self._file = self._go_on(system, path)
+
+    def _go_on(self, system: Any, path: str) -> Any:
+        file = system.open(path, "rb")
+        if self._at:
+            try:
+                file.seek(self._at)
+                file.read(1)
+                file.seek(self._at)
+            except ValueError:  # a web server that cannot send parts
+                if not self._streams:
+                    raise
+                file = system.open(path, "rb", block_size=0)
+                _skip(file, self._at)
+        return file
+
+
+def _is_web(name: str) -> bool:
+    return name.startswith(("http://", "https://")) and "::" not in name
+
+
+def _skip(file: Any, count: int) -> None:
+    while count > 0:
+        found = len(file.read(min(count, _BUFFER)))
+        if not found:
+            raise EOFError("a file that became shorter meanwhile")
+        count -= found
 
 
 class _System(NamedTuple):

@@ -10,11 +10,13 @@ import statistics
 import subprocess
 import sys
 import tarfile
+import zipfile
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from file_servers import s3_server
 from PIL import Image
 
 from lpips_lightning.cli import compare_run
@@ -70,6 +72,12 @@ def compare(capsys):
     return call
 
 
+def command(*paths):
+    """The command line of a process of its own."""
+    started = [sys.executable, "-m", "lpips_lightning", "compare", *paths]
+    return [*started, "--net", "embedded", "--accelerator", "cpu"]
+
+
 def rows_of(path):
     return [line.split(",") for line in path.read_text().splitlines()[1:]]
 
@@ -92,26 +100,70 @@ def test_any_number_of_ranks_writes_the_same_bytes(here, compare):
     (here / "b" / "3.png").write_bytes(b"damaged")
     code, _, _ = compare("a", "b", "--csv", "one.csv", "--workers", "0", *FULL)
     assert code == 3
-    command = [
-        sys.executable,
-        "-m",
-        "lpips_lightning",
-        "compare",
-        "a",
-        "b",
-        "--net",
-        "embedded",
-        "--accelerator",
-        "cpu",
-    ]
     environment = os.environ | {"PYTHONPATH": str(Path(compare_run.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     for devices in (2, 3):
         options = ["--devices", str(devices), "--csv", f"{devices}.csv", *FULL]
-        done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(
+            [*command("a", "b"), *options], env=environment, capture_output=True, text=True, timeout=600
+        )
         assert done.returncode == 3, done.stderr
         assert "1 of 30 pairs failed" in done.stderr
         assert done.stdout.count("mean\t") == 1
         assert (here / f"{devices}.csv").read_bytes() == (here / "one.csv").read_bytes()
+
+
+@pytest.mark.slow  # over a minute
+def test_two_ranks_read_from_a_store(here, compare, monkeypatch):
+    pytest.importorskip("moto.server")
+    pytest.importorskip("webdataset")
+    s3fs = pytest.importorskip("s3fs")
+    (here / "b" / "3.png").write_bytes(b"damaged")
+    assert compare("a", "b", "--csv", "local.csv", "--workers", "0")[0] == 3
+    names = [row[0].removeprefix("a/") for row in rows_of(here / "local.csv")]
+    local = [row[2] for row in rows_of(here / "local.csv")]
+    assert len(local) == PAIRS and local.count("") == 1
+    (here / "list.csv").write_text("a,b\n" + "".join(f"a/{name},b/{name}\n" for name in names))
+    with zipfile.ZipFile(here / "images.zip", "w") as packed:
+        for name in names:
+            for side in "ab":
+                packed.write(here / side / name, f"{side}/{name}")
+    for shard in range(3):
+        with tarfile.open(here / f"s-{shard}.tar", "w") as tar:
+            for name in names[10 * shard : 10 * shard + 10]:
+                for side in "ab":
+                    tar.add(here / side / name, name.replace(".png", f".{side}.png"))
+    with s3_server() as url:
+        settings = {"ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s", "DEFAULT_REGION": "us-east-1", "ENDPOINT_URL": url}
+        for name, value in settings.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        store = s3fs.S3FileSystem(skip_instance_cache=True)
+        store.mkdir("bucket")
+        for name in ("a", "b", "list.csv", "images.zip", *(f"s-{shard}.tar" for shard in range(3))):
+            store.put(str(here / name), f"bucket/{name}", recursive=True)
+        sources = {
+            "folders": ["s3://bucket/a", "s3://bucket/b"],
+            "list": ["s3://bucket/list.csv"],
+            "zip": ["zip://a::s3://bucket/images.zip", "zip://b::s3://bucket/images.zip"],
+            "shards": ["s3://bucket/s-{0..2}.tar"],
+            "found": ["s3://bucket/s-*.tar"],
+        }
+        for name, paths in sources.items():
+            options = ["--devices", "2", "--workers", "1", "--csv", f"of-{name}.csv", "--out", f"run-{name}"]
+            done = subprocess.run(
+                [*command(*paths), *options],
+                env=os.environ | {"PYTHONPATH": str(Path(compare_run.__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+                capture_output=True,
+                text=True,
+                timeout=600,
+            )
+            assert done.returncode == 3, done.stderr
+            assert "1 of 30 pairs failed" in done.stderr
+            found = [row[2] for row in rows_of(here / f"of-{name}.csv")]
+            if paths[0].endswith(".tar"):  # shards have batches of their own
+                assert [bool(one) for one in found] == [bool(one) for one in local]
+                assert [float(one or 0) for one in found] == pytest.approx([float(one or 0) for one in local], rel=1e-6)
+            else:
+                assert found == local
 
 
 def test_failed_pairs_are_rows_and_the_exit_code_is_3(here, compare):

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
+import os
 import pickle
+import re
 import tarfile
 
 import numpy as np
 import pytest
 import torch
+from file_servers import web_server
 from PIL import Image
 
 from lpips_lightning.comparison.file_pairs import InputNeeds
 from lpips_lightning.images.preprocessing import ImagePolicy
 from lpips_lightning.runs.reading import PairReader
+from lpips_lightning.sources import storage
 from lpips_lightning.sources.listed import ListedPairs
 from lpips_lightning.sources.shards import ShardPairs, expand_shards
 
@@ -225,6 +230,38 @@ def test_shards_behind_a_url():
     assert [len(read(source, index)) for index in range(len(source))] == [2, 3]
     with pytest.raises(FileNotFoundError, match="memory://shards/y.tar: expected a tar shard, got no such file"):
         ShardPairs("memory://shards/y.tar")
+
+
+@pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "streams"])
+def test_a_shard_goes_on_where_its_connection_broke(tmp_path, monkeypatch, ranges):
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(storage, "_WAITS", (0.0, 0.0, 0.0))
+    files = [(f"{index}.{side}.png", os.urandom(300_000)) for index in range(20) for side in "ab"]
+    packed, breaks = tar_of(files), [2_000_000, 9_000_000]
+
+    def answer(handler):
+        asked = re.match(r"bytes=(\d+)-(\d*)", handler.headers.get("Range") or "") if ranges else None
+        start, end = (int(asked[1]), int(asked[2] or len(packed) - 1) + 1) if asked else (0, len(packed))
+        end = min(end, len(packed))
+        handler.send_response(206 if asked else 200)
+        handler.send_header("Content-Length", str(end - start))
+        if ranges:
+            handler.send_header("Accept-Ranges", "bytes")
+            handler.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(packed)}")
+        handler.end_headers()
+        handler.close_connection = True
+        if handler.command == "GET":
+            broken = breaks and start <= breaks[0] < end
+            with contextlib.suppress(ConnectionError):
+                handler.wfile.write(packed[start : breaks.pop(0) if broken else end])
+        return True
+
+    with web_server(tmp_path, answer) as (web, _):
+        pairs = read(ShardPairs(f"{web}/x.tar?X-Amz-Signature=1f"))
+    assert not breaks
+    assert not [pair.error for pair in pairs if pair.error]
+    assert [content for pair in pairs for content in pair.contents] == [content for _, content in files]
+    assert pairs[0].a == f"{web}/x.tar?X-Amz-Signature=***/0.a.png"
 
 
 def test_shards_give_the_batches_of_files(tmp_path):

@@ -113,8 +113,8 @@ class RunHistory(Callback):
 def is_stalled(before: float, scores: Sequence[float], mode: Mode) -> bool:
     """Whether scores are no better than before training, beyond their own noise.
 
-    The median of the later half of `scores` is compared with `before`. The noise is the standard deviation of a score
-    as estimated from the differences of neighbors, which a slow trend hardly affects; a gain must be twice as large.
+    The median of the later half of `scores` is compared with `before`. The noise of a score is estimated from the
+    median difference of neighbors, which a slow trend or one jump hardly affects; a gain must be twice as large.
 
     Args:
         before: Score of the untrained model.
@@ -127,8 +127,8 @@ def is_stalled(before: float, scores: Sequence[float], mode: Mode) -> bool:
     """
     sign = 1 if mode == "max" else -1
     gain = sign * (statistics.median(scores[len(scores) // 2 :]) - before)
-    squares = [(two - one) ** 2 for one, two in itertools.pairwise(scores)]
-    noise = math.sqrt(statistics.mean(squares) / 2) if squares else 0.0
+    steps = [abs(two - one) for one, two in itertools.pairwise(scores)]
+    noise = statistics.median(steps) / math.sqrt(2) if steps else 0.0
     return not gain > 2 * noise
 
 

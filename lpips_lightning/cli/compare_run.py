@@ -45,7 +45,7 @@ RUNS = Page(
 _DEFAULT_OUT = "outputs/compare/run"
 _STARTING = (
     *("devices", "num_nodes", "strategy", "accelerator", "workers", "out", "parquet", "columns", "folder"),
-    *("benchmark", "wandb", "logger", "log_dir"),
+    *("benchmark", "retry_failed", "wandb", "logger", "log_dir"),
 )
 _BENCHMARK = 200  # pairs
 _OUTPUTS = ("csv", "json", "parquet")
@@ -66,6 +66,8 @@ def add_run_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add_launch_options(group)
     add("--out", metavar="DIR", help=f"folder of the run (default: {_DEFAULT_OUT}, or -2, ... if it is taken)")
+    text = "measure the pairs again that failed in a run of the same command, such as for its network; keep the others"
+    add("--retry-failed", action="store_const", const=True, help=text)
     add("--columns", metavar="A,B", help="columns of a list with the first and second images (default: a,b)")
     add("--folder", metavar="DIR", help="folder or URL that paths in a list start from (default: that of the list)")
     add("--parquet", metavar="FILE", help="write every distance as Parquet, in float64 (needs pyarrow)")
@@ -184,6 +186,8 @@ def _check(options: argparse.Namespace, why: str) -> None:
         raise ValueError(f"batch-size: expected a positive number, got {options.batch_size}")
     if options.benchmark is not None and options.benchmark < 1:
         raise ValueError(f"benchmark: expected a positive number of pairs, got {options.benchmark}")
+    if options.retry_failed and options.force:
+        raise ValueError("retry-failed: expected no --force, which measures all pairs again; give one of them")
     network_options(options)
 
 
@@ -214,7 +218,9 @@ def _prepare(options: argparse.Namespace, stack: ExitStack) -> _Job:
         "batch_size": options.batch_size,
     }
     outputs = [str(Path(path).resolve()) for path in _outputs(options).values()]
-    run = open_run(stack, plan, options.out, _DEFAULT_OUT, outputs, options.force)
+    run = open_run(
+        stack, plan, options.out, _DEFAULT_OUT, outputs, options.force, retry_failed=bool(options.retry_failed)
+    )
     for name, path in _outputs(options).items():
         replace = options.force or str(Path(path).resolve()) in run.own_outputs
         check_output_path(path, name, replace=replace)

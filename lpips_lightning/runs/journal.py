@@ -13,7 +13,7 @@ import os
 import weakref
 import zlib
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import FileIO
@@ -219,6 +219,19 @@ class Journal:
             " command goes on and measures what is missing"
         )
 
+    def forget_failed(self) -> None:
+        """Delete the rows of pairs that failed; these count as not measured then.
+
+        The ends of their units are deleted first: an archive that was read to where it failed may have more pairs.
+        """
+        units = {
+            _unit(line) for path in self._parts() for line in filter(_undamaged, _lines(path)) if _has_failed(line)
+        }
+        for change in (_without_end, _without_failed):
+            for path in self._parts():
+                if any(_undamaged(line) and _unit(line) in units for line in _lines(path)):
+                    _rewrite(path, units, change)
+
     def _units(self) -> Iterator[tuple[int, dict[int, list[Any]], int | None]]:
         """Rows by number of every unit, and its number of pairs, by unit."""
         parts = self._parts()
@@ -265,6 +278,10 @@ def _head(line: bytes) -> tuple[int, int | None, list[int]] | None:
     return unit, end, numbers
 
 
+def _unit(line: bytes) -> int:
+    return int(line[1 : line.index(b",")])
+
+
 def _take(rows: dict[int, list[Any]], numbers: list[int], found: list[list[Any]]) -> None:
     if rows.keys().isdisjoint(numbers):
         rows.update(zip(numbers, found, strict=True))
@@ -279,6 +296,28 @@ def _failed(row: list[Any]) -> bool:
     return len(row) > 3 and bool(row[3])
 
 
+def _has_failed(line: bytes) -> bool:
+    return any(map(_failed, json.loads(line)[3]))
+
+
+def _rewrite(path: Path, units: set[int], change: Callable[[bytes], bytes]) -> None:
+    """Change the undamaged lines of some units."""
+    with atomic_write(path, durable=True) as temporary, temporary.open("wb") as file:
+        for line in filter(_undamaged, _lines(path)):
+            file.write(change(line) if _unit(line) in units else line)
+
+
+def _without_end(line: bytes) -> bytes:
+    unit, _, numbers, rows, _ = json.loads(line)
+    return _line(unit, dict(zip(numbers, starmap(PairRow, rows), strict=True)), None) if rows else b""
+
+
+def _without_failed(line: bytes) -> bytes:
+    unit, _, numbers, rows, _ = json.loads(line)
+    kept = {number: PairRow(*row) for number, row in zip(numbers, rows, strict=True) if not _failed(row)}
+    return _line(unit, kept, None) if kept else b""
+
+
 def _index(parts: list[Path]) -> tuple[Any, Any, Any]:
     """Unit, part and position of every undamaged line, by unit; 20 bytes a line."""
     units, of_parts, places = array("q"), array("i"), array("q")
@@ -286,7 +325,7 @@ def _index(parts: list[Path]) -> tuple[Any, Any, Any]:
         position = 0
         for line in _lines(path):
             if _undamaged(line):
-                units.append(int(line[1 : line.index(b",")]))
+                units.append(_unit(line))
                 of_parts.append(part)
                 places.append(position)
             position += len(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -53,6 +54,7 @@ def open_run(
     default: str,
     outputs: Sequence[str] = (),
     force: bool = False,
+    retry_failed: bool = False,
 ) -> Run:
     """Choose and lock the folder of a run; nothing but the lock is written.
 
@@ -63,11 +65,15 @@ def open_run(
         default: Default folder.
         outputs: Files that the run writes at its end.
         force: Whether to replace a finished or other run in `out`.
+        retry_failed: Whether to go on in a run of this plan, finished or not, with the pairs that failed.
 
     Raises:
-        ValueError: If `out` has a finished or other run, or another process uses it.
+        ValueError: If `out` has a finished or other run, or another process uses it; with `retry_failed`: if there is
+            no run of this plan.
     """
     plan = json.loads(json.dumps({"format": FORMAT, **plan}))
+    if retry_failed:
+        return _retried(stack, plan, out, default, outputs)
     journal = Journal(next(_free(default, plan)) if out is None else out)
     check_output_path(journal.folder, "out", folder=True)
     stack.enter_context(journal.locked())
@@ -81,6 +87,31 @@ def open_run(
             f" with {what}; --force measures again, or choose another folder"
         )
     return Run(journal, plan, outputs, resumed=found is not None and not difference and not finished)
+
+
+def _retried(stack: ExitStack, plan: Mapping[str, Any], out: str | None, default: str, outputs: Sequence[str]) -> Run:
+    """The run of this plan, without the results of pairs that failed."""
+    there = [folder for folder in ([Path(out)] if out is not None else _versions(default)) if folder.is_dir()]
+    plans = {folder: found for folder in there if (found := Journal(folder).plan()) is not None}
+    matching = [folder for folder, found in plans.items() if not _difference(found, plan)]
+    if not matching:
+        place = printable(default if out is None else out)
+        got = f"one {_difference(next(reversed(plans.values())), plan)}" if plans else "none"
+        raise ValueError(
+            f"retry-failed: expected a run of the same command in '{place}', got {got}; leave --retry-failed out to"
+            " measure all pairs"
+        )
+    journal = Journal(matching[-1])
+    stack.enter_context(journal.locked())
+    run = Run(journal, plan, outputs, resumed=True)
+    run.begin()
+    journal.forget_failed()
+    return run
+
+
+def _versions(default: str) -> Iterator[Path]:
+    """Versions of the default folder that exist."""
+    return itertools.takewhile(Path.exists, new_versions(default))
 
 
 def _free(default: str, plan: Mapping[str, Any]) -> Iterator[Path]:

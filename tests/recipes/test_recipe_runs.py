@@ -328,6 +328,7 @@ def test_ten_losses_are_logged_an_epoch_but_at_least_every_fifty_steps(batches, 
         (0.295, [0.31, 0.30, 0.305], "min", True),
         (0.295, [0.29, 0.28, 0.27], "min", False),
         (0.295, [0.2948, 0.2946, 0.2944, 0.2942, 0.294], "min", False),  # slow, but steady
+        (0.095, [0.0896, 0.0884, 0.0872, 0.0855, 0.071], "min", False),  # a jump, as when a loss is added
         (0.295, [float("nan")] * 3, "min", True),
     ],
 )

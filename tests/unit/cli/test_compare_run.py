@@ -212,6 +212,35 @@ def test_an_unfinished_run_resumes_by_the_same_command(here, compare):
     assert not (here / "outputs/compare/run-2").exists()
 
 
+def test_failed_pairs_are_tried_again(here, compare):
+    system = pytest.importorskip("fsspec").filesystem("memory")
+    for side in "ab":
+        for path in sorted((here / side).rglob("*.png")):
+            system.pipe(f"/again/{side}/{path.relative_to(here / side)}", path.read_bytes())
+    rows = "".join(f"a/{index}.png,b/{index}.png\n" for index in range(7))
+    system.pipe("/again/list.csv", f"a,b\n{rows}".encode())
+    broken = system.cat("/again/b/3.png")
+    system.rm("/again/b/3.png")
+    command = ["memory://again/list.csv", "--csv", "t.csv", "--workers", "0"]
+    code, _, errors = compare(*command, "--retry-failed")
+    assert code == 2
+    assert "retry-failed: expected a run of the same command in 'outputs/compare/run', got none" in errors[0]
+    assert compare(*command)[0] == 3
+    before = rows_of(here / "t.csv")
+    assert compare(*command, "--retry-failed")[0] == 3
+    assert rows_of(here / "t.csv") == before
+    system.pipe("/again/b/3.png", broken)
+    code, lines, errors = compare(*command, "--retry-failed")
+    assert code == 0 and "n\t7" in lines
+    assert any("6 of 7 pairs are measured already" in line for line in errors)
+    after = rows_of(here / "t.csv")
+    assert [row for row in after if "/3.png" not in row[0]] == [row[:3] for row in before if "/3.png" not in row[0]]
+    code, _, errors = compare(*command, "--retry-failed", "--psnr")
+    assert code == 2 and "got one whose fingerprint is" in errors[0]
+    assert compare(*command, "--retry-failed", "--force")[0] == 2
+    assert not (here / "outputs/compare/run-2").exists()
+
+
 def test_other_images_are_measured_in_a_folder_of_their_own(here, compare):
     command = ["a", "b", "--workers", "0"]
     assert compare(*command)[0] == compare(*command)[0] == 0

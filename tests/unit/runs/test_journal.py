@@ -224,3 +224,31 @@ def test_the_plan_and_its_end(tmp_path):
     write(book.folder, 0, batches())
     book.clear()
     assert not list(book.folder.iterdir())
+
+
+def test_failed_pairs_are_forgotten_and_measured_again(tmp_path):
+    every = list(batches())
+    write(tmp_path, 0, every[::2])
+    write(tmp_path, 1, every[1::2])
+    failed = [one for one in ROWS if one.error]
+    Journal(tmp_path).forget_failed()
+    found = Journal(tmp_path).progress()
+    assert found.pairs == len(ROWS) - len(failed) and not found.ended and not found.damaged
+    go_on(tmp_path)
+    assert same(Journal(tmp_path).rows(UNITS))
+
+
+def test_an_archive_that_could_not_be_read_to_its_end_may_be_longer(tmp_path):
+    ok = {number: PairRow("a", "b", float(number)) for number in range(3)}
+    write(tmp_path, 0, [(0, {0: ok[0], 1: PairRow("x.tar", "x.tar", math.nan, "x.tar: cut off")}, 2), (1, ok, 3)])
+    Journal(tmp_path).forget_failed()
+    assert Journal(tmp_path).progress() == journal.Progress({1: 3}, {0: frozenset({0})}, 4)
+    write(tmp_path, 0, [(0, {1: ok[1], 2: ok[2]}, 3)])
+    assert [one.distance for one in Journal(tmp_path).rows(2)] == [0, 1, 2, 0, 1, 2]
+
+
+def test_without_failures_nothing_is_forgotten(tmp_path):
+    write(tmp_path, 0, [(0, {0: PairRow("a", "b", 1.0)}, 1)])
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    Journal(tmp_path).forget_failed()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before

@@ -85,7 +85,7 @@ def _check_source(study: Study) -> None:
         StudyError: If it is one.
     """
     from lpips_lightning.judge.judged_images import is_of_photographs
-    from lpips_lightning.judge.store import StudyError
+    from lpips_lightning.judge.records import StudyError
 
     if is_of_photographs(study):
         raise StudyError(

@@ -15,8 +15,9 @@ from lpips_lightning.io.progress import progress_report
 
 if TYPE_CHECKING:
     from lpips_lightning.calibration.model import TrainableLPIPS
+    from lpips_lightning.judge.records import Design
     from lpips_lightning.judge.selection import Selector
-    from lpips_lightning.judge.store import Design, Study
+    from lpips_lightning.judge.store import Study
 
 _SOURCES = ("images", "triplets", "methods")
 _MADE_WITH = (*_SOURCES, "folder", "reference", "common", "cnn", "count", "size", "net", "second_net", "weights")

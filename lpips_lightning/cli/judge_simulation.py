@@ -115,7 +115,8 @@ def _remove_simulated(path: str) -> None:
     Raises:
         FileExistsError: If it is anything else.
     """
-    from lpips_lightning.judge.store import Study, StudyError
+    from lpips_lightning.judge.records import StudyError
+    from lpips_lightning.judge.store import Study
 
     target = Path(path).expanduser()
     try:

@@ -17,7 +17,8 @@ from lpips_lightning.io.download import ProgressCallback, no_progress
 from lpips_lightning.io.image_files import read_image
 from lpips_lightning.io.tensor_files import read_record, write_tensors
 from lpips_lightning.judge.judged_images import images_of
-from lpips_lightning.judge.store import Image, Item, Study
+from lpips_lightning.judge.records import Image, Item
+from lpips_lightning.judge.store import Study
 from lpips_lightning.weights import WeightsError, read_tensors, tensors_sha256
 
 _log = logging.getLogger("lpips_lightning")

@@ -13,7 +13,8 @@ from torch import Tensor
 from lpips_lightning.data.bapps import read_images
 from lpips_lightning.data.triplets import Triplet, photograph_of
 from lpips_lightning.evaluation.methods import Method
-from lpips_lightning.judge.store import Image, Item, Study, StudyError
+from lpips_lightning.judge.records import Image, Item, StudyError
+from lpips_lightning.judge.store import Study
 
 Distances = dict[int, tuple[float, float | None]]
 """Distances ``(ref, p0)`` and ``(ref, p1)`` by item; the second is None for JND."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lpips_lightning.data.crops import seeded
 from lpips_lightning.data.distortions import distort
-from lpips_lightning.judge.store import Design, Item
+from lpips_lightning.judge.records import Design, Item
 from lpips_lightning.judge.study_images import StudyImages
 
 _NOISE = "gaussian_noise"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lpips_lightning.io.image_decoding import printable
 from lpips_lightning.io.image_folders import count_of
-from lpips_lightning.judge.store import Design
+from lpips_lightning.judge.records import Design
 from lpips_lightning.judge.study_images import is_study_image
 
 _log = logging.getLogger("lpips_lightning")

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from lpips_lightning.judge.belief import Belief, expected_loss
-from lpips_lightning.judge.store import Reason, Study, StudyError
+from lpips_lightning.judge.records import Reason, StudyError
+from lpips_lightning.judge.store import Study
 from lpips_lightning.judge.votes import votes
 
 Selector: TypeAlias = Callable[[Study, Sequence[int], random.Random], tuple[int, Reason]]

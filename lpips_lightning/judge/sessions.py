@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard
 
-from lpips_lightning.judge.store import CHOICES, Design, Item, Observer, Reason, Session, Study, StudyError, Trial
+from lpips_lightning.judge.records import CHOICES, Design, Item, Observer, Reason, Session, StudyError, Trial
+from lpips_lightning.judge.store import Study
 
 if TYPE_CHECKING:
     from lpips_lightning.judge.selection import Selector

@@ -16,9 +16,10 @@ from typing import Any, TypeAlias
 import torch
 
 from lpips_lightning.data.observer import SimulatedObserver
+from lpips_lightning.judge.records import Answer, Item, Observer, StudyError
 from lpips_lightning.judge.selection import Selector
 from lpips_lightning.judge.sessions import TrialStep, next_step, record_answer, start_session
-from lpips_lightning.judge.store import Answer, Item, Observer, Study, StudyError
+from lpips_lightning.judge.store import Study
 
 Distances: TypeAlias = Mapping[int, tuple[float, float | None]] | Callable[[Item], tuple[float, float | None]]
 """Distances of an item's candidates to its reference: by number of the item, as `Study.distances` has them, or a

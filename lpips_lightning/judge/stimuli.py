@@ -30,7 +30,8 @@ from lpips_lightning.io.image_folders import HIDDEN, check_any_image, count_of, 
 from lpips_lightning.io.tables import Row, Table, read_table
 from lpips_lightning.judge.known_items import known_images, known_items
 from lpips_lightning.judge.method_pairs import balanced, method_folders, method_groups, shared_names
-from lpips_lightning.judge.store import Design, Item, Study
+from lpips_lightning.judge.records import Design, Item
+from lpips_lightning.judge.store import Study
 from lpips_lightning.judge.study_images import (
     Source,
     StudyImages,

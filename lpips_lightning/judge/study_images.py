@@ -24,7 +24,8 @@ from lpips_lightning.io.image_decoding import printable
 from lpips_lightning.io.image_files import image_size, read_image, write_image
 from lpips_lightning.io.image_formats import image_suffixes
 from lpips_lightning.io.tables import write_table
-from lpips_lightning.judge.store import Design, Image, Item, Study
+from lpips_lightning.judge.records import Design, Image, Item
+from lpips_lightning.judge.store import Study
 
 RECORD = "study-images.csv"
 """File in the folder that says where each image comes from; folders with it are not searched for images to judge."""

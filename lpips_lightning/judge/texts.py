@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lpips_lightning.judge.store import Design, Test
+from lpips_lightning.judge.records import Design, Test
 
 QUESTIONS: dict[Test, str] = {
     "2afc": "Which image looks more like the reference?",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from lpips_lightning.judge.store import CHOICES, Answer, Reason, Study
+from lpips_lightning.judge.records import CHOICES, Answer, Reason
+from lpips_lightning.judge.store import Study
 
 COUNTED: tuple[Reason, ...] = ("random", "active")
 """Reasons of the trials that are votes; `repeat`, `practice` and `sentinel` are not."""

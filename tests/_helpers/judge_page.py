@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from lpips_lightning.judge.store import Design, Image, Item, Study
+from lpips_lightning.judge.records import Design, Image, Item
+from lpips_lightning.judge.store import Study
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]

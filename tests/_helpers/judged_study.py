@@ -9,7 +9,8 @@ import torch
 from PIL import Image as PillowImage
 from toy_judgments import pairs, triplets
 
-from lpips_lightning.judge.store import CHOICES, Design, Image, Item, Study
+from lpips_lightning.judge.records import CHOICES, Design, Image, Item
+from lpips_lightning.judge.store import Study
 
 SESSION = 50
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from lpips_lightning.io import write_image
+from lpips_lightning.judge.records import Design, Image, Item
 from lpips_lightning.judge.results.ranking import Preferences
-from lpips_lightning.judge.store import Design, Image, Item, Study
+from lpips_lightning.judge.store import Study
 
 STRENGTHS = {"clear": 0.02, "good": 0.08, "fair": 0.16, "poor": 0.32}
 

@@ -9,8 +9,9 @@ import random
 import numpy as np
 from PIL import Image as PillowImage
 
+from lpips_lightning.judge.records import CHOICES, Design, Image, Item
 from lpips_lightning.judge.sessions import DoneStep, next_step, record_answer, start_session
-from lpips_lightning.judge.store import CHOICES, Design, Image, Item, Study
+from lpips_lightning.judge.store import Study
 
 
 def first_candidate(study, candidates, rng):

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lpips_lightning.functional.judgments import bootstrap_percentiles, unseen_ends
 from lpips_lightning.judge.judged_images import related
-from lpips_lightning.judge.store import CHOICES, Answer, Study
+from lpips_lightning.judge.records import CHOICES, Answer
+from lpips_lightning.judge.store import Study
 
 FEW_OBSERVERS = 5
 """With fewer observers, intervals are over references alone: they hold for these observers."""

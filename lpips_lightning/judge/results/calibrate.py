@@ -22,9 +22,10 @@ from lpips_lightning.data.triplets import TripletDataset, photograph_of, split_t
 from lpips_lightning.functional.judgments import two_afc_score
 from lpips_lightning.io.image_folders import count_of
 from lpips_lightning.judge.judged_images import checked_files, related, related_by, triplets_of
+from lpips_lightning.judge.records import Answer, StudyError
 from lpips_lightning.judge.results.agreement import Ballots, Estimate, between
 from lpips_lightning.judge.simulated import simulation_note
-from lpips_lightning.judge.store import Answer, Study, StudyError
+from lpips_lightning.judge.store import Study
 from lpips_lightning.judge.votes import counted, tally
 
 _FRACTIONS, _REPETITIONS = (0.1, 0.2, 0.4, 0.7), 3

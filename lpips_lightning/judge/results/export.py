@@ -18,7 +18,8 @@ from lpips_lightning.io.atomic import check_output_path
 from lpips_lightning.io.image_files import read_image
 from lpips_lightning.io.tables import write_table
 from lpips_lightning.judge.judged_images import checked_files, images_of
-from lpips_lightning.judge.store import CHOICES, Item, Study, StudyError
+from lpips_lightning.judge.records import CHOICES, Item, StudyError
+from lpips_lightning.judge.store import Study
 from lpips_lightning.judge.votes import counted, tally
 
 Layout = Literal["csv", "bapps", "answers"]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lpips_lightning.functional.judgments import bootstrap_interval
+from lpips_lightning.judge.records import CHOICES, Answer
 from lpips_lightning.judge.results.agreement import (
     FEW_OBSERVERS,
     UNKNOWN,
@@ -20,7 +21,7 @@ from lpips_lightning.judge.results.agreement import (
     by_observer,
     pair_agreement,
 )
-from lpips_lightning.judge.store import CHOICES, Answer, Study
+from lpips_lightning.judge.store import Study
 from lpips_lightning.judge.votes import COUNTED, counted
 
 TOO_FAST_MS = 200.0

@@ -22,6 +22,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lpips_lightning.judge.records import Reason, StudyError
 from lpips_lightning.judge.results.bradley_terry import (
     components,
     count_wins,
@@ -31,7 +32,7 @@ from lpips_lightning.judge.results.bradley_terry import (
     is_estimable,
 )
 from lpips_lightning.judge.results.student import quantile, two_sided
-from lpips_lightning.judge.store import Reason, Study, StudyError
+from lpips_lightning.judge.store import Study
 from lpips_lightning.judge.votes import counted
 
 _CHUNK = 250  # resamples at once

@@ -16,6 +16,7 @@ from lpips_lightning.io.figures import WIDTHS
 from lpips_lightning.io.image_folders import count_of
 from lpips_lightning.io.tables import write_table
 from lpips_lightning.judge.judged_images import Distances, related_by
+from lpips_lightning.judge.records import Answer
 from lpips_lightning.judge.results import report_figures as figures
 from lpips_lightning.judge.results.agreement import FEW_OBSERVERS, UNKNOWN, Ballots, Estimate, between
 from lpips_lightning.judge.results.calibrate import Point
@@ -40,7 +41,7 @@ from lpips_lightning.judge.results.scoring import (
     score,
 )
 from lpips_lightning.judge.simulated import simulation_note
-from lpips_lightning.judge.store import Answer, Study
+from lpips_lightning.judge.store import Study
 from lpips_lightning.judge.votes import counted, tally
 
 CSVS = ("numbers.csv", "observers.csv", "metrics.csv", "differences.csv")

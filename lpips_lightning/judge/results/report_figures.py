@@ -27,10 +27,11 @@ from lpips_lightning.io.figures import (
 )
 from lpips_lightning.io.image_files import read_image
 from lpips_lightning.judge.judged_images import Distances, checked_files, images_of
+from lpips_lightning.judge.records import Item
 from lpips_lightning.judge.results.agreement import Estimate
 from lpips_lightning.judge.results.calibrate import Point
 from lpips_lightning.judge.results.scoring import Judgments, MetricScore, Outlook, psychometric
-from lpips_lightning.judge.store import Item, Study
+from lpips_lightning.judge.store import Study
 
 SHOWN = 6
 """Items of the contact sheet."""

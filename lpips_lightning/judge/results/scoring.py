@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lpips_lightning.functional.judgments import agreement, bootstrap_interval, jnd_score
 from lpips_lightning.judge.judged_images import Distances, related
+from lpips_lightning.judge.records import Item
 from lpips_lightning.judge.results.agreement import UNKNOWN, Ballots, Components, Estimate, components
-from lpips_lightning.judge.store import Item, Study
+from lpips_lightning.judge.store import Study
 
 _NEWTON_STEPS, _RIDGE = 25, 1e-3
 

@@ -24,6 +24,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from lpips_lightning.judge.records import Observer, StudyError
 from lpips_lightning.judge.server.guard import (
     Access,
     Guard,
@@ -37,7 +38,7 @@ from lpips_lightning.judge.server.guard import (
 )
 from lpips_lightning.judge.server.shown import ChangedImageError, ShownImages
 from lpips_lightning.judge.sessions import Step, TrialStep, is_number, next_step, record_answer, start_session
-from lpips_lightning.judge.store import Observer, Study, StudyError
+from lpips_lightning.judge.store import Study
 
 if TYPE_CHECKING:
     from lpips_lightning.judge.selection import Selector

@@ -18,7 +18,8 @@ from pathlib import Path
 from PIL import ExifTags
 from PIL import Image as PillowImage
 
-from lpips_lightning.judge.store import Image, Study
+from lpips_lightning.judge.records import Image
+from lpips_lightning.judge.store import Study
 
 _TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
 _OPAQUE = ("1", "L", "P", "RGB")

@@ -14,10 +14,11 @@ from PIL import Image as PillowImage
 from small_studies import GOOD_TIMING, first_candidate, small_design, small_study
 
 from lpips_lightning.io.image_files import read_image
+from lpips_lightning.judge.records import Design, Image, Item
 from lpips_lightning.judge.server.app import create_app
 from lpips_lightning.judge.server.guard import MAX_BODY, Access, Limits, Rate, RateLimiter, RefusedError, host_name
 from lpips_lightning.judge.server.shown import ShownImages
-from lpips_lightning.judge.store import Design, Image, Item, Study
+from lpips_lightning.judge.store import Study
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # starlette 1 would rather have another client than httpx

@@ -7,10 +7,11 @@ from shutil import copyfile
 import pytest
 
 from lpips_lightning.cli.commands import main
+from lpips_lightning.judge.records import Design
 from lpips_lightning.judge.results import calibrate
 from lpips_lightning.judge.simulated import simulation_note
 from lpips_lightning.judge.stimuli import study_from_methods
-from lpips_lightning.judge.store import Design, Study
+from lpips_lightning.judge.store import Study
 from lpips_lightning.judge.votes import counted
 from tests._helpers.method_study import STRENGTHS, write_methods
 

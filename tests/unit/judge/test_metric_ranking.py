@@ -12,11 +12,12 @@ from _helpers.figure_layout import HOSTILE_NAMES, saved_faults
 
 from lpips_lightning.cli.commands import main
 from lpips_lightning.evaluation.methods import parse_method
+from lpips_lightning.judge.records import StudyError
 from lpips_lightning.judge.results.metric_ranking import kendall, measure_methods, rank_by_metric, spearman
 from lpips_lightning.judge.results.ranking import preferences, rank
 from lpips_lightning.judge.results.ranking_report import save_ranking, sentences
 from lpips_lightning.judge.simulated import simulate
-from lpips_lightning.judge.store import Study, StudyError
+from lpips_lightning.judge.store import Study
 from tests._helpers.method_study import (
     NAMES,
     STRENGTHS,

@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lpips_lightning.judge.records import Design, Image, Item, StudyError
 from lpips_lightning.judge.results.bradley_terry import expected_shares, fit_scores
 from lpips_lightning.judge.results.ranking import Preferences, preferences, rank
 from lpips_lightning.judge.results.ranking_report import sentences
 from lpips_lightning.judge.simulated import simulate
-from lpips_lightning.judge.store import Design, Image, Item, Study, StudyError
+from lpips_lightning.judge.store import Study
 from tests._helpers.method_study import NAMES, answers, method_study, noise_distances, write_methods
 
 

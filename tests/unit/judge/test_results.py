@@ -22,6 +22,7 @@ from lpips_lightning.functional.judgments import jnd_score, two_afc_score
 from lpips_lightning.io.image_files import write_image
 from lpips_lightning.io.tensor_files import read_record
 from lpips_lightning.judge.judged_images import is_of_photographs, measure
+from lpips_lightning.judge.records import Design, StudyError
 from lpips_lightning.judge.results import report_figures as figures
 from lpips_lightning.judge.results.agreement import UNKNOWN, Ballots, Estimate
 from lpips_lightning.judge.results.calibrate import Point, calibrate, check_study
@@ -37,7 +38,7 @@ from lpips_lightning.judge.results.observers import (
 from lpips_lightning.judge.results.report import gather, write_page
 from lpips_lightning.judge.results.scoring import Judgments, Outlook, difference, outlook, psychometric, score
 from lpips_lightning.judge.stimuli import study_from_photographs
-from lpips_lightning.judge.store import Design, Study, StudyError
+from lpips_lightning.judge.store import Study
 from lpips_lightning.judge.votes import counted, tally, votes
 
 

@@ -19,8 +19,8 @@ from lpips_lightning.data.triplets import TripletDataset, read_triplets
 from lpips_lightning.io.image_files import read_image
 from lpips_lightning.judge.belief import Belief, expected_loss
 from lpips_lightning.judge.item_features import item_features, start_calibration
+from lpips_lightning.judge.records import StudyError
 from lpips_lightning.judge.selection import ActiveSelector, active_items, random_selector
-from lpips_lightning.judge.store import StudyError
 
 
 def normal(*shape, seed=0):

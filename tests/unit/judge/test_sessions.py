@@ -12,6 +12,7 @@ import pytest
 from small_studies import GOOD_TIMING, answer, first_candidate, right_choice, seeded, small_design, small_study, walk
 
 from lpips_lightning.judge import sessions
+from lpips_lightning.judge.records import CHOICES, Design, Item, StudyError
 from lpips_lightning.judge.sessions import (
     DoneStep,
     candidates,
@@ -22,7 +23,7 @@ from lpips_lightning.judge.sessions import (
     sentinels_needed,
     start_session,
 )
-from lpips_lightning.judge.store import CHOICES, Design, Item, Study, StudyError
+from lpips_lightning.judge.store import Study
 from lpips_lightning.judge.texts import usual_design
 from lpips_lightning.judge.votes import votes
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from lpips_lightning.data.observer import SimulatedObserver
+from lpips_lightning.judge.records import Design, Image, Item, StudyError
 from lpips_lightning.judge.simulated import SimulatedPerson, simulate, simulation_note
-from lpips_lightning.judge.store import Design, Image, Item, Study, StudyError
+from lpips_lightning.judge.store import Study
 from tests._helpers.method_study import method_study, noise_distances, random_selector, write_methods
 
 EXACT = SimulatedPerson(SimulatedObserver(noise=0, lapse=0))

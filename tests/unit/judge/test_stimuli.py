@@ -19,12 +19,13 @@ from lpips_lightning.data.cnn_distortions import DenoisingAutoencoder, Distortio
 from lpips_lightning.data.triplets import photograph_of
 from lpips_lightning.io.image_files import read_image
 from lpips_lightning.judge.method_pairs import balanced, method_groups
+from lpips_lightning.judge.records import Design
 from lpips_lightning.judge.stimuli import (
     study_from_methods,
     study_from_photographs,
     study_from_triplets,
 )
-from lpips_lightning.judge.store import Design, Study
+from lpips_lightning.judge.store import Study
 from lpips_lightning.judge.study_images import RECORD, safe_name
 
 FEW = {"sentinels": 2, "pass_mark": 1, "practice": 1}

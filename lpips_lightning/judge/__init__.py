@@ -4,7 +4,7 @@
 and `study_from_methods` make one. `counted` returns the answers that count; `preferences` and `rank` rank methods by
 them. `simulate` lets simulated observers answer, each one a `SimulatedPerson`, with items by `random_selector`.
 
-Modules: ``records``: what a study consists of. ``store``: its file. ``stimuli``: what is judged. ``sessions``: the order
+Modules: ``records``: what a study is made of. ``store``: its file. ``stimuli``: what is judged. ``sessions``: the order
 of trials, practice, sentinels, repeats, breaks. ``selection``: which item next. ``server``: the web page. ``votes``:
 which answers count. ``results``: report, ranking, export, calibration. recipes/JUDGE.md tells how to use it.
 """

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Trainer
-from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lpips_lightning.comparison.fidelity import Score
@@ -374,7 +373,7 @@ def _decoding_in_workers(source: _InMemory, reader: _Reader, workers: int, alone
     rounds = math.ceil(_LEAST * workers / alone / sum(map(len, units)))
     data = reader(_InMemory(units * min(rounds, 100)))
     start, count = time.perf_counter(), 0
-    for batch in DataLoader(data, batch_size=None, num_workers=workers):
+    for batch in engine.read(data, workers):
         count += len(batch.rows)
         if time.perf_counter() - start > _MOST:
             break

@@ -33,7 +33,10 @@ class Work(ABC):
 
     @abstractmethod
     def dataset(self, units: Sequence[int]) -> UnitDataset:
-        """Data set that reads these units; its items are the batches of `measure`, which carry their unit's number."""
+        """Data set that reads these units; its items are the batches of `measure`.
+
+        A batch has its unit's number as `unit`, and the methods `to`, `pin_memory` and `share`.
+        """
 
     def start(self, trainer: Trainer, device: torch.device) -> None:
         """Prepare this rank, such as by loading the network onto the device; nothing by default."""
@@ -124,6 +127,22 @@ def run(
     return [result for _, result in sorted(together, key=lambda one: one[0])] if trainer.is_global_zero else None
 
 
+def read(data: UnitDataset, workers: int) -> Iterator[Any]:
+    """The batches of a data set.
+
+    Args:
+        data: The data set.
+        workers: Worker processes that read; 0 reads in this one.
+
+    Raises:
+        Exception: What went wrong in a worker process, as it is.
+    """
+    for batch in DataLoader(_Reading(data), batch_size=None, num_workers=workers):
+        if isinstance(batch, _ReadError):
+            raise batch.error
+        yield batch
+
+
 def _made(make: Callable[[], Work], trainer: Trainer) -> Callable[[], Work]:
     """The work, made now on rank 0."""
     work = make() if trainer.is_global_zero else None
@@ -159,6 +178,9 @@ class _ReadError:
     def to(self, device: torch.device) -> _ReadError:
         return self
 
+    def share(self) -> _ReadError:
+        return self
+
     def pin_memory(self) -> _ReadError:
         return self
 
@@ -171,9 +193,23 @@ class _Reading(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         try:
-            yield from self._data
+            yield from self._data if get_worker_info() is None else map(_shared, self._data)
         except Exception as error:
             yield _ReadError(error)
+
+
+def _shared(batch: Any) -> Any:
+    """A batch in memory that processes share.
+
+    A DataLoader would put it there in a thread, which prints an error and loses the batch: the rank would wait forever.
+    """
+    try:
+        return batch.share()
+    except RuntimeError as error:
+        raise OSError(
+            f"workers: expected room for a batch in shared memory, such as /dev/shm, got {error}; give it more (Docker:"
+            " --shm-size 8g), a smaller --batch-size, or --workers 0"
+        ) from None
 
 
 class _Module(LightningModule):

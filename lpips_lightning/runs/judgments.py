@@ -41,6 +41,10 @@ class ItemBatch:
         """The batch in pinned memory."""
         return self._with(lambda _, one: one.pin_memory())
 
+    def share(self) -> ItemBatch:
+        """The batch in memory that processes share."""
+        return self._with(lambda _, one: one.share_memory_())
+
     def _with(self, function: Callable[[str, Tensor], Tensor]) -> ItemBatch:
         moved = {name: function(name, one) if isinstance(one, Tensor) else one for name, one in self.items.items()}
         return replace(self, items=moved)

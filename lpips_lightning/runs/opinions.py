@@ -57,6 +57,10 @@ class RowBatch:
         """The batch in pinned memory."""
         return self._with(Tensor.pin_memory)
 
+    def share(self) -> RowBatch:
+        """The batch in memory that processes share."""
+        return self._with(Tensor.share_memory_)
+
     def _with(self, function: Any) -> RowBatch:
         return replace(self, frames=replace(self.frames, x=function(self.frames.x), y=function(self.frames.y)))
 

@@ -59,6 +59,10 @@ class PairBatch:
         """The batch with its images in pinned memory."""
         return self._with(Tensor.pin_memory)
 
+    def share(self) -> PairBatch:
+        """The batch in memory that processes share."""
+        return self._with(Tensor.share_memory_)
+
 
 @dataclass
 class _Waiting:

@@ -34,6 +34,9 @@ class Number:
     def pin_memory(self):
         return replace(self, value=self.value.pin_memory())
 
+    def share(self):
+        return replace(self, value=self.value.share_memory_())
+
 
 class Numbers(UnitDataset):
     """Unit n has the batches 10 n and 10 n + 1."""
@@ -92,6 +95,16 @@ def test_no_units_have_no_results():
 def test_an_error_of_reading_is_as_it_was_raised(workers):
     with pytest.raises(ValueError, match="^unit 2 is broken$"):
         run(one_rank(), lambda: Doubling([0, 1, 2], broken=[2]), workers=workers)
+
+
+def test_a_run_without_room_in_shared_memory_ends(monkeypatch):
+    def full(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)  # also in forked worker processes
+    assert run(one_rank(), lambda: Doubling([0, 2])) == [0, 2, 40, 42]
+    with pytest.raises(OSError, match=r"^workers: expected room .* No space left .* or --workers 0$"):
+        run(one_rank(), lambda: Doubling([0, 2]), workers=1)
 
 
 def test_an_error_of_making_the_work_is_as_it_was_raised():

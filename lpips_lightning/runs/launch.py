@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +19,12 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from typing_extensions import override
 
+from lpips_lightning.io.console import print_notes
+from lpips_lightning.io.image_folders import count_of
 from lpips_lightning.runs.processes import RankProcesses
 
 _WAIT = timedelta(hours=2)  # for connecting, and for rank 0 to list the pairs; the end is waited for in `ranks`
+_SILENT = 20  # seconds without a word while ranks connect
 _LOGGERS = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")
 _STRATEGIES = ("auto", "ddp")
 
@@ -110,6 +115,44 @@ class _Ddp(DDPStrategy):
     def _configure_launcher(self) -> None:
         environment: Any = self.cluster_environment
         self._launcher = RankProcesses(environment, self.num_processes, self.num_nodes, self._command)
+
+    @override
+    def setup_distributed(self) -> None:
+        with self._waiting(), _interruptible():
+            super().setup_distributed()
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Say what is waited for, if it takes long."""
+        environment: Any = self.cluster_environment
+        ranks, machines = self.num_nodes * self.num_processes, self.num_nodes
+        how = ", by torchrun, srun, or with MASTER_ADDR, MASTER_PORT and NODE_RANK set" if machines > 1 else ""
+        note = (
+            f"waiting for {ranks} ranks on {count_of(machines, 'machine')} to connect to"
+            f" {environment.main_address}:{environment.main_port}; each machine has to start this command{how}"
+        )
+        timer = threading.Timer(_SILENT, print_notes, [[note]])
+        timer.daemon = True
+        if environment.global_rank() == 0:
+            timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C end this process while torch waits for other ranks, which no Python code can interrupt."""
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def started_by_launcher() -> bool:

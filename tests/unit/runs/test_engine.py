@@ -348,3 +348,27 @@ def test_a_signal_ends_all_ranks(rated, number, whom, code, message, wait):
     assert first.returncode in {code, 143 if code == -15 else code}, errors
     assert "Traceback" not in errors
     assert message in errors
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signal")
+def test_ctrl_c_ends_a_run_that_waits_for_another_machine(rated):
+    code = "from lpips_lightning.runs import launch; launch._SILENT = 0.5; from lpips_lightning.cli import main; main()"
+    line = [sys.executable, "-c", code, "correlate", "scores.csv", "--net", "embedded", "--accelerator", "cpu"]
+    process = subprocess.Popen(
+        [*line, "--devices", "2", "--num-nodes", "2"],
+        cwd=rated,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        said = process.stderr.readline()
+        assert said.startswith("lpips-lightning: note: waiting for 4 ranks on 2 machines to connect to 127.0.0.1:")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == -signal.SIGINT
+        assert process.stderr.read() == ""  # also the other rank has ended
+    finally:
+        process.kill()
+        process.stderr.close()

@@ -142,6 +142,7 @@ def test_all_pairs_take_one_pass_an_image_and_the_loop_two_a_pair():
 
 
 @on_linux
+@pytest.mark.slow
 def test_peak_memory_is_that_of_the_work_in_another_process():
     # 2 images of 256 pixels: 16 MiB of relu1 each in float32, and the floor keeps those of one at least.
     row = memory.measure("floor", "fp32", "squeeze", 4, 256, "step", torch.device("cpu"))

@@ -236,6 +236,7 @@ def test_a_student_learns_its_teachers_distances(folder, tmp_path):
     assert after < 0.5 * before
 
 
+@pytest.mark.slow
 def test_initialization_from_the_teacher_helps(folder, tmp_path):
     pruned, blank = (
         np.mean([error_after_training(folder, tmp_path, 1, seed, lr=1e-9, initialize=start) for seed in range(3)])

@@ -72,6 +72,7 @@ def test_a_loss_with_a_discriminator_has_its_own_row_and_the_same_start_and_batc
     assert 1000 < (OUT / "tradeoff.jpg").stat().st_size < 150_000
 
 
+@pytest.mark.slow
 def test_the_weight_of_the_options_is_that_of_the_rows_with_a_discriminator_only():
     made = tradeoff("pixel,pixel+gan", "--model.adversarial_weight=0.2", "--trainer.max_epochs=1")
     assert [row["adversarial"] for row in made.values()] == ["0", "0.2"]
@@ -166,6 +167,7 @@ def test_a_second_run_trains_only_additional_losses(monkeypatch):
     assert {key: more[key] for key in before} == before
 
 
+@pytest.mark.slow
 def test_an_additional_metric_network_needs_no_training(monkeypatch):
     before = tradeoff("pixel")
     no_training(monkeypatch)
@@ -206,6 +208,7 @@ def test_an_interrupted_run_keeps_finished_rows_and_resumes(monkeypatch, capsys)
     assert len(steps) == 4  # of the embedded net's training alone
 
 
+@pytest.mark.slow
 def test_a_table_with_other_options_is_not_resumed_and_replaced_on_request_only():
     tradeoff("pixel", "--data.cache=true")
     with pytest.raises(ValueError, match="out: expected the options of the table in .* pass another --out .* --force"):
@@ -297,6 +300,7 @@ def test_a_table_without_the_column_of_the_discriminator_is_read(tmp_path):
     assert read_rows(tmp_path / "rows.csv") == [TradeoffRow("alex", 1, 0.05, 60, scores={"psnr": 25})]
 
 
+@pytest.mark.slow
 def test_a_loss_a_seed_or_a_judge_that_is_given_twice_counts_once_and_the_command_can_be_copied():
     made = tradeoff("pixel, pixel", "--seeds=0,0", "--trainer.max_epochs=1", judges="embedded,embedded")
     assert list(made) == [("pixel", "0")]

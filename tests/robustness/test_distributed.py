@@ -122,7 +122,7 @@ def all_validations(world_size):
 
 
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=SLOW)])
-@pytest.mark.parametrize("world_size", [pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW), 4])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=SLOW), 2, pytest.param(4, marks=SLOW)])
 def test_any_way_to_deal_out_gives_the_numbers_of_one_process(world_size, whole, tmp_path, columns):
     jobs, validations = all_jobs(columns, world_size, whole), all_validations(world_size)
     assert len(jobs) == (17 * 6 + 16 * 9 if whole else 10 * 10 if world_size == 4 else 34)

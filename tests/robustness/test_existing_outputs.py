@@ -95,7 +95,13 @@ def test_existing_results_stay_and_the_sentence_names_the_way_out(name, capsys):
     assert content() == before
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("bapps sheet", "compare --map of folders", "kmeans")))
+        for name in QUICK
+    ],
+)
 def test_force_replaces_them(name, capsys):
     line, _, file = COMMAND_LINES[name]
     Path(file).parent.mkdir(exist_ok=True)

@@ -373,7 +373,9 @@ def write_and_read(folder):
         assert read_image(folder / "to" / "a.png").shape == (3, 99, 99)  # of whichever process
 
 
-@pytest.mark.parametrize("work", [fetch, fetch_without_locks, pool, write_and_read])
+@pytest.mark.parametrize(
+    "work", [fetch, fetch_without_locks, pool, pytest.param(write_and_read, marks=pytest.mark.slow)]
+)
 def test_eight_processes_at_once_end_with_one_whole_file(work, tmp_path, data):
     record = faults.backbone_record()
     (tmp_path / "mirror").mkdir()

@@ -128,7 +128,10 @@ def check(case, backend):
     assert counter.frame_count == 1 + floating  # once with a gradient and once without, not at every call
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in ("erode in float64", "videos", "bf16"))) for name in CASES],
+)
 def test_a_loss_compiles_in_one_graph_from_the_first_call_on(name):
     check(CASES[name], "eager")
 

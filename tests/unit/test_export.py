@@ -78,7 +78,7 @@ def _names(x, y):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("options", [{"version": "0.0"}, {"calibrated": False}])
-@pytest.mark.parametrize("net", ["alex", "squeeze", pytest.param("vgg", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("net", ["alex", *(pytest.param(net, marks=pytest.mark.slow) for net in ("squeeze", "vgg"))])
 def test_every_net_and_version_is_exported(net, options, backbones, tmp_path, pair):
     network = LPIPS(net, weights=backbones[net], **options)
     onnx = export_network(network, tmp_path / "lpips.onnx", "onnx") if _has("onnx", "onnxruntime") else None

@@ -214,7 +214,7 @@ FIRST = {
 @pytest.mark.parametrize(
     ("kind", "transform"),
     [
-        pytest.param(kind, name, marks=[pytest.mark.slow] * (name == "compiled vmap" and kind != "float64"))
+        pytest.param(kind, name, marks=[pytest.mark.slow] * (name == "compiled vmap"))
         for kind in ("float64", "unpickled", "function")
         for name in FIRST
     ],

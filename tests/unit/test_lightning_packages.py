@@ -136,7 +136,7 @@ for package in (L, pl):
 """
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", ["ours first", pytest.param("lightning first", marks=pytest.mark.slow)])
 def test_the_order_of_imports_does_not_matter(order):
     done = forked_python.run(["-W", "ignore", "-c", ORDERS[order] + CHECK], capture_output=True)
     assert done.returncode == 0, done.stderr

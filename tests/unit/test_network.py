@@ -212,8 +212,14 @@ def test_autocast_does_not_touch_fp32_and_drives_autocast(backbones, pair):
     assert not torch.equal(half(x, y), expected)
 
 
-@pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        pytest.param(name, precision, marks=[pytest.mark.slow] * (name == "vgg" and precision != "fp32"))
+        for name in NETS
+        for precision in ("fp32", "bf16", "fp16")
+    ],
+)
 def test_dead_and_constant_images_have_finite_gradients(backbones, name, precision):
     net = LPIPS(name, weights=backbones[name], precision=precision)
     black, white = -torch.ones(1, 3, 48, 48), torch.ones(1, 3, 48, 48)
@@ -284,7 +290,9 @@ def test_compiles_in_one_graph_with_equal_values(backbones, pair):
     assert torch.allclose(x1.grad, x2.grad, rtol=1e-3, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("vgg", "squeeze"))) for name in NETS]
+)
 def test_traces_in_one_graph_with_equal_values(backbones, pair, name):
     x, y = pair(1)
     net = LPIPS(name, weights=backbones[name])

@@ -126,7 +126,7 @@ def saved_and_loaded(save, load, graph):
     return load(io.BytesIO(stream.getvalue()))
 
 
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("net", [net if net != "vgg" else pytest.param(net, marks=pytest.mark.slow) for net in NETS])
 def test_traced_networks_take_any_size(net, backbones, pair):
     module = built(net, backbones)
     traced = torch.jit.trace(module, pair(2, 64, 64))
@@ -215,9 +215,8 @@ def test_the_older_onnx_exporter_takes_every_face(name, pair):
     assert_equal_values(run_onnx(module, images(2, 64, 64), dynamo=False), module, images)
 
 
-@pytest.mark.parametrize(
-    "net", [net if net == "embedded" else pytest.param(net, marks=pytest.mark.slow) for net in NETS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("net", NETS)
 def test_the_newer_onnx_exporter_gives_the_numbers_of_the_network(net, backbones, pair):
     pytest.importorskip("onnxscript")
     module = built(net, backbones)

@@ -225,6 +225,7 @@ def test_contact_sheet_shows_every_distortion_at_increasing_strength(photographs
         assert damage[0] > 0 and damage[-1] > 2 * damage[0], name
 
 
+@pytest.mark.slow
 def test_contact_sheet_alternates_photographs_and_refuses_other_formats(photographs, tmp_path):
     one, _ = write_sheet(photographs / "a.png", tmp_path / "one.png")
     four = [file.read_bytes() for file in write_sheet(photographs, tmp_path / "four.png")]

@@ -305,6 +305,7 @@ def test_generated_data_give_a_page_that_says_who_judged(photographs, tmp_path, 
     assert any(0 < value < 1 for value in fractions)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_where_it_stopped(photographs, tmp_path, monkeypatch, capsys):
     command = ["paper", f"--photographs={photographs}", *MADE, "--methods", "l2", "embedded"]
 
@@ -329,6 +330,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(photographs, tmp_path, monk
     assert scores[0] == scores[1]
 
 
+@pytest.mark.slow
 def test_bapps_has_the_papers_values_and_no_warning(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("traditional", "color"):

@@ -7,6 +7,7 @@ import io
 import itertools
 import logging
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,8 +95,7 @@ def read_table(path: str | Path) -> Table:
         raise ValueError(
             f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#x} at {error.start}"
         ) from None
-    header = text.partition("\n")[0]
-    separator = next((mark for mark in ",;\t" if mark in header), ",")
+    separator = separator_of(text.partition("\n")[0])
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows: list[Row] = []
     columns: tuple[str, ...] = ()
@@ -119,6 +119,17 @@ def read_table(path: str | Path) -> Table:
     if blank:
         _log.warning("%s: skipped %s", path, count_of(blank, "blank row"))
     return Table(path, columns, rows)
+
+
+def separator_of(header: str) -> str:
+    """The separator of a CSV by its header: a comma, semicolon or tab that is not in quotes.
+
+    Example:
+        >>> separator_of('"height, in cm";weight')
+        ';'
+    """
+    bare = re.sub(r'"(?:[^"]|"")*"', "", header)
+    return next((mark for mark in ",;\t" if mark in bare), ",")
 
 
 def write_table(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -16,6 +16,7 @@ from typing import IO, Any
 from typing_extensions import override
 
 from lpips_lightning.io.image_decoding import printable
+from lpips_lightning.io.tables import separator_of
 from lpips_lightning.sources import storage
 from lpips_lightning.sources.base import SourcePair, most_batches, unit_size
 from lpips_lightning.sources.names import suffix
@@ -129,10 +130,9 @@ class _CsvRows(Iterator[tuple[str, str]]):
     def __init__(self, file: io.BufferedReader, title: str, columns: tuple[str, str]) -> None:
         self._file, self._title = file, title
         self.end = self.check = self.lines = 0
-        header = file.peek().partition(b"\n")[0]
-        self.separator = next((mark for mark in ",;\t" if mark.encode() in header), ",")
+        self.separator = separator_of(file.peek().partition(b"\n")[0].decode("utf-8", "replace"))
         self._reader = csv.reader(self._decoded(), delimiter=self.separator, strict=True)
-        names = [cell.strip().removeprefix("\ufeff") for cell in self._cells([])]
+        names = [cell.strip() for cell in self._cells([])]
         self._width = len(names)
         missing = [column for column in columns if names.count(column) != 1]
         if missing:
@@ -180,7 +180,7 @@ class _CsvRows(Iterator[tuple[str, str]]):
             except UnicodeDecodeError as error:
                 byte = error.object[error.start]
                 raise ValueError(f"{self._place}: expected UTF-8 text, got byte {byte:#x}") from None
-            yield text
+            yield text.removeprefix("\ufeff") if self.lines == 1 else text
 
 
 class _Marks:

@@ -151,6 +151,8 @@ def read(name: str) -> bytes:
             return file.read()
     except FileNotFoundError:
         raise FileNotFoundError(f"{printable(name)}: expected an image file, got no such file") from None
+    except IsADirectoryError:
+        raise IsADirectoryError(f"{printable(name)}: expected an image file, got a folder") from None
 
 
 def read_part(name: str, start: int, end: int) -> bytes:

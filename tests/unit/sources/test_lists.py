@@ -11,6 +11,7 @@ import sys
 import pytest
 from file_servers import web_server
 
+from lpips_lightning.io.tables import read_table
 from lpips_lightning.sources import base, lists, storage
 from lpips_lightning.sources.lists import CsvPairs, ParquetPairs, first_pairs, open_list
 
@@ -73,6 +74,17 @@ def test_rows_of_any_form(tmp_path):
         source = CsvPairs(str(path), batch)
         assert flat(read(source)) == [("x/ä.png", 'y "1".png'), ("two\nlines.png", "y2.png"), ("a;b.png", "y3.png")]
         assert source.pairs == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['\ufeff"a","b"\n1,2\n', '"a","b"\n1,2\n', '"b; a",a,b\n0,1,2\n', '"x, y";a;b\n0;1;2\n', '"x,;"\ta\tb\n0\t1\t2\n'],
+)
+def test_headers_of_any_form(tmp_path, text):
+    path = tmp_path / "x.csv"
+    path.write_text(text, encoding="utf-8")
+    assert flat(read(CsvPairs(str(path), 1))) == [("1", "2")]
+    assert [(row["a"], row["b"]) for row in read_table(path).rows] == [("1", "2")]
 
 
 def test_random_tables_read_as_the_csv_module_reads_them(tmp_path):

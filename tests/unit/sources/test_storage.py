@@ -101,6 +101,11 @@ def test_what_is_missing_is_named(name, kind, memory):
             call(name)
 
 
+def test_a_folder_is_no_image(tmp_path):
+    with pytest.raises(IsADirectoryError, match=f"^{tmp_path}: expected an image file, got a folder$"):
+        storage.read(str(tmp_path))
+
+
 def test_folders_that_are_none(memory, tmp_path):
     memory.pipe_file("/x", b"1")
     with pytest.raises(FileNotFoundError, match="^memory://none: expected an existing folder of images, got no "):
